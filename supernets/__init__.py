@@ -1,0 +1,32 @@
+"""OFAv2 supernets: what may be chosen, the elastic network, and plain sub-networks out of it.
+
+net = supernets.create("ee_dp", num_classes=200)
+subnet = net.space.sample(np.random.default_rng(0))
+logits = net(images, subnet)
+module = net.extract(subnet)
+"""
+
+from supernets.architecture import Architecture, StageNumbers
+from supernets.mobilenetv3 import Exits, Supernet
+from supernets.ofa import load_ofa_state_dict
+from supernets.registry import create, names
+from supernets.space import BRANCHES, DIMENSIONS, BlockChoice, Space, SpaceError, Subnet, walk_blocks
+from supernets.surgery import sort_channels
+
+__all__ = (
+    "BRANCHES",
+    "DIMENSIONS",
+    "Architecture",
+    "BlockChoice",
+    "Exits",
+    "Space",
+    "SpaceError",
+    "StageNumbers",
+    "Subnet",
+    "Supernet",
+    "create",
+    "load_ofa_state_dict",
+    "names",
+    "sort_channels",
+    "walk_blocks",
+)

@@ -1,0 +1,195 @@
+"""The numbers of a supernet, without a network: channels, strides, activations, exits (OFAv2, section 3; OFA).
+
+The network is built from them, and whatever prices or draws a network can do so from them alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from supernets.space import BRANCHES, Space, SpaceError
+
+CHANNEL_DIVISOR = 8
+STEM_CHANNELS = 16
+# Channels, stride, activation, squeeze-excite of the five body stages (MobileNetV3-Large as OFA has it).
+BODY = (
+    (24, 2, "relu", False),
+    (40, 2, "relu", True),
+    (80, 2, "hardswish", False),
+    (112, 1, "hardswish", True),
+    (160, 2, "hardswish", True),
+)
+
+
+def make_divisible(value: float, divisor: int = CHANNEL_DIVISOR) -> int:
+    """The multiple of `divisor` nearest to `value`, at least one, never under 90 % of the value (MobileNet's rule)."""
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def hidden_channels(in_channels: int, expand: int) -> int:
+    """Hidden channels of an inverted residual with `in_channels` inputs and this expansion ratio."""
+    return make_divisible(round(in_channels * expand))
+
+
+def squeeze_channels(hidden: int) -> int:
+    """Hidden units of the squeeze-excite of an inverted residual with this many hidden channels."""
+    return make_divisible(hidden // 4)
+
+
+@dataclass(frozen=True)
+class StageNumbers:
+    """One body stage."""
+
+    in_channels: int
+    """Channels of the stage's input."""
+    channels: int
+    """Channels of all its blocks' outputs."""
+    stride: int
+    """Stride of its first block."""
+    activation: str
+    """`relu` or `hardswish`."""
+    squeeze_excite: bool
+    """Whether its inverted residuals have a squeeze-excite."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One supernet in numbers; `architecture(...)` makes it."""
+
+    variant: str
+    """Registered name."""
+    num_classes: int
+    """Classes of every exit."""
+    width_mult: float
+    """Width multiplier of all channel counts."""
+    in_channels: int
+    """Channels of the images."""
+    stem_channels: int
+    """Channels of the stem and of the first block."""
+    stem_stride: int
+    """Stride of the stem."""
+    stages: tuple[StageNumbers, ...]
+    """The body stages."""
+    exits: tuple[int, ...]
+    """Stages (from 1) after which there is an exit."""
+    kernel: tuple[int, ...]
+    """Kernel sizes, ascending."""
+    expand: tuple[int, ...]
+    """Expansion ratios, ascending."""
+    depth: tuple[int, ...]
+    """Blocks per stage, ascending."""
+    dense: bool
+    """Whether stages have dense skips."""
+    parallel: bool
+    """Whether blocks have three parallel branches."""
+
+    @property
+    def blocks(self) -> int:
+        """Block positions per stage."""
+        return self.depth[-1]
+
+    @property
+    def branches(self) -> tuple[str, ...]:
+        """Branches of a block."""
+        return BRANCHES if self.parallel else BRANCHES[:1]
+
+    def block_inputs(self, stage: int, block: int) -> int:
+        """Input channels of a block position, both counted from 0."""
+        numbers = self.stages[stage]
+        return numbers.in_channels if block == 0 else numbers.channels
+
+    def exit_channels(self, exit: int) -> tuple[int, int]:
+        """Channels before and after the pooling of exit `exit` (from 1): 6 and 8 times the stage's base count."""
+        base = BODY[exit - 1][0]
+        return make_divisible(6 * base * self.width_mult), make_divisible(8 * base * self.width_mult)
+
+    def stride_to(self, exit: int) -> int:
+        """Input pixels per pixel of the features at exit `exit`, counted from 1."""
+        return self.stem_stride * prod(stage.stride for stage in self.stages[:exit])
+
+    def space(self, resolutions: tuple[int, ...]) -> Space:
+        """All sub-networks of the supernet at these resolutions.
+
+        Raises:
+            SpaceError: If a resolution is smaller than the network's stride, so that its last features would collapse.
+        """
+        space = Space(
+            resolution=resolutions,
+            kernel=self.kernel,
+            expand=self.expand,
+            depth=self.depth,
+            level=tuple(range(1, len(self.branches) + 1)),
+            height=self.exits,
+            stages=len(self.stages),
+            blocks=self.blocks,
+            branches=self.branches,
+        )
+        stride = self.stride_to(len(self.stages))
+        if min(space.resolution) < stride:
+            hint = " or stem_stride 1" if self.stem_stride > 1 else ""
+            raise SpaceError(
+                f"resolution ({min(space.resolution)}) is smaller than the network's total stride {stride}:"
+                f" use at least {stride}{hint}"
+            )
+        return space
+
+
+def architecture(
+    variant: str,
+    *,
+    early_exit: bool,
+    dense: bool,
+    parallel: bool,
+    num_classes: int,
+    width_mult: float = 1.0,
+    kernel: tuple[int, ...] = (3, 5, 7),
+    expand: tuple[int, ...] = (3, 4, 6),
+    depth: tuple[int, ...] = (2, 3, 4),
+    stem_stride: int = 2,
+    in_channels: int = 3,
+) -> Architecture:
+    """Computes a supernet's numbers.
+
+    Raises:
+        SpaceError: If a number makes no network; the message names it.
+    """
+    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
+            raise SpaceError(f"{name} ({value!r}) must be a whole number from 1 to 1000000")
+    if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0.05 <= width_mult <= 20:
+        raise SpaceError(f"width_mult ({width_mult!r}) must lie between 0.05 and 20; the paper has 1.0 and 1.2")
+    if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
+        raise SpaceError(f"stem_stride ({stem_stride!r}) must be 1 or 2")
+    for name, choices, most in (("kernel", kernel, 31), ("expand", expand, 16), ("depth", depth, 16)):
+        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+            raise SpaceError(f"{name} ({choices!r}) must be a list with at least one choice")
+        for value in choices:
+            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+                raise SpaceError(f"{name} ({value!r}) must be a whole number from 1 to {most}")
+        if len(set(choices)) < len(choices):
+            raise SpaceError(f"{name} ({', '.join(map(str, choices))}) names a choice twice")
+    for value in kernel:
+        if value % 2 == 0:
+            raise SpaceError(f"kernel ({value}) must be odd: use sizes such as 3, 5 and 7")
+    stem = make_divisible(STEM_CHANNELS * width_mult)
+    widths = (stem, *(make_divisible(channels * width_mult) for channels, *_ in BODY))
+    stages = tuple(
+        StageNumbers(widths[i], widths[i + 1], stride, activation, squeeze)
+        for i, (_, stride, activation, squeeze) in enumerate(BODY)
+    )
+    return Architecture(
+        variant=variant,
+        num_classes=num_classes,
+        width_mult=float(width_mult),
+        in_channels=in_channels,
+        stem_channels=stem,
+        stem_stride=int(stem_stride),
+        stages=stages,
+        exits=tuple(range(1, len(stages) + 1)) if early_exit else (len(stages),),
+        kernel=tuple(sorted(kernel)),
+        expand=tuple(sorted(expand)),
+        depth=tuple(sorted(depth)),
+        dense=dense,
+        parallel=parallel,
+    )

@@ -1,0 +1,167 @@
+"""The supernet: one class; early exits, dense skips and parallel blocks are flags of its architecture.
+
+The sub-network is an argument of every call. Nothing active is stored in the module, so two threads, or a teacher and
+its students, can run different sub-networks of the same weights at the same time.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal, overload
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from supernets.architecture import Architecture
+from supernets.blocks import ConvNorm, ExitHead, InvertedResidual, build_stage
+from supernets.elastic import Dropout, ElasticConv2d, ElasticDepthwise, Linear
+from supernets.extract import record
+from supernets.space import Space, SpaceError, Subnet
+
+Exits = Literal["last", "all"] | Sequence[int]
+"""Which exits' logits a call returns: the sub-network's own, all up to it, or these (from 1)."""
+
+
+class Supernet(nn.Module):
+    """A MobileNetV3-Large-style supernet (OFAv2, section 3; with no flag set, OFA's).
+
+    Args:
+        architecture: Its numbers.
+        resolutions: Image sides in pixels that its space offers.
+        dropout: Dropout probability before each exit's classifier.
+        seed: Seed of the initial weights.
+
+    Raises:
+        SpaceError: If a resolution is smaller than the network's total stride.
+    """
+
+    def __init__(self, architecture: Architecture, resolutions: tuple[int, ...], dropout: float, seed: int) -> None:
+        super().__init__()
+        self.architecture = architecture
+        self.space: Space = architecture.space(resolutions)
+        self.stem = ConvNorm(architecture.in_channels, architecture.stem_channels, 3, architecture.stem_stride)
+        self.stem_act = nn.Hardswish()
+        self.first = InvertedResidual(
+            architecture.stem_channels,
+            architecture.stem_channels,
+            kernels=(3,),
+            expands=(1,),
+            stride=1,
+            act="relu",
+            squeeze_excite=False,
+        )
+        self.stages = nn.ModuleList(build_stage(architecture, stage) for stage in range(len(architecture.stages)))
+        self.exits = nn.ModuleDict(
+            {
+                str(exit): ExitHead(
+                    architecture.stages[exit - 1].channels,
+                    *architecture.exit_channels(exit),
+                    num_classes=architecture.num_classes,
+                    dropout=dropout,
+                )
+                for exit in architecture.exits
+            }
+        )
+        initialise(self, torch.Generator().manual_seed(seed))
+
+    def features(self, images: Tensor, subnet: Subnet) -> tuple[Tensor, ...]:
+        """Outputs of the body stages that the sub-network runs.
+
+        Args:
+            images: (N, in_channels, H, W), normalised.
+            subnet: The sub-network; its resolution is not looked at.
+
+        Returns:
+            One tensor (N, C_i, H_i, W_i) per stage up to the sub-network's exit.
+
+        Raises:
+            SpaceError: If the sub-network is outside the supernet's space.
+        """
+        self.space.check_architecture(subnet)
+        x = self.first(self.stem_act(self.stem(images)), 3, 1)
+        outputs: list[Tensor] = []
+        for stage in range(subnet.height):
+            x = self.stages[stage](x, subnet.blocks(stage))
+            outputs.append(x)
+        return tuple(outputs)
+
+    @overload
+    def forward(self, images: Tensor, subnet: Subnet, exits: Literal["last"] = "last") -> Tensor: ...
+    @overload
+    def forward(self, images: Tensor, subnet: Subnet, exits: Literal["all"] | Sequence[int]) -> tuple[Tensor, ...]: ...
+    @overload
+    def forward(self, images: Tensor, subnet: Subnet, exits: Exits) -> Tensor | tuple[Tensor, ...]: ...
+
+    def forward(self, images: Tensor, subnet: Subnet, exits: Exits = "last") -> Tensor | tuple[Tensor, ...]:
+        """Logits of a sub-network.
+
+        Args:
+            images: (N, in_channels, H, W), normalised.
+            subnet: The sub-network; its resolution is not looked at.
+            exits: `last`, `all`, or exits by number, ascending.
+
+        Returns:
+            Logits (N, classes) of the sub-network's own exit for `last`; else a tuple of such tensors, one per exit.
+
+        Raises:
+            SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
+        """
+        chosen = self._chosen_exits(subnet, exits)
+        features = self.features(images, subnet)
+        logits = tuple(self.exits[str(exit)](features[exit - 1]) for exit in chosen)
+        return logits[0] if exits == "last" else logits
+
+    def extract(self, subnet: Subnet, exits: Exits = "last") -> GraphModule:
+        """The sub-network as a plain torch module with weights of its own, in evaluation mode.
+
+        Args:
+            subnet: The sub-network; its resolution is not looked at.
+            exits: `last`, `all`, or exits by number, ascending.
+
+        Returns:
+            A module of stock torch layers: `module(images)` gives what `net(images, subnet, exits)` gives. Batch-norm
+            statistics are the supernet's; recalibrate them before judging the network.
+
+        Raises:
+            SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
+        """
+        module = record(self, subnet, exits)
+        module.eval()
+        return module
+
+    def set_dropout(self, p: float) -> None:
+        """Sets the dropout probability of all exits."""
+        for module in self.modules():
+            if isinstance(module, Dropout):
+                module.p = p
+
+    def _chosen_exits(self, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+        there = tuple(exit for exit in self.architecture.exits if exit <= subnet.height)
+        if exits == "last":
+            return (subnet.height,)
+        if exits == "all":
+            return there
+        listed = ", ".join(map(str, there))
+        if not isinstance(exits, Sequence) or isinstance(exits, str) or not exits:
+            raise SpaceError(f"exits ({exits!r}) must be 'last', 'all' or ascending numbers out of {listed}")
+        for exit in exits:
+            if not isinstance(exit, int) or isinstance(exit, bool) or exit not in there:
+                raise SpaceError(f"exits ({exit!r}) is no exit of this sub-network: it passes {listed}")
+        if list(exits) != sorted(set(exits)):
+            raise SpaceError(f"exits ({exits!r}) must be ascending, each once, out of {listed}")
+        return tuple(exits)
+
+
+def initialise(net: nn.Module, generator: torch.Generator) -> None:
+    """Draws all weights anew: He normal with fan-out for convolutions, as OFA has it; kernel matrices are left alone.
+
+    The fan-out of a depthwise convolution counts all its channels (OFA's form); batch norm makes up for the scale.
+    """
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, ElasticConv2d | ElasticDepthwise):
+                fan_out = module.weight.shape[0] * module.weight.shape[2] * module.weight.shape[3]
+                module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
+            elif isinstance(module, Linear):
+                bound = 1.0 / math.sqrt(module.weight.shape[1])
+                module.weight.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,87 @@
+"""Loading the original OFA MobileNetV3 supernet (mit-han-lab, ICLR 2020) into SE_B, which has the same layers."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from supernets.mobilenetv3 import Supernet
+from supernets.space import SpaceError
+
+# OFA's names, after its wrappers' doubled parts are taken out, against ours; the first pattern that fits is used.
+_RENAMES = (
+    (r"first_conv\.conv\.(.+)", r"stem.conv.\1"),
+    (r"first_conv\.bn\.(.+)", r"stem.norm.\1"),
+    (r"blocks\.0\.conv\.(.+)", r"first.\1"),
+    (r"final_expand_layer\.conv\.(.+)", r"exits.5.widen.conv.\1"),
+    (r"final_expand_layer\.bn\.(.+)", r"exits.5.widen.norm.\1"),
+    (r"feature_mix_layer\.conv\.(.+)", r"exits.5.mix.\1"),
+    (r"classifier\.linear\.(.+)", r"exits.5.classifier.\1"),
+)
+_PARTS = (
+    ("inverted_bottleneck.conv.", "expand."),
+    ("inverted_bottleneck.bn.", "expand_norm."),
+    ("depth_conv.se.fc.reduce.", "squeeze.reduce."),
+    ("depth_conv.se.fc.expand.", "squeeze.expand."),
+    ("depth_conv.conv.", "depthwise."),
+    ("depth_conv.bn.", "depthwise_norm."),
+    ("point_linear.conv.", "project."),
+    ("point_linear.bn.", "project_norm."),
+)
+
+
+def load_ofa_state_dict(net: Supernet, state: Mapping[str, Tensor]) -> None:
+    """Loads a state dict of OFA's `OFAMobileNetV3` supernet, as the package has it or as its official checkpoints do.
+
+    Args:
+        net: An SE_B supernet with the same width, kernels, expansion ratios, depths and classes.
+        state: The state dict, or the mapping under a checkpoint's key `state_dict`.
+
+    Raises:
+        SpaceError: If the supernet is no SE_B, or a tensor is missing, unknown or of another shape; the message names
+            it. The supernet is left as it was.
+    """
+    if net.architecture.variant != "se_b":
+        raise SpaceError(f"variant ({net.architecture.variant}) can't hold OFA weights: create 'se_b'")
+    blocks = net.architecture.blocks
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise SpaceError(
+                f"{name} is no tensor of an OFA MobileNetV3 supernet: give the mapping of names to tensors"
+            )
+        if name.endswith("num_batches_tracked"):
+            continue
+        renamed[_our_name(name, blocks)] = tensor
+    own = net.state_dict()
+    for name, tensor in own.items():
+        if name not in renamed:
+            raise SpaceError(f"{name} has no counterpart in the OFA state dict: is it a MobileNetV3 supernet's?")
+        if renamed[name].shape != tensor.shape:
+            raise SpaceError(
+                f"{name} has shape {tuple(renamed[name].shape)} in the OFA state dict, here {tuple(tensor.shape)}:"
+                " create the supernet with the checkpoint's width, kernels, expansion ratios, depths and classes"
+            )
+    for name in renamed:
+        if name not in own:
+            raise SpaceError(f"{name} of the OFA state dict has no place here: the checkpoint has more choices")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(renamed[name])
+
+
+def _our_name(name: str, blocks: int) -> str:
+    plain = name.replace(".mobile_inverted_conv.", ".conv.").replace(".bn.bn.", ".bn.")
+    plain = plain.replace(".conv.conv.", ".conv.").replace(".linear.linear.", ".linear.")
+    for part, ours in _PARTS:
+        plain = plain.replace(part, ours)
+    plain = re.sub(r"depthwise\.(\d+to\d+)_matrix$", r"depthwise.matrices.\1", plain)
+    for pattern, ours in _RENAMES:
+        if re.fullmatch(pattern, plain):
+            return re.sub(pattern, ours, plain)
+    found = re.fullmatch(r"blocks\.(\d+)\.conv\.(.+)", plain)
+    if not found:
+        raise SpaceError(f"{name} is no tensor of an OFA MobileNetV3 supernet")
+    stage, block = divmod(int(found[1]) - 1, blocks)
+    return f"stages.{stage}.blocks.{block}.mbconv.{found[2]}"
