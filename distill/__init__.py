@@ -1,0 +1,59 @@
+"""Distillation on plain logits: exit weights, losses, the exit ensemble's target, and which teacher teaches.
+
+A leaf: nothing here knows a supernet, a data set or a recipe. Logits come in as tensors of shape (N, classes), one per
+exit and first exit first, so any network with one or more classifiers can be trained with it. Reading order:
+
+- `weights`: how much each exit counts, as exact fractions;
+- `losses`: the ensemble of exits, the teacher's target, the joint loss and the student's loss;
+- `teachers`: which of the networks that earlier phases left becomes the next teacher, and why;
+- `outside`: a teacher from timm.
+
+One training step of an elastic phase reads::
+
+    target = teacher_target(teacher_exits, weights.ensemble)  # once, under no_grad
+    for student_logits in students:
+        student_loss(student_logits, labels, label_smoothing=0.1, target=target,
+                     distance=distance("cross_entropy"), kd_ratio=1.0)["loss"].backward()
+"""
+
+from distill.errors import DistillError
+from distill.losses import (
+    Distance,
+    Target,
+    distance,
+    distances,
+    ens_kd_target,
+    ensemble,
+    joint_loss,
+    mse,
+    soft_cross_entropy,
+    student_loss,
+    teacher_target,
+)
+from distill.outside import outside_teacher
+from distill.teachers import Candidate, Choice, check_policy, choose, policies
+from distill.weights import ExitWeights, exit_weights, schemes
+
+__all__ = (
+    "Candidate",
+    "Choice",
+    "Distance",
+    "DistillError",
+    "ExitWeights",
+    "Target",
+    "check_policy",
+    "choose",
+    "distance",
+    "distances",
+    "ens_kd_target",
+    "ensemble",
+    "exit_weights",
+    "joint_loss",
+    "mse",
+    "outside_teacher",
+    "policies",
+    "schemes",
+    "soft_cross_entropy",
+    "student_loss",
+    "teacher_target",
+)

@@ -1,0 +1,241 @@
+"""Losses on logits: the ensemble of exits, the teacher's target, the joint loss and the student's loss.
+
+All of them compute in float32 (float64 stays float64) whatever precision the logits come in, and average over the
+batch, so that they may be called inside or outside of autocast with the same result.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import reduce
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from distill.errors import DistillError, near, shown
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a teacher says about a batch: computed once per step, compared with every student of the step.
+
+    It carries the logits and their softmax, so it serves every distance; no gradient flows into either.
+    """
+
+    logits: Tensor
+    """The teacher's weighted logits, (N, classes), float32 or wider."""
+    probabilities: Tensor
+    """Their softmax, (N, classes)."""
+
+
+Distance: TypeAlias = Callable[[Tensor, Target], Tensor]
+
+
+def ensemble(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> Tensor:
+    """Return the exits' ensemble, the sum of b_i * logits_i (AEP; OFAv2, ENS-KD).
+
+    Args:
+        logits: One tensor (N, classes) per exit, first exit first.
+        weights: One weight b_i per exit, as in `ExitWeights.ensemble`; an exit of weight 0 is not touched.
+
+    Returns:
+        Weighted logits, (N, classes), float32 or wider.
+
+    Raises:
+        DistillError: Logits and weights differ in number, the logits differ in shape, or all weights are 0.
+    """
+    counted = _counted_exits(logits, weights)
+    return reduce(torch.add, (weight * _wide(exit_logits) for _, weight, exit_logits in counted))
+
+
+def teacher_target(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> Target:
+    """Return what a teacher with these exits says, ready to be compared with any number of students.
+
+    Args:
+        logits: One tensor (N, classes) per exit of the teacher; a single-exit or outside teacher gives one.
+        weights: One weight b_i per exit; `(1,)` for a single exit, which makes it plain distillation.
+
+    Raises:
+        DistillError: As `ensemble`.
+    """
+    weighted = ensemble(logits, weights).detach()
+    return Target(logits=weighted, probabilities=weighted.softmax(dim=1))
+
+
+def ens_kd_target(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> Tensor:
+    """Return the target of ENS-KD, softmax(sum of b_i * logits_i), without gradient (OFAv2, ENS-KD).
+
+    It is `teacher_target(logits, weights).probabilities`; a training step wants the whole `Target`.
+
+    Args:
+        logits: One tensor (N, classes) per exit of the teacher.
+        weights: One weight b_i per exit.
+
+    Returns:
+        Probabilities, (N, classes), float32 or wider.
+
+    Raises:
+        DistillError: As `ensemble`.
+    """
+    return teacher_target(logits, weights).probabilities
+
+
+def soft_cross_entropy(student_logits: Tensor, target: Target) -> Tensor:
+    """Return the cross-entropy of the student with the teacher's probabilities, a scalar (OFA; OFAv2, ENS-KD).
+
+    Args:
+        student_logits: Student's logits, (N, classes).
+        target: What the teacher says about the same batch.
+
+    Returns:
+        Mean over the batch, in nats.
+
+    Raises:
+        DistillError: Student and teacher differ in shape.
+    """
+    _check_same_shape(student_logits, target)
+    log_probabilities = _wide(student_logits).log_softmax(dim=1)
+    return -(target.probabilities * log_probabilities).sum(dim=1).mean()
+
+
+def mse(student_logits: Tensor, target: Target) -> Tensor:
+    """Return the mean squared difference of the student's logits and the teacher's weighted logits, a scalar (OFA).
+
+    Args:
+        student_logits: Student's logits, (N, classes).
+        target: What the teacher says about the same batch.
+
+    Returns:
+        Mean over the batch and the classes.
+
+    Raises:
+        DistillError: Student and teacher differ in shape.
+    """
+    _check_same_shape(student_logits, target)
+    return functional.mse_loss(_wide(student_logits), target.logits)
+
+
+def distances() -> tuple[str, ...]:
+    """Return the names of the distances that `distance` finds."""
+    return ("cross_entropy", "mse")
+
+
+def distance(name: str) -> Distance:
+    """Return the distance of that name, a function (student logits, target) -> scalar.
+
+    Raises:
+        DistillError: There is no distance of that name.
+    """
+    match name:
+        case "cross_entropy":
+            return soft_cross_entropy
+        case "mse":
+            return mse
+    raise DistillError(
+        f"distance ({shown(name)}) is unknown{near(str(name), distances())}; use {' or '.join(distances())}"
+    )
+
+
+def joint_loss(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    weights: Sequence[Fraction | float],
+    label_smoothing: float = 0.0,
+) -> dict[str, Tensor]:
+    """Return the joint loss of all exits, the sum of a_i * CE_i (AEP; OFAv2, full phase), and its parts.
+
+    Args:
+        logits: One tensor (N, classes) per exit, first exit first.
+        labels: Class indices, (N,).
+        weights: One weight a_i per exit, as in `ExitWeights.losses`; an exit of weight 0 is left out.
+        label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1.
+
+    Returns:
+        `loss`, the scalar to differentiate, and `exit_1`, `exit_2`, ...: the unweighted cross-entropy of each exit that
+        counts, in nats, detached.
+
+    Raises:
+        DistillError: As `ensemble`.
+    """
+    counted = _counted_exits(logits, weights)
+    losses = {
+        number: functional.cross_entropy(_wide(exit_logits), labels, label_smoothing=label_smoothing)
+        for number, _, exit_logits in counted
+    }
+    total = reduce(torch.add, (weight * losses[number] for number, weight, _ in counted))
+    return {"loss": total} | {f"exit_{number}": loss.detach() for number, loss in losses.items()}
+
+
+def student_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float,
+    target: Target | None,
+    distance: Distance,
+    kd_ratio: float,
+) -> dict[str, Tensor]:
+    """Return a student's loss, kd_ratio * distance + CE(student, labels), and its parts (OFAv2, ENS-KD).
+
+    Args:
+        logits: Student's logits, (N, classes).
+        labels: Class indices, (N,).
+        label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1; the teacher's target
+            is never smoothed.
+        target: What the teacher says about the same batch; None trains on the labels alone.
+        distance: How far a student is from a target: `soft_cross_entropy`, `mse` or any function like them.
+        kd_ratio: Weight of the distance; at 0 it is not computed.
+
+    Returns:
+        `loss`, the scalar to differentiate; `ce`, the cross-entropy with the labels, and `kd`, the unweighted distance
+        (0 where it was not computed), both detached.
+
+    Raises:
+        DistillError: kd_ratio is negative or not finite, or student and teacher differ in shape.
+    """
+    if not (math.isfinite(kd_ratio) and kd_ratio >= 0):
+        raise DistillError(f"kd_ratio ({shown(kd_ratio)}) must be 0 or more and finite; 0 turns distillation off")
+    ce = functional.cross_entropy(_wide(logits), labels, label_smoothing=label_smoothing)
+    if target is None or kd_ratio == 0:
+        return {"loss": ce, "ce": ce.detach(), "kd": torch.zeros_like(ce)}
+    kd = distance(logits, target)
+    return {"loss": kd_ratio * kd + ce, "ce": ce.detach(), "kd": kd.detach()}
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _counted_exits(
+    logits: Sequence[Tensor], weights: Sequence[Fraction | float]
+) -> tuple[tuple[int, float, Tensor], ...]:
+    """Return (number, weight, logits) of each exit whose weight is not 0; exits are numbered from 1."""
+    if len(logits) != len(weights):
+        raise DistillError(
+            f"exits ({len(logits)} tensors of logits) must be as many as weights ({len(weights)}); "
+            f"ask exit_weights for {len(logits)}"
+        )
+    counted = tuple(
+        (number, float(weight), exit_logits)
+        for number, (weight, exit_logits) in enumerate(zip(weights, logits, strict=True), start=1)
+        if weight != 0
+    )
+    if not counted:
+        raise DistillError(f"weights ({shown(list(map(float, weights)))}) leave no exit; give one exit a weight over 0")
+    shapes = [tuple(exit_logits.shape) for _, _, exit_logits in counted]
+    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+        raise DistillError(
+            f"logits (shapes {shapes}) must all be (N, classes); give every exit the same classifier size"
+        )
+    return counted
+
+
+def _check_same_shape(student_logits: Tensor, target: Target) -> None:
+    if student_logits.shape != target.logits.shape:
+        raise DistillError(
+            f"student logits (shape {tuple(student_logits.shape)}) must have the teacher's shape "
+            f"{tuple(target.logits.shape)}; give both the same batch and a teacher of the same classes"
+        )
