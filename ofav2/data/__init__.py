@@ -1,0 +1,35 @@
+"""Images: data sets by name, splits, and batches cut to a resolution.
+
+Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arrays` and `folders` (how each is read),
+`images` (one image), `views` (cropping and resizing), `batches` (the loaders).
+"""
+
+from ofav2.data.batches import (
+    Batch,
+    Request,
+    batch_resolution,
+    calibration_batches,
+    eval_batches,
+    steps_per_epoch,
+    train_batches,
+)
+from ofav2.data.catalogue import names, open_data
+from ofav2.data.settings import check_settings
+from ofav2.data.splits import ImageData, Split
+from ofav2.data.views import normalise
+
+__all__ = [
+    "Batch",
+    "ImageData",
+    "Request",
+    "Split",
+    "batch_resolution",
+    "calibration_batches",
+    "check_settings",
+    "eval_batches",
+    "names",
+    "normalise",
+    "open_data",
+    "steps_per_epoch",
+    "train_batches",
+]

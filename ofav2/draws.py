@@ -1,0 +1,26 @@
+"""Random generators made of explicit numbers: a draw depends on what it is for, and on nothing drawn before."""
+
+import zlib
+
+import numpy as np
+
+from ofav2.errors import UserError
+
+
+def code(text: str) -> int:
+    """Turn a name into a number that is the same in every process and on every machine, as `hash` is not."""
+    return zlib.crc32(text.encode())
+
+
+def generator(purpose: str, *numbers: int) -> np.random.Generator:
+    """Make the generator of one purpose and some numbers, such as a seed, a phase's code and a step.
+
+    The purpose keeps streams apart that happen to share their numbers.
+
+    Raises:
+        UserError: A number, in practice a seed, is negative.
+    """
+    for number in numbers:
+        if number < 0:
+            raise UserError(f"seed ({number}): seeds are whole numbers from 0 up; choose another one")
+    return np.random.default_rng([code(purpose), *numbers])

@@ -1,0 +1,13 @@
+"""The one error that is the user's to mend; everything else that is raised is a bug of ours."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used.
+
+    The message is one line: what was given (name and value), the rule it breaks, and the next step. The command line
+    prints it without a traceback and leaves with exit code 2.
+    """
+
+
+class RunError(UserError):
+    """A run folder cannot be used: missing, foreign, in use, or damaged."""

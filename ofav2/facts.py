@@ -1,0 +1,51 @@
+"""The facts that a run records of itself, so that whoever finds the folder can tell what it is and repeat it."""
+
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from ofav2.config import Config
+from ofav2.data import ImageData
+from supernets import Supernet
+
+PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
+
+
+def describe_run(name: str, config: Config, data: ImageData, net: Supernet) -> dict[str, Any]:
+    """Facts of a run that starts now.
+
+    Args:
+        name: The run's name.
+        config: Its recipe.
+        data: Its data set.
+        net: Its supernet.
+    """
+    return {
+        "name": name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "status": "training",
+        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "seed": config.run.seed,
+        "data": {
+            "name": data.name,
+            "classes": list(data.classes),
+            "channels": data.channels,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "eval_crop": config.data.eval_crop,
+            "fingerprint": data.fingerprint,
+            "images": {split.name: len(split) for split in (data.train, data.val, data.test)},
+        },
+        "supernet": {**asdict(net.architecture), "space": asdict(net.space)},
+        "wandb_run_id": None,
+        "phases": [],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,240 @@
+"""The run folder: what lies where, how its files are written, and who may write them.
+
+    recipe.yaml                     the resolved recipe
+    run.json                        facts of the run: format, name, versions, seed, data, status, one record per phase
+    metrics.jsonl                   one line per measurement (`ofav2.training.tracking`)
+    checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.training.checkpoint`)
+    .lock                           held by the process that writes the folder
+
+Files are replaced whole, so a reader sees the old or the new one and never a part.
+"""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from ofav2.errors import RunError
+
+FORMAT = "ofav2-run/1"
+RECIPE = "recipe.yaml"
+FACTS = "run.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+
+def checkpoint_path(folder: Path, phase: str) -> Path:
+    """Path of a phase's checkpoint, without the suffixes that `ofav2.training.checkpoint` adds."""
+    return folder / CHECKPOINTS / phase
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make an empty folder `parent/name`, or `name-2`, `name-3`, … where that one is taken.
+
+    Args:
+        parent: Folder of the run folders; made where it is missing.
+        name: Wished name, without a path in it.
+
+    Returns:
+        The first of these paths that did not exist or was an empty folder; it exists now.
+
+    Raises:
+        RunError: The name is a path, or the folder cannot be made.
+    """
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise RunError(f"run name ({name!r}) must be a plain folder name; leave out slashes and dots alone")
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return next(path for path in _candidates(parent, name) if _claim(path))
+    except OSError as error:
+        raise RunError(
+            f"run folder ({parent / name}) cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from error
+
+
+def _candidates(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    for number in count(2):
+        yield parent / f"{name}-{number}"
+
+
+def _claim(path: Path) -> bool:
+    # Making the folder is the test of whether it exists, so two runs that start together get two folders.
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return path.is_dir() and next(path.iterdir(), None) is None
+    return True
+
+
+def open_run(folder: Path) -> dict[str, Any]:
+    """Read the facts of a run folder, after checking that it is one of ours.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        RunError: The folder is missing, a file, foreign, damaged, or of another format version.
+    """
+    if not folder.exists():
+        raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
+    if not folder.is_dir():
+        raise RunError(f"run folder ({folder}) is a file; give the folder that holds {FACTS}")
+    if not (folder / FACTS).exists():
+        raise RunError(f"run folder ({folder}) has no {FACTS}, so it holds no run; give one that `ofav2 train` made")
+    facts = read_json(folder / FACTS)
+    if facts.get("format") != FORMAT:
+        raise RunError(
+            f"{folder / FACTS}: format ({facts.get('format')!r}) must be {FORMAT!r}; "
+            "open this folder with the version of ofav2 that made it"
+        )
+    return facts
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `run.json`: the given facts, headed by the format version.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_json(folder / FACTS, {"format": FORMAT, **{key: value for key, value in facts.items() if key != "format"}})
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the folder while the body runs.
+
+    The system frees the lock when the process ends, however it ends. A forked child holds it too for as long as it
+    lives.
+
+    Raises:
+        RunError: The folder is in use, missing, or cannot be locked.
+    """
+    try:
+        handle = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"run folder ({folder}) cannot be locked ({error.strerror}); give an existing folder that you may write to"
+        ) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            # Empty for the instant in which another process has the lock and has not yet written its number.
+            owner = handle.read().strip() or "(unknown)"
+            raise RunError(
+                f"run folder ({folder}) is in use by process {owner}; wait for it or give another folder"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"run folder ({folder}) cannot be locked ({error.strerror}); give a folder on a file system with locks"
+            ) from error
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Replace a file atomically: the body writes the yielded temporary file, which then takes the name `path`.
+
+    The temporary file lies in the same folder. It is flushed to the disk before it is renamed, and the folder after;
+    when anything fails it is removed and `path` stays as it was.
+
+    Raises:
+        RunError: The system refuses to write.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            yield temporary
+            _flush_to_disk(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush_to_disk(path.parent)
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written ({error.strerror}); check its folder's permissions and the disk's free space"
+        ) from error
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file atomically.
+
+    Raises:
+        RunError: The file cannot be written; an older one is left untouched.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically.
+
+    Raises:
+        RunError: The file cannot be written; an older one is left untouched.
+    """
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically.
+
+    Raises:
+        RunError: The file cannot be written; an older one is left untouched.
+    """
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        RunError: The file is missing, cannot be read, is no JSON, or holds something other than an object.
+    """
+    try:
+        value = parse_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing; give a complete run folder") from error
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
+    except ValueError as error:
+        raise RunError(f"{path} is no JSON ({error}); restore it from a copy or train again") from error
+    if not isinstance(value, dict):
+        raise RunError(
+            f"{path} holds a JSON {type(value).__name__} and must hold an object; restore it from a copy or train again"
+        )
+    return value
+
+
+def parse_json(data: bytes) -> Any:
+    """Parse strict JSON: UTF-8, and no NaN or infinity, which JSON does not have.
+
+    Raises:
+        ValueError: The bytes are no such JSON.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON number")

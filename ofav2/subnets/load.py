@@ -1,0 +1,131 @@
+"""Runs and extracted networks, read back from disk."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import supernets
+from ofav2 import folder
+from ofav2.errors import RunError
+from ofav2.training import checkpoint
+from supernets import Subnet, Supernet
+
+SUBNET_FORMAT = "ofav2-subnet/1"
+SUBNET_FACTS = "subnet.json"
+SUBNET_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedSupernet:
+    """A run's supernet, and where it came from."""
+
+    net: Supernet
+    """The supernet, in evaluation mode; `net.space` holds the networks that were trained."""
+    phase: str
+    """The phase that left these weights."""
+    sha256: str
+    """Checksum of the weights file."""
+    facts: Mapping[str, Any]
+    """What the run's `run.json` holds."""
+
+
+def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
+    """Reads a run's supernet with its facts.
+
+    Args:
+        run: A run folder.
+        phase: The phase whose weights to take; None takes the last one that is finished.
+
+    Raises:
+        RunError: If the folder is no run, or the phase has left no weights.
+    """
+    path = Path(run)
+    facts = folder.open_run(path)
+    try:
+        finished = {record["name"]: record for record in facts["phases"]}
+        if not finished:
+            raise RunError(f"run folder ({path}) has no finished phase yet: wait for the first one, or train again")
+        chosen = phase or next(reversed(finished))
+        if chosen not in finished:
+            raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
+        net = build_supernet(facts["supernet"])
+        trained = finished[chosen]["space"]
+        net.space = net.space.restrict(**{name: trained[name] for name in supernets.DIMENSIONS})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{path / folder.FACTS} lacks {error}: restore the file, or train again") from error
+    tensors, record = checkpoint.load(folder.checkpoint_path(path, chosen))
+    _fill(net, tensors, str(path))
+    net.eval()
+    return LoadedSupernet(net, chosen, record["sha256"], facts)
+
+
+def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
+    """Reads a run's supernet.
+
+    Args:
+        run: A run folder.
+        phase: The phase whose weights to take; None takes the last one that is finished.
+
+    Returns:
+        The supernet in evaluation mode, on the CPU. Its `space` holds the networks that were trained up to that phase;
+        its batch-norm statistics are those of the largest network.
+
+    Raises:
+        RunError: If the folder is no run, or the phase has left no weights.
+    """
+    return load_run(run, phase).net
+
+
+def load_subnet(directory: str | Path) -> GraphModule:
+    """Reads an extracted sub-network that `ofav2 extract` wrote.
+
+    Args:
+        directory: The folder with `subnet.json` and `model.safetensors`.
+
+    Returns:
+        The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes).
+
+    Raises:
+        RunError: If a file is missing, damaged or foreign.
+    """
+    path = Path(directory)
+    if not (path / SUBNET_FACTS).is_file():
+        raise RunError(f"folder ({path}) has no {SUBNET_FACTS}: give one that `ofav2 extract` made")
+    facts = folder.read_json(path / SUBNET_FACTS)
+    if facts.get("format") != SUBNET_FORMAT:
+        raise RunError(f"{path / SUBNET_FACTS}: format ({facts.get('format')!r}) must be {SUBNET_FORMAT!r}")
+    try:
+        subnet = Subnet.from_dict(facts["subnet"])
+        module = build_supernet(facts["supernet"]).extract(subnet)
+        sha256 = facts["sha256"]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path / SUBNET_FACTS} lacks {error}: extract the network again") from error
+    tensors = checkpoint.read_tensors(path / SUBNET_WEIGHTS, sha256, SUBNET_FACTS)
+    _fill(module, tensors, str(path))
+    return module
+
+
+def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
+    """A supernet with fresh weights from the numbers that a run has recorded of it."""
+    return supernets.create(
+        numbers["variant"],
+        num_classes=numbers["num_classes"],
+        width_mult=numbers["width_mult"],
+        kernel=tuple(numbers["kernel"]),
+        expand=tuple(numbers["expand"]),
+        depth=tuple(numbers["depth"]),
+        resolutions=tuple(numbers["space"]["resolution"]),
+        stem_stride=numbers["stem_stride"],
+        in_channels=numbers["in_channels"],
+    )
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    try:
+        module.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as error:
+        raise RunError(f"weights in {where} do not fit the network that is described there: {error}") from error

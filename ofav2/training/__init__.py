@@ -1,0 +1,1 @@
+"""Phases, the training loop, judging, checkpoints and tracking."""

@@ -1,0 +1,243 @@
+"""Judging sub-networks: extract, recalibrate batch norm, measure.
+
+A sub-network's batch-norm statistics are gathered anew before it is judged (OFA; OFAv2, section 2), since the
+supernet's running ones belong to no network. A network that is cut at exit 3 computes, and so has the statistics of,
+the first three stages of the one that goes on to exit 5: such families are extracted, recalibrated and run once.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+import distill
+from ofav2.config import Config, EvaluationConfig
+from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
+from ofav2.training.objectives import exit_logits
+from ofav2.training.runtime import Runtime
+from supernets import Subnet, Supernet
+
+KEPT_BYTES = 2**30
+"""A split's decoded images are kept in memory up to this size, per resolution."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a sub-network did on a split, after recalibration."""
+
+    subnet: Subnet
+    """The network."""
+    top1: float
+    """Share of images whose most likely class is the label, 0..1."""
+    images: int
+    """Images it was measured on."""
+
+
+class Judge:
+    """Measures sub-networks of a supernet on one data set.
+
+    Batches are decoded once per split and resolution and kept, as long as a split's take no more than `KEPT_BYTES`.
+
+    Args:
+        data: The data set.
+        config: How much to calibrate and measure with.
+        eval_crop: Share of the resized image that the centre crop keeps.
+        seed: Seed of the calibration images.
+        workers: Processes that decode images; 0 decodes in this one.
+        runtime: Device and precision.
+    """
+
+    def __init__(
+        self, data: ImageData, config: EvaluationConfig, *, eval_crop: float, seed: int, workers: int, runtime: Runtime
+    ) -> None:
+        self.data = data
+        self.config = config
+        self.eval_crop = eval_crop
+        self.seed = seed
+        self.workers = workers
+        self.runtime = runtime
+        self._decoded: dict[tuple[str, int], Sequence[Batch]] = {}
+
+    def scores(self, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
+        """Measures sub-networks; families that share their stages come together, so not in the given order.
+
+        Args:
+            net: The supernet.
+            subnets: What to measure; equal ones are measured once.
+            split: The images to measure on.
+
+        Yields:
+            A score per different sub-network.
+        """
+        for family in families(subnets):
+            host = family[0]
+            module = self.calibrated(net, host, tuple(sorted(subnet.height for subnet in family)))
+            correct = self._correct(module, self._batches(split, host.resolution))
+            for subnet, count in zip(reversed(family), correct, strict=True):
+                yield Score(subnet, count / len(split), len(split))
+
+    def calibrated(self, net: Supernet, subnet: Subnet, exits: Sequence[int]) -> nn.Module:
+        """The sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
+        module = self.runtime.place(net.extract(subnet, exits=exits))
+        recalibrate(module, self._inputs(self._calibration(subnet.resolution)))
+        return module
+
+    def ensemble_top1(self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split) -> float:
+        """Top-1 (0..1) of the weighted sum of a module's exits: how good a teacher it is."""
+        module.eval()
+        correct = 0
+        with torch.inference_mode(), self.runtime.autocast():
+            for images, labels in self._labelled(self._batches(split, resolution)):
+                output = distill.ensemble(exit_logits(module(images)), weights)
+                correct += int((output.argmax(1) == labels).sum())
+        return correct / len(split)
+
+    def single_top1(self, module: nn.Module, resolution: int, split: Split) -> float:
+        """Top-1 (0..1) of a module with one exit, as it is."""
+        (correct,) = self._correct(module, self._batches(split, resolution))
+        return correct / len(split)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Makes uint8 images (N, C, H, W) the network's normalised input."""
+        return normalise(images, self.data.mean, self.data.std)
+
+    def sample_inputs(self, resolution: int) -> Tensor:
+        """A batch of normalised calibration images, to compare two forms of a network on."""
+        return next(iter(self._inputs(self._calibration(resolution))))
+
+    def _correct(self, module: nn.Module, batches: Iterable[Batch]) -> list[int]:
+        """Correctly classified images, per exit."""
+        module.eval()
+        counts: list[Tensor] = []
+        with torch.inference_mode(), self.runtime.autocast():
+            for images, labels in self._labelled(batches):
+                found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(images))])
+                counts.append(found)
+        correct: list[int] = torch.stack(counts).sum(0).tolist()
+        return correct
+
+    def _labelled(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in batches:
+            yield self.prepare(self.runtime.send(batch.images)), self.runtime.send(batch.labels)
+
+    def _inputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
+        return (images for images, _ in self._labelled(batches))
+
+    def _batches(self, split: Split, resolution: int) -> Iterable[Batch]:
+        key = split.name, resolution
+        if key in self._decoded:
+            return self._decoded[key]
+        batches = eval_batches(
+            split,
+            resolution=resolution,
+            eval_crop=self.eval_crop,
+            batch_size=self.config.batch_size,
+            workers=self.workers,
+        )
+        if len(split) * self.data.channels * resolution**2 > KEPT_BYTES:
+            return batches
+        return self._decoded.setdefault(key, list(batches))
+
+    def _calibration(self, resolution: int) -> Sequence[Batch]:
+        key = "calibration", resolution
+        if key not in self._decoded:
+            self._decoded[key] = calibration_batches(
+                self.data,
+                resolution=resolution,
+                eval_crop=self.eval_crop,
+                images=self.config.calibration_images,
+                batch_size=self.config.calibration_batch,
+                seed=self.seed,
+            )
+        return self._decoded[key]
+
+
+def open_judge(config: Config, data: ImageData, runtime: Runtime) -> Judge:
+    """The judge that a recipe asks for."""
+    return Judge(
+        data,
+        config.evaluation,
+        eval_crop=config.data.eval_crop,
+        seed=config.data.split_seed,
+        workers=config.data.workers,
+        runtime=runtime,
+    )
+
+
+def families(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
+    """Different sub-networks, grouped: in a group, each is the first one cut at an earlier exit; highest first."""
+    found: dict[Subnet, list[Subnet]] = {}
+    hosts: list[Subnet] = []
+    for subnet in sorted(dict.fromkeys(subnets), key=lambda subnet: -subnet.height):
+        host = next((host for host in hosts if subnet == host or _cut(host, subnet.height) == subnet), None)
+        if host is None:
+            hosts.append(subnet)
+            found[subnet] = [subnet]
+        else:
+            found[host].append(subnet)
+    return [tuple(members) for members in found.values()]
+
+
+def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
+    """Gathers a plain module's batch-norm statistics anew, in place: the means over images of batch mean and variance.
+
+    As in OFA, the variance is the biased one, and batches count by their images. The module is left in evaluation mode.
+
+    Args:
+        module: A module with `nn.BatchNorm2d` layers.
+        inputs: Normalised images (N, C, H, W) each, N at least 2.
+    """
+    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
+    sums = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]  # type: ignore[arg-type]
+    values_per_channel: dict[nn.Module, float] = {}
+
+    def note_size(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
+        values_per_channel[layer] = given[0].numel() / given[0].shape[1]
+
+    hooks = [norm.register_forward_pre_hook(note_size) for norm in norms]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    total = 0
+    with torch.inference_mode():
+        for images in inputs:
+            module(images)
+            total += len(images)
+            for norm, (mean, var) in zip(norms, sums, strict=True):
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                count = values_per_channel[norm]
+                mean += norm.running_mean * len(images)
+                var += norm.running_var * (len(images) * (count - 1) / count)
+    assert total, "there is at least one batch to calibrate with"
+    for norm, momentum, (mean, var) in zip(norms, momenta, sums, strict=True):
+        norm.momentum = momentum
+        norm.running_mean, norm.running_var = mean / total, var / total
+    for hook in hooks:
+        hook.remove()
+    module.eval()
+
+
+def adopt_statistics(net: Supernet, module: nn.Module) -> None:
+    """Copies an extracted module's batch-norm statistics into the supernet that it was extracted from."""
+    with torch.no_grad():
+        for name, layer in module.named_modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                norm = net.get_submodule(name)
+                for key in ("running_mean", "running_var"):
+                    statistics = getattr(layer, key)
+                    getattr(norm, key)[: len(statistics)].copy_(statistics)
+
+
+def mean_top1(scores: Iterable[Score]) -> float:
+    """Mean accuracy of some scores."""
+    values = [score.top1 for score in scores]
+    return sum(values) / len(values)
+
+
+def _cut(subnet: Subnet, height: int) -> Subnet:
+    return replace(subnet, height=height) if height <= subnet.height else subnet

@@ -1,0 +1,190 @@
+"""Extended progressive shrinking as data: what each phase unlocks, how long it lasts, what it draws (OFAv2).
+
+A plan is worked out before anything is computed, so an impossible order is refused before compute is spent, and
+`ofav2 plan` can show it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+import distill
+import supernets
+from ofav2.config import PhaseConfig, UnlockConfig
+from ofav2.errors import UserError
+from supernets import Space
+
+DIMENSIONS = tuple(field.name for field in fields(UnlockConfig))
+"""Dimensions that a phase can unlock, in the paper's order."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase to train."""
+
+    name: str
+    """Its name in the recipe, and of its checkpoint."""
+    space: Space
+    """Networks that may be drawn in it."""
+    judged: Space
+    """Networks that are measured after it: those, and after joint training every exit of the largest."""
+    joint: bool
+    """Whether the largest network is trained with all its exits jointly (the full phase), without teacher."""
+    unlocked: Mapping[str, tuple[int, ...]]
+    """Choices before this phase of the dimensions that it unlocks."""
+    config: PhaseConfig
+    """Its settings."""
+    teacher: str
+    """Its teacher policy; `none` in joint training."""
+    steps: int
+    """Optimiser steps."""
+    warmup_steps: int
+    """Steps of linear warm-up at its start."""
+    first_step: int
+    """Steps of all phases before it."""
+
+    @property
+    def unlocks(self) -> str:
+        """What it unlocks, such as `kernel 3, 5, 7`."""
+        parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.unlocked)
+        return "; ".join(parts) or "nothing: the largest network"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All phases of a run."""
+
+    phases: tuple[Phase, ...]
+    """The phases to train, in order."""
+    skipped: tuple[str, ...]
+    """One sentence per phase that is left out."""
+    steps_per_epoch: int
+    """Training steps in an epoch."""
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return sum(phase.steps for phase in self.phases)
+
+
+def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, steps_per_epoch: int) -> Plan:
+    """Works out what every phase trains.
+
+    The first space holds the largest network alone (at every resolution). A phase adds choices to it.
+
+    Args:
+        phases: The recipe's phases, in order.
+        policy: Teacher policy of phases that name none.
+        space: The supernet's whole space.
+        steps_per_epoch: Training steps in an epoch.
+
+    Raises:
+        UserError: If a choice is impossible, or the order shrinks or repeats choices; the message names the key.
+        DistillError: If a teacher policy is unknown.
+    """
+    current = space.restrict(**{name: (max(getattr(space, name)),) for name in DIMENSIONS})
+    planned: list[Phase] = []
+    skipped: list[str] = []
+    for name, config in phases.items():
+        lacking = [dimension for dimension in _named(config) if len(getattr(space, dimension)) == 1]
+        if lacking:
+            skipped.append(f"{name} is skipped: this supernet has no choice of {' or '.join(lacking)}")
+            continue
+        grown = _grown(name, config, current, space)
+        joint = current.restrict(resolution=(max(space.resolution),)).size() == 1 and grown == current
+        if not joint and grown == current:
+            raise UserError(
+                f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing"
+            )
+        if joint and planned:
+            raise UserError(
+                f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, or unlock more"
+            )
+        chosen = "none" if joint else config.teacher or policy
+        distill.check_policy(chosen)
+        if chosen in distill.policies() and not planned:
+            raise UserError(
+                f"phases.{name}.teacher ({chosen}) needs a phase before it that trains the largest network:"
+                " put one that unlocks nothing first, or use none or timm:NAME"
+            )
+        if config.sampler == "sandwich" and config.subnets < 2 and not joint:
+            raise UserError(
+                f"phases.{name}.subnets ({config.subnets}) must be at least 2 for the sandwich sampler:"
+                " it draws the largest and the smallest network"
+            )
+        steps = max(1, round(config.epochs * steps_per_epoch))
+        planned.append(
+            Phase(
+                name=name,
+                space=grown,
+                judged=replace(grown, height=space.height) if joint else grown,
+                joint=joint,
+                unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
+                config=config,
+                teacher=chosen,
+                steps=steps,
+                warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), steps - 1),
+                first_step=sum(phase.steps for phase in planned),
+            )
+        )
+        current = grown
+    if not planned:
+        raise UserError("phases leave nothing to train on this supernet: add one that unlocks nothing, such as full")
+    return Plan(tuple(planned), tuple(skipped), steps_per_epoch)
+
+
+PLAN_COLUMNS = (
+    "phase",
+    "unlocks",
+    "networks",
+    "epochs",
+    "steps",
+    "warm-up steps",
+    "peak lr",
+    "sub-networks a step",
+    "sampler",
+    "teacher",
+)
+
+
+def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and rows that show a plan; sizes of a million networks and more are rounded."""
+    rows: list[tuple[object, ...]] = [
+        (
+            phase.name,
+            phase.unlocks,
+            f"{phase.space.size():.3g}" if phase.space.size() >= 10**6 else phase.space.size(),
+            phase.config.epochs,
+            phase.steps,
+            phase.warmup_steps,
+            phase.config.lr,
+            1 if phase.joint else phase.config.subnets,
+            "-" if phase.joint else phase.config.sampler,
+            phase.teacher,
+        )
+        for phase in plan.phases
+    ]
+    return PLAN_COLUMNS, rows
+
+
+def _named(config: PhaseConfig) -> tuple[str, ...]:
+    return tuple(name for name in DIMENSIONS if getattr(config.unlock, name))
+
+
+def _grown(phase: str, config: PhaseConfig, current: Space, space: Space) -> Space:
+    """The current space with the phase's choices."""
+    choices: dict[str, tuple[int, ...]] = {}
+    for name in _named(config):
+        key, before = f"phases.{phase}.unlock.{name}", getattr(current, name)
+        wanted = tuple(sorted(set(getattr(config.unlock, name))))
+        listed = ", ".join(map(str, wanted))
+        for value in wanted:
+            if value not in getattr(space, name):
+                there = ", ".join(map(str, getattr(space, name)))
+                raise UserError(f"{key} ({value}) is nothing that this supernet can serve: choose among {there}")
+        for value in before:
+            if value not in wanted:
+                raise UserError(f"{key} ({listed}) drops {value}, which is unlocked already: phases only add choices")
+        if wanted == before:
+            raise UserError(f"{key} ({listed}) repeats what is unlocked already: add a choice or remove the phase")
+        choices[name] = wanted
+    return space.restrict(**{name: getattr(current, name) for name in supernets.DIMENSIONS} | choices)

@@ -1,0 +1,84 @@
+"""Which teacher teaches a phase, made from what earlier phases left or from timm."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import distill
+from ofav2 import folder
+from ofav2.config import TeacherConfig
+from ofav2.data import ImageData
+from ofav2.training import checkpoint
+from ofav2.training.evaluation import Judge
+from ofav2.training.objectives import Teacher, as_teacher
+from ofav2.training.phases import Phase, Plan
+from ofav2.training.runtime import Runtime
+from supernets import Supernet
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A phase's teacher and what the run records of it."""
+
+    teacher: Teacher | None
+    """What teaches; None: labels alone."""
+    record: Mapping[str, Any]
+    """`policy`, `name`, `phase`, `accuracy` (validation top-1 in 0..1) and `reason`; of `none`, the policy alone."""
+
+
+def outside_teachers(plan: Plan, config: TeacherConfig, data: ImageData, runtime: Runtime) -> Mapping[str, nn.Module]:
+    """The plan's teachers from timm by name, built once; a wrong one is refused before training starts.
+
+    Raises:
+        DistillError: If a teacher is unknown, can't be loaded, or has other classes.
+    """
+    names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
+    return {
+        name: runtime.place(
+            distill.outside_teacher(
+                name, classes=len(data.classes), channels=data.channels, checkpoint=config.checkpoint
+            )
+        )
+        for name in names
+    }
+
+
+def choose_teacher(
+    phase: Phase,
+    *,
+    run_folder: Path,
+    net: Supernet,
+    candidates: Sequence[distill.Candidate],
+    outside: Mapping[str, nn.Module],
+    weights: distill.ExitWeights,
+    judge: Judge,
+) -> Taught:
+    """The teacher of a phase by its policy.
+
+    A candidate is the largest network as a phase left it: its weights are read from that phase's checkpoint.
+    """
+    if phase.teacher == "none":
+        return Taught(None, {"policy": "none"})
+    if phase.teacher in outside:
+        module = outside[phase.teacher]
+        accuracy = judge.single_top1(module, max(net.space.resolution), judge.data.val)
+        reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
+        record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
+        return Taught(as_teacher(module, distill.exit_weights("uniform", 1).ensemble), record)
+    choice = distill.choose(phase.teacher, candidates)
+    tensors, _ = checkpoint.load(folder.checkpoint_path(run_folder, choice.candidate.phase))
+    module = judge.runtime.place(largest_of(net, tensors))
+    record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
+    return Taught(as_teacher(module, weights.ensemble), record)
+
+
+def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+    """The largest network with all its exits, of a supernet like `net` with these weights."""
+    source = copy.deepcopy(net)
+    source.load_state_dict(dict(tensors))
+    return source.extract(source.space.largest(), exits="all")
