@@ -1,0 +1,50 @@
+# `make demo` from a fresh clone trains a supernet; `make lint test` is what a change has to pass.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: help venv demo test test-slow lint clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       install what training needs and train on handwritten digits, minutes on two CPU cores"
+	@echo "make venv       install everything, development tools included, into .venv"
+	@echo "make test       the default tests: offline, on the CPU"
+	@echo "make test-slow  the tests that take minutes"
+	@echo "make lint       ruff and mypy"
+	@echo "make clean      remove .venv and caches; runs stay"
+	@echo "PYTHON=python3.12 make venv  chooses the interpreter (3.11 or newer)"
+
+venv: $(VENV)/dev.stamp
+
+# A stamp is newer than what its installation was made from, so an installation is redone only after a change there.
+$(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11; name a newer one, as in: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/run.stamp
+	$(BIN)/ofav2 train digits
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,233 @@
+"""Batches are functions of seed, phase and step: with any workers, from any start, and beside any other draws."""
+
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from ofav2 import data
+from ofav2.config import DataConfig
+from ofav2.data import Batch, ImageData, Request
+from ofav2.data.views import evaluation_view, training_view
+from ofav2.errors import UserError
+
+CONFIG = DataConfig(name="digits", resolutions=(12, 16, 20), batch_size=100, crop_scale=(0.4, 1.0))
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return data.open_data(CONFIG)
+
+
+def load(
+    digits: ImageData,
+    config: DataConfig = CONFIG,
+    *,
+    seed: int = 3,
+    phase: str = "full",
+    steps: int = 15,
+    start: int = 0,
+) -> list[Batch]:
+    return list(data.train_batches(digits, config, seed=seed, phase=phase, steps=steps, start_step=start))
+
+
+def requests(
+    digits: ImageData, *, seed: int = 3, phase: str = "full", steps: int = 24, start: int = 0
+) -> list[list[Request]]:
+    loader = data.train_batches(digits, CONFIG, seed=seed, phase=phase, steps=steps, start_step=start)
+    assert loader.batch_sampler is not None
+    return list(loader.batch_sampler)
+
+
+def same(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True)
+    )
+
+
+def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
+    """Build every batch in the plainest way, from the numbers alone."""
+    phase = zlib.crc32(b"kernel")
+    batches = load(digits, seed=5, phase="kernel")
+    for step, batch in enumerate(batches):
+        epoch, within = divmod(step, len(digits.train) // 100)
+        order = np.random.default_rng([zlib.crc32(b"order"), 5, phase, epoch]).permutation(len(digits.train))
+        side = (12, 16, 20)[np.random.default_rng([zlib.crc32(b"resolution"), 5, phase, step]).integers(3)]
+        assert batch.images.dtype == torch.uint8
+        assert tuple(batch.images.shape) == (100, 3, side, side)
+        assert batch.labels.dtype == torch.int64
+        for position, index in enumerate(order[100 * within : 100 * (within + 1)]):
+            rng = np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step, position])
+            expected = training_view(
+                digits.train.image(int(index)),
+                side,
+                scale=CONFIG.crop_scale,
+                ratio=CONFIG.crop_ratio,
+                flip=True,
+                rng=rng,
+            )
+            assert torch.equal(batch.images[position], expected)
+            assert batch.labels[position] == digits.train.labels[index]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(digits: ImageData, workers: int) -> None:
+    assert same(load(digits), load(digits, replace(CONFIG, workers=workers)))
+
+
+@pytest.mark.parametrize("start", [1, 11, 12, 14, 15])
+def test_a_resumed_phase_continues_where_the_whole_one_would_be(digits: ImageData, start: int) -> None:
+    assert same(load(digits, start=start), load(digits)[start:])
+
+
+def test_a_resumed_phase_with_workers_continues_too(digits: ImageData) -> None:
+    assert same(load(digits, replace(CONFIG, workers=2), start=13), load(digits)[13:])
+
+
+def test_a_loader_is_torchs_own_and_may_be_iterated_again(digits: ImageData) -> None:
+    loader = data.train_batches(digits, CONFIG, seed=0, phase="full", steps=3)
+    assert type(loader) is DataLoader
+    assert len(loader) == 3
+    assert same(list(loader), list(loader))
+
+
+def test_seeds_and_phases_have_draws_of_their_own(digits: ImageData) -> None:
+    first = load(digits, steps=2)
+    assert not same(first, load(digits, steps=2, seed=4))
+    assert not same(first, load(digits, steps=2, phase="kernel"))
+
+
+def test_an_epoch_sees_no_image_twice_and_each_has_its_own_order(digits: ImageData) -> None:
+    per_epoch = data.steps_per_epoch(len(digits.train), CONFIG.batch_size)
+    assert per_epoch == 12
+    steps = requests(digits)
+    epochs = [
+        [request.index for step in steps[start : start + per_epoch] for request in step] for start in (0, per_epoch)
+    ]
+    for epoch in epochs:
+        assert len(epoch) == per_epoch * CONFIG.batch_size
+        assert len(set(epoch)) == len(epoch)
+        assert set(epoch) <= set(range(len(digits.train)))
+    assert epochs[0] != epochs[1]
+    assert set(epochs[0]) != set(epochs[1])  # what the incomplete last batch leaves out changes
+
+
+def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> None:
+    steps = requests(digits, steps=300)
+    sides = [{request.resolution for request in step} for step in steps]
+    assert all(len(side) == 1 for side in sides)
+    drawn = [side.pop() for side in sides]
+    assert drawn == [data.batch_resolution((12, 16, 20), seed=3, phase="full", step=step) for step in range(300)]
+    counts = [drawn.count(side) for side in (12, 16, 20)]
+    assert sum(counts) == 300
+    assert min(counts) > 60  # each is expected 100 times, with a deviation of 8
+
+
+def test_no_two_images_of_a_phase_share_the_numbers_of_their_augmentation(digits: ImageData) -> None:
+    keys = [request.key for step in requests(digits, steps=40) for request in step]
+    assert len(set(keys)) == len(keys)
+
+
+def test_no_global_random_state_is_used(digits: ImageData) -> None:
+    def states() -> list[bytes]:
+        numpy_state = repr(np.random.get_state()).encode()
+        return [torch.get_rng_state().numpy().tobytes(), numpy_state, repr(random.getstate()).encode()]
+
+    before = states()
+    first = load(digits, steps=2)
+    list(data.eval_batches(digits.val, resolution=12, eval_crop=0.875, batch_size=50))
+    data.calibration_batches(digits, resolution=12, eval_crop=1.0, images=10, batch_size=5, seed=0)
+    data.open_data(CONFIG)
+    assert states() == before
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert same(first, load(digits, steps=2))
+
+
+def test_a_training_split_smaller_than_a_batch_is_refused(digits: ImageData) -> None:
+    images = len(digits.train)
+    assert data.steps_per_epoch(images, images) == 1
+    with pytest.raises(UserError, match=rf"data\.batch_size \({images + 1}\).*has {images} images"):
+        load(digits, replace(CONFIG, batch_size=images + 1))
+
+
+def test_a_negative_seed_is_refused(digits: ImageData) -> None:
+    with pytest.raises(UserError, match=r"seed \(-1\)"):
+        load(digits, seed=-1)
+
+
+def test_files_of_many_shapes_share_a_batch(
+    tmp_path: Path, image: Callable[..., None], classes: Callable[..., None]
+) -> None:
+    classes(tmp_path, {"a": 8, "b": 8})
+    for number, size in enumerate([(5, 40), (64, 9), (1, 1), (100, 100)]):
+        image(tmp_path / "b" / f"{number:03d}.jpg", size)
+    config = DataConfig(name="imagefolder", root=str(tmp_path), batch_size=5, resolutions=(16,), workers=2)
+    opened = data.open_data(config)
+    batches = load(opened, config, steps=4)
+    assert all(tuple(batch.images.shape) == (5, 3, 16, 16) for batch in batches)
+    assert same(batches, load(opened, replace(config, workers=0), steps=4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_goes_through_the_split_in_order_to_its_end(digits: ImageData, workers: int) -> None:
+    loader = data.eval_batches(digits.val, resolution=14, eval_crop=0.875, batch_size=64, workers=workers)
+    for _ in range(2):
+        batches = list(loader)
+        assert [len(batch.labels) for batch in batches] == [64] * 3 + [len(digits.val) - 192]
+        assert torch.cat([batch.labels for batch in batches]).tolist() == digits.val.labels.tolist()
+        images = torch.cat([batch.images for batch in batches])
+        expected = torch.stack([evaluation_view(digits.val.image(i), 14, 0.875) for i in range(len(digits.val))])
+        assert torch.equal(images, expected)
+
+
+def calibrate(digits: ImageData, images: int, batch_size: int, seed: int = 0) -> list[Batch]:
+    return data.calibration_batches(
+        digits, resolution=8, eval_crop=1.0, images=images, batch_size=batch_size, seed=seed
+    )
+
+
+def rows(images: torch.Tensor) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images]
+
+
+def test_calibration_takes_a_fixed_part_of_the_training_split(digits: ImageData) -> None:
+    batches = calibrate(digits, 250, 100)
+    assert [len(batch.labels) for batch in batches] == [100, 100, 50]
+    label_of = {digits.train.image(i).numpy().tobytes(): digits.train.labels[i] for i in range(len(digits.train))}
+    drawn = torch.cat([batch.images for batch in batches])
+    labels = torch.cat([batch.labels for batch in batches])
+    # at 8 pixels uncropped, digits are seen as they are
+    assert [label_of[row] for row in rows(drawn)] == labels.tolist()
+    assert len(set(rows(drawn))) == 250
+    assert same(batches, calibrate(digits, 250, 100))
+    assert not same(batches, calibrate(digits, 250, 100, seed=1))
+    assert all(len(set(batch.labels.tolist())) == 10 for batch in batches)
+
+
+def test_calibration_takes_all_of_a_smaller_split(digits: ImageData) -> None:
+    batches = calibrate(digits, 5000, 100)
+    drawn = rows(torch.cat([batch.images for batch in batches]))
+    assert sorted(drawn) == sorted(digits.train.image(i).numpy().tobytes() for i in range(len(digits.train)))
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"), [(201, 100, [100, 101]), (101, 100, [101]), (5, 2, [2, 3]), (2, 100, [2])]
+)
+def test_no_calibration_batch_has_a_single_image(
+    digits: ImageData, images: int, batch_size: int, sizes: list[int]
+) -> None:
+    assert [len(batch.labels) for batch in calibrate(digits, images, batch_size)] == sizes
+
+
+def test_calibration_on_single_images_is_refused(digits: ImageData) -> None:
+    with pytest.raises(UserError, match=r"evaluation\.calibration_images \(1\)"):
+        calibrate(digits, 1, 100)
+    with pytest.raises(UserError, match=r"evaluation\.calibration_batch \(1\)"):
+        calibrate(digits, 100, 1)

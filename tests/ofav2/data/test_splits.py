@@ -1,0 +1,106 @@
+"""Holding out: nothing lost, nothing shared, every class in its share, and the same again."""
+
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ofav2.data.images import ArrayImages
+from ofav2.data.splits import Split, fingerprint, hold_out
+from ofav2.errors import UserError
+
+
+def numbered(labels: list[int]) -> Split:
+    """Make a split whose image i has the pixels of i's bytes, so that images can be told apart."""
+    pixels = np.array([[[[i % 256, i // 256]]] * 3 for i in range(len(labels))], dtype=np.uint8)
+    return Split("train", np.array(labels, dtype=np.int64), ArrayImages(pixels.reshape(-1, 3, 1, 2)))
+
+
+def numbers(split: Split) -> list[int]:
+    return [int(split.image(i)[0, 0, 0]) + 256 * int(split.image(i)[0, 0, 1]) for i in range(len(split))]
+
+
+def draw(split: Split, fraction: float, classes: int, seed: int = 0) -> tuple[Split, Split]:
+    return hold_out(split, fraction=fraction, held="val", classes=[str(c) for c in range(classes)], seed=seed)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**40),
+)
+def test_a_draw_is_disjoint_exhaustive_stratified_and_stable(counts: list[int], fraction: float, seed: int) -> None:
+    labels = [label for label, count in enumerate(counts) for _ in range(count)]
+    np.random.default_rng(0).shuffle(labels)
+    whole = numbered(labels)
+    kept, held = draw(whole, fraction, len(counts), seed)
+    assert (kept.name, held.name) == ("train", "val")
+    assert sorted(numbers(kept) + numbers(held)) == list(range(len(labels)))
+    for part in (kept, held):
+        assert [labels[number] for number in numbers(part)] == part.labels.tolist()
+    for label, count in enumerate(counts):
+        share = int((held.labels == label).sum())
+        assert 1 <= share <= count - 1
+        assert abs(share - count * fraction) <= 1
+    again = draw(whole, fraction, len(counts), seed)[1]
+    assert numbers(again) == numbers(held)
+
+
+def test_shares_are_rounded_per_class() -> None:
+    held = draw(numbered([0] * 20 + [1] * 10), 0.15, 2)[1]
+    assert np.bincount(held.labels).tolist() == [3, 2]
+
+
+def test_another_seed_draws_other_images() -> None:
+    whole = numbered([0, 1] * 50)
+    assert numbers(draw(whole, 0.2, 2, seed=0)[1]) != numbers(draw(whole, 0.2, 2, seed=1)[1])
+
+
+def test_a_further_class_does_not_move_the_others() -> None:
+    short, long = numbered([0] * 20 + [1] * 20), numbered([0] * 20 + [1] * 20 + [2] * 20)
+    assert numbers(draw(short, 0.3, 2)[1]) == [n for n in numbers(draw(long, 0.3, 3)[1]) if n < 40]
+
+
+def test_classes_of_one_size_do_not_draw_the_same_places() -> None:
+    held = numbers(draw(numbered([0] * 40 + [1] * 40), 0.5, 2)[1])
+    assert [n for n in held if n < 40] != [n - 40 for n in held if n >= 40]
+
+
+def test_a_class_with_a_single_image_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"class '1' \(1 image left in train\)"):
+        draw(numbered([0, 0, 1]), 0.5, 2)
+
+
+def test_labels_cannot_be_written_and_images_are_copies() -> None:
+    split = numbered([0, 1])
+    with pytest.raises(ValueError, match="read-only"):
+        split.labels[0] = 1
+    split.image(1).fill_(9)
+    assert numbers(split) == [0, 1]
+
+
+def test_a_split_can_be_pickled_for_worker_processes() -> None:
+    split = pickle.loads(pickle.dumps(numbered([0, 1, 0])))
+    assert numbers(split) == [0, 1, 2]
+
+
+def test_the_fingerprint_tells_names_classes_labels_pixels_and_splits_apart() -> None:
+    base = numbered([0, 0, 1, 1])
+    first, second = draw(base, 0.5, 2)
+    pixels = ArrayImages(np.zeros((4, 3, 1, 2), dtype=np.uint8))
+    variants = [
+        ("a", ["x", "y"], [base]),
+        ("b", ["x", "y"], [base]),
+        ("a", ["x", "z"], [base]),
+        ("a", ["x", "y"], [numbered([0, 1, 1, 1])]),
+        ("a", ["x", "y"], [Split("train", base.labels, pixels)]),
+        ("a", ["x", "y"], [first, second]),
+        ("a", ["x", "y"], [second, first]),
+    ]
+    digests = [fingerprint(*variant) for variant in variants]
+    assert len(set(digests)) == len(variants)
+    assert digests == [fingerprint(*variant) for variant in variants]
+    assert all(len(digest) == 64 and int(digest, 16) >= 0 for digest in digests)

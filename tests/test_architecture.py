@@ -1,0 +1,406 @@
+"""The rules of the house as tests: who imports whom, who owns which library, what modules must not hold or do.
+
+A rule is a function from a file's path and syntax tree to findings. Each is run over all sources, and over a small bad
+source beside a good one to show that it bites and does not bark at the wrong tree.
+"""
+
+import ast
+import configparser
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("ofav2", "supernets", "distill", "recipes")
+LEAVES = ("supernets", "distill", "recipes")
+
+# Earlier rooms know nothing of later ones. The package's own front is last: it may gather from every room.
+ROOMS = (
+    "errors",
+    "draws",
+    "config",
+    "console",
+    "folder",
+    "recipe",
+    "data",
+    "training",
+    "subnets",
+    "facts",
+    "report",
+    "run",
+    "cli",
+    "__init__",
+    "__main__",
+)
+
+# A folder ends in a slash and owns for all its files.
+OWNERS = MappingProxyType(
+    {
+        "omegaconf": ("ofav2/recipe.py",),
+        "yaml": ("ofav2/recipe.py",),
+        "wandb": ("ofav2/training/tracking.py",),
+        "torchvision": ("ofav2/data/",),
+        "sklearn": ("ofav2/data/",),
+        "PIL": ("ofav2/data/",),
+        "timm": ("distill/outside.py",),
+        "rich": ("ofav2/console.py",),
+        "safetensors": ("ofav2/training/checkpoint.py", "ofav2/subnets/", "distill/outside.py"),
+    }
+)
+# Dropout takes no generator, so one place derives torch's own state from a step's numbers.
+SEEDERS = ("ofav2/training/runtime.py",)
+TORCH_FREE = ("supernets/space.py",)
+DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})
+
+CONTAINER_CALLS = frozenset({"list", "dict", "set", "bytearray", "defaultdict", "OrderedDict", "Counter", "deque"})
+CODE_LOADERS = frozenset({"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"})
+CODE_RUNNERS = frozenset({"eval", "exec", "compile", "__import__", "torch.hub.load"})
+YAML_LOADERS = frozenset({"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"})
+NUMPY_RANDOM = frozenset({"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox"})
+TORCH_RANDOM = frozenset({"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"})
+TORCH_SEEDS = frozenset({"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"})
+
+Rule = Callable[[str, ast.Module], Iterator[str]]
+
+
+# What a source imports and calls
+
+
+def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Line and dotted name of everything imported, wherever it stands; `from a import b` counts as a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = path.split("/")[: -node.level] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and dotted(node.func).rpartition(".")[2] in ("import_module", "__import__"):
+            yield from ((node.lineno, str(name.value)) for name in node.args[:1] if isinstance(name, ast.Constant))
+
+
+def calls(path: str, tree: ast.Module) -> Iterator[tuple[ast.Call, str]]:
+    """Every call with the dotted name that it calls, local names of imports written out."""
+    known = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            known.update({alias.asname: alias.name for alias in node.names if alias.asname})
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            known.update({alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names})
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            first, _, rest = dotted(node.func).partition(".")
+            full = known.get(first, first)
+            yield node, f"{full}.{rest}" if rest else full
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` of an expression made of names and attributes; '?' stands for any other part."""
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
+
+
+# Rules on imports
+
+
+def leaves_stand_alone(path: str, tree: ast.Module) -> Iterator[str]:
+    own = path.split("/")[0]
+    for line, name in imports(path, tree):
+        if own in LEAVES and name.split(".")[0] in PACKAGES and name.split(".")[0] != own:
+            yield f"{path}:{line}: {own} is a leaf and imports {name}"
+
+
+def rooms_import_downwards(path: str, tree: ast.Module) -> Iterator[str]:
+    if not path.startswith("ofav2/"):
+        return
+    own = path.split("/")[1].removesuffix(".py")
+    if own not in ROOMS:
+        yield f"{path}:1: room {own} has no place in the order of rooms; give it one in ROOMS"
+        return
+    for line, name in imports(path, tree):
+        if name.split(".")[0] != "ofav2":
+            continue
+        second = [*name.split("."), ""][1]
+        other = second if second in ROOMS else "__init__"
+        if ROOMS.index(other) > ROOMS.index(own):
+            yield f"{path}:{line}: {own} imports the later {other} ({name})"
+
+
+def libraries_have_one_owner(path: str, tree: ast.Module) -> Iterator[str]:
+    for line, name in imports(path, tree):
+        owners = OWNERS.get(name.split(".")[0])
+        if owners and not any(path == owner or (owner.endswith("/") and path.startswith(owner)) for owner in owners):
+            yield f"{path}:{line}: {name} belongs to {' and '.join(owners)}"
+
+
+def search_space_is_torch_free(path: str, tree: ast.Module) -> Iterator[str]:
+    for line, name in imports(path, tree):
+        if path in TORCH_FREE and name.split(".")[0] == "torch":
+            yield f"{path}:{line}: imports {name}"
+
+
+# Rules on state, code from files, chance and docstrings
+
+
+def nothing_mutable_is_shared(path: str, tree: ast.Module) -> Iterator[str]:
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    for body in [tree.body, *(node.body for node in classes)]:
+        for statement in statements(body):
+            if isinstance(statement, ast.Assign | ast.AnnAssign | ast.AugAssign):
+                targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+                bound = [dotted(target) for target in targets]
+                if bound != ["__all__"] and statement.value and is_mutable(statement.value):
+                    yield f"{path}:{statement.lineno}: {', '.join(bound)} is a mutable container of a module or class"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Global):
+            yield f"{path}:{node.lineno}: global {', '.join(node.names)} makes module state"
+
+
+def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """The statements that run in a body's own scope, those under if, try, with and loops included."""
+    for statement in body:
+        yield statement
+        if not isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            for field in ("body", "orelse", "finalbody"):
+                yield from statements(getattr(statement, field, []))
+            for handler in getattr(statement, "handlers", []):
+                yield from statements(handler.body)
+
+
+def is_mutable(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        return dotted(value.func).rpartition(".")[2] in CONTAINER_CALLS
+    if isinstance(value, ast.Tuple | ast.BinOp | ast.BoolOp | ast.IfExp | ast.NamedExpr | ast.Starred):
+        return any(is_mutable(child) for child in ast.iter_child_nodes(value) if isinstance(child, ast.expr))
+    return isinstance(value, ast.List | ast.Dict | ast.Set | ast.ListComp | ast.DictComp | ast.SetComp)
+
+
+def files_run_no_code(path: str, tree: ast.Module) -> Iterator[str]:
+    for line, name in imports(path, tree):
+        if name.split(".")[0] in CODE_LOADERS:
+            yield f"{path}:{line}: imports {name}"
+    for call, name in calls(path, tree):
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        unsafe = (
+            name in CODE_RUNNERS
+            or (name in ("torch.load", "torch.serialization.load") and keywords.get("weights_only") != "True")
+            or (name.startswith("yaml.") and name.removeprefix("yaml.") in YAML_LOADERS)
+            or (name == "numpy.load" and keywords.get("allow_pickle", "False") != "False")
+        )
+        if unsafe:
+            yield f"{path}:{call.lineno}: {name} can run code"
+
+
+def chance_has_a_generator(path: str, tree: ast.Module) -> Iterator[str]:
+    for line, name in imports(path, tree):
+        if name.split(".")[0] == "random":
+            yield f"{path}:{line}: imports {name}, whose state is global"
+    for call, name in calls(path, tree):
+        module, _, function = name.rpartition(".")
+        keywords = {keyword.arg for keyword in call.keywords}
+        from_global_state = (
+            (module == "numpy.random" and function not in NUMPY_RANDOM)
+            or (name in TORCH_SEEDS and path not in SEEDERS)
+            or (module == "torch" and function in TORCH_RANDOM and "generator" not in keywords)
+        )
+        if from_global_state:
+            yield f"{path}:{call.lineno}: {name} draws from, or sets, global state"
+
+
+def public_names_have_docstrings(path: str, tree: ast.Module) -> Iterator[str]:
+    if not ast.get_docstring(tree):
+        yield f"{path}:1: the module has no docstring"
+    bodies = [tree.body]
+    while bodies:
+        for node in bodies.pop():
+            if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) or node.name.startswith("_"):
+                continue
+            # Overloads and setters share the docstring of what they belong to.
+            decorators = {dotted(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+            if not ast.get_docstring(node) and not decorators & {"overload", "setter"}:
+                yield f"{path}:{node.lineno}: {node.name} has no docstring"
+            if isinstance(node, ast.ClassDef):
+                bodies.append(node.body)
+
+
+RULES: tuple[Rule, ...] = (
+    leaves_stand_alone,
+    rooms_import_downwards,
+    libraries_have_one_owner,
+    search_space_is_torch_free,
+    nothing_mutable_is_shared,
+    files_run_no_code,
+    chance_has_a_generator,
+    public_names_have_docstrings,
+)
+
+
+def sources() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            yield file.relative_to(ROOT).as_posix(), ast.parse(file.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_sources_obey(rule: Rule) -> None:
+    findings = [finding for path, tree in sources() for finding in rule(path, tree)]
+    assert not findings, "\n".join(["", *findings])
+
+
+def test_every_package_has_sources() -> None:
+    assert {path.split("/")[0] for path, _ in sources()} == set(PACKAGES)
+
+
+BAD = (
+    (leaves_stand_alone, "supernets/space.py", "import ofav2.config"),
+    (leaves_stand_alone, "supernets/space.py", "from distill import losses"),
+    (leaves_stand_alone, "distill/losses.py", "def f():\n    from supernets.space import Subnet"),
+    (leaves_stand_alone, "distill/losses.py", "import importlib\nimportlib.import_module('ofav2.errors')"),
+    (rooms_import_downwards, "ofav2/config.py", "from ofav2.recipe import load"),
+    (rooms_import_downwards, "ofav2/recipe.py", "from ofav2 import data"),
+    (rooms_import_downwards, "ofav2/data/__init__.py", "from ofav2.training.phases import plan"),
+    (rooms_import_downwards, "ofav2/training/trainer.py", "from ..subnets import extract"),
+    (rooms_import_downwards, "ofav2/subnets/cost.py", "import ofav2.run"),
+    (rooms_import_downwards, "ofav2/run.py", "from . import cli"),
+    (rooms_import_downwards, "ofav2/run.py", "from ofav2 import train"),
+    (rooms_import_downwards, "ofav2/cellar.py", ""),
+    (libraries_have_one_owner, "ofav2/config.py", "from omegaconf import MISSING"),
+    (libraries_have_one_owner, "ofav2/training/trainer.py", "def f():\n    import wandb"),
+    (libraries_have_one_owner, "ofav2/training/data.py", "import torchvision.transforms.v2 as v2"),
+    (libraries_have_one_owner, "distill/losses.py", "import timm"),
+    (libraries_have_one_owner, "ofav2/cli.py", "from rich.table import Table"),
+    (search_space_is_torch_free, "supernets/space.py", "from torch import nn"),
+    (nothing_mutable_is_shared, "a.py", "REGISTRY = {}"),
+    (nothing_mutable_is_shared, "a.py", "seen: set[int] = set()"),
+    (nothing_mutable_is_shared, "a.py", "import collections\nC = collections.defaultdict(list)"),
+    (nothing_mutable_is_shared, "a.py", "try:\n    pass\nexcept OSError:\n    NAMES = ['a']"),
+    (nothing_mutable_is_shared, "a.py", "A = (1, [2])"),
+    (nothing_mutable_is_shared, "a.py", "A = [i for i in range(3)]"),
+    (nothing_mutable_is_shared, "a.py", "class A:\n    class B:\n        sizes = [1]"),
+    (nothing_mutable_is_shared, "a.py", "def f():\n    global epoch\n    epoch = 1"),
+    (files_run_no_code, "a.py", "import torch\ntorch.load('x')"),
+    (files_run_no_code, "a.py", "import torch as t\nt.load('x', weights_only=False)"),
+    (files_run_no_code, "a.py", "from torch import load as read\nread('x', weights_only=safe)"),
+    (files_run_no_code, "a.py", "from pickle import loads"),
+    (files_run_no_code, "a.py", "eval('1')"),
+    (files_run_no_code, "a.py", "import yaml\nyaml.load(t, Loader=yaml.SafeLoader)"),
+    (files_run_no_code, "a.py", "import numpy as np\nnp.load('x', allow_pickle=True)"),
+    (chance_has_a_generator, "a.py", "import random"),
+    (chance_has_a_generator, "a.py", "import numpy as np\nnp.random.rand(3)"),
+    (chance_has_a_generator, "a.py", "import torch\ntorch.manual_seed(0)"),
+    (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3)"),
+    (public_names_have_docstrings, "a.py", "x = 1"),
+    (public_names_have_docstrings, "a.py", "'''A.'''\ndef f(): pass"),
+    (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    x = 1"),
+    (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    '''A.'''\n    async def f(self): pass"),
+)
+
+GOOD = (
+    (leaves_stand_alone, "supernets/registry.py", "from supernets.space import Space\nimport torch"),
+    (leaves_stand_alone, "ofav2/run.py", "import supernets, distill"),
+    (rooms_import_downwards, "ofav2/training/trainer.py", "from ofav2.data import Batch\nfrom . import phases"),
+    (rooms_import_downwards, "ofav2/recipe.py", "from ofav2 import config\nfrom importlib import resources"),
+    (rooms_import_downwards, "ofav2/__init__.py", "from ofav2.run import train\nfrom ofav2.cli import main"),
+    (libraries_have_one_owner, "ofav2/data/reading.py", "import torchvision"),
+    (libraries_have_one_owner, "ofav2/recipe.py", "import omegaconf"),
+    (search_space_is_torch_free, "supernets/blocks.py", "import torch"),
+    (
+        nothing_mutable_is_shared,
+        "a.py",
+        "A = (1, 2)\nB = MappingProxyType({'a': 1})\nC = frozenset({1})\n__all__ = ['A']",
+    ),
+    (nothing_mutable_is_shared, "a.py", "def f():\n    found = []\n    return found"),
+    (nothing_mutable_is_shared, "a.py", "class A:\n    b: dict[str, int] = field(default_factory=dict)"),
+    (files_run_no_code, "a.py", "import torch\ntorch.load('x', weights_only=True)\nnet.eval()\nre.compile('x')"),
+    (files_run_no_code, "a.py", "import yaml\nyaml.parse(t)\njson.load(f)\ntorch.compile(net)"),
+    (chance_has_a_generator, "a.py", "import torch\nimport numpy as np\nr = np.random.default_rng([1])\nr.random()"),
+    (chance_has_a_generator, SEEDERS[0], "import torch\ntorch.manual_seed(seed)"),
+    (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3, generator=torch.Generator())\ntorch.zeros(3)"),
+    (public_names_have_docstrings, "a.py", "'''A.'''\ndef _f(): pass\nclass _B:\n    def g(self): pass"),
+    (public_names_have_docstrings, "a.py", "'''A.'''\ndef f():\n    '''F.'''\n    def inner(): pass"),
+)
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), BAD)
+def test_rule_bites(rule: Rule, path: str, source: str) -> None:
+    assert list(rule(path, ast.parse(source)))
+
+
+@pytest.mark.parametrize(("rule", "path", "source"), GOOD)
+def test_rule_lets_good_sources_be(rule: Rule, path: str, source: str) -> None:
+    assert not list(rule(path, ast.parse(source)))
+
+
+def test_every_rule_has_a_bad_and_a_good_example() -> None:
+    assert {rule for rule, _, _ in BAD} == {rule for rule, _, _ in GOOD} == set(RULES)
+
+
+# What is declared
+
+
+def declared(extra: bool) -> tuple[Requirement, ...]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    text = setup["options.extras_require"]["dev"] if extra else setup["options"]["install_requires"]
+    return tuple(Requirement(line) for line in text.split("\n") if line.strip() and not line.startswith("#"))
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_imports_are_declared() -> None:
+    """An installation brings all that the packages import, without leaning on what other packages happen to need."""
+    needed = {name.split(".")[0] for path, tree in sources() for _, name in imports(path, tree)}
+    outside = needed - set(sys.stdlib_module_names) - set(PACKAGES)
+    names = {canonical(requirement.name) for requirement in declared(extra=False)}
+    assert {canonical(DISTRIBUTIONS.get(name, name)) for name in outside} <= names
+
+
+def test_every_dependency_has_one_tested_version_in_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    tested = {canonical(name): version for name, version in pins.items()}
+    needed = {canonical(requirement.name): requirement for requirement in declared(extra=False) + declared(extra=True)}
+    assert set(tested) == set(needed)
+    for name, requirement in needed.items():
+        assert requirement.specifier.contains(tested[name]), f"{name}=={tested[name]} is outside {requirement}"
+
+
+def test_an_installation_carries_every_file() -> None:
+    """Setuptools finds folders by their __init__.py, and other files only where setup.cfg names them."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", encoding="utf-8")
+    found = setup["options.packages.find"]["include"].split()
+    carried = setup["options.package_data"]
+    for package in PACKAGES:
+        assert {package, f"{package}.*"} & set(found)
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}:
+            assert (folder / "__init__.py").is_file(), f"{folder.relative_to(ROOT)} is no package and stays behind"
+        others = {path.relative_to(ROOT / package) for path in (ROOT / package).rglob("*") if path.is_file()}
+        data = {path for path in others if path.suffix not in (".py", ".pyc")}
+        assert data, f"{package} has neither recipes nor the mark of types"
+        assert all(any(path.match(pattern) for pattern in carried[package].split()) for path in data), data
+
+
+# The wall around the tests
+
+
+@pytest.mark.parametrize("host", ["example.com", "192.0.2.1", "2001:db8::1"])
+def test_tests_cannot_reach_the_network(host: str) -> None:
+    with pytest.raises(RuntimeError, match="tests use no network"):
+        socket.create_connection((host, 80), timeout=0.1)
+    with socket.socket() as plain, pytest.raises(RuntimeError, match="tests use no network"):
+        plain.connect((host, 80))
+
+
+def test_tests_can_talk_to_themselves() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+        assert client.getpeername() == server.getsockname()
