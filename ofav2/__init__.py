@@ -8,6 +8,7 @@ Names are imported when they are first used, so that the command line's help doe
 """
 
 from importlib import import_module
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from ofav2.errors import RunError, UserError
@@ -30,14 +31,23 @@ __all__ = (
     "train",
 )
 
-_ROOMS = ("ofav2.run", "ofav2.subnets.extract", "ofav2.subnets.load")
+_ROOMS = MappingProxyType(
+    {
+        "Run": "ofav2.run",
+        "train": "ofav2.run",
+        "OpenedRun": "ofav2.subnets.extract",
+        "extract": "ofav2.subnets.extract",
+        "measure": "ofav2.subnets.extract",
+        "open_for_judging": "ofav2.subnets.extract",
+        "load_subnet": "ofav2.subnets.load",
+        "load_supernet": "ofav2.subnets.load",
+    }
+)
 
 
 def __getattr__(name: str) -> object:
     """Finds a public name in its room."""
-    if name in __all__:
-        for room in map(import_module, _ROOMS):
-            if name in vars(room):
-                found: object = vars(room)[name]
-                return found
+    if name in _ROOMS:
+        found: object = getattr(import_module(_ROOMS[name]), name)
+        return found
     raise AttributeError(f"module 'ofav2' has no attribute {name!r}")

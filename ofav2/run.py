@@ -97,10 +97,16 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     """
     config = recipe.load(recipe_name, overrides)
     setup = prepare(config)
-    outside = outside_teachers(setup.plan, config.teacher, setup.data, setup.runtime)
-    path = _run_folder(config, Path(recipe_name).stem, run_dir)
+    outside = outside_teachers(setup.plan, config.teacher, setup.data, config.data.resolutions, setup.runtime)
+    path = _run_folder(config, _run_name(recipe_name), run_dir)
     with folder.lock(path):
         return _train(setup, outside, path)
+
+
+def _run_name(recipe_name: str) -> str:
+    """Name of a recipe's run; of the recipe that a run has kept, that run's name."""
+    path = Path(recipe_name)
+    return path.parent.name if path.name == folder.RECIPE and path.parent.name else path.stem
 
 
 def _run_folder(config: Config, name: str, run_dir: str | Path | None) -> Path:

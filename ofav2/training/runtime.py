@@ -54,11 +54,11 @@ def seed_torch(seed: int, phase: int, step: int) -> None:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not (kind == "cuda" and index.isdecimal())):
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isascii() and index.isdecimal())):
         raise UserError(f"run.device ({name}) is unknown: use auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"run.device ({name}): this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
         )
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(kind)

@@ -13,6 +13,7 @@ import distill
 from ofav2 import folder
 from ofav2.config import TeacherConfig
 from ofav2.data import ImageData
+from ofav2.errors import UserError
 from ofav2.training import checkpoint
 from ofav2.training.evaluation import Judge
 from ofav2.training.objectives import Teacher, as_teacher
@@ -31,14 +32,16 @@ class Taught:
     """`policy`, `name`, `phase`, `accuracy` (validation top-1 in 0..1) and `reason`; of `none`, the policy alone."""
 
 
-def outside_teachers(plan: Plan, config: TeacherConfig, data: ImageData, runtime: Runtime) -> Mapping[str, nn.Module]:
+def outside_teachers(
+    plan: Plan, config: TeacherConfig, data: ImageData, resolutions: Sequence[int], runtime: Runtime
+) -> Mapping[str, nn.Module]:
     """The plan's teachers from timm by name, built once; a wrong one is refused before training starts.
 
     Raises:
         DistillError: If a teacher is unknown, can't be loaded, or has other classes.
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
-    return {
+    teachers = {
         name: runtime.place(
             distill.outside_teacher(
                 name, classes=len(data.classes), channels=data.channels, checkpoint=config.checkpoint
@@ -46,6 +49,22 @@ def outside_teachers(plan: Plan, config: TeacherConfig, data: ImageData, runtime
         )
         for name in names
     }
+    for name, module in teachers.items():
+        for resolution in sorted({min(resolutions), max(resolutions)}):
+            _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
+    return teachers
+
+
+def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:
+    """Many of timm's networks take images of one size alone; better to learn it now than in the second phase."""
+    try:
+        with torch.inference_mode():
+            module(images)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"teacher ({name}) can't look at images of {images.shape[-1]} pixels"
+            f" ({str(error).splitlines()[0]}): choose another network, or other data.resolutions"
+        ) from error
 
 
 def choose_teacher(

@@ -88,8 +88,8 @@ def train_phase(
         numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
         if not torch.isfinite(totals["loss"]):
             raise RunError(
-                f"loss ({numbers['loss']}) is not finite in step {number} of phase {phase.name}, resolution {resolution},"
-                f" sub-networks {'; '.join(map(str, subnets))}: lower phases.{phase.name}.lr or set optim.grad_clip"
+                f"loss ({numbers['loss']}) is not finite: step {number} of phase {phase.name}, resolution {resolution},"
+                f" sub-networks {'; '.join(map(str, subnets))}; lower phases.{phase.name}.lr or set optim.grad_clip"
             )
         if optim.grad_clip:
             torch.nn.utils.clip_grad_norm_(net.parameters(), optim.grad_clip)
