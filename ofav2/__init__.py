@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from ofav2.run import Run, train
+    from ofav2.run import Run, resume, train
     from ofav2.subnets.extract import OpenedRun, extract, measure, open_for_judging
     from ofav2.subnets.load import load_subnet, load_supernet
 
@@ -28,6 +28,7 @@ __all__ = (
     "load_supernet",
     "measure",
     "open_for_judging",
+    "resume",
     "train",
 )
 
@@ -35,6 +36,7 @@ _ROOMS = MappingProxyType(
     {
         "Run": "ofav2.run",
         "train": "ofav2.run",
+        "resume": "ofav2.run",
         "OpenedRun": "ofav2.subnets.extract",
         "extract": "ofav2.subnets.extract",
         "measure": "ofav2.subnets.extract",

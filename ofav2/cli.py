@@ -1,6 +1,7 @@
 """The command `ofav2`: its verbs, their help, and how errors reach the user.
 
-Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 2 what was given can't be used, 130 interrupted.
+Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 2 what was given can't be used,
+75 a training was asked to stop and can be resumed, 130 interrupted.
 """
 
 import argparse
@@ -11,9 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ofav2 import console, recipe
+from ofav2.training.interrupt import Stopped
 
 if TYPE_CHECKING:
     from supernets import Subnet
+
+STOPPED = 75
+"""Exit code of a training that was asked to stop and can be resumed (`EX_TEMPFAIL`: try again)."""
 
 # Only what parsing needs is imported here: torch takes seconds to load, and `--help` should not.
 
@@ -31,6 +36,10 @@ examples:
   ofav2 train digits run.seed=1 tracking.mode=offline --run-dir runs/seed-1
   ofav2 train cifar10 data.root=/data/cifar10 data.download=true
   ofav2 train my_recipe.yaml phases.full.epochs=30
+  ofav2 train --resume runs/digits             go on with a run that stopped
+  ofav2 train digits --run-dir runs/a --resume auto    start it, or go on: for jobs that are started again
+
+SIGTERM or Ctrl-C lets the step end, saves the run's state and leaves with exit code 75; a second one leaves at once.
 
 next: ofav2 evaluate RUN, ofav2 extract RUN --largest --out DIR
 """
@@ -74,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         arguments.verb(arguments)
+    except Stopped as stopped:
+        console.say(f"ofav2: stopped after {stopped}; `ofav2 train --resume RUN` goes on from there")
+        return STOPPED
     except KeyboardInterrupt:
         console.say("ofav2: interrupted")
         return 130
@@ -122,8 +134,18 @@ def _parser() -> argparse.ArgumentParser:
     plan.set_defaults(verb=_plan)
 
     train = add("train", "Train a recipe through all its phases.", _TRAIN_EPILOG)
-    _add_recipe(train)
+    _add_recipe(train, needed=False)
     train.add_argument("--run-dir", metavar="DIR", help="run folder, new or empty (default: a new one under runs/)")
+    train.add_argument(
+        "--resume", metavar="RUN", help="go on with this run; `auto`: with the one in --run-dir, or start it"
+    )
+    train.add_argument(
+        "--allow-change",
+        metavar="KEY",
+        action="append",
+        default=[],
+        help="accept that this key of a resumed run's recipe or data has changed; may be given several times",
+    )
     train.set_defaults(verb=_train)
 
     evaluate = add("evaluate", "Measure sub-networks of a run, batch norm recalibrated.", _EVALUATE_EPILOG)
@@ -146,8 +168,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="name out of `ofav2 recipes`, or path of a YAML file")
+def _add_recipe(parser: argparse.ArgumentParser, needed: bool = True) -> None:
+    parser.add_argument(
+        "recipe",
+        metavar="RECIPE",
+        nargs=None if needed else "?",
+        help="name out of `ofav2 recipes`, or path of a YAML file",
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
 
 
@@ -167,7 +194,7 @@ def _recipes(arguments: argparse.Namespace) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from ofav2.run import prepare
+    from ofav2.prepare import prepare
     from ofav2.training.phases import plan_table
 
     setup = prepare(recipe.load(arguments.recipe, arguments.overrides))
@@ -182,9 +209,25 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> None:
-    from ofav2.run import train
+    from ofav2.errors import UserError
+    from ofav2.run import resume, train
 
-    run = train(arguments.recipe, arguments.overrides, arguments.run_dir)
+    if arguments.recipe is not None and "=" in arguments.recipe:
+        # Without a recipe, argparse takes the first setting for one.
+        arguments.recipe, arguments.overrides = None, [arguments.recipe, *arguments.overrides]
+    folder = arguments.run_dir if arguments.resume == "auto" else arguments.resume
+    if arguments.resume == "auto" and folder is None:
+        raise UserError("--resume auto starts or goes on with the run in a folder: name it with --run-dir DIR")
+    if arguments.allow_change and arguments.resume is None:
+        raise UserError("--allow-change has no effect on a new run: leave it out, or name a run with --resume")
+    if arguments.resume not in (None, "auto") and arguments.run_dir:
+        raise UserError(f"--run-dir ({arguments.run_dir}) has no effect on a run that is resumed: leave it out")
+    if folder is not None and (arguments.resume != "auto" or (Path(folder) / "run.json").exists()):
+        run = resume(folder, arguments.recipe, arguments.overrides, arguments.allow_change)
+    elif arguments.recipe is None:
+        raise UserError("RECIPE is missing: `ofav2 recipes` lists them")
+    else:
+        run = train(arguments.recipe, arguments.overrides, arguments.run_dir)
     console.show(str(run.folder))
     console.say(
         f"made {run.folder}: largest sub-network {run.facts['test']['largest']:.1%} test top-1\n"

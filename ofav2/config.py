@@ -23,6 +23,12 @@ class RunConfig:
     """CPU threads that torch may use; 0 leaves torch's own choice."""
     folder: str = "runs"
     """Folder in which run folders are made when the command names none."""
+    save_steps: int = 500
+    """Training steps between two saved states that a stopped run resumes from; 0 saves by time alone."""
+    save_minutes: float = 10.0
+    """Minutes between two saved states; 0 saves by steps alone."""
+    keep_states: int = 2
+    """Newest states that are kept."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,10 @@ class OptimConfig:
     """Share of the label's probability spread over all classes; 0 turns it off."""
     grad_clip: float = 0.0
     """Largest allowed norm of the gradient; 0 turns clipping off."""
+    loss_jump: float = 0.0
+    """A batch whose loss is over so many times the usual one is skipped; 0 skips only what is not finite."""
+    skip_limit: int = 3
+    """Batches of a phase that may be skipped because their loss is unusable; one more stops the run."""
 
 
 @dataclass(frozen=True)

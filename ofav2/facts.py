@@ -1,6 +1,8 @@
 """The facts that a run records of itself, so that whoever finds the folder can tell what it is and repeat it."""
 
+import json
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -42,6 +44,13 @@ def describe_run(name: str, config: Config, data: ImageData, net: Supernet) -> d
         "wandb_run_id": None,
         "phases": [],
     }
+
+
+def lasting_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that stay the same for as long as a run lasts: its data, its supernet, its seed."""
+    # Through JSON once, as facts that were read from a file have been.
+    plain = json.loads(json.dumps({name: facts.get(name) for name in ("seed", "data", "supernet")}))
+    return {str(name): value for name, value in plain.items()}
 
 
 def _version(package: str) -> str | None:

@@ -404,13 +404,17 @@ _RULES = (
             "optim.weight_decay",
             "optim.grad_clip",
             "evaluation.every_epochs",
+            "run.save_steps",
+            "run.save_minutes",
+            "optim.loss_jump",
+            "optim.skip_limit",
         ),
     ),
     _Rule(
         "1 or more",
         lambda v: v >= 1,
         "1",
-        ("data.batch_size", "phases.*.subnets", "evaluation.batch_size", "tracking.every_steps"),
+        ("data.batch_size", "phases.*.subnets", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
     ),
     _Rule(
         "2 or more, as one image has no variance",

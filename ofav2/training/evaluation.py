@@ -17,7 +17,7 @@ from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
 from ofav2.training.runtime import Runtime
-from supernets import Subnet, Supernet
+from supernets import Exits, Subnet, Supernet
 
 KEPT_BYTES = 2**30
 """A split's decoded images are kept in memory up to this size, per resolution."""
@@ -78,7 +78,7 @@ class Judge:
             for subnet, count in zip(reversed(family), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
-    def calibrated(self, net: Supernet, subnet: Subnet, exits: Sequence[int]) -> nn.Module:
+    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> nn.Module:
         """The sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
         module = self.runtime.place(net.extract(subnet, exits=exits))
         recalibrate(module, self._inputs(self._calibration(subnet.resolution)))
@@ -96,8 +96,12 @@ class Judge:
 
     def single_top1(self, module: nn.Module, resolution: int, split: Split) -> float:
         """Top-1 (0..1) of a module with one exit, as it is."""
-        (correct,) = self._correct(module, self._batches(split, resolution))
-        return correct / len(split)
+        (top1,) = self.exit_top1(module, resolution, split)
+        return top1
+
+    def exit_top1(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
+        """Top-1 (0..1) of each exit of a module, as it is."""
+        return tuple(correct / len(split) for correct in self._correct(module, self._batches(split, resolution)))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Makes uint8 images (N, C, H, W) the network's normalised input."""

@@ -7,6 +7,7 @@ module's name), after which W&B is off for the rest of the run and the local fil
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -185,6 +186,23 @@ def open_tracker(
             tracker.finish(exit_code=1)
             raise
         tracker.finish()
+
+
+def cut_metrics(folder: Path, length: int) -> None:
+    """Cut a run folder's `metrics.jsonl` to its first `length` bytes, for a run that goes on from there.
+
+    Raises:
+        RunError: The file is shorter, or cannot be written.
+    """
+    path = folder / run_folder.METRICS
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise RunError(f"{path} has {size} bytes, but the run had written {length}; restore the file")
+        if size > length:
+            os.truncate(path, length)
+    except OSError as error:
+        raise RunError(f"{path} cannot be cut ({error.strerror}); check its permissions") from error
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

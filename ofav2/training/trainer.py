@@ -1,5 +1,6 @@
 """The training loop: one for every phase."""
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -10,9 +11,8 @@ from torch import Tensor
 from ofav2.config import OptimConfig
 from ofav2.data import Batch
 from ofav2.draws import code, generator
-from ofav2.errors import RunError
 from ofav2.training.objectives import Objective
-from ofav2.training.optim import build_optimizer, learning_rate
+from ofav2.training.optim import learning_rate
 from ofav2.training.phases import Phase
 from ofav2.training.runtime import Runtime, seed_torch
 from ofav2.training.samplers import SAMPLERS
@@ -26,7 +26,34 @@ class Step:
     number: int
     """Steps taken in the phase, from 1."""
     numbers: Mapping[str, float]
-    """Loss and its parts (means over the step's sub-networks), learning rate, resolution, images per second."""
+    """Loss and its parts (means over the step's sub-networks), gradient norm, learning rate, resolution, images per
+    second."""
+    guard: "Guard"
+    """The guard after it."""
+    refused: str | None
+    """Why the step changed nothing, naming its place and sub-networks; None for a step that trained."""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What loss is usable."""
+
+    loss_jump: float
+    """A loss of more than so many times the usual one is not; 0 accepts every finite loss."""
+    usual: float | None = None
+    """Moving average of the loss so far in the phase; None before the first step."""
+
+    def refuses(self, loss: float, gradient: float) -> str | None:
+        """What is wrong with a step of this loss and gradient norm; None for nothing."""
+        if not (math.isfinite(loss) and math.isfinite(gradient)):
+            return f"loss ({loss}) or gradient norm ({gradient}) is not finite"
+        if self.loss_jump and self.usual is not None and loss > self.loss_jump * self.usual:
+            return f"loss ({loss:.4g}) is over {self.loss_jump:g} times the usual {self.usual:.4g}"
+        return None
+
+    def after(self, loss: float) -> "Guard":
+        """The guard that has seen a usable loss."""
+        return replace(self, usual=loss if self.usual is None else 0.95 * self.usual + 0.05 * loss)
 
 
 def step_subnets(phase: Phase, seed: int, step: int, resolution: int) -> tuple[Subnet, ...]:
@@ -51,7 +78,10 @@ def train_phase(
     batches: Iterable[Batch],
     objective: Objective,
     *,
+    optimizer: torch.optim.Optimizer,
     optim: OptimConfig,
+    guard: Guard,
+    start_step: int = 0,
     prepare: Callable[[Tensor], Tensor],
     runtime: Runtime,
     seed: int,
@@ -61,22 +91,21 @@ def train_phase(
     Args:
         net: The supernet, on the runtime's device; trained in place.
         phase: What is drawn, and for how long.
-        batches: As many batches as the phase has steps.
+        batches: The phase's batches from `start_step` on.
         objective: What is minimised.
-        optim: The optimiser's settings.
+        optimizer: The optimiser of the network's parameters.
+        optim: Its settings.
+        guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
+        start_step: Steps of the phase that are taken already.
         prepare: Makes uint8 images (N, C, H, W) the network's normalised input.
         runtime: Device and precision.
         seed: The run's seed.
 
     Yields:
         What each step did, after it.
-
-    Raises:
-        RunError: If a loss is not finite; the message names step, sub-networks and resolution.
     """
-    optimizer = build_optimizer(net, optim)
     net.set_dropout(phase.config.dropout)
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(batches, start_step):
         started = time.perf_counter()
         net.train()
         resolution = batch.images.shape[-1]
@@ -84,21 +113,27 @@ def train_phase(
         seed_torch(seed, code(phase.name), number)
         lr = learning_rate(number, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
         images, labels = prepare(runtime.send(batch.images)), runtime.send(batch.labels)
+        statistics = [buffer.clone() for buffer in net.buffers()]
         totals = _backward(net, objective, images, labels, subnets, runtime)
-        numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
-        if not torch.isfinite(totals["loss"]):
-            raise RunError(
-                f"loss ({numbers['loss']}) is not finite: step {number} of phase {phase.name}, resolution {resolution},"
-                f" sub-networks {'; '.join(map(str, subnets))}; lower phases.{phase.name}.lr or set optim.grad_clip"
-            )
+        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         if optim.grad_clip:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), optim.grad_clip)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        optimizer.step()
+            torch.nn.utils.clip_grads_with_norm_(net.parameters(), optim.grad_clip, norm)
+        numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
+        refused = guard.refuses(numbers["loss"], float(norm))
+        if refused is None:
+            guard = guard.after(numbers["loss"])
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+        else:
+            drawn = "; ".join(map(str, subnets))
+            refused += f" in step {number} of phase {phase.name}, resolution {resolution}, sub-networks {drawn}"
+            for buffer, before in zip(net.buffers(), statistics, strict=True):
+                buffer.copy_(before)
         optimizer.zero_grad(set_to_none=True)
         rate = len(labels) / (time.perf_counter() - started)
-        yield Step(number + 1, {**numbers, "lr": lr, "resolution": resolution, "images_per_second": rate})
+        measured = {"gradient_norm": float(norm), "lr": lr, "resolution": resolution, "images_per_second": rate}
+        yield Step(number + 1, numbers | measured, guard, refused)
 
 
 def _backward(

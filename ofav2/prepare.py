@@ -1,0 +1,104 @@
+"""From a recipe to everything that a run needs, checked before anything is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+import distill
+import supernets
+from ofav2.config import Config
+from ofav2.data import ImageData, open_data, steps_per_epoch
+from ofav2.errors import RunError
+from ofav2.training.evaluation import Judge, open_judge
+from ofav2.training.phases import Plan, make_plan
+from ofav2.training.runtime import Runtime, open_runtime
+from ofav2.training.teaching import outside_teachers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs."""
+
+    config: Config
+    """The recipe."""
+    data: ImageData
+    """The data set."""
+    net: supernets.Supernet
+    """The supernet, with fresh weights, on the CPU."""
+    plan: Plan
+    """The phases."""
+    weights: distill.ExitWeights
+    """Weights of the exits."""
+    outside: Mapping[str, nn.Module]
+    """Teachers from timm, by policy."""
+    runtime: Runtime
+    """Device and precision."""
+    judge: Judge
+    """What measures sub-networks."""
+
+
+def prepare(config: Config) -> Setup:
+    """Builds what a recipe asks for, and so refuses what can't be trained.
+
+    Raises:
+        UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
+    """
+    runtime = open_runtime(config.run)
+    data = open_data(config.data)
+    net = supernets.create(
+        config.supernet.variant, **supernet_options(config, classes=len(data.classes), channels=data.channels)
+    )
+    weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
+    steps = steps_per_epoch(len(data.train), config.data.batch_size)
+    plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
+    outside = outside_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
+    return Setup(config, data, net, plan, weights, outside, runtime, open_judge(config, data, runtime))
+
+
+def supernet_options(config: Config, *, classes: int, channels: int) -> dict[str, Any]:
+    """Keyword arguments of `supernets.create` for a recipe and its data."""
+    options = {name: value for name, value in asdict(config.supernet).items() if name != "variant"}
+    return {
+        **options,
+        "num_classes": classes,
+        "in_channels": channels,
+        "resolutions": config.data.resolutions,
+        "seed": config.run.seed,
+    }
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Passes if two sets of settings are the same, but for the allowed keys.
+
+    Args:
+        before: Settings that a run was started with.
+        after: Settings that it would go on with.
+        allowed: Keys in full, such as `data.root`, or of a whole part, such as `tracking`.
+
+    Raises:
+        RunError: If another key differs; the message has the differences.
+    """
+    old, new = dict(_flat(before, "")), dict(_flat(after, ""))
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    refused = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in allowed)]
+    if refused:
+        shown = "; ".join(f"{key} was {_brief(old.get(key))}, is {_brief(new.get(key))}" for key in refused[:8])
+        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise RunError(
+            f"run can't go on as it was: {shown}{more}; restore that, or accept it with --allow-change {refused[0]}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
