@@ -12,13 +12,15 @@ Files are replaced whole, so a reader sees the old or the new one and never a pa
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 
 FORMAT = "ofav2-run/1"
 RECIPE = "recipe.yaml"
@@ -139,6 +141,50 @@ def lock(folder: Path) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def check_free(path: Path) -> None:
+    """Refuse an output folder that something lies in, before work is put into what shall lie there.
+
+    Raises:
+        UserError: It is a file, or a folder that is not empty.
+    """
+    try:
+        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
+    except OSError as error:
+        raise UserError(f"output folder ({path}) cannot be looked at ({error.strerror}): give another one") from error
+    if taken:
+        raise UserError(f"output folder ({path}) is not empty: give a new one with --out")
+
+
+@contextmanager
+def making(path: Path) -> Iterator[Path]:
+    """Make a folder with everything in it, or nothing: the body fills the yielded folder, which then becomes `path`.
+
+    The yielded folder lies beside `path` under a hidden name; when anything fails it is removed.
+
+    Args:
+        path: The folder to make; it must not exist, or be empty.
+
+    Raises:
+        UserError: The system refuses to write.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise UserError(
+            f"output folder ({path}) cannot be made ({error.strerror}): give one that you may write to"
+        ) from error
+    try:
+        # Temporary folders are made for their owner alone.
+        staging.chmod(0o755)
+        yield staging
+        staging.rename(path)
+    except OSError as error:
+        raise UserError(f"output folder ({path}) cannot be written ({error.strerror}): give a new one") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

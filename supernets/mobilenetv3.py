@@ -106,7 +106,7 @@ class Supernet(nn.Module):
         Raises:
             SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
         """
-        chosen = self._chosen_exits(subnet, exits)
+        chosen = self.chosen_exits(subnet, exits)
         features = self.features(images, subnet)
         logits = tuple(self.exits[str(exit)](features[exit - 1]) for exit in chosen)
         return logits[0] if exits == "last" else logits
@@ -135,7 +135,12 @@ class Supernet(nn.Module):
             if isinstance(module, Dropout):
                 module.p = p
 
-    def _chosen_exits(self, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+    def chosen_exits(self, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+        """The exits that a call of this sub-network returns the logits of, by number.
+
+        Raises:
+            SpaceError: If one is not on its way.
+        """
         there = tuple(exit for exit in self.architecture.exits if exit <= subnet.height)
         if exits == "last":
             return (subnet.height,)

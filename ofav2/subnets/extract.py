@@ -1,25 +1,32 @@
 """Taking a sub-network out of a run: checked, recalibrated, measured, written whole."""
 
 import hashlib
-import shutil
-import tempfile
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofav2 import console, folder, recipe
 from ofav2.data import ImageData, open_data
-from ofav2.errors import RunError, UserError
+from ofav2.errors import RunError
+from ofav2.subnets.agreement import largest_gap, require_same
+from ofav2.subnets.card import CARD, model_card
 from ofav2.subnets.cost import subnet_cost
+from ofav2.subnets.export import output_names, write_exports
 from ofav2.subnets.load import SUBNET_FACTS, SUBNET_FORMAT, SUBNET_WEIGHTS, LoadedSupernet, load_run
 from ofav2.training import checkpoint
 from ofav2.training.evaluation import Judge, open_judge
+from ofav2.training.objectives import exit_logits
 from ofav2.training.runtime import Runtime, open_runtime
-from supernets import Subnet
+from supernets import Exits, Subnet, Supernet
+
+COMPARED = 16
+"""Real images on which two forms of a network are compared, at most."""
+CANARY_GAP = 1e-5
+"""Least difference of two networks' logits, as a share of the largest; rounding alone makes less."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,8 @@ class OpenedRun:
     runtime: Runtime
     same_data: bool
     """Whether the data set is, by its fingerprint, the one that the run was trained on."""
+    recipe: str
+    """The run's resolved recipe, as YAML."""
 
 
 def open_for_judging(run: str | Path, phase: str | None = None) -> OpenedRun:
@@ -52,49 +61,77 @@ def open_for_judging(run: str | Path, phase: str | None = None) -> OpenedRun:
         )
     runtime.place(loaded.net)
     judge = open_judge(config, data, runtime)
-    return OpenedRun(loaded, data, judge, runtime, data.fingerprint == loaded.facts["data"]["fingerprint"])
+    same_data = data.fingerprint == loaded.facts["data"]["fingerprint"]
+    return OpenedRun(loaded, data, judge, runtime, same_data, recipe.dump(config))
 
 
-def extract(run: OpenedRun, subnet: Subnet, out: str | Path) -> dict[str, Any]:
-    """Writes a sub-network as `model.safetensors` and `subnet.json`.
+def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "last") -> dict[str, Any]:
+    """Writes a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
 
-    Before it is recalibrated, the extracted network's logits are compared with the supernet's on real images.
+    Before it is recalibrated, the extracted network's logits are compared with the supernet's on real images, and a
+    canary makes sure that another sub-network has other logits. ONNX file and program are read back and compared.
 
     Args:
         run: The opened run.
         subnet: A network of the run's space.
         out: Folder to make; it must not exist, or be empty.
+        exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
 
     Returns:
         The content of `subnet.json`.
 
     Raises:
-        SpaceError: If the sub-network is outside the space that was trained.
+        SpaceError: If the sub-network is outside the space that was trained, or an exit is not on its way.
         UserError: If the folder is not empty or can't be written.
-        RunError: If the extracted network does not compute what the supernet does.
+        RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
     net, judge, path = run.loaded.net, run.judge, Path(out)
     net.space.check(subnet)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"output folder ({path}) is not empty: give a new one with --out")
-    module = run.runtime.place(net.extract(subnet))
-    _check_same(run, module, subnet)
-    before = {
-        split.name: judge.single_top1(module, subnet.resolution, split) for split in (run.data.val, run.data.test)
-    }
-    module = judge.calibrated(net, subnet, (subnet.height,))
-    after = {split.name: judge.single_top1(module, subnet.resolution, split) for split in (run.data.val, run.data.test)}
-    weights = checkpoint.tensor_bytes(module.state_dict())
-    facts = run.loaded.facts
-    described = {
+    folder.check_free(path)
+    with console.progress(f"extracting {subnet}", 4) as advance:
+        module = run.runtime.place(net.extract(subnet, exits))
+        images = judge.sample_inputs(subnet.resolution)[:COMPARED]
+        checks = {
+            "images": len(images),
+            "supernet_gap": _check_same(net, module, subnet, exits, images),
+            "canary": _check_canary(run, module, subnet, exits, images),
+        }
+        advance(done="compared")
+        before = _top1(run, module, subnet, exits)
+        advance(done="measured")
+        module = judge.calibrated(net, subnet, exits)
+        after = _top1(run, module, subnet, exits)
+        advance(done="recalibrated")
+        with folder.making(path) as staging:
+            names = output_names(net.chosen_exits(subnet, exits), exits == "last")
+            checks |= write_exports(module, images, names, staging)
+            weights = checkpoint.tensor_bytes(module.state_dict())
+            described = _describe(run, subnet, exits) | {
+                "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
+                "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
+                "checks": checks,
+                "sha256": hashlib.sha256(weights).hexdigest(),
+            }
+            folder.write_bytes(staging / SUBNET_WEIGHTS, weights)
+            folder.write_json(staging / SUBNET_FACTS, described)
+            folder.write_text(staging / CARD, model_card(described))
+        advance(done="written")
+    return described
+
+
+def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:
+    net, judge, facts = run.loaded.net, run.judge, run.loaded.facts
+    return {
         "format": SUBNET_FORMAT,
+        "name": str(subnet),
         "subnet": subnet.to_dict(),
+        "exits": exits if exits == "last" else list(net.chosen_exits(subnet, exits)),
         "supernet": facts["supernet"],
         "input": {name: facts["data"][name] for name in ("channels", "mean", "std", "eval_crop")}
         | {"resolution": subnet.resolution},
+        "data": facts["data"]["name"],
         "classes": facts["data"]["classes"],
-        "cost": asdict(subnet_cost(net.architecture, subnet)),
-        "top1": {"before_recalibration": before, "after_recalibration": after},
+        "cost": asdict(subnet_cost(net.architecture, subnet, exits)),
         "recalibration": {"images": judge.config.calibration_images, "seed": judge.seed},
         "provenance": {
             "run": facts["name"],
@@ -102,11 +139,22 @@ def extract(run: OpenedRun, subnet: Subnet, out: str | Path) -> dict[str, Any]:
             "checkpoint_sha256": run.loaded.sha256,
             "data_fingerprint": run.data.fingerprint,
             "versions": facts["versions"],
+            "recipe": run.recipe,
         },
-        "sha256": hashlib.sha256(weights).hexdigest(),
     }
-    _write_folder(path, weights, described)
-    return described
+
+
+def _top1(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> dict[str, dict[str, float]]:
+    """Top-1 (0..1) by split and exit."""
+    keys = [str(exit) for exit in run.loaded.net.chosen_exits(subnet, exits)]
+    return {
+        split.name: dict(zip(keys, run.judge.exit_top1(module, subnet.resolution, split), strict=True))
+        for split in (run.data.val, run.data.test)
+    }
+
+
+def _of_last(top1: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {split: list(per_exit.values())[-1] for split, per_exit in top1.items()}
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
@@ -139,30 +187,25 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
     return ("sub-network", "parameters", "multiply-adds", "top-1 %"), rows
 
 
-def _check_same(run: OpenedRun, module: nn.Module, subnet: Subnet) -> None:
-    images = run.judge.sample_inputs(subnet.resolution)
+def _check_same(net: Supernet, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> float:
     with torch.inference_mode():
-        expected, found = run.loaded.net.eval()(images, subnet), module(images)
-    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max())):
-        gap = float((found - expected).abs().max())
-        raise RunError(f"extracted network differs from the supernet by {gap} in its logits: this is a bug, report it")
+        expected, found = exit_logits(net.eval()(images, subnet, exits)), exit_logits(module(images))
+    return require_same(found, expected, "extracted network, beside the supernet,")
 
 
-def _write_folder(path: Path, weights: bytes, described: dict[str, Any]) -> None:
-    """Makes the folder with both files, or nothing."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise UserError(
-            f"output folder ({path}) cannot be made ({error.strerror}): give one that you may write to"
-        ) from error
-    try:
-        staging.chmod(0o755)
-        folder.write_bytes(staging / SUBNET_WEIGHTS, weights)
-        folder.write_json(staging / SUBNET_FACTS, described)
-        staging.rename(path)
-    except OSError as error:
-        raise UserError(f"output folder ({path}) cannot be written ({error.strerror}): give a new one") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+def _check_canary(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> dict[str, Any]:
+    """Another network of the space must have other logits, or the comparison with the supernet would prove nothing."""
+    net = run.loaded.net
+    ends = (net.space.smallest(), net.space.largest())
+    others = [end for end in (replace(end, resolution=subnet.resolution) for end in ends) if end != subnet]
+    if not others:
+        return {"other": None, "gap": None}
+    with torch.inference_mode():
+        other = exit_logits(run.runtime.place(net.extract(others[0]))(images))[-1:]
+        gap = largest_gap(other, exit_logits(module(images))[-1:])
+    if not gap > CANARY_GAP:
+        raise RunError(
+            f"sub-networks ({subnet}) and ({others[0]}) have the same logits, so choices have no effect: nothing was"
+            " written; if the run was trained at all, please report it with the recipe"
+        )
+    return {"other": str(others[0]), "gap": gap}

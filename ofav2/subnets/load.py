@@ -87,7 +87,8 @@ def load_subnet(directory: str | Path) -> GraphModule:
         directory: The folder with `subnet.json` and `model.safetensors`.
 
     Returns:
-        The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes).
+        The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes),
+        or a tuple of such logits where it was extracted with exits of its own choice.
 
     Raises:
         RunError: If a file is missing, damaged or foreign.
@@ -100,7 +101,7 @@ def load_subnet(directory: str | Path) -> GraphModule:
         raise RunError(f"{path / SUBNET_FACTS}: format ({facts.get('format')!r}) must be {SUBNET_FORMAT!r}")
     try:
         subnet = Subnet.from_dict(facts["subnet"])
-        module = build_supernet(facts["supernet"]).extract(subnet)
+        module = build_supernet(facts["supernet"]).extract(subnet, facts["exits"])
         sha256 = facts["sha256"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / SUBNET_FACTS} lacks {error}: extract the network again") from error
