@@ -46,7 +46,7 @@ class Phase:
     def unlocks(self) -> str:
         """What it unlocks, such as `kernel 3, 5, 7`."""
         parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.unlocked)
-        return "; ".join(parts) or "nothing: the largest network"
+        return "; ".join(parts) or "the largest network alone"
 
 
 @dataclass(frozen=True)

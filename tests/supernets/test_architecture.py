@@ -1,0 +1,93 @@
+"""The numbers of a supernet against the method's tables."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from supernets import BRANCHES, Architecture, SpaceError
+from supernets.architecture import architecture, hidden_channels, make_divisible, squeeze_channels
+from tests.supernets.reference import divisible
+
+
+def numbers(**changes: Any) -> Architecture:
+    given = {"early_exit": True, "dense": True, "parallel": True, "num_classes": 200} | changes
+    return architecture("ee_dp", **given)
+
+
+@given(st.integers(1, 5000) | st.floats(0.1, 5000))
+@settings(deadline=None)
+def test_make_divisible_is_the_nearest_multiple_never_under_90_percent(value: float) -> None:
+    made = make_divisible(value)
+    assert made == divisible(value)
+    assert made % 8 == 0
+    assert made >= 0.9 * value
+
+
+def test_channels_of_the_paper() -> None:
+    base, wide = numbers(), numbers(width_mult=1.2)
+    assert base.stem_channels == 16
+    assert wide.stem_channels == 24
+    assert [stage.channels for stage in base.stages] == [24, 40, 80, 112, 160]
+    assert [stage.channels for stage in wide.stages] == [32, 48, 96, 136, 192]
+    assert [stage.in_channels for stage in base.stages] == [16, 24, 40, 80, 112]
+    assert [stage.stride for stage in base.stages] == [2, 2, 2, 1, 2]
+    assert [stage.activation for stage in base.stages] == ["relu"] * 2 + ["hardswish"] * 3
+    assert [stage.squeeze_excite for stage in base.stages] == [False, True, False, True, True]
+
+
+def test_exit_sizes_are_scaled_once() -> None:
+    assert [numbers().exit_channels(exit) for exit in range(1, 6)] == [
+        (144, 192),
+        (240, 320),
+        (480, 640),
+        (672, 896),
+        (960, 1280),
+    ]
+    assert numbers(width_mult=1.2).exit_channels(5) == (1152, 1536)
+
+
+def test_hidden_and_squeezed_channels() -> None:
+    assert [hidden_channels(24, expand) for expand in (3, 4, 6)] == [72, 96, 144]
+    assert [squeeze_channels(hidden) for hidden in (72, 120, 240, 672, 960)] == [24, 32, 64, 168, 240]
+
+
+def test_exits_branches_and_strides() -> None:
+    assert numbers().exits == (1, 2, 3, 4, 5)
+    assert numbers(early_exit=False).exits == (5,)
+    assert numbers().branches == BRANCHES
+    assert numbers(parallel=False).branches == ("mbconv",)
+    assert [numbers().stride_to(exit) for exit in range(1, 6)] == [4, 8, 16, 16, 32]
+    assert [numbers(stem_stride=1).stride_to(exit) for exit in range(1, 6)] == [2, 4, 8, 8, 16]
+    assert [numbers().block_inputs(1, block) for block in range(4)] == [24, 40, 40, 40]
+
+
+def test_choices_are_sorted() -> None:
+    unsorted = numbers(kernel=(7, 3), expand=(6, 2), depth=(4, 1))
+    assert (unsorted.kernel, unsorted.expand, unsorted.depth, unsorted.blocks) == ((3, 7), (2, 6), (1, 4), 4)
+    assert numbers(kernel=[7, 3]) == numbers(kernel=(3, 7))
+
+
+def test_the_space_offers_everything() -> None:
+    space = numbers().space((32, 64))
+    assert (space.kernel, space.expand, space.depth) == ((3, 5, 7), (3, 4, 6), (2, 3, 4))
+    assert (space.level, space.height, space.resolution) == ((1, 2, 3), (1, 2, 3, 4, 5), (32, 64))
+    plain = numbers(early_exit=False, parallel=False).space((64,))
+    assert (plain.level, plain.height, plain.branches) == ((1,), (5,), ("mbconv",))
+
+
+def test_a_resolution_below_the_total_stride_is_refused() -> None:
+    with pytest.raises(SpaceError, match=r"resolution \(31\).*32.*stem_stride 1"):
+        numbers().space((31, 64))
+    assert numbers(stem_stride=1).space((16,)).resolution == (16,)
+    with pytest.raises(SpaceError, match=r"resolution \(15\).*16") as refusal:
+        numbers(stem_stride=1).space((15,))
+    assert "stem_stride" not in str(refusal.value)
+
+
+def test_architectures_are_values() -> None:
+    assert numbers() == numbers()
+    assert hash(numbers()) == hash(numbers())
+    assert replace(numbers(), num_classes=10) == numbers(num_classes=10)
