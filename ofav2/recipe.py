@@ -7,11 +7,10 @@ fit is refused in one line: the key in full, the value, the rule, the next step.
 
 import dataclasses
 import difflib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING
 from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -25,6 +24,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ofav2.config import Config
 from ofav2.errors import UserError
+from ofav2.rules import PHASES_FORM, check
+from ofav2.wording import KEY, join, one_line, short, show
 
 SECTIONS = ("run", "data", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
 """The sections of a recipe in the order in which recipes are written."""
@@ -32,8 +33,6 @@ SECTIONS = ("run", "data", "supernet", "phases", "teacher", "optim", "evaluation
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 16
 _MAX_SCALAR = 1000
-_MAX_SHOWN = 120
-_OVERRIDE_KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _PHASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -75,10 +74,10 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
             range. The message names the key in full, the value, the rule and the next step.
     """
     if isinstance(overrides, str):
-        raise UserError(f"overrides ({_show(overrides)}): must be a list of texts; pass [{_show(overrides)}]")
-    layers = [_parse(_text(_find(recipe), recipe), f"recipe {_short(recipe)}"), *map(_override, overrides)]
+        raise UserError(f"overrides ({show(overrides)}): must be a list of texts; pass [{show(overrides)}]")
+    layers = [_parse(_text(_find(recipe), recipe), f"recipe {short(recipe)}"), *map(_override, overrides)]
     config: Config = _section(Config, reduce(_merge, layers), "")
-    _check(config)
+    check(config)
     return config
 
 
@@ -108,13 +107,13 @@ def _shipped(name: str) -> Traversable:
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "choose one of these, or give the path of a .yaml file"
-        raise UserError(f"recipe ({_show(name)}): no shipped recipe has this name ({', '.join(names())}); {hint}")
+        raise UserError(f"recipe ({show(name)}): no shipped recipe has this name ({', '.join(names())}); {hint}")
     return resources.files("recipes").joinpath(f"{name}.yaml")
 
 
 def _text(file: Traversable, recipe: str) -> str:
     """The text of a recipe's file, with a bound on its size."""
-    shown = f"recipe {_short(recipe)}"
+    shown = f"recipe {short(recipe)}"
     try:
         # Only a regular file is opened: a pipe would wait for ever.
         if not file.is_file():
@@ -140,9 +139,9 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
 def _override(text: str) -> dict[Any, Any]:
     """The nested mapping that an override `a.b=value` stands for."""
     key, equals, value = text.partition("=")
-    if not equals or not _OVERRIDE_KEY.fullmatch(key):
-        raise UserError(f"override ({_show(text)}): must read key=value; write it as in run.seed=1, without spaces")
-    where = f"override {_short(text)}"
+    if not equals or not KEY.fullmatch(key):
+        raise UserError(f"override ({show(text)}): must read key=value; write it as in run.seed=1, without spaces")
+    where = f"override {short(text)}"
     _vet(value, where)
     parsed = _plain(lambda: OmegaConf.from_dotlist([f"value={value}"]), where)
     return reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), parsed["value"])
@@ -166,7 +165,7 @@ def _plain(make: Callable[[], Container], where: str) -> dict[Any, Any]:
         raise _malformed(error, where) from error
     except (OmegaConfBaseException, ValueError, ArithmeticError) as error:
         # Numbers that Python cannot hold and keys such as null end here.
-        reason = _line(str(error).partition("\n")[0])
+        reason = one_line(str(error).partition("\n")[0])
         raise UserError(f"{where}: has a value that cannot be read ({reason}); correct it") from error
     assert isinstance(values, dict), "the vetted text is a mapping"
     return values
@@ -195,16 +194,16 @@ def _vet(text: str, where: str) -> yaml.Event | None:
 def _refusal(event: yaml.Event) -> str | None:
     """Why a piece of YAML has no place in a recipe; None where it has one."""
     if getattr(event, "anchor", None):
-        return f"anchor or alias ({_show(event.anchor)}): recipes have none; write the value out"
+        return f"anchor or alias ({show(event.anchor)}): recipes have none; write the value out"
     if getattr(event, "tag", None):
-        return f"tag ({_show(event.tag)}): recipes hold plain values; remove the tag"
+        return f"tag ({show(event.tag)}): recipes hold plain values; remove the tag"
     value = event.value if isinstance(event, yaml.ScalarEvent) else ""
     if len(value) > _MAX_SCALAR:
-        return f"value ({_show(value)}): is longer than {_MAX_SCALAR} characters; shorten it"
+        return f"value ({show(value)}): is longer than {_MAX_SCALAR} characters; shorten it"
     if "${" in value:
-        return f"value ({_show(value)}): recipes do not interpolate `${{...}}`; write the value out"
+        return f"value ({show(value)}): recipes do not interpolate `${{...}}`; write the value out"
     if value in ("???", "<<"):
-        return f"value ({_show(value)}): recipes leave nothing to fill in or merge; write the value out"
+        return f"value ({show(value)}): recipes leave nothing to fill in or merge; write the value out"
     return None
 
 
@@ -214,7 +213,7 @@ def _malformed(error: yaml.YAMLError, where: str) -> UserError:
     line = f", line {mark.line + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
     step = "keep one of the two" if "duplicate key" in problem else "correct the line"
-    return UserError(f"{where}{line}: is not valid YAML ({_line(problem)}); {step}")
+    return UserError(f"{where}{line}: is not valid YAML ({one_line(problem)}); {step}")
 
 
 # Fitting plain values to the schema
@@ -223,18 +222,18 @@ def _malformed(error: yaml.YAMLError, where: str) -> UserError:
 def _section(schema: type[Any], value: Any, key: str) -> Any:
     """An instance of a dataclass of the schema, defaults filled in; unknown and missing keys are refused."""
     if not isinstance(value, dict):
-        raise UserError(f"{key} ({_show(value)}): must be a mapping of settings; name one, as in {key}.NAME=VALUE")
+        raise UserError(f"{key} ({show(value)}): must be a mapping of settings; name one, as in {key}.NAME=VALUE")
     known = {field.name for field in dataclasses.fields(schema)}
     for name in value:
         if name not in known:
             raise _unknown(schema, name, value[name], key)
     kinds = get_type_hints(schema)
     for name in _missing(schema, value):
-        full = _join(key, name)
+        full = join(key, name)
         if dataclasses.is_dataclass(kinds[name]):
             _fit(kinds[name], {}, full)  # Names what is missing inside.
         raise UserError(f"{full} (missing): has no default; give it, as in {full}=VALUE")
-    return schema(**{name: _fit(kinds[name], item, _join(key, name)) for name, item in value.items()})
+    return schema(**{name: _fit(kinds[name], item, join(key, name)) for name, item in value.items()})
 
 
 def _missing(schema: type[Any], value: Mapping[Any, Any]) -> tuple[str, ...]:
@@ -247,17 +246,17 @@ def _missing(schema: type[Any], value: Mapping[Any, Any]) -> tuple[str, ...]:
 def _unknown(schema: type[Any], name: Any, value: Any, key: str) -> UserError:
     """The refusal of a key that the schema lacks, with the likely one named."""
     siblings = [field.name for field in dataclasses.fields(schema)]
-    near = [_join(key, match) for match in difflib.get_close_matches(str(name), siblings, n=1)]
+    near = [join(key, match) for match in difflib.get_close_matches(str(name), siblings, n=1)]
     elsewhere = [full for full in _keys(Config, "") if full.rpartition(".")[2] == name]
     likely = near or elsewhere
     hint = f"did you mean {' or '.join(likely)}?" if likely else "remove it or choose one of these"
-    return UserError(f"{_join(key, name)} ({_show(value)}): no such key here ({', '.join(siblings)}); {hint}")
+    return UserError(f"{join(key, name)} ({show(value)}): no such key here ({', '.join(siblings)}); {hint}")
 
 
 def _keys(schema: type[Any], key: str) -> Iterator[str]:
     """Every key of the schema in full; NAME stands for a phase's name."""
     for name, kind in get_type_hints(schema).items():
-        full = _join(key, name)
+        full = join(key, name)
         if get_origin(kind) is dict:
             kind, full = get_args(kind)[1], f"{full}.NAME"
         if dataclasses.is_dataclass(kind):
@@ -288,37 +287,35 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
 def _phases(kind: type[Any], value: Any, key: str) -> dict[str, Any]:
     """The mapping of phases, in the recipe's order."""
     if not isinstance(value, dict):
-        raise UserError(f"{key} ({_show(value)}): must be a mapping of phases by name; write it as in {key}={_PHASES}")
+        raise UserError(f"{key} ({show(value)}): must be a mapping of phases by name; write it as {key}={PHASES_FORM}")
     for name, phase in value.items():
         # Phases name files of the run folder.
         if not isinstance(name, str) or not _PHASE_NAME.fullmatch(name):
             raise UserError(
-                f"{_join(key, name)} ({_show(phase)}): a phase's name is text of 1 to 64 letters, digits, '_' or '-'; "
+                f"{join(key, name)} ({show(phase)}): a phase's name is text of 1 to 64 letters, digits, '_' or '-'; "
                 "rename it, with quotes around a number"
             )
     return {name: _phase(kind, name, value, key) for name in value}
 
 
 def _phase(kind: type[Any], name: str, phases: Mapping[str, Any], key: str) -> Any:
-    phase, full = phases[name], _join(key, name)
+    phase, full = phases[name], join(key, name)
     near = difflib.get_close_matches(name, [other for other in phases if other != name], n=1)
     # An override of a misspelt phase makes a new, incomplete one.
     if near and isinstance(phase, dict) and _missing(kind, phase):
         absent = " and ".join(f"{full}.{field}=VALUE" for field in _missing(kind, phase))
-        raise UserError(f"{full} ({_show(phase)}): lacks settings; did you mean {key}.{near[0]}? If not, add {absent}")
+        raise UserError(f"{full} ({show(phase)}): lacks settings; did you mean {key}.{near[0]}? If not, add {absent}")
     return _section(kind, phase, full)
 
 
 def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     """A list of any length (kinds end in an ellipsis) or of a fixed one."""
     if not isinstance(value, list):
-        raise UserError(
-            f"{key} ({_show(value)}): must be a list, which is given as a whole; write it as in {key}=[A,B]"
-        )
+        raise UserError(f"{key} ({show(value)}): must be a list, which is given as a whole; write it as in {key}=[A,B]")
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
-        raise UserError(f"{key} ({_show(value)}): must be a list of {len(kinds)}; it has {len(value)}, correct it")
+        raise UserError(f"{key} ({show(value)}): must be a list of {len(kinds)}; it has {len(value)}, correct it")
     return tuple(_fit(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
 
 
@@ -327,7 +324,7 @@ def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
         return value
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"did you mean {near[0]}?" if near else f"write it as in {key}={choices[0]}"
-    raise UserError(f"{key} ({_show(value)}): must be one of {', '.join(choices)}; {hint}")
+    raise UserError(f"{key} ({show(value)}): must be one of {', '.join(choices)}; {hint}")
 
 
 def _names_or_numbers(value: Any, key: str) -> Any:
@@ -337,16 +334,16 @@ def _names_or_numbers(value: Any, key: str) -> Any:
     if isinstance(value, list):
         return tuple(_names_or_numbers(item, f"{key}[{i}]") for i, item in enumerate(value))
     if isinstance(value, dict):
-        return {_scalar(str, name, key): _names_or_numbers(item, _join(key, name)) for name, item in value.items()}
+        return {_scalar(str, name, key): _names_or_numbers(item, join(key, name)) for name, item in value.items()}
     return _scalar(str if isinstance(value, str) else float, value, key)
 
 
 def _scalar(kind: type[Any], value: Any, key: str) -> Any:
     says, step, accepted = _SCALARS[kind]
     if type(value) not in accepted:
-        raise UserError(f"{key} ({_show(value)}): must be {says}; {step}")
+        raise UserError(f"{key} ({show(value)}): must be {says}; {step}")
     if not (-(2**63) <= value < 2**63 if type(value) is int else type(value) is not float or math.isfinite(value)):
-        raise UserError(f"{key} ({_show(value)}): must be finite and fit 64 bits; choose an ordinary number")
+        raise UserError(f"{key} ({show(value)}): must be finite and fit 64 bits; choose an ordinary number")
     return kind(value)
 
 
@@ -358,184 +355,3 @@ _SCALARS: Mapping[type[Any], tuple[str, str, tuple[type[Any], ...]]] = MappingPr
         str: ("text", "put quotes around it", (str,)),
     }
 )
-
-
-# Checking values that need no other room's knowledge
-
-
-@dataclass(frozen=True)
-class _Rule:
-    """What holds for the values at some keys (`*` is every phase); null is exempt."""
-
-    says: str
-    holds: Callable[[Any], bool]
-    example: str
-    keys: tuple[str, ...]
-
-
-def _unlocks(*dimensions: str) -> tuple[str, ...]:
-    return tuple(f"phases.*.unlock.{dimension}" for dimension in dimensions)
-
-
-def _ordered(pair: tuple[float, float]) -> bool:
-    return 0 < pair[0] <= pair[1]
-
-
-def _distinct(values: tuple[int, ...]) -> bool:
-    return len(set(values)) == len(values) and all(value >= 1 for value in values)
-
-
-_CHOICES = "one or more different numbers, each 1 or more"
-_PHASES = "{full: {epochs: 10, lr: 0.05}}"
-
-_RULES = (
-    _Rule("at least one phase", lambda v: v != {}, _PHASES, ("phases",)),
-    _Rule(
-        "0 or more",
-        lambda v: v >= 0,
-        "0",
-        (
-            "run.seed",
-            "run.threads",
-            "data.workers",
-            "data.split_seed",
-            "phases.*.warmup_epochs",
-            "teacher.kd_ratio",
-            "optim.weight_decay",
-            "optim.grad_clip",
-            "evaluation.every_epochs",
-            "run.save_steps",
-            "run.save_minutes",
-            "optim.loss_jump",
-            "optim.skip_limit",
-        ),
-    ),
-    _Rule(
-        "1 or more",
-        lambda v: v >= 1,
-        "1",
-        ("data.batch_size", "phases.*.subnets", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
-    ),
-    _Rule(
-        "2 or more, as one image has no variance",
-        lambda v: v >= 2,
-        "100",
-        ("evaluation.calibration_images", "evaluation.calibration_batch"),
-    ),
-    _Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
-    _Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr",)),
-    _Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
-    _Rule("above 0 and at most 1", lambda v: 0 < v <= 1, "0.875", ("data.eval_crop",)),
-    _Rule(
-        "0 or more and below 1",
-        lambda v: 0 <= v < 1,
-        "0.1",
-        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum"),
-    ),
-    _Rule("two numbers from 0 to below 1", lambda v: all(0 <= b < 1 for b in v), "[0.9,0.999]", ("optim.betas",)),
-    _Rule(
-        "a range in (0, 1], the smaller number first",
-        lambda v: _ordered(v) and v[1] <= 1,
-        "[0.85,1]",
-        ("data.crop_scale",),
-    ),
-    _Rule("a range above 0, the smaller number first", _ordered, "[0.75,1.33]", ("data.crop_ratio",)),
-    _Rule("three numbers from 0 to 1", lambda v: all(0 <= m <= 1 for m in v), "[0.5,0.5,0.5]", ("data.mean",)),
-    _Rule(
-        "three numbers above 0 and at most 1", lambda v: all(0 < s <= 1 for s in v), "[0.25,0.25,0.25]", ("data.std",)
-    ),
-    _Rule("above 0 and at most 16", lambda v: 0 < v <= 16, "1.0", ("supernet.width_mult",)),
-    _Rule("1 or 2", lambda v: v in (1, 2), "2", ("supernet.stem_stride",)),
-    _Rule(_CHOICES, lambda v: v != () and _distinct(v), "[48,64]", ("data.resolutions",)),
-    _Rule(_CHOICES, lambda v: v != () and _distinct(v), "[2,3,4]", ("supernet.expand", "supernet.depth")),
-    _Rule(
-        "one or more different odd numbers, each 1 or more",
-        lambda v: v != () and _distinct(v) and all(k % 2 for k in v),
-        "[3,5,7]",
-        ("supernet.kernel",),
-    ),
-    _Rule(
-        "different numbers, each 1 or more",
-        _distinct,
-        "[2,3]",
-        _unlocks("kernel", "level", "height", "depth", "expand"),
-    ),
-    _Rule(
-        "auto, cpu, cuda or cuda:N",
-        lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v, re.ASCII) is not None,
-        "auto",
-        ("run.device",),
-    ),
-    _Rule(
-        "text of one or more printable characters",
-        lambda v: v != "" and v.isprintable(),
-        "NAME",
-        (
-            "run.folder",
-            "data.name",
-            "data.root",
-            "supernet.variant",
-            "phases.*.teacher",
-            "teacher.policy",
-            "teacher.checkpoint",
-            "tracking.project",
-            "tracking.entity",
-        ),
-    ),
-    _Rule(
-        "texts of one or more printable characters",
-        lambda v: all(tag != "" and tag.isprintable() for tag in v),
-        "[first,second]",
-        ("tracking.tags",),
-    ),
-)
-
-
-def _check(config: Config) -> None:
-    """Refuse values out of range, the first one found."""
-    for rule in _RULES:
-        for pattern in rule.keys:
-            for key, value in _values(config, pattern.split("."), ""):
-                if value is not None and not rule.holds(value):
-                    raise UserError(f"{key} ({_show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
-    for name, phase in config.phases.items():
-        if phase.warmup_epochs > phase.epochs:
-            key = f"phases.{name}.warmup_epochs"
-            raise UserError(f"{key} ({phase.warmup_epochs}): must not exceed epochs ({phase.epochs}); lower {key}")
-        if phase.sampler == "sandwich" and phase.subnets < 2:
-            key = f"phases.{name}.subnets"
-            raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
-
-
-def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, Any]]:
-    """The values at the keys that a rule's pattern stands for, each with its key in full."""
-    if not names:
-        yield key, value
-    elif names[0] == "*":
-        for name, item in value.items():
-            yield from _values(item, names[1:], _join(key, name))
-    else:
-        yield from _values(getattr(value, names[0]), names[1:], _join(key, names[0]))
-
-
-# Words of messages
-
-
-def _join(key: str, name: Any) -> str:
-    shown = name if isinstance(name, str) and _OVERRIDE_KEY.fullmatch(name) else _show(name)
-    return f"{key}.{shown}" if key else shown
-
-
-def _show(value: Any) -> str:
-    """A value as YAML would have it, short and on one line."""
-    return _short(json.dumps(value, ensure_ascii=False))
-
-
-def _short(text: str) -> str:
-    """Text on one line, its end left off where it is long."""
-    return _line(text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…")
-
-
-def _line(text: str) -> str:
-    """Text with its line breaks and control characters escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)

@@ -1,0 +1,169 @@
+"""What holds for a recipe's values by themselves: ranges and forms, as a table. Other rooms know their meaning."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ofav2.config import Config
+from ofav2.errors import UserError
+from ofav2.wording import join, show
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for the values at some keys (`*` is every phase); null is exempt."""
+
+    says: str
+    holds: Callable[[Any], bool]
+    example: str
+    keys: tuple[str, ...]
+
+
+def _unlocks(*dimensions: str) -> tuple[str, ...]:
+    return tuple(f"phases.*.unlock.{dimension}" for dimension in dimensions)
+
+
+def _ordered(pair: tuple[float, float]) -> bool:
+    return 0 < pair[0] <= pair[1]
+
+
+def _distinct(values: tuple[int, ...]) -> bool:
+    return len(set(values)) == len(values) and all(value >= 1 for value in values)
+
+
+_CHOICES = "one or more different numbers, each 1 or more"
+PHASES_FORM = "{full: {epochs: 10, lr: 0.05}}"
+
+RULES = (
+    Rule("at least one phase", lambda v: v != {}, PHASES_FORM, ("phases",)),
+    Rule(
+        "0 or more",
+        lambda v: v >= 0,
+        "0",
+        (
+            "run.seed",
+            "run.threads",
+            "data.workers",
+            "data.split_seed",
+            "phases.*.warmup_epochs",
+            "teacher.kd_ratio",
+            "optim.weight_decay",
+            "optim.grad_clip",
+            "evaluation.every_epochs",
+            "run.save_steps",
+            "run.save_minutes",
+            "optim.loss_jump",
+            "optim.skip_limit",
+        ),
+    ),
+    Rule(
+        "1 or more",
+        lambda v: v >= 1,
+        "1",
+        ("data.batch_size", "phases.*.subnets", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
+    ),
+    Rule(
+        "2 or more, as one image has no variance",
+        lambda v: v >= 2,
+        "100",
+        ("evaluation.calibration_images", "evaluation.calibration_batch"),
+    ),
+    Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
+    Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr",)),
+    Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
+    Rule("above 0 and at most 1", lambda v: 0 < v <= 1, "0.875", ("data.eval_crop",)),
+    Rule(
+        "0 or more and below 1",
+        lambda v: 0 <= v < 1,
+        "0.1",
+        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum"),
+    ),
+    Rule("two numbers from 0 to below 1", lambda v: all(0 <= b < 1 for b in v), "[0.9,0.999]", ("optim.betas",)),
+    Rule(
+        "a range in (0, 1], the smaller number first",
+        lambda v: _ordered(v) and v[1] <= 1,
+        "[0.85,1]",
+        ("data.crop_scale",),
+    ),
+    Rule("a range above 0, the smaller number first", _ordered, "[0.75,1.33]", ("data.crop_ratio",)),
+    Rule("three numbers from 0 to 1", lambda v: all(0 <= m <= 1 for m in v), "[0.5,0.5,0.5]", ("data.mean",)),
+    Rule(
+        "three numbers above 0 and at most 1", lambda v: all(0 < s <= 1 for s in v), "[0.25,0.25,0.25]", ("data.std",)
+    ),
+    Rule("above 0 and at most 16", lambda v: 0 < v <= 16, "1.0", ("supernet.width_mult",)),
+    Rule("1 or 2", lambda v: v in (1, 2), "2", ("supernet.stem_stride",)),
+    Rule(_CHOICES, lambda v: v != () and _distinct(v), "[48,64]", ("data.resolutions",)),
+    Rule(_CHOICES, lambda v: v != () and _distinct(v), "[2,3,4]", ("supernet.expand", "supernet.depth")),
+    Rule(
+        "one or more different odd numbers, each 1 or more",
+        lambda v: v != () and _distinct(v) and all(k % 2 for k in v),
+        "[3,5,7]",
+        ("supernet.kernel",),
+    ),
+    Rule(
+        "different numbers, each 1 or more",
+        _distinct,
+        "[2,3]",
+        _unlocks("kernel", "level", "height", "depth", "expand"),
+    ),
+    Rule(
+        "auto, cpu, cuda or cuda:N",
+        lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v, re.ASCII) is not None,
+        "auto",
+        ("run.device",),
+    ),
+    Rule(
+        "text of one or more printable characters",
+        lambda v: v != "" and v.isprintable(),
+        "NAME",
+        (
+            "run.folder",
+            "data.name",
+            "data.root",
+            "supernet.variant",
+            "phases.*.teacher",
+            "teacher.policy",
+            "teacher.checkpoint",
+            "tracking.project",
+            "tracking.entity",
+        ),
+    ),
+    Rule(
+        "texts of one or more printable characters",
+        lambda v: all(tag != "" and tag.isprintable() for tag in v),
+        "[first,second]",
+        ("tracking.tags",),
+    ),
+)
+
+
+def check(config: Config) -> None:
+    """Refuse values out of range, the first one found.
+
+    Raises:
+        UserError: A value breaks its rule; the message names the key in full.
+    """
+    for rule in RULES:
+        for pattern in rule.keys:
+            for key, value in _values(config, pattern.split("."), ""):
+                if value is not None and not rule.holds(value):
+                    raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+    for name, phase in config.phases.items():
+        if phase.warmup_epochs > phase.epochs:
+            key = f"phases.{name}.warmup_epochs"
+            raise UserError(f"{key} ({phase.warmup_epochs}): must not exceed epochs ({phase.epochs}); lower {key}")
+        if phase.sampler == "sandwich" and phase.subnets < 2:
+            key = f"phases.{name}.subnets"
+            raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
+
+
+def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, Any]]:
+    """The values at the keys that a rule's pattern stands for, each with its key in full."""
+    if not names:
+        yield key, value
+    elif names[0] == "*":
+        for name, item in value.items():
+            yield from _values(item, names[1:], join(key, name))
+    else:
+        yield from _values(getattr(value, names[0]), names[1:], join(key, names[0]))
