@@ -5,13 +5,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help venv demo test test-slow lint clean
+.PHONY: help venv demo test test-browser test-slow lint clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make demo       install what training needs and train on handwritten digits, minutes on two CPU cores"
 	@echo "make venv       install everything, development tools included, into .venv"
 	@echo "make test       the default tests: offline, on the CPU"
+	@echo "make test-browser  the pages of ofav2 report in Chromium and chromedriver, which have to be on the PATH"
 	@echo "make test-slow  the tests that take minutes"
 	@echo "make lint       ruff and mypy"
 	@echo "make clean      remove .venv and caches; runs stay"
@@ -36,6 +37,9 @@ demo: $(VENV)/run.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
+
+test-browser: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m browser
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m slow

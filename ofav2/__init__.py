@@ -14,29 +14,82 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from ofav2.ofa import import_ofa
+    from ofav2.report.exits import Agreement, measure_exits
+    from ofav2.report.several import Comparison, compare_runs
+    from ofav2.report.single import write_report
     from ofav2.run import Run, resume, train
+    from ofav2.subnets.choose import Candidate, Choice, choose
+    from ofav2.subnets.cost import Cost, layer_costs, stage_costs, subnet_cost
     from ofav2.subnets.extract import OpenedRun, extract, measure, open_for_judging
+    from ofav2.subnets.latency import Latency, measure_latency
+    from ofav2.subnets.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
+    from ofav2.subnets.limits import Limits, parse_limits
     from ofav2.subnets.load import load_subnet, load_supernet
 
 __all__ = (
+    "Agreement",
+    "Candidate",
+    "Choice",
+    "Comparison",
+    "Cost",
+    "Latency",
+    "LatencyTable",
+    "Limits",
     "OpenedRun",
     "Run",
     "RunError",
     "UserError",
+    "choose",
+    "compare_runs",
     "extract",
+    "import_ofa",
+    "layer_costs",
     "load_subnet",
     "load_supernet",
+    "load_table",
     "measure",
+    "measure_exits",
+    "measure_latency",
+    "measure_table",
     "open_for_judging",
+    "parse_limits",
+    "predict_latency",
     "resume",
+    "save_table",
+    "stage_costs",
+    "subnet_cost",
     "train",
+    "write_report",
 )
 
 _ROOMS = MappingProxyType(
     {
+        "import_ofa": "ofav2.ofa",
+        "Agreement": "ofav2.report.exits",
+        "measure_exits": "ofav2.report.exits",
+        "Comparison": "ofav2.report.several",
+        "compare_runs": "ofav2.report.several",
+        "write_report": "ofav2.report.single",
         "Run": "ofav2.run",
         "train": "ofav2.run",
         "resume": "ofav2.run",
+        "Candidate": "ofav2.subnets.choose",
+        "Choice": "ofav2.subnets.choose",
+        "choose": "ofav2.subnets.choose",
+        "Cost": "ofav2.subnets.cost",
+        "layer_costs": "ofav2.subnets.cost",
+        "stage_costs": "ofav2.subnets.cost",
+        "subnet_cost": "ofav2.subnets.cost",
+        "Latency": "ofav2.subnets.latency",
+        "measure_latency": "ofav2.subnets.latency",
+        "LatencyTable": "ofav2.subnets.latency_table",
+        "load_table": "ofav2.subnets.latency_table",
+        "measure_table": "ofav2.subnets.latency_table",
+        "predict_latency": "ofav2.subnets.latency_table",
+        "save_table": "ofav2.subnets.latency_table",
+        "Limits": "ofav2.subnets.limits",
+        "parse_limits": "ofav2.subnets.limits",
         "OpenedRun": "ofav2.subnets.extract",
         "extract": "ofav2.subnets.extract",
         "measure": "ofav2.subnets.extract",

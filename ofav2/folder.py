@@ -11,14 +11,17 @@ Files are replaced whole, so a reader sees the old or the new one and never a pa
 
 import fcntl
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ofav2.errors import RunError, UserError
 
@@ -28,6 +31,11 @@ FACTS = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+
+# What `replacing` writes to, with the number of the process that does.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+# Worker processes notice within seconds that the one which forked them was killed.
+_ORPHANS_LEAVE_IN = 15.0
 
 
 def checkpoint_path(folder: Path, phase: str) -> Path:
@@ -46,10 +54,12 @@ def new_folder(parent: Path, name: str) -> Path:
         The first of these paths that did not exist or was an empty folder; it exists now.
 
     Raises:
-        RunError: The name is a path, or the folder cannot be made.
+        RunError: The name is a path or unprintable, or the folder cannot be made.
     """
     if name in ("", ".", "..") or name != Path(name).name:
         raise RunError(f"run name ({name!r}) must be a plain folder name; leave out slashes and dots alone")
+    if not str(parent / name).isprintable():
+        raise RunError(f"run folder ({str(parent / name)!r}) must be printable text; leave out line breaks and such")
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return next(path for path in _candidates(parent, name) if _claim(path))
@@ -72,6 +82,18 @@ def _claim(path: Path) -> bool:
     except FileExistsError:
         return path.is_dir() and next(path.iterdir(), None) is None
     return True
+
+
+def is_vacant(folder: Path) -> bool:
+    """Whether a run may begin in a folder: it is empty, or holds only what a run left that was killed before it began.
+
+    Raises:
+        RunError: The folder cannot be looked at.
+    """
+    try:
+        return all(path.name in (LOCK, RECIPE) or _TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+    except OSError as error:
+        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); give another one") from error
 
 
 def open_run(folder: Path) -> dict[str, Any]:
@@ -112,7 +134,7 @@ def lock(folder: Path) -> Iterator[None]:
     """Keep other processes from writing the folder while the body runs.
 
     The system frees the lock when the process ends, however it ends. A forked child holds it too for as long as it
-    lives.
+    lives; the children of an owner that was killed are waited for. What killed writers left half-written is removed.
 
     Raises:
         RunError: The folder is in use, missing, or cannot be locked.
@@ -124,23 +146,57 @@ def lock(folder: Path) -> Iterator[None]:
             f"run folder ({folder}) cannot be locked ({error.strerror}); give an existing folder that you may write to"
         ) from error
     with handle:
+        _acquire(handle, folder)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            _sweep(folder)
+        except OSError as error:
+            raise RunError(
+                f"run folder ({folder}) cannot be written ({error.strerror}); check the disk's free space"
+            ) from error
+        yield
+
+
+def _acquire(handle: IO[str], folder: Path) -> None:
+    patience = time.monotonic() + _ORPHANS_LEAVE_IN
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             handle.seek(0)
             # Empty for the instant in which another process has the lock and has not yet written its number.
-            owner = handle.read().strip() or "(unknown)"
-            raise RunError(
-                f"run folder ({folder}) is in use by process {owner}; wait for it or give another folder"
-            ) from error
+            owner = handle.read().strip()
+            if not owner.isdecimal() or _lives(int(owner)) or time.monotonic() > patience:
+                raise RunError(
+                    f"run folder ({folder}) is in use by process {owner or '(unknown)'};"
+                    " wait for it or give another folder"
+                ) from error
         except OSError as error:
             raise RunError(
                 f"run folder ({folder}) cannot be locked ({error.strerror}); give a folder on a file system with locks"
             ) from error
-        handle.truncate(0)
-        handle.write(str(os.getpid()))
-        handle.flush()
-        yield
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files whose writer was killed; states are large, and a run may be killed often."""
+    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+        named = _TEMPORARY.fullmatch(path.name)
+        # A container may give every process that it starts the same number.
+        if named and (int(named[1]) == os.getpid() or not _lives(int(named[1]))):
+            path.unlink(missing_ok=True)
 
 
 def check_free(path: Path) -> None:
@@ -201,18 +257,23 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         try:
             yield temporary
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror}); check its folder's permissions and the disk's free space"
         ) from error
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file's content, or a folder's list of names, is on the disk.
+
+    Raises:
+        OSError: The system cannot.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -271,16 +332,23 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """Parse strict JSON: UTF-8, and no NaN or infinity, which JSON does not have.
+    """Parse strict JSON: UTF-8, and no NaN or infinity, which JSON does not have, nor numbers that become one.
 
     Raises:
         ValueError: The bytes are no such JSON.
     """
     try:
-        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant)
+        return json.loads(data.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number

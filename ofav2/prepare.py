@@ -10,9 +10,11 @@ import distill
 import supernets
 from ofav2.config import Config
 from ofav2.data import ImageData, open_data, steps_per_epoch
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
+from ofav2.facts import describe_run, lasting_facts
 from ofav2.training.evaluation import Judge, open_judge
 from ofav2.training.phases import Plan, make_plan
+from ofav2.training.processes import ALONE, Processes
 from ofav2.training.runtime import Runtime, open_runtime
 from ofav2.training.teaching import outside_teachers
 
@@ -34,19 +36,33 @@ class Setup:
     outside: Mapping[str, nn.Module]
     """Teachers from timm, by policy."""
     runtime: Runtime
-    """Device and precision."""
+    """Device, precision and processes."""
     judge: Judge
     """What measures sub-networks."""
 
 
-def prepare(config: Config) -> Setup:
+def prepare(config: Config, processes: Processes = ALONE) -> Setup:
     """Builds what a recipe asks for, and so refuses what can't be trained.
+
+    Args:
+        config: The recipe.
+        processes: The processes that are to train it together.
 
     Raises:
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
+        RunError: If processes have different recipes, data or versions; the message shows how.
     """
-    runtime = open_runtime(config.run)
-    data = open_data(config.data)
+    opened = processes.in_turn if config.data.download else processes.everywhere
+    data = opened(lambda: open_data(config.data))
+    setup = processes.everywhere(lambda: _build(config, data, processes))
+    facts = describe_run("", config, data, setup.net)
+    refuse_disagreement(processes, {"recipe": asdict(config), **lasting_facts(facts), "versions": facts["versions"]})
+    return setup
+
+
+def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
+    _check_parts(config.data.batch_size, processes.count)
+    runtime = open_runtime(config.run, processes)
     net = supernets.create(
         config.supernet.variant, **supernet_options(config, classes=len(data.classes), channels=data.channels)
     )
@@ -55,6 +71,19 @@ def prepare(config: Config) -> Setup:
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
     outside = outside_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
     return Setup(config, data, net, plan, weights, outside, runtime, open_judge(config, data, runtime))
+
+
+def _check_parts(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        raise UserError(
+            f"data.batch_size ({batch_size}) can't be shared out evenly to {count} processes:"
+            f" start as many as divide it, or set it to a multiple of {count}"
+        )
+    if batch_size == count > 1:
+        raise UserError(
+            f"data.batch_size ({batch_size}) leaves each of {count} processes one image, of which batch norm can't"
+            " gather statistics: start fewer, or set it to a larger multiple"
+        )
 
 
 def supernet_options(config: Config, *, classes: int, channels: int) -> dict[str, Any]:
@@ -67,6 +96,27 @@ def supernet_options(config: Config, *, classes: int, channels: int) -> dict[str
         "resolutions": config.data.resolutions,
         "seed": config.run.seed,
     }
+
+
+def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> None:
+    """Passes if all processes have the same settings.
+
+    Raises:
+        RunError: In the first process, if there are differences; the message has those to the first one that differs.
+        Lost: In the others.
+    """
+    first, *others = (dict(_flat(theirs, "")) for theirs in processes.gather(settings))
+    for rank, theirs in enumerate(others, 1):
+        differing = [key for key in {**first, **theirs} if first.get(key) != theirs.get(key)]
+        if differing:
+            shown = "; ".join(
+                f"{key} is {_brief(first.get(key))} in process 0, {_brief(theirs.get(key))} in process {rank}"
+                for key in differing[:8]
+            )
+            more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+            processes.refuse(
+                RunError(f"processes disagree: {shown}{more}; give all the same recipe, settings, data and versions")
+            )
 
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The main path: for each phase, choose the teacher, train, judge, save. Read this file first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,19 +10,20 @@ import distill
 import supernets
 from ofav2 import console, folder, recipe
 from ofav2.config import Config
-from ofav2.errors import RunError
-from ofav2.facts import describe_run, lasting_facts
+from ofav2.errors import RunError, UserError
+from ofav2.facts import check_progress, describe_run, lasting_facts
 from ofav2.learn import learn
-from ofav2.prepare import Setup, prepare, refuse_changes
+from ofav2.prepare import Setup, prepare, refuse_changes, refuse_disagreement
 from ofav2.subnets import corners
 from ofav2.training import checkpoint
 from ofav2.training.evaluation import Score, adopt_statistics, mean_top1
 from ofav2.training.interrupt import Stopped, stop_requests
 from ofav2.training.objectives import Objective, joint, students
 from ofav2.training.phases import Phase
-from ofav2.training.state import State, load_newest
+from ofav2.training.processes import Processes, together
+from ofav2.training.state import State, load_newest, set_aside_after
 from ofav2.training.teaching import choose_teacher
-from ofav2.training.tracking import Tracker, cut_metrics, open_tracker
+from ofav2.training.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Run:
 def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path | None = None) -> Run:
     """Trains a supernet through all phases of a recipe.
 
+    Under torchrun, all processes train it together: each takes a part of every batch. The first one speaks and writes.
+
     Args:
         recipe_name: Name of a shipped recipe, or path of a YAML file.
         overrides: Settings to change, as `key=value`.
@@ -49,15 +53,16 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         UserError, SpaceError, DistillError: If something given can't be used; the message says what and why.
         RunError: If the run folder can't be used, or too many batches had an unusable loss.
         Stopped: If a signal asked the run to stop; it can be resumed.
+        Lost: If another process failed, and said why, or is gone.
     """
-    config = recipe.load(recipe_name, overrides)
-    setup = prepare(config)
-    path = _new_folder(config, recipe_name, run_dir)
-    with folder.lock(path):
-        folder.write_text(path / folder.RECIPE, recipe.dump(config))
-        facts = describe_run(path.name, config, setup.data, setup.net)
-        folder.write_facts(path, facts)
-        return _go_on(setup, path, facts)
+    with together() as processes:
+        config = processes.everywhere(lambda: recipe.load(recipe_name, overrides))
+        setup = prepare(config, processes)
+        path = processes.first(lambda: _new_folder(config, recipe_name, run_dir))
+        with _locked(path, processes):
+            facts = describe_run(path.name, config, setup.data, setup.net) | {"processes": processes.count}
+            processes.first(lambda: folder.write_text(path / folder.RECIPE, recipe.dump(config)))
+            return _go_on(setup, path, _note(processes, path, facts))
 
 
 def resume(
@@ -79,22 +84,81 @@ def resume(
     Raises:
         RunError: If the folder is no run or in use, or if recipe, data or classes changed; the message shows how.
         Stopped: If a signal asked the run to stop; it can be resumed.
+        Lost: If another process failed, and said why, or is gone.
     """
     path = Path(run_dir)
-    folder.open_run(path)
-    with folder.lock(path):
-        facts = folder.open_run(path)
-        kept = str(path / folder.RECIPE)
-        config = recipe.load(recipe_name or kept, overrides)
-        refuse_changes(asdict(recipe.load(kept)), asdict(config), allow)
-        setup = prepare(config)
-        now = describe_run(path.name, config, setup.data, setup.net)
-        refuse_changes(lasting_facts(facts), lasting_facts(now), allow)
-        if facts["status"] == "finished":
-            console.say(f"{path} is finished already")
-            return Run(path, facts)
-        folder.write_text(path / folder.RECIPE, recipe.dump(config))
-        return _go_on(setup, path, facts)
+    with together() as processes:
+        refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
+        processes.first(lambda: folder.open_run(path))
+        with _locked(path, processes):
+            facts = processes.first(lambda: folder.open_run(path))
+            config = processes.first(lambda: _same_recipe(path, recipe_name, overrides, allow))
+            setup = prepare(config, processes)
+            now = describe_run(path.name, config, setup.data, setup.net)
+            processes.first(lambda: _check_same_run(setup, path, facts, now, allow))
+            if facts["status"] == "finished":
+                console.say(f"{path} is finished already")
+                return Run(path, facts)
+            processes.first(lambda: folder.write_text(path / folder.RECIPE, recipe.dump(config)))
+            return _go_on(setup, path, _count_again(facts, processes) | lasting_facts(now))
+
+
+def train_or_resume(
+    run_dir: str | Path, recipe_name: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
+) -> Run:
+    """Goes on with the run in a folder, or starts it there where there is none: for jobs that are started again.
+
+    Arguments, result and errors are those of `resume`.
+    """
+    with together() as processes:
+        if processes.first(lambda: (Path(run_dir) / folder.FACTS).exists()):
+            return resume(run_dir, recipe_name, overrides, allow)
+        if recipe_name is None:
+            processes.refuse(UserError("RECIPE is missing: `ofav2 recipes` lists them"))
+        return train(recipe_name, overrides, run_dir)
+
+
+@contextmanager
+def _locked(path: Path, processes: Processes) -> Iterator[None]:
+    """The run folder is this run's while the body runs; the first process holds the lock for all."""
+    with ExitStack() as held:
+        processes.first(lambda: held.enter_context(folder.lock(path)))
+        yield
+
+
+def _note(processes: Processes, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Keeps facts in `run.json`; returns those of the first process."""
+
+    def write() -> dict[str, Any]:
+        folder.write_facts(path, facts)
+        return facts
+
+    return processes.first(write)
+
+
+def _same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]) -> Config:
+    """The recipe that a run is to go on with, which is the one that it kept but for allowed changes."""
+    kept = str(path / folder.RECIPE)
+    config = recipe.load(recipe_name or kept, overrides)
+    refuse_changes(asdict(recipe.load(kept)), asdict(config), allow)
+    return config
+
+
+def _check_same_run(
+    setup: Setup, path: Path, facts: Mapping[str, Any], now: Mapping[str, Any], allow: Sequence[str]
+) -> None:
+    refuse_changes(lasting_facts(facts), lasting_facts(now), allow)
+    check_progress(facts, setup.plan, path / folder.FACTS)
+
+
+def _count_again(facts: dict[str, Any], processes: Processes) -> dict[str, Any]:
+    before = facts.get("processes", 1)
+    if before != processes.count:
+        console.say(
+            f"processes: {processes.count}, before: {before}; batches, sub-networks and learning rates stay the same,"
+            " batch norm sees other parts of a batch"
+        )
+    return {**facts, "processes": processes.count}
 
 
 def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) -> Path:
@@ -104,41 +168,55 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
         name = source.parent.name if source.name == folder.RECIPE and source.parent.name else source.stem
         return folder.new_folder(Path(config.run.folder), name)
     path = Path(run_dir)
-    if path.is_dir() and any(path.iterdir()):
+    if not path.is_dir():
+        return folder.new_folder(path.parent, path.name)
+    if not folder.is_vacant(path):
         raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
-    return folder.new_folder(path.parent, path.name)
+    return path
 
 
 def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
     """All phases that are not finished, then the test split; `facts` are kept up to date in `run.json`."""
-    config = setup.config
+    config, processes = setup.config, setup.runtime.processes
     console.say(f"run folder: {path}")
     for sentence in setup.plan.skipped:
         console.say(sentence)
     setup.runtime.place(setup.net)
-    state = _restore(setup, path, facts)
-    cut_metrics(path, _metrics_bytes(facts, state))
+    facts, state = processes.first(lambda: _rewind(setup, path, facts))
+    processes.copy_first(list(setup.net.state_dict().values()))
     with (
         stop_requests() as stop,
-        open_tracker(
+        untracked()
+        if processes.rank
+        else open_tracker(
             path, config.tracking, name=path.name, recipe=asdict(config), run_id=facts["wandb_run_id"]
         ) as tracker,
     ):
-        folder.write_facts(path, facts := {**facts, "status": "training", "wandb_run_id": tracker.run_id})
+        facts = _note(processes, path, {**facts, "status": "training", "wandb_run_id": tracker.run_id})
         try:
             for phase in setup.plan.phases[len(facts["phases"]) :]:
                 record = _run_phase(setup, phase, path, facts["phases"], tracker, state, stop)
-                folder.write_facts(path, facts := {**facts, "phases": [*facts["phases"], record]})
+                facts = _note(processes, path, {**facts, "phases": [*facts["phases"], record]})
                 state = None
             facts = {**facts, "test": _judge_at_the_end(setup, tracker), "status": "finished"}
         except Stopped:
-            folder.write_facts(path, {**facts, "status": "stopped"})
+            _note(processes, path, {**facts, "status": "stopped"})
             raise
         except Exception as error:
-            folder.write_facts(path, {**facts, "status": f"failed: {type(error).__name__}"})
+            # A folder that can't be written may be what failed, and that is what the user has to hear of.
+            with suppress(RunError):
+                if processes.rank == 0:
+                    folder.write_facts(path, {**facts, "status": f"failed: {type(error).__name__}"})
             raise
-    folder.write_facts(path, facts)
-    return Run(path, facts)
+    return Run(path, _note(processes, path, facts))
+
+
+def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], State | None]:
+    """Takes supernet and folder to where the run goes on; returns its facts there, and the state of its phase."""
+    state = _restore(setup, path, facts)
+    cut_metrics(path, _metrics_bytes(facts, state))
+    set_aside_after(path, _global_step(facts, state))
+    return facts, state
 
 
 def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
@@ -154,7 +232,7 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
             console.say(f"{error}; going back to the phase before it")
             finished.pop()
             continue
-        setup.net.load_state_dict(tensors)
+        checkpoint.fill(setup.net, tensors, str(folder.checkpoint_path(path, finished[-1]["name"])))
         break
     if len(finished) == len(setup.plan.phases):
         return None
@@ -170,6 +248,13 @@ def _metrics_bytes(facts: Mapping[str, Any], state: State | None) -> int:
     if state is not None:
         return state.place.metrics_bytes
     return int(facts["phases"][-1]["metrics_bytes"]) if facts["phases"] else 0
+
+
+def _global_step(facts: Mapping[str, Any], state: State | None) -> int:
+    """Steps taken at the place where the run goes on."""
+    if state is not None:
+        return state.place.global_step
+    return int(facts["phases"][-1]["global_step"]) if facts["phases"] else 0
 
 
 def _run_phase(
@@ -226,10 +311,15 @@ def _run_phase(
         "ensemble_top1": accuracy,
         "mean_corner_top1": mean_top1(scores),
     }
-    target = folder.checkpoint_path(path, phase.name)
-    checkpoint.save(target, net.state_dict(), record)
-    tracker.artifact(checkpoint.files(target), f"{path.name}-{phase.name}", "model")
-    return {**record, "metrics_bytes": (path / folder.METRICS).stat().st_size}
+    return setup.runtime.processes.first(lambda: _keep(setup, record, path, tracker))
+
+
+def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) -> dict[str, Any]:
+    """Saves what a phase left; returns its record, with what had been measured by then."""
+    target = folder.checkpoint_path(path, record["name"])
+    checkpoint.save(target, setup.net.state_dict(), record)
+    tracker.artifact(checkpoint.files(target), f"{path.name}-{record['name']}", "model")
+    return {**record, "metrics_bytes": flushed_bytes(path)}
 
 
 def _judge_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:

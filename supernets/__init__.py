@@ -8,7 +8,7 @@ module = net.extract(subnet)
 
 from supernets.architecture import Architecture, StageNumbers
 from supernets.mobilenetv3 import Exits, Supernet
-from supernets.ofa import load_ofa_state_dict
+from supernets.ofa import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
 from supernets.space import BRANCHES, DIMENSIONS, BlockChoice, Space, SpaceError, Subnet, walk_blocks
 from supernets.surgery import sort_channels
@@ -25,6 +25,7 @@ __all__ = (
     "Subnet",
     "Supernet",
     "create",
+    "infer_ofa_options",
     "load_ofa_state_dict",
     "names",
     "sort_channels",

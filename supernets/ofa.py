@@ -1,11 +1,13 @@
 """Loading the original OFA MobileNetV3 supernet (mit-han-lab, ICLR 2020) into SE_B, which has the same layers."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from supernets.architecture import BODY, STEM_CHANNELS, make_divisible
 from supernets.mobilenetv3 import Supernet
 from supernets.space import SpaceError
 
@@ -69,6 +71,71 @@ def load_ofa_state_dict(net: Supernet, state: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(renamed[name])
+
+
+def infer_ofa_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The numbers of the original OFA supernet that a state dict belongs to, as keyword arguments of `create`.
+
+    Args:
+        state: The state dict, or the mapping under a checkpoint's key `state_dict`.
+
+    Returns:
+        `num_classes`, `in_channels`, `width_mult` and `kernel`; and `expand` and `depth` with their largest choice
+        alone, since the smaller ones leave no trace in the weights.
+
+    Raises:
+        SpaceError: If the tensors are no OFA MobileNetV3 supernet's; the message names the first that shows it.
+    """
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise SpaceError(
+                f"{name!r} is no tensor of an OFA MobileNetV3 supernet: give the mapping of names to tensors"
+            )
+    numbered = [int(found[1]) for found in (re.match(r"blocks\.(\d{1,4})\.", name) for name in state) if found]
+    blocks, rest = divmod(max(numbered, default=0), len(BODY))
+    if blocks == 0 or rest:
+        raise SpaceError(
+            f"the OFA state dict has {max(numbered, default=0)} blocks after the first:"
+            f" an OFA MobileNetV3 supernet has {len(BODY)} stages of equal depth"
+        )
+    shapes = {_our_name(name, blocks): tuple(tensor.shape) for name, tensor in state.items()}
+    classes, last = _shape(shapes, "exits.5.classifier.weight", 2)
+    stem, in_channels, _, _ = _shape(shapes, "stem.conv.weight", 4)
+    widths = [_shape(shapes, f"stages.{stage}.blocks.0.mbconv.project.weight", 4)[0] for stage in range(len(BODY))]
+    kernel = _shape(shapes, "stages.0.blocks.0.mbconv.depthwise.weight", 4)[-1]
+    matrices = (re.match(r"stages\.0\.blocks\.0\.mbconv\.depthwise\.matrices\.\d+to(\d+)$", name) for name in shapes)
+    hidden = _shape(shapes, f"stages.{len(BODY) - 1}.blocks.{blocks - 1}.mbconv.project.weight", 4)[1]
+    inputs = widths[-1] if blocks > 1 else widths[-2]
+    return {
+        "num_classes": classes,
+        "in_channels": in_channels,
+        "width_mult": _width_mult([stem, *widths, last]),
+        "kernel": tuple(sorted({kernel, *(int(found[1]) for found in matrices if found)})),
+        "expand": (max(1, round(hidden / inputs)),),
+        "depth": (blocks,),
+    }
+
+
+def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int) -> tuple[int, ...]:
+    if name not in shapes:
+        raise SpaceError(f"{name} has no counterpart in the OFA state dict: is it a MobileNetV3 supernet's?")
+    if len(shapes[name]) != dimensions or 0 in shapes[name]:
+        raise SpaceError(f"{name} has shape {shapes[name]} in the OFA state dict: is it a MobileNetV3 supernet's?")
+    return shapes[name]
+
+
+def _width_mult(channels: Sequence[int]) -> float:
+    """The multiplier with the fewest decimals that gives stem, stages and last layer these channels."""
+    bases = (STEM_CHANNELS, *(row[0] for row in BODY), 8 * BODY[-1][0])
+    for step in (1.0, 0.1, 0.05, 0.01):
+        for count in range(1, round(10 / step) + 1):
+            width = round(count * step, 2)
+            if all(make_divisible(base * width) == found for base, found in zip(bases, channels, strict=True)):
+                return width
+    raise SpaceError(
+        f"channels of the OFA state dict ({', '.join(map(str, channels))}) fit no width multiplier:"
+        " is it a MobileNetV3 supernet's?"
+    )
 
 
 def _our_name(name: str, blocks: int) -> str:

@@ -5,12 +5,15 @@ Progressive shrinking is a sequence of growing spaces (OFA, Cai et al., ICLR 202
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import combinations, product
-from typing import Any, NamedTuple
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
+if TYPE_CHECKING:
+    # Loading an extracted network needs this file, and must not need numpy.
+    import numpy as np
 
 BRANCHES = ("mbconv", "conv", "transform")
 """Branches of a parallel block, in the order in which they are counted: OFAv2's (a), (b) and (c)."""
@@ -226,7 +229,7 @@ class Space:
             name: max(getattr(self, name)) if choice is None else self._chosen(name, choice)
             for name, choice in given.items()
         }
-        if level is None or isinstance(level, int | np.integer):
+        if level is None or isinstance(level, Integral):
             count = max(self.level) if level is None else self._chosen("level", level)
             branches = self.branches[:count]
         else:
@@ -265,7 +268,7 @@ class Space:
         )
         return tuple(dict.fromkeys(found))
 
-    def sample(self, generator: np.random.Generator) -> Subnet:
+    def sample(self, generator: "np.random.Generator") -> Subnet:
         """Draws every choice independently and uniformly (for level: uniformly over the allowed sets of branches).
 
         A call takes the same number of draws from the generator whatever it finds.
@@ -366,16 +369,14 @@ class Space:
             code += [0, 0, 0] * (self.blocks - len(chosen))
         return tuple(code)
 
-    def decode(self, code: Sequence[int]) -> Subnet:
+    def decode(self, code: Collection[int]) -> Subnet:
         """The network that `encode` made the vector of.
 
         Raises:
             SpaceError: If the vector has another length, or is no encoding of a network in the space.
         """
         length = 2 + self.stages * (1 + 3 * self.blocks)
-        if not isinstance(code, Sequence | np.ndarray) or isinstance(code, str | bytes):
-            raise SpaceError(f"code ({_short(code)}) must be a vector of integers: take codes from `encode`")
-        values = [_integer(f"code[{i}]", value) for i, value in enumerate(code)]
+        values = [_integer(f"code[{i}]", value) for i, value in enumerate(_vector(code))]
         if len(values) != length:
             raise SpaceError(f"code has {len(values)} entries: an encoding of this space has {length}")
         rows = [values[i : i + 1 + 3 * self.blocks] for i in range(2, length, 1 + 3 * self.blocks)]
@@ -398,7 +399,7 @@ class Space:
             raise SpaceError("code has a value other than 0 where nothing runs: take codes from `encode`")
         return subnet
 
-    def _chosen(self, name: str, value: int, where: str = "") -> int:
+    def _chosen(self, name: str, value: object, where: str = "") -> int:
         choices: tuple[int, ...] = getattr(self, name)
         number = _integer(f"{name}{where}", value)
         if number not in choices:
@@ -419,13 +420,22 @@ def walk_blocks(subnet: Subnet) -> Iterator[tuple[int, int, BlockChoice]]:
 
 
 def _integer(name: str, value: object) -> int:
-    if isinstance(value, np.integer):
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, Integral) or isinstance(value, bool):
         raise SpaceError(f"{name} ({_short(value)}) must be a whole number")
-    if abs(value) >= 2**31:
+    if abs(int(value)) >= 2**31:
         raise SpaceError(f"{name} ({_short(value)}) is out of range: use a number below {2**31}")
-    return value
+    return int(value)
+
+
+def _vector(code: object) -> tuple[Any, ...]:
+    """The entries of a list, an array or the like."""
+    if isinstance(code, Collection) and not isinstance(code, str | bytes | Mapping | Set):
+        try:
+            return tuple(code)
+        except TypeError:
+            # An array without dimensions has no entries.
+            pass
+    raise SpaceError(f"code ({_short(code)}) must be a vector of integers: take codes from `encode`")
 
 
 def _positive(name: str, value: object) -> int:

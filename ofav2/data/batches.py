@@ -5,6 +5,7 @@ each of which carries an image's index, the batch's resolution, and the numbers 
 drawn. So workers may load batches in any order, and a run may start at any step.
 """
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -59,11 +60,20 @@ def batch_resolution(resolutions: Sequence[int], *, seed: int, phase: str, step:
 
 
 def train_batches(
-    data: ImageData, config: DataConfig, *, seed: int, phase: str, steps: int, start_step: int = 0
+    data: ImageData,
+    config: DataConfig,
+    *,
+    seed: int,
+    phase: str,
+    steps: int,
+    start_step: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> DataLoader[Sample]:
     """Load a phase's training batches, each augmented and at one resolution.
 
-    Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped.
+    Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped. The
+    equal parts of a batch, put side by side, are the batch.
 
     Args:
         data: The data set.
@@ -72,6 +82,8 @@ def train_batches(
         phase: Name of the phase, which has random draws of its own.
         steps: Steps of the whole phase.
         start_step: First step to load, for a phase that is resumed; batches are those of a phase that was not.
+        part: Which part of each batch to load, from 0.
+        parts: How many parts a batch has, a divisor of its size.
 
     Returns:
         torch's DataLoader, which yields a `Batch` for every step from `start_step` up to `steps`.
@@ -80,6 +92,9 @@ def train_batches(
         UserError: The training split is smaller than one batch, or the seed is negative.
     """
     assert 0 <= start_step <= steps, (start_step, steps)
+    assert 0 <= part < parts, (part, parts)
+    assert config.batch_size % parts == 0, (config.batch_size, parts)
+    size = config.batch_size // parts
     schedule = _Schedule(
         images=len(data.train),
         batch_size=config.batch_size,
@@ -88,21 +103,30 @@ def train_batches(
         phase=phase,
         epoch_steps=steps_per_epoch(len(data.train), config.batch_size),
         steps=range(start_step, steps),
+        positions=range(part * size, (part + 1) * size),
     )
     images = _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip)
     return DataLoader(
         images,
         batch_sampler=schedule,
         num_workers=config.workers,
+        worker_init_fn=_leave_signals,
         collate_fn=_collate,
         generator=_worker_seeds(),
     )
 
 
 def eval_batches(
-    split: Split, *, resolution: int, eval_crop: float, batch_size: int, workers: int = 0
+    split: Split,
+    *,
+    resolution: int,
+    eval_crop: float,
+    batch_size: int,
+    workers: int = 0,
+    part: int = 0,
+    parts: int = 1,
 ) -> Iterable[Batch]:
-    """Load a whole split in order, centre-cropped; the last batch may be smaller.
+    """Load a whole split in order, or a part of its batches, centre-cropped; the last batch may be smaller.
 
     Args:
         split: What to load.
@@ -110,14 +134,18 @@ def eval_batches(
         eval_crop: Share of the resized image's side that the centre crop keeps.
         batch_size: Images per batch.
         workers: Worker processes; 0 loads in this one.
+        part: Number of the first batch to load, from 0.
+        parts: Distance to the next one; 1 loads all.
 
     Returns:
         Batches, anew each time it is iterated.
     """
+    starts = range(part * batch_size, len(split), parts * batch_size)
     return DataLoader(
         _EvalImages(split, resolution, eval_crop),
-        batch_size=batch_size,
+        batch_sampler=[list(range(start, min(start + batch_size, len(split)))) for start in starts],
         num_workers=workers,
+        worker_init_fn=_leave_signals,
         collate_fn=_collate,
         generator=_worker_seeds(),
     )
@@ -157,7 +185,7 @@ def _at_least_two(key: str, value: int) -> None:
 
 @dataclass(frozen=True)
 class _Schedule:
-    """The requests of each of a phase's steps."""
+    """The requests of each of a phase's steps, at some positions of its batch."""
 
     images: int
     batch_size: int
@@ -166,6 +194,7 @@ class _Schedule:
     phase: str
     epoch_steps: int
     steps: range
+    positions: range
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -179,9 +208,10 @@ class _Schedule:
                 order = generator("order", self.seed, phase, epoch).permutation(self.images)
                 drawn = epoch
             resolution = batch_resolution(self.resolutions, seed=self.seed, phase=self.phase, step=step)
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size].tolist()
+            first = batch * self.batch_size
             yield [
-                Request(index, resolution, (self.seed, phase, step, position)) for position, index in enumerate(indices)
+                Request(int(order[first + position]), resolution, (self.seed, phase, step, position))
+                for position in self.positions
             ]
 
 
@@ -220,6 +250,15 @@ class _EvalImages(Dataset[Sample]):
 def _collate(samples: Sequence[Sample]) -> Batch:
     images, labels = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
+
+
+def _leave_signals(worker: int) -> None:
+    """Keep a worker at work when its whole process group is told to stop: the last step still needs its images.
+
+    It ends when the training process does, or closes the loader.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _worker_seeds() -> torch.Generator:

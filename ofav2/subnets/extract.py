@@ -87,35 +87,31 @@ def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "las
     """
     net, judge, path = run.loaded.net, run.judge, Path(out)
     net.space.check(subnet)
+    names = output_names(net.chosen_exits(subnet, exits), exits == "last")
     folder.check_free(path)
-    with console.progress(f"extracting {subnet}", 4) as advance:
-        module = run.runtime.place(net.extract(subnet, exits))
-        images = judge.sample_inputs(subnet.resolution)[:COMPARED]
-        checks = {
-            "images": len(images),
-            "supernet_gap": _check_same(net, module, subnet, exits, images),
-            "canary": _check_canary(run, module, subnet, exits, images),
+    console.say(f"extracting {subnet}: measuring it, then writing the files and checking them")
+    module = run.runtime.place(net.extract(subnet, exits))
+    images = judge.sample_inputs(subnet.resolution)[:COMPARED]
+    checks = {
+        "images": len(images),
+        "supernet_gap": _check_same(net, module, subnet, exits, images),
+        "canary": _check_canary(run, module, subnet, exits, images),
+    }
+    before = _top1(run, module, subnet, exits)
+    module = judge.calibrated(net, subnet, exits)
+    after = _top1(run, module, subnet, exits)
+    with folder.making(path) as staging:
+        checks |= write_exports(module, images, names, staging)
+        weights = checkpoint.tensor_bytes(module.state_dict())
+        described = _describe(run, subnet, exits) | {
+            "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
+            "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
+            "checks": checks,
+            "sha256": hashlib.sha256(weights).hexdigest(),
         }
-        advance(done="compared")
-        before = _top1(run, module, subnet, exits)
-        advance(done="measured")
-        module = judge.calibrated(net, subnet, exits)
-        after = _top1(run, module, subnet, exits)
-        advance(done="recalibrated")
-        with folder.making(path) as staging:
-            names = output_names(net.chosen_exits(subnet, exits), exits == "last")
-            checks |= write_exports(module, images, names, staging)
-            weights = checkpoint.tensor_bytes(module.state_dict())
-            described = _describe(run, subnet, exits) | {
-                "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
-                "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
-                "checks": checks,
-                "sha256": hashlib.sha256(weights).hexdigest(),
-            }
-            folder.write_bytes(staging / SUBNET_WEIGHTS, weights)
-            folder.write_json(staging / SUBNET_FACTS, described)
-            folder.write_text(staging / CARD, model_card(described))
-        advance(done="written")
+        folder.write_bytes(staging / SUBNET_WEIGHTS, weights)
+        folder.write_json(staging / SUBNET_FACTS, described)
+        folder.write_text(staging / CARD, model_card(described))
     return described
 
 
@@ -196,7 +192,9 @@ def _check_same(net: Supernet, module: nn.Module, subnet: Subnet, exits: Exits, 
 def _check_canary(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> dict[str, Any]:
     """Another network of the space must have other logits, or the comparison with the supernet would prove nothing."""
     net = run.loaded.net
-    ends = (net.space.smallest(), net.space.largest())
+    # One that ends at the same exit proves more: there, only kernel, expansion, depth or branches differ.
+    spaces = (net.space.restrict(height=(subnet.height,)), net.space)
+    ends = (end for space in spaces for end in (space.smallest(), space.largest()))
     others = [end for end in (replace(end, resolution=subnet.resolution) for end in ends) if end != subnet]
     if not others:
         return {"other": None, "gap": None}

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import supernets
 from ofav2 import folder
 from ofav2.errors import RunError
 from ofav2.training import checkpoint
-from supernets import Subnet, Supernet
+from supernets import SpaceError, Subnet, Supernet
 
 SUBNET_FORMAT = "ofav2-subnet/1"
 SUBNET_FACTS = "subnet.json"
@@ -57,8 +56,10 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
         net.space = net.space.restrict(**{name: trained[name] for name in supernets.DIMENSIONS})
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{path / folder.FACTS} lacks {error}: restore the file, or train again") from error
+    except SpaceError as error:
+        raise RunError(f"{path / folder.FACTS} describes no supernet: {error}; restore the file") from error
     tensors, record = checkpoint.load(folder.checkpoint_path(path, chosen))
-    _fill(net, tensors, str(path))
+    checkpoint.fill(net, tensors, str(path))
     net.eval()
     return LoadedSupernet(net, chosen, record["sha256"], facts)
 
@@ -94,20 +95,39 @@ def load_subnet(directory: str | Path) -> GraphModule:
         RunError: If a file is missing, damaged or foreign.
     """
     path = Path(directory)
-    if not (path / SUBNET_FACTS).is_file():
-        raise RunError(f"folder ({path}) has no {SUBNET_FACTS}: give one that `ofav2 extract` made")
-    facts = folder.read_json(path / SUBNET_FACTS)
-    if facts.get("format") != SUBNET_FORMAT:
-        raise RunError(f"{path / SUBNET_FACTS}: format ({facts.get('format')!r}) must be {SUBNET_FORMAT!r}")
+    facts = describe_subnet(path)
     try:
         subnet = Subnet.from_dict(facts["subnet"])
         module = build_supernet(facts["supernet"]).extract(subnet, facts["exits"])
         sha256 = facts["sha256"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / SUBNET_FACTS} lacks {error}: extract the network again") from error
+    except SpaceError as error:
+        raise RunError(f"{path / SUBNET_FACTS} describes no network: {error}; extract it again") from error
     tensors = checkpoint.read_tensors(path / SUBNET_WEIGHTS, sha256, SUBNET_FACTS)
-    _fill(module, tensors, str(path))
+    checkpoint.fill(module, tensors, str(path))
     return module
+
+
+def describe_subnet(directory: str | Path) -> dict[str, Any]:
+    """Reads what `subnet.json` says of an extracted sub-network.
+
+    Args:
+        directory: The folder that `ofav2 extract` wrote.
+
+    Raises:
+        RunError: If the file is missing, damaged or foreign.
+    """
+    path = Path(directory)
+    if not (path / SUBNET_FACTS).is_file():
+        raise RunError(f"folder ({path}) has no {SUBNET_FACTS}: give one that `ofav2 extract` made")
+    facts = folder.read_json(path / SUBNET_FACTS)
+    if facts.get("format") != SUBNET_FORMAT:
+        raise RunError(
+            f"{path / SUBNET_FACTS}: format ({facts.get('format')!r}) must be {SUBNET_FORMAT!r}; extract the network"
+            " with this version of ofav2"
+        )
+    return facts
 
 
 def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
@@ -123,10 +143,3 @@ def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
         stem_stride=numbers["stem_stride"],
         in_channels=numbers["in_channels"],
     )
-
-
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    try:
-        module.load_state_dict(dict(tensors), strict=True)
-    except RuntimeError as error:
-        raise RunError(f"weights in {where} do not fit the network that is described there: {error}") from error

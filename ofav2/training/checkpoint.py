@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as serialise_tensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofav2 import folder
 from ofav2.errors import RunError
@@ -108,7 +109,44 @@ def read_tensors(path: Path, sha256: object, described_in: str) -> dict[str, Ten
             f"{path} is damaged or not the one saved with {described_in} (checksum differs); "
             "restore both files or make them again"
         )
-    return parse_tensors(data)
+    try:
+        return parse_tensors(data)
+    except SafetensorError as error:
+        raise RunError(f"{path} holds no tensors ({error}); restore it or make it again") from error
+
+
+def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Passes if tensors have the names, shapes and types of others.
+
+    Args:
+        expected: What they have to be like.
+        tensors: The tensors.
+        where: The files they were read from.
+
+    Raises:
+        RunError: Naming the first one that differs.
+    """
+    for name in dict.fromkeys([*expected, *tensors]):
+        needed, found = _kind(expected.get(name)), _kind(tensors.get(name))
+        if needed != found:
+            raise RunError(
+                f"weights in {where} do not fit the network ({name[:100]!r} is {found} and must be {needed}):"
+                " restore the files, or make them again"
+            )
+
+
+def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Gives a module the tensors of a file; nothing is changed if they do not fit.
+
+    Raises:
+        RunError: Naming the first tensor that does not fit.
+    """
+    require_fit(module.state_dict(), tensors, where)
+    module.load_state_dict(dict(tensors))
+
+
+def _kind(tensor: Tensor | None) -> str:
+    return "absent" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def _plain_copy(tensor: Tensor) -> Tensor:

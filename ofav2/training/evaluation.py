@@ -46,7 +46,7 @@ class Judge:
         eval_crop: Share of the resized image that the centre crop keeps.
         seed: Seed of the calibration images.
         workers: Processes that decode images; 0 decodes in this one.
-        runtime: Device and precision.
+        runtime: Device, precision and processes; of several, all have to measure the same in the same order.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class Judge:
         self.seed = seed
         self.workers = workers
         self.runtime = runtime
-        self._decoded: dict[tuple[str, int], Sequence[Batch]] = {}
+        self._decoded: dict[tuple[str, int, int, int], Sequence[Batch]] = {}
 
     def scores(self, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
         """Measures sub-networks; families that share their stages come together, so not in the given order.
@@ -69,12 +69,9 @@ class Judge:
             split: The images to measure on.
 
         Yields:
-            A score per different sub-network.
+            A score per different sub-network, the same ones in every process.
         """
-        for family in families(subnets):
-            host = family[0]
-            module = self.calibrated(net, host, tuple(sorted(subnet.height for subnet in family)))
-            correct = self._correct(module, self._batches(split, host.resolution))
+        for family, correct in self._counted(net, families(subnets), split):
             for subnet, count in zip(reversed(family), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
@@ -89,10 +86,10 @@ class Judge:
         module.eval()
         correct = 0
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(self._batches(split, resolution)):
+            for images, labels in self._labelled(self._own_batches(split, resolution)):
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 correct += int((output.argmax(1) == labels).sum())
-        return correct / len(split)
+        return sum(self.runtime.processes.gather(correct)) / len(split)
 
     def single_top1(self, module: nn.Module, resolution: int, split: Split) -> float:
         """Top-1 (0..1) of a module with one exit, as it is."""
@@ -101,7 +98,8 @@ class Judge:
 
     def exit_top1(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Top-1 (0..1) of each exit of a module, as it is."""
-        return tuple(correct / len(split) for correct in self._correct(module, self._batches(split, resolution)))
+        correct = self._correct(module, self._own_batches(split, resolution))
+        return tuple(total / len(split) for total in self.runtime.processes.totals(correct))
 
     def prepare(self, images: Tensor) -> Tensor:
         """Makes uint8 images (N, C, H, W) the network's normalised input."""
@@ -111,15 +109,38 @@ class Judge:
         """A batch of normalised calibration images, to compare two forms of a network on."""
         return next(iter(self._inputs(self._calibration(resolution))))
 
+    def _counted(
+        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split
+    ) -> Iterator[tuple[tuple[Subnet, ...], list[int]]]:
+        """Families with the correctly classified images of their exits.
+
+        Each process takes a family of its own, as long as there are enough; of the others, each takes some batches.
+        Recalibration is not shared: the statistics are then those of one process to the last bit, and so the counts.
+        """
+        processes = self.runtime.processes
+        # Of two families, the larger one alone takes longer than half of both.
+        apart = len(found) - len(found) % processes.count if len(found) >= 2 * processes.count else 0
+        for start in range(0, apart, processes.count):
+            team = found[start : start + processes.count]
+            own = team[processes.rank]
+            correct = self._correct(self._host(net, own), self._batches(split, own[0].resolution))
+            yield from zip(team, processes.gather(correct), strict=True)
+        for family in found[apart:]:
+            correct = self._correct(self._host(net, family), self._own_batches(split, family[0].resolution))
+            yield family, processes.totals(correct)
+
+    def _host(self, net: Supernet, family: tuple[Subnet, ...]) -> nn.Module:
+        return self.calibrated(net, family[0], tuple(sorted(subnet.height for subnet in family)))
+
     def _correct(self, module: nn.Module, batches: Iterable[Batch]) -> list[int]:
-        """Correctly classified images, per exit."""
+        """Correctly classified images, per exit; of no batches, nothing."""
         module.eval()
         counts: list[Tensor] = []
         with torch.inference_mode(), self.runtime.autocast():
             for images, labels in self._labelled(batches):
                 found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(images))])
                 counts.append(found)
-        correct: list[int] = torch.stack(counts).sum(0).tolist()
+        correct: list[int] = torch.stack(counts).sum(0).tolist() if counts else []
         return correct
 
     def _labelled(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -129,8 +150,12 @@ class Judge:
     def _inputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         return (images for images, _ in self._labelled(batches))
 
-    def _batches(self, split: Split, resolution: int) -> Iterable[Batch]:
-        key = split.name, resolution
+    def _own_batches(self, split: Split, resolution: int) -> Iterable[Batch]:
+        """This process's share of a split's batches, each as it is in one process."""
+        return self._batches(split, resolution, self.runtime.processes.rank, self.runtime.processes.count)
+
+    def _batches(self, split: Split, resolution: int, part: int = 0, parts: int = 1) -> Iterable[Batch]:
+        key = split.name, resolution, part, parts
         if key in self._decoded:
             return self._decoded[key]
         batches = eval_batches(
@@ -139,13 +164,15 @@ class Judge:
             eval_crop=self.eval_crop,
             batch_size=self.config.batch_size,
             workers=self.workers,
+            part=part,
+            parts=parts,
         )
         if len(split) * self.data.channels * resolution**2 > KEPT_BYTES:
             return batches
         return self._decoded.setdefault(key, list(batches))
 
     def _calibration(self, resolution: int) -> Sequence[Batch]:
-        key = "calibration", resolution
+        key = "calibration", resolution, 0, 1
         if key not in self._decoded:
             self._decoded[key] = calibration_batches(
                 self.data,

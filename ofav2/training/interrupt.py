@@ -1,16 +1,24 @@
-"""Requests to stop: the first SIGTERM or SIGINT lets the running step end and its state be saved, the second kills."""
+"""What ends a run early.
 
+The first SIGTERM or SIGINT lets the running step end and its state be saved, the second one kills.
+"""
+
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-from ofav2 import console
+_STDERR = 2
 
 
 class Stopped(Exception):
     """The run was asked to stop, has saved its state and can be resumed."""
+
+
+class Lost(Exception):
+    """Another process of the run failed or is gone, and this one can't go on without it."""
 
 
 @contextmanager
@@ -30,7 +38,10 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
         asked.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        console.say(f"{signal.Signals(number).name}: saving after this step, then leaving; once more leaves at once")
+        name = signal.Signals(number).name
+        # A signal may come while a stream is being written, and streams take no second writer; nobody has to read it.
+        with suppress(OSError):
+            os.write(_STDERR, f"{name}: saving after this step, then leaving; once more leaves at once\n".encode())
 
     try:
         for number in before:

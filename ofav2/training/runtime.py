@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, memory layout, threads, and torch's own random numbers."""
+"""Where a run computes: device, precision, memory layout, threads, processes, and torch's own random numbers."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -9,16 +9,19 @@ from torch import Tensor, nn
 from ofav2.config import RunConfig
 from ofav2.draws import generator
 from ofav2.errors import UserError
+from ofav2.training.processes import ALONE, Processes
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Device and precision of a run."""
+    """Device, precision and processes of a run."""
 
     device: torch.device
     """Where tensors live."""
     precision: str
     """`float32` or `bfloat16`."""
+    processes: Processes = ALONE
+    """The processes that compute together."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run."""
@@ -35,20 +38,46 @@ class Runtime:
         return tensor.to(self.device, non_blocking=True)
 
 
-def open_runtime(config: RunConfig) -> Runtime:
+def open_runtime(config: RunConfig, processes: Processes = ALONE) -> Runtime:
     """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
 
+    Of several processes, each takes the CUDA device of its number on its machine.
+
+    Args:
+        config: The recipe's run part.
+        processes: The processes that compute together.
+
     Raises:
-        UserError: If the device is unknown or not there.
+        UserError: If the device is unknown or not there, or would be shared by processes.
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    return Runtime(_device(config.device), config.precision)
+    device = _device(config.device)
+    if processes.count > 1 and device.type == "cuda":
+        device = _own_device(config.device, processes)
+        # Without it, whatever speaks of "the" CUDA device would mean the first one in every process.
+        torch.cuda.set_device(device)
+    return Runtime(device, config.precision, processes)
 
 
-def seed_torch(seed: int, phase: int, step: int) -> None:
-    """Sets torch's own generators, from which dropout draws, so that a step's numbers depend on its place alone."""
-    torch.manual_seed(int(generator("torch", seed, phase, step).integers(2**63)))
+def seed_torch(seed: int, phase: int, step: int, rank: int = 0) -> None:
+    """Sets torch's own generators, from which dropout draws, so that a step's numbers depend on its place alone.
+
+    Processes draw apart from each other, or the parts of a batch would have the same dropout masks.
+    """
+    torch.manual_seed(int(generator("torch", seed, phase, step).integers(2**63, size=rank + 1)[rank]))
+
+
+def _own_device(name: str, processes: Processes) -> torch.device:
+    if ":" in name:
+        raise UserError(f"run.device ({name}) would be shared by {processes.count} processes: use cuda or auto")
+    there = torch.cuda.device_count()
+    if processes.local_rank >= there:
+        raise UserError(
+            f"run.device ({name}): this machine has {there} CUDA devices for more processes than that:"
+            f" start {there} processes a machine, or use cpu"
+        )
+    return torch.device("cuda", processes.local_rank)
 
 
 def _device(name: str) -> torch.device:

@@ -90,7 +90,8 @@ def choose_teacher(
         record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
         return Taught(as_teacher(module, distill.exit_weights("uniform", 1).ensemble), record)
     choice = distill.choose(phase.teacher, candidates)
-    tensors, _ = checkpoint.load(folder.checkpoint_path(run_folder, choice.candidate.phase))
+    path = folder.checkpoint_path(run_folder, choice.candidate.phase)
+    tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
     module = judge.runtime.place(largest_of(net, tensors))
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
     return Taught(as_teacher(module, weights.ensemble), record)
@@ -99,5 +100,5 @@ def choose_teacher(
 def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
     """The largest network with all its exits, of a supernet like `net` with these weights."""
     source = copy.deepcopy(net)
-    source.load_state_dict(dict(tensors))
+    checkpoint.fill(source, tensors, "the teacher's checkpoint")
     return source.extract(source.space.largest(), exits="all")

@@ -143,8 +143,11 @@ class Tracker:
 
     def _write(self, head: Mapping[str, Any], values: Mapping[str, Any], nonfinite: Sequence[Any]) -> None:
         line = {**head, "time": round(time.time(), 3), **values, **({"nonfinite": nonfinite} if nonfinite else {})}
-        self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-        self._lines.flush()
+        try:
+            self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise _unwritten(error) from error
 
     def _reflect(self, send: "Callable[[wandb.Run], object]") -> None:
         if self._mirror is None or not self._mirror_works:
@@ -177,7 +180,7 @@ def open_tracker(
     Raises:
         RunError: `metrics.jsonl` cannot be written.
     """
-    with _open_lines(folder / run_folder.METRICS) as lines:
+    with _closing(_open_lines(folder / run_folder.METRICS)) as lines:
         mirror, run_id, url = _start_mirror(folder, config, name, recipe, run_id)
         tracker = Tracker(lines, mirror, run_id=run_id, url=url, artifacts=config.artifacts)
         try:
@@ -186,6 +189,31 @@ def open_tracker(
             tracker.finish(exit_code=1)
             raise
         tracker.finish()
+
+
+@contextmanager
+def untracked() -> Iterator[Tracker]:
+    """A tracker that keeps nothing, for those of a run's processes that are not the first.
+
+    Yields:
+        The tracker.
+    """
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        yield Tracker(nowhere, None, run_id=None, url=None, artifacts=False)
+
+
+def flushed_bytes(folder: Path) -> int:
+    """Waits until a run folder's `metrics.jsonl` is on the disk, and returns its length in bytes.
+
+    Raises:
+        RunError: The system can't write it.
+    """
+    path = folder / run_folder.METRICS
+    try:
+        run_folder.flush_to_disk(path)
+        return path.stat().st_size
+    except OSError as error:
+        raise _unwritten(error) from error
 
 
 def cut_metrics(folder: Path, length: int) -> None:
@@ -242,6 +270,25 @@ def _open_lines(path: Path) -> TextIO:
         return path.open("a", encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error
+
+
+@contextmanager
+def _closing(lines: TextIO) -> Iterator[TextIO]:
+    """Closes the file in the end, which tries once more to write what could not be written before."""
+    try:
+        yield lines
+    finally:
+        try:
+            lines.close()
+        except OSError as error:
+            raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> RunError:
+    return RunError(
+        f"{run_folder.METRICS} cannot be written ({error.strerror}); check its folder and the disk's free space, and"
+        " then go on with --resume"
+    )
 
 
 def _start_mirror(

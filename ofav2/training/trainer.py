@@ -26,8 +26,8 @@ class Step:
     number: int
     """Steps taken in the phase, from 1."""
     numbers: Mapping[str, float]
-    """Loss and its parts (means over the step's sub-networks), gradient norm, learning rate, resolution, images per
-    second."""
+    """Loss and its parts (means over the step's sub-networks and images), gradient norm, learning rate, resolution,
+    images per second of all processes together."""
     guard: "Guard"
     """The guard after it."""
     refused: str | None
@@ -91,14 +91,14 @@ def train_phase(
     Args:
         net: The supernet, on the runtime's device; trained in place.
         phase: What is drawn, and for how long.
-        batches: The phase's batches from `start_step` on.
+        batches: The phase's batches from `start_step` on; of several processes, this one's part of each batch.
         objective: What is minimised.
         optimizer: The optimiser of the network's parameters.
         optim: Its settings.
         guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
         start_step: Steps of the phase that are taken already.
         prepare: Makes uint8 images (N, C, H, W) the network's normalised input.
-        runtime: Device and precision.
+        runtime: Device, precision and processes.
         seed: The run's seed.
 
     Yields:
@@ -110,15 +110,14 @@ def train_phase(
         net.train()
         resolution = batch.images.shape[-1]
         subnets = step_subnets(phase, seed, number, resolution)
-        seed_torch(seed, code(phase.name), number)
+        seed_torch(seed, code(phase.name), number, runtime.processes.rank)
         lr = learning_rate(number, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
         images, labels = prepare(runtime.send(batch.images)), runtime.send(batch.labels)
         statistics = [buffer.clone() for buffer in net.buffers()]
-        totals = _backward(net, objective, images, labels, subnets, runtime)
+        numbers = step_gradients(net, objective, images, labels, subnets, runtime)
         norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         if optim.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(net.parameters(), optim.grad_clip, norm)
-        numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
         refused = guard.refuses(numbers["loss"], float(norm))
         if refused is None:
             guard = guard.after(numbers["loss"])
@@ -131,9 +130,43 @@ def train_phase(
             for buffer, before in zip(net.buffers(), statistics, strict=True):
                 buffer.copy_(before)
         optimizer.zero_grad(set_to_none=True)
-        rate = len(labels) / (time.perf_counter() - started)
+        rate = len(labels) * runtime.processes.count / (time.perf_counter() - started)
         measured = {"gradient_norm": float(norm), "lr": lr, "resolution": resolution, "images_per_second": rate}
         yield Step(number + 1, numbers | measured, guard, refused)
+
+
+def step_gradients(
+    net: Supernet,
+    objective: Objective,
+    images: Tensor,
+    labels: Tensor,
+    subnets: tuple[Subnet, ...],
+    runtime: Runtime,
+) -> dict[str, float]:
+    """Leaves a step's gradients in the network: summed over its sub-networks, averaged over the processes.
+
+    They are exchanged once, after the last backward pass, and only those of parameters that took part. As all processes
+    have equally many images, they are those of one process with all images, but for what batch norm makes of a part.
+
+    Args:
+        net: The supernet, without gradients.
+        objective: What is minimised.
+        images: This process's normalised images (N, C, H, W).
+        labels: Their labels (N,).
+        subnets: The step's sub-networks, the same in all processes.
+        runtime: Precision and processes.
+
+    Returns:
+        The loss and its parts, means over sub-networks and processes.
+    """
+    totals = _backward(net, objective, images, labels, subnets, runtime)
+    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    elements = sum(gradient.numel() for gradient in gradients)
+    numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
+    means = runtime.processes.mean({**numbers, "elements": elements})
+    assert means.pop("elements") == elements, "the same parameters took part in all processes"
+    runtime.processes.average(gradients)
+    return means
 
 
 def _backward(

@@ -1,0 +1,90 @@
+"use strict";
+// What the charts of all pages share: colours out of the style sheet, and redrawing when those or the width change.
+
+const payload = JSON.parse(document.getElementById("payload").textContent);
+const drawn = new Map();
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue("--" + name).trim();
+}
+
+// Plotly reads a small HTML of its own in texts; what comes from a run is text only.
+function plain(text) {
+  return String(text).replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
+}
+
+function short(number) {
+  for (const [size, unit] of [[1e9, " G"], [1e6, " M"], [1e3, " k"]]) {
+    if (number >= size) return Number((number / size).toPrecision(3)) + unit;
+  }
+  return String(number);
+}
+
+function percent(share) {
+  return (100 * share).toFixed(1) + " %";
+}
+
+function narrow(node) {
+  return node.clientWidth < 560;
+}
+
+function axis(title, more) {
+  return Object.assign({
+    title: {text: title, font: {size: 12, color: colour("soft")}, standoff: 8},
+    gridcolor: colour("line"), linecolor: colour("line"), zeroline: false, automargin: true,
+    tickfont: {size: 11, color: colour("soft")}, fixedrange: true,
+  }, more);
+}
+
+// Round numbers within a logarithmic axis, written as a person says them.
+function costTicks(values, digits) {
+  const low = Math.min(...values), high = Math.max(...values), tickvals = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
+    tickvals.push(...digits.map(digit => digit * 10 ** power));
+  }
+  return {tickvals, ticktext: tickvals.map(short)};
+}
+
+function layout(more) {
+  return Object.assign({
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    font: {family: "system-ui, -apple-system, Segoe UI, Roboto, Arial, sans-serif", size: 12, color: colour("ink")},
+    margin: {l: 52, r: 12, t: 36, b: 48}, hovermode: "closest", dragmode: false,
+    hoverlabel: {bgcolor: colour("paper"), bordercolor: colour("soft"), font: {color: colour("ink"), size: 12}, align: "left"},
+    legend: {orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom", font: {size: 12}},
+  }, more);
+}
+
+// A figure is a function of the node, so that it can be drawn again in other colours or another width.
+function chart(id, figure, then) {
+  const node = document.getElementById(id);
+  if (!node) return null;
+  const draw = () => {
+    const {data, layout: shape} = figure(node);
+    Object.assign(shape, {width: node.clientWidth, height: node.clientHeight});
+    return Plotly.react(node, data, shape, {displayModeBar: false, responsive: false});
+  };
+  drawn.set(node, draw);
+  draw().then(() => { node.dataset.drawn = "yes"; if (then) then(node); });
+  return node;
+}
+
+function redraw() {
+  for (const draw of drawn.values()) draw();
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+// On paper nothing can be unfolded.
+window.addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+  redraw();
+});
+window.addEventListener("afterprint", redraw);
+matchMedia("print").addEventListener("change", redraw);
+let width = window.innerWidth, waiting = 0;
+window.addEventListener("resize", () => {
+  if (window.innerWidth === width) return;
+  width = window.innerWidth;
+  clearTimeout(waiting);
+  waiting = setTimeout(redraw, 80);
+});

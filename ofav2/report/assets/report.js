@@ -1,0 +1,296 @@
+"use strict";
+// The page of one run. Reading order: the networks and their selection, the drawing, the other charts.
+
+const {networks, tables, supernet, parts} = payload;
+const chosen = {table: tables.length - 1, point: 0};
+
+function at(point) {
+  const table = tables[chosen.table];
+  return {network: networks[table.networks[point]], top1: table.top1[point]};
+}
+
+function hover(network, top1) {
+  return `<b>${percent(top1)}</b> · ${short(network.macs)} multiply-adds<br>${plain(network.name)}<br>${short(network.params)} parameters`;
+}
+
+function exitColour(exit) {
+  const known = supernet.exits;
+  return colour(known.length === 1 ? "c3" : "c" + Math.min(7, known.indexOf(exit) + 1));
+}
+
+function scatterFigure(node) {
+  const table = tables[chosen.table];
+  const points = table.networks.map((_, point) => point);
+  const byExit = supernet.exits.map(exit => ({exit, points: points.filter(point => at(point).network.height === exit)}));
+  const data = byExit.filter(group => group.points.length).map(({exit, points: own}) => ({
+    type: "scatter", mode: "markers", name: supernet.exits.length > 1 ? "exit " + exit : "sub-network",
+    x: own.map(point => at(point).network.macs), y: own.map(point => at(point).top1), customdata: own,
+    text: own.map(point => hover(at(point).network, at(point).top1)), hovertemplate: "%{text}<extra></extra>",
+    marker: {size: 9, color: exitColour(exit), opacity: 0.85, line: {width: 1, color: colour("paper")}},
+  }));
+  data.unshift({
+    type: "scatter", mode: "lines", name: "front", hoverinfo: "skip", line: {color: colour("second"), width: 1.5, shape: "hv"},
+    x: table.front.map(point => at(point).network.macs), y: table.front.map(point => at(point).top1),
+  });
+  const picked = at(chosen.point);
+  data.push({
+    type: "scatter", mode: "markers", name: "selected", x: [picked.network.macs], y: [picked.top1], hoverinfo: "skip",
+    marker: {size: 17, symbol: "circle-open", color: colour("second"), line: {width: 2.5}},
+  });
+  return {data, layout: layout({
+    margin: {l: 52, r: 12, t: narrow(node) ? 76 : 36, b: 48},
+    xaxis: axis("multiply-adds per image", {type: "log", ...costTicks(table.networks.map(n => networks[n].macs), narrow(node) ? [1, 3] : [1, 2, 5])}),
+    yaxis: axis("top-1", {tickformat: ".1~%"}),
+  })};
+}
+
+function select(point) {
+  chosen.point = point;
+  const {network, top1} = at(point);
+  document.getElementById("picked").textContent =
+    `${percent(top1)} top-1, ${short(network.macs)} multiply-adds, ${short(network.params)} parameters, ${network.resolution} px: ${network.name}`;
+  draw(network);
+  for (const row of document.querySelectorAll("#front tbody tr")) {
+    if (Number(row.dataset.point) === point) row.setAttribute("aria-current", "true");
+    else row.removeAttribute("aria-current");
+  }
+  for (const id of ["scatter", "cost"]) drawn.get(document.getElementById(id))?.();
+}
+
+function move(event) {
+  const {networks: all, front} = tables[chosen.table];
+  const nextOnFront = front.find(point => point > chosen.point), lastOnFront = front.findLast(point => point < chosen.point);
+  const target = {
+    ArrowRight: nextOnFront, ArrowLeft: lastOnFront, ArrowUp: chosen.point + 1, ArrowDown: chosen.point - 1,
+    Home: 0, End: all.length - 1,
+  }[event.key];
+  if (!(event.key.startsWith("Arrow") || event.key === "Home" || event.key === "End")) return;
+  event.preventDefault();
+  if (target !== undefined && target >= 0 && target < all.length) select(target);
+}
+
+function listFront() {
+  const body = document.querySelector("#front tbody");
+  body.replaceChildren(...tables[chosen.table].front.map(point => {
+    const {network, top1} = at(point), row = element("tr");
+    row.dataset.point = point;
+    const button = element("button", "", percent(top1));
+    button.type = "button";
+    button.title = "show " + network.name;
+    button.addEventListener("click", () => select(point));
+    const cells = ["", short(network.macs), short(network.params), network.name].map(text => element("td", "", text));
+    cells[0].append(button);
+    cells[3].className = "text";
+    row.append(...cells);
+    return row;
+  }));
+}
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+// The drawing
+
+function draw(network) {
+  const rows = supernet.stages.map((stage, index) => {
+    const runs = index < network.height, row = element("div", runs ? "stage" : "stage idle");
+    const name = element("div", "name", "Stage " + (index + 1));
+    name.append(element("span", "", `${stage.channels} ch, stride ${stage.stride}${stage.squeeze_excite ? ", SE" : ""}`));
+    const blocks = element("div", "blocks");
+    blocks.style.setProperty("--blocks", supernet.blocks);
+    for (let block = 0; block < supernet.blocks; block++) {
+      blocks.append(runs && block < network.depth[index] ? drawBlock(network, index, block) : element("div", "block off", "off"));
+    }
+    row.append(name, blocks);
+    if (supernet.exits.includes(index + 1)) {
+      const taken = network.height === index + 1;
+      row.append(element("div", taken ? "exit taken" : "exit", "exit " + (index + 1)));
+    }
+    return row;
+  });
+  document.getElementById("drawing").replaceChildren(...rows);
+}
+
+function drawBlock(network, stage, block) {
+  const kernel = network.kernel[stage][block], expand = network.expand[stage][block], level = network.level[stage][block];
+  const cell = element("div", "block");
+  if (kernel !== null) {
+    cell.append(kernelSquare(kernel), element("span", "", `${kernel}×${kernel}  e${expand}`));
+    const bar = element("div", "width");
+    bar.style.width = 100 * expand / supernet.expand + "%";
+    cell.append(bar);
+  } else {
+    cell.append(element("span", "soft", "no MBConv"));
+  }
+  if (supernet.branches.length > 1) {
+    const marks = element("div", "branches");
+    for (const branch of supernet.branches) {
+      const mark = element("i", level.includes(branch) ? "on" : "", {mbconv: "M", conv: "C", transform: "T"}[branch]);
+      mark.title = branch + (level.includes(branch) ? "" : ", off");
+      marks.append(mark);
+    }
+    cell.append(marks);
+  }
+  return cell;
+}
+
+function kernelSquare(kernel) {
+  const unit = 2.6, side = kernel * unit, space = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(space, "svg");
+  svg.setAttribute("width", side + 1);
+  svg.setAttribute("height", side + 1);
+  svg.setAttribute("aria-hidden", "true");
+  const path = document.createElementNS(space, "path");
+  let lines = "";
+  for (let i = 0; i <= kernel; i++) lines += `M${i * unit + .5} .5V${side + .5}M.5 ${i * unit + .5}H${side + .5}`;
+  path.setAttribute("d", lines);
+  path.setAttribute("stroke", "currentColor");
+  path.setAttribute("stroke-width", ".7");
+  svg.append(path);
+  return svg;
+}
+
+// The other charts
+
+function costFigure(node) {
+  const table = tables[chosen.table], small = narrow(node);
+  const dearest = networks[table.networks[table.networks.length - 1]], picked = at(chosen.point).network;
+  const bars = [[dearest, "dearest", "idle", 1], [picked, "selected", "accent", 1]];
+  const data = [0, 1].flatMap(measure => bars.map(([network, name, paint, opacity]) => ({
+    type: "bar", orientation: "h", name, legendgroup: name, showlegend: measure === 0,
+    y: parts, x: network.parts.map(part => part[measure]), xaxis: measure ? "x2" : "x", yaxis: measure ? "y2" : "y",
+    marker: {color: colour(paint), opacity}, text: network.parts.map(part => short(part[measure])),
+    hovertemplate: `%{y}, ${name}: %{text} ${measure ? "parameters" : "multiply-adds"}<extra></extra>`, textposition: "none",
+  })));
+  const one = {exponentformat: "SI", nticks: 5, rangemode: "tozero"}, list = {autorange: "reversed", ticks: "", gridcolor: "rgba(0,0,0,0)"};
+  return {data, layout: layout({
+    barmode: "group", bargap: .35, bargroupgap: .08, margin: {l: 12, r: 16, t: 36, b: 44},
+    legend: {orientation: "h", x: 0, y: 1.02, xanchor: "left", yanchor: "bottom", traceorder: "reversed"},
+    xaxis: axis("multiply-adds per image", {...one, domain: small ? [0, 1] : [0, .47], anchor: "y"}),
+    yaxis: axis("", {...list, domain: small ? [.58, 1] : [0, 1], anchor: "x"}),
+    xaxis2: axis("parameters", {...one, domain: small ? [0, 1] : [.6, 1], anchor: "y2"}),
+    yaxis2: axis("", {...list, domain: small ? [0, .42] : [0, 1], anchor: "x2"}),
+  })};
+}
+
+function joined(curves, name) {
+  // A gap between phases keeps the line from crossing their border.
+  const x = [], y = [];
+  for (const curve of curves) {
+    x.push(...curve.steps, null);
+    y.push(...curve.values[name], null);
+  }
+  return {x, y};
+}
+
+function curvesFigure(node) {
+  const {phases, train, validation} = payload, end = phases.length ? phases[phases.length - 1].end || 1 : 1;
+  const inner = node.clientWidth - 70;
+  const line = (curves, name, label, paint, yaxis, mode, form) => ({
+    type: "scatter", mode, name: label, ...joined(curves, name), yaxis, xaxis: "x", showlegend: yaxis === "y2",
+    line: {color: colour(paint), width: 1.6}, marker: {size: 6, color: colour(paint)},
+    hovertemplate: `${label} %{y:${form}} at step %{x:,}<extra></extra>`,
+  });
+  const taught = phases.filter(phase => phase.teacher && phase.teacher.accuracy !== null);
+  const data = [
+    line(train, "loss", "loss", "accent", "y", "lines", ".3f"),
+    line(validation, "largest", "largest", "accent", "y2", "lines+markers", ".1%"),
+    line(validation, "smallest", "smallest", "second", "y2", "lines+markers", ".1%"),
+    line(train, "lr", "learning rate", "third", "y3", "lines", ".2~e"),
+  ];
+  if (taught.length) data.push({
+    type: "scatter", mode: "lines", name: "teacher", yaxis: "y2", xaxis: "x", line: {color: colour("third"), width: 1.6, dash: "dot"},
+    x: taught.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
+    y: taught.flatMap(phase => [...Array(3).fill(phase.teacher.accuracy), null]),
+    text: taught.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
+    hovertemplate: "teacher: %{text}, %{y:.1%} with all exits<extra></extra>",
+  });
+  const band = (phase, index) => ({
+    type: "rect", xref: "x", yref: "paper", x0: phase.first, x1: phase.end, y0: 0, y1: 1, layer: "below",
+    fillcolor: index % 2 ? colour("wash") : "rgba(0,0,0,0)", line: {width: 0},
+  });
+  const name = (phase, index) => {
+    const room = inner * (phase.end - phase.first) / end, full = plain(phase.name);
+    return {text: full.length * 7.2 + 8 < room ? full : String(index + 1), x: (phase.first + phase.end) / 2, y: 1, xref: "x", yref: "paper",
+      yanchor: "bottom", showarrow: false, font: {size: 12, color: colour(phase.finished ? "ink" : "soft")}};
+  };
+  return {data, layout: layout({
+    shapes: phases.map(band), margin: {l: 58, r: 12, t: 28, b: 48},
+    annotations: phases.map(name),
+    legend: {orientation: "h", x: 0, y: .60, xanchor: "left", yanchor: "bottom"},
+    xaxis: axis("training steps", {range: [-.004 * end, 1.012 * end], anchor: "y3", showgrid: false, tickformat: ","}),
+    yaxis: axis("loss", {domain: [.69, 1], rangemode: "tozero", nticks: 5}),
+    yaxis2: axis("validation top-1", {domain: [.24, .60], tickformat: ".1~%", nticks: 6}),
+    yaxis3: axis("learning rate", {domain: [0, .16], rangemode: "tozero", nticks: 4, exponentformat: "power"}),
+  })};
+}
+
+function cornersFigure(node) {
+  const shown = tables.filter(table => /\/corners$/.test(table.name));
+  const label = table => table.name.startsWith("test/") ? "test" : plain(table.name.split("/")[0]);
+  const group = (keeps, name, paint) => {
+    const points = shown.flatMap(table => table.networks.map((n, i) => ({x: label(table), y: table.top1[i], network: networks[n]})))
+      .filter(point => point.network.mbconv === keeps);
+    return {
+      type: "box", name, boxpoints: "all", jitter: .55, pointpos: 0, offsetgroup: name, x: points.map(p => p.x), y: points.map(p => p.y),
+      text: points.map(p => hover(p.network, p.y)), hovertemplate: "%{text}<extra></extra>", hoveron: "points",
+      fillcolor: "rgba(0,0,0,0)", line: {width: 1.2, color: colour(paint)}, marker: {size: narrow(node) ? 3.5 : 5, color: colour(paint), opacity: .5},
+    };
+  };
+  const data = [group(true, "with MBConv", "accent"), group(false, "without MBConv", "second")].filter(trace => trace.x.length);
+  return {data, layout: layout({
+    boxmode: "group", showlegend: data.length > 1, boxgap: .25,
+    xaxis: axis("", {type: "category", categoryorder: "array", categoryarray: shown.map(label), showgrid: false}),
+    yaxis: axis("top-1", {tickformat: ".1~%"}),
+  })};
+}
+
+function agreementFigure() {
+  const {exits, agree} = payload.exits, names = exits.map(exit => "exit " + exit);
+  const text = agree.map(row => row.map(share => (100 * share).toFixed(1)));
+  return {
+    data: [{
+      type: "heatmap", x: names, y: names, z: agree, text, texttemplate: "%{text}", xgap: 2, ygap: 2, showscale: false,
+      colorscale: [[0, colour("wash")], [1, colour("accent")]], zmin: Math.min(...agree.flat(), .95) - .1, zmax: 1.15,
+      hovertemplate: "%{y} and %{x} agree on %{text} %<extra></extra>", textfont: {size: 12, color: colour("ink")},
+    }],
+    layout: layout({
+      margin: {l: 52, r: 12, t: 12, b: 32},
+      xaxis: axis("", {showgrid: false}), yaxis: axis("", {autorange: "reversed", showgrid: false}),
+    }),
+  };
+}
+
+// What happens at the start
+
+function showTable(index) {
+  const table = tables[index];
+  chosen.table = index;
+  listFront();
+  const best = Math.max(...table.top1);
+  select(table.front.find(point => table.top1[point] >= best - 0.01));
+  document.getElementById("scatter").setAttribute("aria-label", `Accuracy against multiply-adds, ${table.networks.length} sub-networks, ${table.title}`);
+}
+
+if (tables.length) {
+  document.getElementById("legend").textContent = "Grid: kernel. Bar and e: expansion."
+    + (supernet.branches.length > 1 ? " M: inverted residual (MBConv), C: 1×1 convolution, T: pooling or identity." : "")
+    + (supernet.stages.some(stage => stage.squeeze_excite) ? " SE: squeeze-and-excite." : "");
+  chart("scatter", scatterFigure, node => node.on("plotly_click", event => {
+    const point = event.points[0]?.customdata;
+    if (point !== undefined) select(point);
+  }));
+  chart("cost", costFigure);
+  chart("corners", cornersFigure);
+  showTable(chosen.table);
+  const menu = document.getElementById("table");
+  menu.value = String(chosen.table);
+  menu.addEventListener("change", () => showTable(Number(menu.value)));
+  document.getElementById("scatter").addEventListener("keydown", move);
+}
+chart("curves", curvesFigure);
+if (payload.exits) chart("agreement", agreementFigure);

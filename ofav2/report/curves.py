@@ -1,0 +1,104 @@
+"""What a run measured over its steps, with the borders of its phases."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ofav2.data import steps_per_epoch
+from ofav2.folder import METRICS
+from ofav2.report.reading import RunRecord, checked
+from ofav2.training.phases import make_plan
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A phase as a stretch of training steps."""
+
+    name: str
+    """Its name."""
+    first: int
+    """Training steps before it."""
+    end: int
+    """Training steps when it is over."""
+    finished: bool
+    """Whether the run has finished it."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers over training steps, one line per phase."""
+
+    phase: str
+    """The phase they belong to."""
+    steps: tuple[int, ...]
+    """Training steps of the run, ascending."""
+    values: Mapping[str, tuple[float | None, ...]]
+    """By name, a number per step; None where it was not finite or not measured."""
+
+
+def stretches(run: RunRecord) -> tuple[Stretch, ...]:
+    """The run's phases in order; while it is not finished, those to come as the recipe plans them."""
+    done = tuple(Stretch(phase.name, phase.end - phase.steps, phase.end, True) for phase in run.phases)
+    if run.state == "finished":
+        return done
+    per_epoch = steps_per_epoch(run.data["images"]["train"], run.config.data.batch_size)
+    plan = make_plan(run.config.phases, run.config.teacher.policy, run.space, per_epoch)
+    names = {stretch.name for stretch in done}
+    return done + tuple(
+        Stretch(phase.name, phase.first_step, phase.first_step + phase.steps, False)
+        for phase in plan.phases
+        if phase.name not in names
+    )
+
+
+def curves(run: RunRecord, kind: str, names: Sequence[str]) -> tuple[Curve, ...]:
+    """Numbers of one kind of measurement, a curve per phase; a step measured twice counts as last measured.
+
+    Args:
+        run: The run.
+        kind: `train` or `validation`.
+        names: The numbers wanted.
+
+    Raises:
+        RunError: If a line of the metrics lacks a step or a phase.
+    """
+    by_phase: dict[str, dict[int, Mapping[str, Any]]] = {}
+    with checked(run.folder / METRICS):
+        for line in _of_kind(run, kind):
+            by_phase.setdefault(line["phase"], {})[line["global_step"]] = line
+        return tuple(_curve(phase, lines, names) for phase, lines in by_phase.items())
+
+
+def unusable_steps(run: RunRecord) -> tuple[int, ...]:
+    """Training steps whose loss was not a finite number, or whose batch was skipped.
+
+    Raises:
+        RunError: If a line of the metrics lacks its step.
+    """
+    with checked(run.folder / METRICS):
+        nonfinite = (line["global_step"] for line in _of_kind(run, "train") if "loss" in line.get("nonfinite", ()))
+        skipped = (line["global_step"] for line in _of_kind(run, "skipped"))
+        return tuple(sorted({*nonfinite, *skipped}))
+
+
+def phase_seconds(run: RunRecord) -> dict[str, float]:
+    """Seconds on the clock from one phase's last measurement to the next one's; pauses of a stopped run count, too.
+
+    Raises:
+        RunError: If a line of the metrics lacks its time.
+    """
+    with checked(run.folder / METRICS):
+        ends = {line["phase"]: float(line["time"]) for line in run.metrics if line.get("kind") in ("train", "corners")}
+        begun = datetime.fromisoformat(run.created).timestamp()
+    starts = [begun, *ends.values()]
+    return {phase: max(0.0, end - start) for (phase, end), start in zip(ends.items(), starts, strict=False)}
+
+
+def _of_kind(run: RunRecord, kind: str) -> Iterable[Mapping[str, Any]]:
+    return (line for line in run.metrics if line.get("kind") == kind)
+
+
+def _curve(phase: str, lines: Mapping[int, Mapping[str, Any]], names: Sequence[str]) -> Curve:
+    steps = tuple(sorted(lines))
+    return Curve(phase, steps, {name: tuple(lines[step].get(name) for step in steps) for name in names})

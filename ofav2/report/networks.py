@@ -1,0 +1,118 @@
+"""The sub-networks that a run has measured: what they are, what each part of them costs, and which are worth having.
+
+They come from the tables in `metrics.jsonl` that have the columns `macs` and `top1`. A corner table's row describes its
+uniform network completely; a table of other networks brings a column `subnet` with each network's JSON.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ofav2.folder import METRICS
+from ofav2.report.reading import RunRecord, checked
+from ofav2.subnets.cost import Cost, stage_costs, subnet_cost
+from supernets import Architecture, Space, Subnet
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A sub-network and how it did."""
+
+    subnet: Subnet
+    """The network."""
+    cost: Cost
+    """Its parameters and multiply-adds."""
+    top1: float
+    """Share (0..1) of images that it classified rightly, batch norm recalibrated."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sub-networks that were measured together."""
+
+    name: str
+    """Its name in the metrics, such as `kernel/corners` or `test/corners`."""
+    split: str
+    """The images that they were measured on: `validation` or `test`."""
+    networks: tuple[Measured, ...]
+    """The networks, from the cheapest to the dearest."""
+
+    @property
+    def title(self) -> str:
+        """How a person calls it."""
+        group = self.name.split("/")[0]
+        return "at the end, on test" if group == "test" else f"after {group}, on validation"
+
+
+def tables(run: RunRecord) -> tuple[Table, ...]:
+    """The tables of measured sub-networks, in the order in which they were written; a repeated name counts once.
+
+    Raises:
+        RunError: If a table in the metrics is damaged.
+    """
+    with checked(run.folder / METRICS):
+        found = {
+            line["name"]: line
+            for line in run.metrics
+            if line.get("kind") == "table" and {"macs", "top1"} <= set(line["columns"]) and line["rows"]
+        }
+        return tuple(_table(run, name, line) for name, line in found.items())
+
+
+def front(networks: Sequence[Measured]) -> tuple[int, ...]:
+    """Positions of the networks that no other one beats: each more accurate than all that cost no more.
+
+    Args:
+        networks: Networks from the cheapest to the dearest, in multiply-adds.
+    """
+    best, kept = -1.0, []
+    order = sorted(range(len(networks)), key=lambda index: (networks[index].cost.macs, -networks[index].top1))
+    for index in order:
+        if networks[index].top1 > best:
+            best = networks[index].top1
+            kept.append(index)
+    return tuple(kept)
+
+
+def cheapest_near_best(networks: Sequence[Measured]) -> Measured | None:
+    """The cheapest network that comes within a point (0.01) of the best one's top-1; None of none.
+
+    Args:
+        networks: Networks from the cheapest to the dearest, in multiply-adds.
+    """
+    best = max((network.top1 for network in networks), default=0.0)
+    return next((network for network in networks if network.top1 >= best - 0.01), None)
+
+
+def part_names(numbers: Architecture) -> tuple[str, ...]:
+    """The parts whose costs `part_costs` gives."""
+    return ("stem", *(f"stage {stage}" for stage in range(1, len(numbers.stages) + 1)), "exit head")
+
+
+def part_costs(numbers: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
+    """What each part of a network costs: stem, every stage (nothing past the exit), exit head."""
+    stem, *stages, head = (part.cost for part in stage_costs(numbers, subnet))
+    idle = [Cost(0, 0)] * (len(numbers.stages) - subnet.height)
+    return (stem, *stages, *idle, head)
+
+
+def _table(run: RunRecord, name: str, line: Mapping[str, Any]) -> Table:
+    networks = sorted(_networks(run, line), key=lambda network: (network.cost.macs, network.cost.params))
+    return Table(name, "test" if name.split("/")[0] == "test" else "validation", tuple(networks))
+
+
+def _networks(run: RunRecord, line: Mapping[str, Any]) -> Iterator[Measured]:
+    for cells in line["rows"]:
+        row = dict(zip(line["columns"], cells, strict=True))
+        subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.space, row)
+        run.space.check_architecture(subnet)
+        if row["top1"] is not None:
+            yield Measured(subnet, subnet_cost(run.numbers, subnet), row["top1"])
+
+
+def _uniform(space: Space, row: Mapping[str, Any]) -> Subnet:
+    return space.uniform(
+        **{name: row[name] for name in ("resolution", "kernel", "expand", "depth")},
+        level=row["level"].split("+"),
+        height=row["exit"],
+    )

@@ -1,0 +1,157 @@
+"""Runs side by side: `ofav2 compare`."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ofav2 import console
+from ofav2.errors import UserError
+from ofav2.report.curves import phase_seconds
+from ofav2.report.networks import Table, cheapest_near_best, front, tables
+from ofav2.report.page import count, percent, write_page
+from ofav2.report.reading import RunRecord, read_run
+
+COMPARISON = "compare.html"
+RESULT_COLUMNS = (
+    "run",
+    "state",
+    "supernet",
+    "parameters",
+    "largest",
+    "smallest",
+    "corner mean",
+    "cheapest within a point",
+    "time",
+)
+"""Columns of `Comparison.results`; accuracies are test top-1."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What several runs have in common, and what not."""
+
+    names: tuple[str, ...]
+    """The runs, each under a name of its own."""
+    settings: tuple[tuple[str, ...], ...]
+    """Settings that differ: the key, then a value per run."""
+    results: tuple[tuple[str, ...], ...]
+    """Key results, a row per run in the columns `RESULT_COLUMNS`; a dash for what there is not yet."""
+    warnings: tuple[str, ...]
+    """What keeps the runs from being compared fairly, a sentence each."""
+    page: Path
+    """The page that was written."""
+
+
+def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
+    """Compares runs: settings that differ, key results, and a page with their fronts on one plot.
+
+    Args:
+        runs: Two run folders or more.
+        out: The page to write, replaced if it is there; None is `compare.html` in the working folder.
+
+    Raises:
+        RunError: If a folder is no run, or damaged.
+        UserError: If there are fewer than two different runs, or the page can't be written there.
+    """
+    different = {Path(run).resolve(): run for run in runs}
+    if len(different) < 2:
+        raise UserError(f"runs ({', '.join(map(str, runs))}): comparing takes two different run folders or more")
+    records = [read_run(run) for run in different.values()]
+    names, measured = _names(records), [tables(record) for record in records]
+    comparison = Comparison(
+        names=names,
+        settings=_settings(records),
+        results=tuple(_results(name, record, own) for name, record, own in zip(names, records, measured, strict=True)),
+        warnings=tuple(_warnings(names, records)),
+        page=Path(COMPARISON if out is None else out),
+    )
+    values = {
+        "title": f"{' · '.join(names)} · ofav2",
+        "comparison": comparison,
+        "columns": RESULT_COLUMNS,
+        "folders": [record.folder for record in records],
+        "now": datetime.now(UTC).isoformat(timespec="minutes"),
+        "payload": {"fronts": [_front(name, own) for name, own in zip(names, measured, strict=True) if own]},
+    }
+    write_page(comparison.page, "compare.html", values)
+    return comparison
+
+
+def _names(records: Sequence[RunRecord]) -> tuple[str, ...]:
+    """Names of the folders, as people call them on the command line; the whole path where two are the same."""
+    taken = Counter(record.folder.resolve().name for record in records)
+    return tuple(
+        record.folder.resolve().name if taken[record.folder.resolve().name] == 1 else str(record.folder)
+        for record in records
+    )
+
+
+def _settings(records: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
+    flat = [dict(_flat(dataclasses.asdict(record.config), "")) for record in records]
+    keys = dict.fromkeys(key for settings in flat for key in settings)
+    rows = ((key, *(settings.get(key, "–") for settings in flat)) for key in keys)
+    return tuple(row for row in rows if len(set(row[1:])) > 1)
+
+
+def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", _written(value)
+
+
+def _written(value: object) -> str:
+    """A setting as a recipe has it."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, bool) or value is None:
+        return {True: "true", False: "false", None: "null"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str, ...]:
+    test = run.test or {}
+    at_the_end = next((table.networks for table in measured if table.split == "test"), ())
+    close = cheapest_near_best(at_the_end)
+    dearest = max((network.cost.params for network in at_the_end), default=None)
+    return (
+        name,
+        run.state,
+        f"{run.numbers.variant} w{run.numbers.width_mult:g}",
+        "–" if dearest is None else f"{dearest:,}",
+        *(percent(test.get(key)) for key in ("largest", "smallest", "mean")),
+        "–" if close is None else f"{count(close.cost.macs)} at {percent(close.top1)}",
+        console.duration(sum(phase_seconds(run).values())) if run.metrics else "–",
+    )
+
+
+def _warnings(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
+    if len({record.data["fingerprint"] for record in records}) > 1:
+        seen = ", ".join(f"{name}: {_data(record)}" for name, record in zip(names, records, strict=True))
+        yield f"The runs were trained and judged on different data ({seen}), so their accuracies are not comparable."
+    for name, record in zip(names, records, strict=True):
+        if record.state != "finished":
+            yield f"{name} is not finished ({record.state}): its front is of validation after its last finished phase."
+
+
+def _data(run: RunRecord) -> str:
+    images = sum(run.data["images"].values())
+    return f"{run.data['name']}, {images:,} images, split seed {run.config.data.split_seed}"
+
+
+def _front(name: str, measured: Sequence[Table]) -> dict[str, Any]:
+    table = measured[-1]
+    chosen = [table.networks[index] for index in front(table.networks)]
+    return {
+        "run": name,
+        "table": table.title,
+        "networks": [str(network.subnet) for network in chosen],
+        "macs": [network.cost.macs for network in chosen],
+        "params": [network.cost.params for network in chosen],
+        "top1": [network.top1 for network in chosen],
+    }

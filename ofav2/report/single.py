@@ -1,0 +1,192 @@
+"""The page of one run: `ofav2 report`."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ofav2.folder import RECIPE
+from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
+from ofav2.report.exits import read_exits
+from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
+from ofav2.report.page import count, percent, write_page
+from ofav2.report.reading import RunRecord, read_run
+from supernets import DIMENSIONS, Subnet
+
+REPORT = "report.html"
+
+
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
+    """Writes a run's page: what was trained, how it went, what came out.
+
+    The run may still be training, or have broken off: the page shows what there is.
+
+    Args:
+        run: A run folder.
+        out: The file to write, replaced if it is there; None is `report.html` in the run folder.
+
+    Returns:
+        The page's path.
+
+    Raises:
+        RunError: If the folder is no run, or a file in it is damaged.
+        UserError: If the page can't be written there.
+    """
+    record = read_run(run)
+    target = Path(run) / REPORT if out is None else Path(out)
+    write_page(target, "report.html", _values(record))
+    return target
+
+
+def _values(run: RunRecord) -> dict[str, Any]:
+    planned, measured, agreement = stretches(run), tables(run), read_exits(run)
+    return {
+        "title": f"{run.name} · ofav2",
+        "run": run,
+        "now": datetime.now(UTC).isoformat(timespec="minutes"),
+        "state": _state(run, planned),
+        "summary": _summary(run),
+        "keys": _key_numbers(run, measured),
+        "commands": _commands(run),
+        "phases": [_phase_row(run, stretch, measured) for stretch in planned],
+        "unusable": unusable_steps(run),
+        "tables": measured,
+        "agreement": agreement,
+        "payload": {
+            "phases": [asdict(stretch) | {"teacher": _teacher(run, stretch.name)} for stretch in planned],
+            "train": [asdict(curve) for curve in curves(run, "train", ("loss", "lr"))],
+            "validation": [asdict(curve) for curve in curves(run, "validation", ("largest", "smallest"))],
+            "exits": None if agreement is None else asdict(agreement),
+            **networks_payload(run, measured),
+        },
+    }
+
+
+def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any]:
+    """Tables of networks as the page's scripts read them; a network that several tables name is described once."""
+    positions: dict[Subnet, int] = {}
+    for table in measured:
+        for network in table.networks:
+            positions.setdefault(network.subnet, len(positions))
+    return {
+        "parts": part_names(run.numbers),
+        "supernet": {
+            "stages": [asdict(stage) for stage in run.numbers.stages],
+            "blocks": run.numbers.blocks,
+            "branches": run.numbers.branches,
+            "exits": run.numbers.exits,
+            "expand": max(run.numbers.expand),
+        },
+        "networks": [_described(run, subnet) for subnet in positions],
+        "tables": [
+            {
+                "name": table.name,
+                "title": table.title,
+                "networks": [positions[network.subnet] for network in table.networks],
+                "top1": [network.top1 for network in table.networks],
+                "front": front(table.networks),
+            }
+            for table in measured
+        ],
+    }
+
+
+def _described(run: RunRecord, subnet: Subnet) -> dict[str, Any]:
+    parts = part_costs(run.numbers, subnet)
+    return subnet.to_dict() | {
+        "name": str(subnet),
+        "mbconv": all("mbconv" in branches for stage in subnet.level for branches in stage),
+        "params": sum(part.params for part in parts),
+        "macs": sum(part.macs for part in parts),
+        "parts": [[part.macs, part.params] for part in parts],
+    }
+
+
+def _state(run: RunRecord, planned: Sequence[Stretch]) -> dict[str, str]:
+    step, steps = _last_step(run), planned[-1].end if planned else 0
+    progress = f"step {step:,} of {steps:,}"
+    if run.state == "finished":
+        return {"word": "finished", "text": ""}
+    if run.state == "training":
+        return {"word": "training", "text": f"Still training: {progress}. Make the page again to see more."}
+    reasons = {"training": "its process ended without a word", "stopped": "it was asked to stop"}
+    reason = reasons.get(run.status, f"it {run.status}")
+    return {"word": "stopped", "text": f"Broken off at {progress}; {reason}. All below is what it had written by then."}
+
+
+def _last_step(run: RunRecord) -> int:
+    return max((line["global_step"] for line in run.metrics if "global_step" in line), default=0)
+
+
+def _summary(run: RunRecord) -> str:
+    images = run.data["images"]
+    seconds = sum(phase_seconds(run).values())
+    hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
+    took = f", trained{hours}" if run.state == "finished" and seconds else ""
+    return (
+        f"{run.numbers.variant.upper()} supernet, width {run.numbers.width_mult:g}, on {run.data['name']}:"
+        f" {images['train']:,} training images, {len(run.data['classes'])} classes{took}."
+    )
+
+
+def _key_numbers(run: RunRecord, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
+    """Value, name and remark of what a person looks for first."""
+    keys = [(count(run.space.size()), "sub-networks", "in the whole space")]
+    if run.test:
+        keys.append((percent(run.test["largest"]), "largest", "test top-1"))
+        keys.append((percent(run.test["smallest"]), "smallest", "test top-1"))
+    elif run.phases and run.phases[-1].ensemble_top1 is not None:
+        keys.append((percent(run.phases[-1].ensemble_top1), "largest, all exits", "validation top-1"))
+    close = cheapest_near_best(measured[-1].networks) if measured else None
+    if close:
+        keys.append(
+            (f"{count(close.cost.macs)}", "multiply-adds", f"reach {percent(close.top1)}, within a point of the best")
+        )
+    return keys
+
+
+def _commands(run: RunRecord) -> list[tuple[str, str]]:
+    path = shlex.quote(str(run.folder))
+    kept = shlex.quote(str(run.folder / RECIPE))
+    going_on = [("Go on with it", f"ofav2 train --resume {path}")] if run.state == "stopped" else []
+    return [
+        *going_on,
+        ("Train it again", f"ofav2 train {kept}"),
+        ("Measure its corner sub-networks", f"ofav2 evaluate {path}"),
+        ("Take the largest one out", f"ofav2 extract {path} --largest --out largest"),
+    ]
+
+
+def _teacher(run: RunRecord, phase: str) -> Mapping[str, Any] | None:
+    teacher = next((record.teacher for record in run.phases if record.name == phase), {})
+    if "name" not in teacher:
+        return None
+    return {"name": teacher["name"], "accuracy": teacher.get("accuracy"), "reason": teacher.get("reason", "")}
+
+
+def _phase_row(run: RunRecord, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
+    record = next((record for record in run.phases if record.name == stretch.name), None)
+    corners = next((table.networks for table in measured if table.name == f"{stretch.name}/corners"), ())
+    accuracy = {network.subnet: network.top1 for network in corners}
+    return {
+        "name": stretch.name,
+        "steps": stretch.end - stretch.first,
+        "record": record,
+        "seconds": phase_seconds(run).get(stretch.name),
+        "begun": any(line.get("phase") == stretch.name for line in run.metrics),
+        "unlocks": _unlocks(run, stretch.name),
+        "teacher": _teacher(run, stretch.name),
+        "largest": accuracy.get(record.space.largest()) if record else None,
+        "smallest": accuracy.get(record.space.smallest()) if record else None,
+        "lowest": min(accuracy.values(), default=None),
+        "corners": len(corners),
+    }
+
+
+def _unlocks(run: RunRecord, phase: str) -> str:
+    config = run.config.phases.get(phase)
+    chosen = {name: getattr(config.unlock, name, ()) for name in DIMENSIONS} if config else {}
+    parts = (f"{name} {', '.join(map(str, choices))}" for name, choices in chosen.items() if choices)
+    return "; ".join(parts) or "the largest network alone"

@@ -1,0 +1,174 @@
+"""An extracted sub-network with the methods that timm's training and validation code asks of a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import PretrainedCfg
+from torch import Tensor, nn
+from torch.fx import Graph, GraphModule, Node
+from torch.nn import functional
+
+from ofav2.errors import UserError
+from ofav2.subnets.load import describe_subnet, load_subnet
+from supernets import Subnet
+
+
+class TimmSubnet(nn.Module):
+    """A network in timm's three parts: features, head up to the classifier, classifier.
+
+    As in timm's own MobileNetV3, features end before the pooling, and the convolution after it belongs to the head.
+
+    Args:
+        features: Images (N, C, H, W) -> features (N, num_features, h, w).
+        head: Features -> what the classifier reads (N, head_hidden_size).
+        classifier: The network's own.
+        cfg: timm's description of the network: `pretrained_cfg`, also known as `default_cfg`.
+        drop_rate: Dropout probability before the classifier.
+    """
+
+    def __init__(
+        self, features: nn.Module, head: nn.Module, classifier: nn.Linear, cfg: Mapping[str, Any], drop_rate: float
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.head = head
+        self.classifier: nn.Module = classifier
+        self.pretrained_cfg = self.default_cfg = dict(cfg)
+        self.in_chans = int(cfg["input_size"][0])
+        self.num_classes = classifier.out_features
+        self.head_hidden_size = classifier.in_features
+        self.num_features = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
+        self.drop_rate = drop_rate
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, num_features, h, w)."""
+        features: Tensor = self.features(images)
+        return features
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
+        """(N, num_features, h, w) -> logits (N, classes), or (N, head_hidden_size) with `pre_logits`."""
+        x = functional.dropout(self.head(features), self.drop_rate, self.training)
+        return x if pre_logits else self.classifier(x)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Puts a new classifier in: small weights, always the same ones; identity for 0 classes.
+
+        Args:
+            num_classes: Its classes.
+            global_pool: None or `avg`.
+
+        Raises:
+            UserError: If there are less than 0 classes, or another pooling is asked for.
+        """
+        if global_pool not in (None, "avg"):
+            raise UserError(f"global_pool ({global_pool!r}) must be avg: the head is made for it")
+        if num_classes < 0:
+            raise UserError(f"num_classes ({num_classes}) must be 0 (no classifier) or more")
+        place = next(self.parameters())
+        self.num_classes = num_classes
+        self.classifier = _classifier(self.head_hidden_size, num_classes).to(place).train(self.training)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Refuses gradient checkpointing, which these networks, small as they are, do not have.
+
+        Raises:
+            UserError: If it is turned on.
+        """
+        if enable:
+            raise UserError("gradient checkpointing (on) is not there for ofav2_subnet: leave it off")
+
+
+def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, Any]) -> TimmSubnet:
+    """Reads an extracted sub-network as a timm model.
+
+    Args:
+        directory: The folder that `ofav2 extract` wrote.
+        drop_rate: Dropout probability before the classifier.
+        overlay: Entries of timm's description to replace.
+
+    Raises:
+        RunError: If the folder holds no extracted network.
+        UserError: If the network returns the logits of several exits.
+    """
+    facts = single_exit(directory)
+    exit = Subnet.from_dict(facts["subnet"]).height
+    features, head, classifier = _split(load_subnet(directory), exit)
+    return TimmSubnet(features, head, classifier, timm_cfg(facts) | dict(overlay), drop_rate)
+
+
+def single_exit(directory: str | Path) -> dict[str, Any]:
+    """The description of an extracted sub-network with one output, as timm's models have.
+
+    Raises:
+        RunError: If the folder holds no extracted network.
+        UserError: If the network returns the logits of several exits.
+    """
+    facts = describe_subnet(directory)
+    if facts.get("exits") != "last":
+        raise UserError(
+            f"sub-network ({directory}) returns a tuple, one entry per exit, and timm's models one tensor:"
+            " extract it again without --exits"
+        )
+    return facts
+
+
+def timm_cfg(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What timm's `resolve_data_config` and its kind read of a model."""
+    given = facts["input"]
+    cfg = PretrainedCfg(
+        architecture="ofav2_subnet",
+        input_size=(given["channels"], given["resolution"], given["resolution"]),
+        interpolation="bilinear",
+        crop_pct=given["eval_crop"],
+        mean=tuple(given["mean"]),
+        std=tuple(given["std"]),
+        num_classes=len(facts["classes"]),
+        label_names=tuple(facts["classes"]),
+        first_conv="features.stem.conv",
+        classifier="classifier",
+    )
+    described: dict[str, Any] = cfg.to_dict()
+    return described
+
+
+def _split(module: GraphModule, exit: int) -> tuple[GraphModule, GraphModule, nn.Linear]:
+    """Features, the head after them, and the classifier, without the dropout in between."""
+    nodes = {node.target: node for node in module.graph.nodes if node.op == "call_module"}
+    pooled = nodes[f"exits.{exit}.mix"].all_input_nodes[0]
+    features = pooled.all_input_nodes[0]
+    flat = nodes[f"exits.{exit}.dropout"].all_input_nodes[0]
+    images = next(node for node in module.graph.nodes if node.op == "placeholder")
+    classifier = module.get_submodule(f"exits.{exit}.classifier")
+    assert isinstance(classifier, nn.Linear), "every exit ends in a linear layer"
+    return _part(module, images, features), _part(module, features, flat), classifier
+
+
+def _part(module: GraphModule, start: Node, end: Node) -> GraphModule:
+    """The computation from one value to another, with the same layers under the same names."""
+    graph = Graph()
+    copies = {start: graph.placeholder("x")}
+    nodes = list(module.graph.nodes)
+    for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[end])
+    return GraphModule(module, graph)
+
+
+def _classifier(inputs: int, classes: int) -> nn.Module:
+    if classes == 0:
+        return nn.Identity()
+    layer = nn.Linear(inputs, classes, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        layer.weight.normal_(0.0, 0.01, generator=torch.Generator().manual_seed(0))
+        layer.bias.zero_()
+    return layer

@@ -1,0 +1,268 @@
+"""The pages in a real headless Chromium: `make test-browser`. Chromium and its driver have to be on the PATH."""
+
+import base64
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
+
+import ofav2
+from ofav2.run import Run
+from tests.ofav2.report.conftest import change_facts
+
+pytestmark = pytest.mark.browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+HOSTILE = "<b>x</b><script>window.harm = 1</script><img src=x onerror='window.harm = 2'>"
+ALL_CHARTS = ["scatter", "cost", "curves", "corners", "agreement"]
+
+# Relative luminance and contrast as WCAG 2.2 defines them, of every visible text against the page.
+CONTRASTS = """
+const luminance = colour => {
+  const [r, g, b] = colour.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const contrast = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+const paper = luminance(getComputedStyle(document.body).backgroundColor);
+const kinds = "h1, h2, h3, p, td, th, dt, dd, summary, .xtick text, .ytick text, .legendtext";
+const texts = [...document.querySelectorAll(kinds)];
+return texts.filter(node => node.textContent.trim() && node.getClientRects().length).map(node => {
+  const style = getComputedStyle(node), svg = node instanceof SVGElement;
+  return [node.textContent.slice(0, 30), contrast(luminance(svg ? style.fill : style.color), paper)];
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
+    binary = next(filter(None, map(shutil.which, BROWSERS)), None)
+    driver = shutil.which("chromedriver")
+    assert binary, f"none of {', '.join(BROWSERS)} is on the PATH: install one, as in apt-get install chromium"
+    assert driver, "chromedriver is not on the PATH: install it, as in apt-get install chromium-driver"
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
+
+
+@pytest.fixture(scope="module")
+def page(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a finished run, exits measured."""
+    run = Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("browser") / "run"))
+    ofav2.measure_exits(run)
+    return ofav2.write_report(run)
+
+
+def show(browser: webdriver.Chrome, page: Path, *, width: int = 1280, scheme: str = "light") -> None:
+    """Opens a page and waits until its charts are drawn."""
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    use_scheme(browser, scheme)
+    browser.get_log("browser")
+    browser.get_log("performance")
+    browser.get(page.resolve().as_uri())
+    WebDriverWait(browser, 30).until(
+        lambda chrome: chrome.execute_script("return !document.querySelector('.chart:not([data-drawn])')")
+    )
+
+
+def use_scheme(browser: webdriver.Chrome, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+
+def drawn(browser: webdriver.Chrome) -> list[str]:
+    """Charts that have marks of data in them."""
+    found: list[str] = browser.execute_script(
+        "return [...document.querySelectorAll('.chart')].filter(n => n.querySelector("
+        "'.point, .points path, .js-line, .hm image, .heatmaplayer image')).map(n => n.id)"
+    )
+    return found
+
+
+def picked(browser: webdriver.Chrome) -> str:
+    return browser.find_element(By.ID, "picked").text
+
+
+def test_every_chart_is_drawn_without_a_complaint_or_a_request(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    assert drawn(browser) == ALL_CHARTS
+    assert browser.get_log("browser") == []
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [page.resolve().as_uri()]
+
+
+def test_all_measured_networks_are_points(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    tables = browser.execute_script("return payload.tables.map(table => table.networks.length)")
+    menu = Select(browser.find_element(By.ID, "table"))
+    for index, networks in enumerate(tables):
+        menu.select_by_index(index)
+        points = browser.execute_script(
+            "return document.getElementById('scatter').data.reduce((sum, t) => sum + (t.customdata || []).length, 0)"
+        )
+        assert points == networks
+
+
+def test_a_click_shows_the_network_block_by_block(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    # The dearest network is the largest, and stands alone at the right end.
+    spot = browser.execute_script(
+        "const n = document.getElementById('scatter'); n.scrollIntoView({block: 'center'});"
+        "const t = tables[chosen.table], p = t.networks.length - 1, l = n._fullLayout, box = n.getBoundingClientRect();"
+        "return [box.left + l.xaxis._offset + l.xaxis.l2p(Math.log10(networks[t.networks[p]].macs)),"
+        " box.top + l.yaxis._offset + l.yaxis.l2p(t.top1[p])]"
+    )
+    before = picked(browser)
+    for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+        mouse = {"type": kind, "x": spot[0], "y": spot[1], "button": "left", "clickCount": 1}
+        browser.execute_cdp_cmd("Input.dispatchMouseEvent", mouse)
+    WebDriverWait(browser, 10).until(lambda chrome: picked(chrome) != before)
+    largest = browser.execute_script("return networks[tables[chosen.table].networks.at(-1)].name")
+    assert largest in picked(browser)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .stage")) == 5
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .block:not(.off)")) == 15
+    assert browser.find_element(By.CSS_SELECTOR, "#drawing .exit.taken").text == "exit 5"
+
+
+def test_the_drawing_is_the_network(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    for point in range(0, browser.execute_script("return tables[chosen.table].networks.length"), 7):
+        browser.execute_script("select(arguments[0])", point)
+        network: dict[str, Any] = browser.execute_script("return at(arguments[0]).network", point)
+        texts = [cell.text for cell in browser.find_elements(By.CSS_SELECTOR, "#drawing .block:not(.off)")]
+        stages = zip(network["kernel"], network["expand"], strict=True)
+        blocks = [pair for kernels, expands in stages for pair in zip(kernels, expands, strict=True)]
+        for text, (kernel, expand) in zip(texts, blocks, strict=True):
+            words = "no MBConv" if kernel is None else f"{kernel}×{kernel} e{expand}"
+            assert words in re.sub(r"\s+", " ", text)
+        on = [mark.text for mark in browser.find_elements(By.CSS_SELECTOR, "#drawing .branches .on")]
+        branches = [branch for stage in network["level"] for block in stage for branch in block]
+        assert on == [{"mbconv": "M", "conv": "C", "transform": "T"}[branch] for branch in branches]
+        assert browser.find_element(By.CSS_SELECTOR, "#drawing .exit.taken").text == f"exit {network['height']}"
+
+
+def test_the_keyboard_reaches_and_moves_the_selection(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    body = browser.find_element(By.TAG_NAME, "body")
+    body.send_keys(Keys.TAB, Keys.TAB)
+    assert browser.switch_to.active_element.get_attribute("id") == "scatter"
+    keys = browser.switch_to.active_element
+    keys.send_keys(Keys.HOME)
+    assert browser.execute_script("return chosen.point") == 0
+    keys.send_keys(Keys.ARROW_UP)
+    assert browser.execute_script("return chosen.point") == 1
+    keys.send_keys(Keys.END, Keys.ARROW_UP)
+    assert browser.execute_script("return chosen.point === tables[chosen.table].networks.length - 1")
+    keys.send_keys(Keys.ARROW_LEFT)
+    assert browser.execute_script("return tables[chosen.table].front.includes(chosen.point)")
+    keys.send_keys(Keys.TAB, Keys.TAB)
+    button = browser.switch_to.active_element
+    assert button.tag_name == "button"
+    button.send_keys(Keys.ENTER)
+    assert browser.execute_script("return chosen.point === tables[chosen.table].front[0]")
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#front tr[aria-current]")) == 1
+
+
+@pytest.mark.parametrize("width", [390, 320])
+def test_a_phone_needs_no_sideways_scrolling(browser: webdriver.Chrome, page: Path, width: int) -> None:
+    show(browser, page, width=width)
+    assert drawn(browser) == ALL_CHARTS
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('.chart svg.main-svg')].filter(n => n.clientWidth > innerWidth).length"
+    )
+    assert wide == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_can_be_read(browser: webdriver.Chrome, page: Path, scheme: str) -> None:
+    show(browser, page, scheme=scheme)
+    contrasts = browser.execute_script(CONTRASTS)
+    assert len(contrasts) > 100
+    assert [text for text, contrast in contrasts if contrast < 4.5] == []
+
+
+def test_the_charts_follow_the_colour_scheme(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page)
+    ink = "return document.getElementById('curves').layout.font.color"
+    light = browser.execute_script(ink)
+    use_scheme(browser, "dark")
+    WebDriverWait(browser, 10).until(lambda chrome: chrome.execute_script(ink) != light)
+
+
+def test_printing_is_light_and_unfolds_the_recipe(browser: webdriver.Chrome, page: Path) -> None:
+    show(browser, page, scheme="dark")
+    paper = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    assert paper.startswith(b"%PDF")
+    assert browser.execute_script("return [...document.querySelectorAll('details')].every(d => d.open)")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    ink = browser.execute_script("return getComputedStyle(document.body).color")
+    assert max(map(int, re.findall(r"\d+", ink))) < 64
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
+
+
+def test_a_run_under_way_has_its_charts(browser: webdriver.Chrome, training_run: Path) -> None:
+    show(browser, ofav2.write_report(training_run))
+    assert drawn(browser) == ["scatter", "cost", "curves", "corners"]
+    assert browser.get_log("browser") == []
+
+
+def test_a_run_that_has_only_begun_has_no_complaint(browser: webdriver.Chrome, half_run: Path) -> None:
+    change_facts(half_run, lambda facts: facts.update(phases=[]))
+    (half_run / "metrics.jsonl").unlink()
+    show(browser, ofav2.write_report(half_run))
+    assert drawn(browser) == []
+    assert browser.get_log("browser") == []
+
+
+def test_hostile_names_do_nothing(browser: webdriver.Chrome, run_copy: Path, tiny_run: Run, tmp_path: Path) -> None:
+    def soil(facts: dict[str, Any]) -> None:
+        facts.update(name=HOSTILE)
+        facts["data"].update(name=HOSTILE, fingerprint="other", classes=[HOSTILE] * 10)
+        facts["phases"][1]["teacher"].update(name=HOSTILE, reason=HOSTILE)
+
+    change_facts(run_copy, soil)
+    named = run_copy.rename(tmp_path / HOSTILE.replace("/", "_"))
+    both = ofav2.compare_runs([tiny_run.folder, named], tmp_path / "both.html")
+    for page in (ofav2.write_report(named, tmp_path / "one.html"), both.page):
+        show(browser, page)
+        assert browser.execute_script("return window.harm") is None
+        assert browser.get_log("browser") == []
+        assert HOSTILE.replace("/", "_") in browser.find_element(By.TAG_NAME, "body").text
+    legend = browser.find_elements(By.CSS_SELECTOR, "#fronts .legendtext")
+    assert [entry.text for entry in legend] == ["six", named.name]
+
+
+def test_comparing_draws_a_front_per_run(browser: webdriver.Chrome, tiny_run: Run, run_copy: Path) -> None:
+    both = ofav2.compare_runs([tiny_run.folder, run_copy], run_copy / "both.html").page
+    for width in (1280, 390):
+        show(browser, both, width=width)
+        assert browser.execute_script("return document.querySelectorAll('#fronts .scatterlayer .trace').length") == 2
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.get_log("browser") == []

@@ -1,0 +1,179 @@
+import json
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ofav2
+from ofav2.cli import main
+from ofav2.errors import RunError, UserError
+from ofav2.report.page import count, percent, when
+from ofav2.run import Run
+from tests.ofav2.report.conftest import change_facts
+
+HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028"
+
+
+class Markup(HTMLParser):
+    """Tags, attributes and text of a page, and what its scripts hold."""
+
+    def __init__(self, page: Path) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+        self.scripts: list[str] = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "script" and self.cdata_elem == "script":
+            self.scripts[-1] += data
+        else:
+            self.text += data
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        values: dict[str, Any] = json.loads(self.scripts[0])
+        return values
+
+
+def test_the_page_is_in_the_run_by_default_and_tells_what_the_run_did(tiny_run: Run, run_copy: Path) -> None:
+    page = ofav2.write_report(run_copy)
+    assert page == run_copy / "report.html"
+    shown = Markup(page)
+    test = tiny_run.facts["test"]
+    for told in (percent(test["largest"]), percent(test["smallest"]), f"ofav2 train {run_copy}/recipe.yaml"):
+        assert told in shown.text
+    assert (run_copy / "recipe.yaml").read_text(encoding="utf-8").strip() in shown.text
+    for phase in tiny_run.facts["phases"]:
+        assert phase["teacher"].get("reason", "") in shown.text
+    for package, version in tiny_run.facts["versions"].items():
+        assert version is None or f"{package} {version}" in shown.text
+
+
+def test_the_page_needs_nothing_from_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
+    shown = Markup(ofav2.write_report(tiny_run.folder, tmp_path / "page.html"))
+    assert [value for name, value in shown.attributes if name in ("src", "href")] == ["data:,"]
+
+
+def test_what_comes_from_a_run_is_text(run_copy: Path, tmp_path: Path) -> None:
+    plain = Markup(ofav2.write_report(run_copy, tmp_path / "plain.html"))
+
+    def soil(facts: dict[str, Any]) -> None:
+        facts.update(name=HOSTILE)
+        facts["data"].update(name=HOSTILE, classes=[HOSTILE] * 10)
+        facts["phases"][1]["teacher"].update(name=HOSTILE, reason=HOSTILE)
+        facts["versions"]["torch"] = HOSTILE
+
+    change_facts(run_copy, soil)
+    soiled = Markup(ofav2.write_report(run_copy, tmp_path / "soiled.html"))
+    assert soiled.tags == plain.tags
+    assert HOSTILE in soiled.text
+    assert soiled.payload["phases"][1]["teacher"]["name"] == HOSTILE
+
+
+def test_a_shell_takes_the_command_as_it_is_shown(run_copy: Path) -> None:
+    odd = run_copy.rename(run_copy.with_name("it's $HOME"))
+    shown = Markup(ofav2.write_report(odd))
+    line = next(line for line in shown.text.splitlines() if "ofav2 train" in line and "recipe.yaml" in line)
+    command = line[line.index("ofav2 train") :].split("Measure")[0]
+    assert shlex.split(command)[2] == str(odd / "recipe.yaml")
+
+
+def test_a_run_under_way_is_shown_as_far_as_it_is(training_run: Path) -> None:
+    shown = Markup(ofav2.write_report(training_run))
+    assert "Still training" in shown.text
+    assert "under way" in shown.text
+    assert [phase["finished"] for phase in shown.payload["phases"]] == [True, True, False, False, False, False]
+
+
+def test_a_run_that_broke_off_says_so(half_run: Path) -> None:
+    assert "ended without a word" in Markup(ofav2.write_report(half_run)).text
+    change_facts(half_run, lambda facts: facts.update(status="failed: RunError"))
+    assert "it failed: RunError" in Markup(ofav2.write_report(half_run)).text
+
+
+def test_a_run_that_has_only_begun_has_a_page(half_run: Path) -> None:
+    change_facts(half_run, lambda facts: facts.update(phases=[]))
+    (half_run / "metrics.jsonl").unlink()
+    shown = Markup(ofav2.write_report(half_run))
+    assert "Nothing has been measured yet" in shown.text
+    assert shown.payload["networks"] == []
+
+
+@pytest.mark.parametrize("out", ["", "missing/page.html"])
+def test_a_place_that_can_hold_no_page_is_refused(tiny_run: Run, tmp_path: Path, out: str) -> None:
+    with pytest.raises(UserError, match="output file"):
+        ofav2.write_report(tiny_run.folder, tmp_path / out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_cannot_be_read_leaves_the_old_page(run_copy: Path) -> None:
+    page = ofav2.write_report(run_copy)
+    before = page.read_bytes()
+    (run_copy / "metrics.jsonl").write_text("no json\n", encoding="utf-8")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 1"):
+        ofav2.write_report(run_copy)
+    assert page.read_bytes() == before
+
+
+def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
+    recipe = run_copy / "recipe.yaml"
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text.replace("label_smoothing: 0.1", "label_smoothing: 0.25"), encoding="utf-8")
+    found = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html")
+    assert found.settings == (("optim.label_smoothing", "0.1", "0.25"),)
+    assert found.names == ("six", "copy")
+    assert not found.warnings
+    shown = Markup(found.page)
+    assert [front["run"] for front in shown.payload["fronts"]] == ["six", "copy"]
+    assert percent(tiny_run.facts["test"]["largest"]) in found.results[0]
+
+
+def test_a_phase_that_only_one_run_has_is_a_difference(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
+    recipe = run_copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text(encoding="utf-8").replace("\n  expand:\n    epochs", "\n  more:\n    epochs"))
+    settings = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html").settings
+    assert ("phases.expand.epochs", "0.02", "–") in settings
+    assert ("phases.more.epochs", "–", "0.02") in settings
+
+
+def test_different_data_and_unfinished_runs_are_said(tiny_run: Run, half_run: Path, tmp_path: Path) -> None:
+    change_facts(half_run, lambda facts: facts["data"].update(fingerprint="another"))
+    found = ofav2.compare_runs([tiny_run.folder, half_run], tmp_path / "both.html")
+    assert "different data" in found.warnings[0]
+    assert "copy is not finished" in found.warnings[1]
+    assert all(warning in Markup(found.page).text for warning in found.warnings)
+
+
+def test_one_run_is_nothing_to_compare(tiny_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="two different"):
+        ofav2.compare_runs([tiny_run.folder, f"{tiny_run.folder}/../{tiny_run.folder.name}"], tmp_path / "both.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_verbs(tiny_run: Run, run_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["report", str(run_copy), "--exits", "--out", str(page)]) == 0
+    assert capsys.readouterr().out == f"{page}\n"
+    assert "agreement" in Markup(page).scripts[3]
+    assert main(["compare", str(tiny_run.folder), str(run_copy), "--out", str(tmp_path / "both.html")]) == 0
+    assert "copy" in capsys.readouterr().out
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["compare", str(tiny_run.folder), "--out", str(page)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_numbers_as_people_read_them() -> None:
+    assert [count(n) for n in (7, 1_500, 10_255_760, 2.5e9, 1.5e32)] == ["7", "1.5 k", "10.3 M", "2.5 G", "1.5 × 10³²"]
+    assert (percent(0.9888), percent(None)) == ("98.9 %", "–")
+    assert (when("2026-11-22T17:50:45+00:00"), when("once")) == ("22 Nov 2026, 17:50 UTC", "once")

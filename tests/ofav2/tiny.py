@@ -1,0 +1,213 @@
+"""Training in seconds: recipes, data and networks so small that a test can afford them."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import supernets
+from ofav2 import recipe
+from ofav2.config import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
+from ofav2.data import Batch, ImageData, Split
+from ofav2.data.images import ArrayImages
+from ofav2.subnets import extract
+from ofav2.training.evaluation import Judge
+from ofav2.training.phases import Phase, make_plan
+from ofav2.training.runtime import Runtime
+from supernets import Space, Subnet, Supernet
+from tests.supernets.randomise import randomise
+
+CPU = Runtime(torch.device("cpu"), "float32")
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
+SIX_PHASES = ("full", "kernel", "level", "height", "depth", "expand")
+
+COMMON = """\
+run: {threads: 1, device: cpu}
+data: {name: digits, resolutions: [16, 20], batch_size: 16, val_fraction: 0.02, test_fraction: 0.03}
+optim: {name: adamw, weight_decay: 0.01}
+evaluation: {every_epochs: 0, calibration_images: 30, calibration_batch: 16}
+tracking: {every_steps: 1}
+"""
+
+# All six phases of all that there is: early exits, dense skips, parallel blocks.
+SIX = (
+    COMMON
+    + """\
+supernet: {variant: ee_dp, width_mult: 0.05, kernel: [3, 5], expand: [2, 3], depth: [1, 3], stem_stride: 1}
+phases:
+  full: {epochs: 0.02, lr: 0.003}
+  kernel: {epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}
+  level: {epochs: 0.02, lr: 0.001, subnets: 2, unlock: {level: [1, 2, 3]}}
+  height: {epochs: 0.02, lr: 0.001, subnets: 3, sampler: sandwich, unlock: {height: [1, 2, 3, 4, 5]}}
+  depth: {epochs: 0.02, lr: 0.001, teacher: best, unlock: {depth: [1, 3]}}
+  expand: {epochs: 0.02, lr: 0.001, teacher: fixed, unlock: {expand: [2, 3]}}
+"""
+).replace("[16, 20]", "[16]")
+
+# The least that is a run: a first phase, an elastic one, and one that a single-exit network lacks.
+TWO = (
+    COMMON
+    + """\
+supernet: {variant: se_b, width_mult: 0.05, kernel: [3, 5], expand: [2], depth: [1], stem_stride: 1}
+phases:
+  full: {epochs: 0.02, lr: 0.003}
+  kernel: {epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}
+  height: {epochs: 0.02, lr: 0.001, unlock: {height: [4, 5]}}
+"""
+)
+
+
+def written(folder: Path, text: str, name: str = "tiny") -> str:
+    """A recipe's text as a file; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.yaml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def tiny_data(
+    *, classes: int = 5, train: int = 40, val: int = 23, test: int = 17, side: int = 12, seed: int = 0
+) -> ImageData:
+    """Images of noise in memory, a tint per class."""
+    generator = np.random.default_rng([seed, classes])
+
+    def split(name: str, count: int) -> Split:
+        labels = np.resize(np.arange(classes), count)
+        pixels = generator.integers(0, 160, (count, 3, side, side)) + (labels % 5 * 20)[:, None, None, None]
+        return Split(name, labels.astype(np.int64), ArrayImages(pixels.astype(np.uint8)))
+
+    return ImageData(
+        name="noise",
+        classes=tuple(f"class {number}" for number in range(classes)),
+        channels=3,
+        mean=MEAN,
+        std=STD,
+        train=split("train", train),
+        val=split("val", val),
+        test=split("test", test),
+        fingerprint=f"noise {seed}",
+    )
+
+
+def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torch.float32, **choices: Any) -> Supernet:
+    """A narrow shallow supernet, randomised so that its sub-networks all differ."""
+    numbers: dict[str, Any] = {
+        "num_classes": 5,
+        "width_mult": 0.05,
+        "kernel": (3, 5),
+        "expand": (2, 3),
+        "depth": (1, 2, 3),
+        "resolutions": (16, 20),
+        "stem_stride": 1,
+        "dropout": 0.0,
+    }
+    net = supernets.create(variant, **(numbers | choices)).to(dtype)
+    randomise(net, seed)
+    return net
+
+
+def tiny_judge(data: ImageData, **changes: Any) -> Judge:
+    """A judge whose last batches, of evaluation and of calibration, are smaller than the others."""
+    config = EvaluationConfig(batch_size=9, calibration_images=19, calibration_batch=8)
+    settings: dict[str, Any] = {"eval_crop": 0.875, "workers": 0, "seed": 3}
+    return Judge(data, config, runtime=CPU, **(settings | changes))
+
+
+def plan_phases(
+    net: Supernet, phases: Mapping[str, PhaseConfig], *, policy: str = "progressive", steps_per_epoch: int = 1
+) -> dict[str, Phase]:
+    """The planned phases by name."""
+    return {phase.name: phase for phase in make_plan(phases, policy, net.space, steps_per_epoch).phases}
+
+
+def phase_config(epochs: float = 2, lr: float = 0.05, *, unlock: Mapping[str, Any] | None = None, **more: Any) -> Any:
+    """A phase's settings, without dropout unless asked for."""
+    return PhaseConfig(epochs, lr, UnlockConfig(**(unlock or {})), **({"dropout": 0.0} | more))
+
+
+ELASTIC = {"kernel": (3, 5), "level": (1, 2, 3), "height": (1, 2, 3, 4, 5), "depth": (1, 2, 3), "expand": (2, 3)}
+
+
+def two_phases(**elastic: Any) -> dict[str, PhaseConfig]:
+    """The full phase, and one that unlocks everything."""
+    return {"full": phase_config(), "elastic": phase_config(unlock=ELASTIC, **elastic)}
+
+
+def random_batches(sides: Sequence[int], *, count: int = 6, classes: int = 5, seed: int = 0) -> list[Batch]:
+    """A batch of noise per image side."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = partial(torch.randint, generator=generator)
+    return [
+        Batch(draw(0, 256, (count, 3, side, side), dtype=torch.uint8), draw(0, classes, (count,))) for side in sides
+    ]
+
+
+def bits(module: nn.Module) -> dict[str, Tensor]:
+    """A copy of a module's state."""
+    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+
+
+def same_bits(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> bool:
+    """Whether two states are equal to the last bit."""
+    return left.keys() == right.keys() and all(torch.equal(tensor, right[name]) for name, tensor in left.items())
+
+
+def data_config(**changes: Any) -> DataConfig:
+    """A recipe's data part for `tiny_data`."""
+    settings: dict[str, Any] = {"name": "noise", "resolutions": (16, 20), "batch_size": 8}
+    return DataConfig(**(settings | changes))
+
+
+def cut(subnet: Subnet, height: int) -> Subnet:
+    """The network cut at an earlier exit."""
+    return Subnet.from_dict(subnet.to_dict() | {"height": height})
+
+
+def middle(space: Space) -> Subnet:
+    """A network that is neither the largest nor uniform, and ends at exit 3."""
+    fields = space.uniform(height=3).to_dict()
+    fields["depth"][1] = min(space.depth)
+    fields["kernel"][0][0] = min(space.kernel)
+    fields["expand"][2][0] = min(space.expand)
+    fields["level"][0][0] = ["mbconv", "transform"]
+    return Subnet.from_dict(fields)
+
+
+def without_exports(patch: pytest.MonkeyPatch) -> None:
+    """Let extraction write weights and facts alone: ONNX takes seconds, and has tests of its own."""
+    patch.setattr(extract, "write_exports", lambda *_: {})
+    patch.setattr(extract, "model_card", lambda _: "")
+
+
+def shrunk(name: str, *, train_images: int) -> list[str]:
+    """Overrides that leave a recipe its phases, samplers and teachers, and each phase two steps."""
+    config = recipe.load(name, ["data.root=null"])
+    sides = "[16,20]" if config.supernet.stem_stride == 1 else "[32,40]"
+    phases = [
+        setting
+        for phase in config.phases
+        for setting in (f"phases.{phase}.epochs={2 / (train_images // 4)}", f"phases.{phase}.warmup_epochs=0")
+    ]
+    return [
+        "run.device=cpu",
+        "run.threads=1",
+        "supernet.width_mult=0.05",
+        f"data.resolutions={sides}",
+        "data.batch_size=4",
+        "data.workers=0",
+        "evaluation.every_epochs=0",
+        "evaluation.calibration_images=6",
+        "evaluation.calibration_batch=6",
+        "tracking.every_steps=1",
+        *phases,
+    ]
+
+
+def only_ends(patch: pytest.MonkeyPatch) -> None:
+    """Let a space's corners be the largest network and the smallest."""
+    patch.setattr(Space, "corners", lambda space: (space.largest(), space.smallest()))

@@ -1,0 +1,158 @@
+"""Losses are those of the paper, written out plainly; a teacher looks once, and learns nothing."""
+
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import distill
+from ofav2.training.objectives import Teacher, as_teacher, exit_logits, joint, students
+from supernets import Supernet
+from tests.ofav2.tiny import tiny_net
+
+WEIGHTS = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
+TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+
+
+@pytest.fixture
+def net() -> Supernet:
+    return tiny_net("ee_dp", dtype=torch.float64).eval()
+
+
+def batch(count: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(count, 3, 16, 16, generator=generator, dtype=torch.float64)
+    return images, torch.randint(0, 5, (count,), generator=generator)
+
+
+def smoothed_ce(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+    """Cross-entropy with smoothed labels, image by image."""
+    classes = logits.shape[1]
+    total = torch.zeros((), dtype=logits.dtype)
+    for row, label in zip(logits, labels.tolist(), strict=True):
+        logs = row - row.exp().sum().log()
+        for number in range(classes):
+            target = smoothing / classes + (1 - smoothing if number == label else 0)
+            total = total - target * logs[number]
+    return total / len(labels)
+
+
+def counting(teach: Callable[[Tensor], distill.Target], seen: list[Tensor]) -> Teacher:
+    def counted(images: Tensor) -> distill.Target:
+        seen.append(images)
+        return teach(images)
+
+    return counted
+
+
+def test_the_joint_loss_is_the_weighted_sum_over_exits(net: Supernet) -> None:
+    images, labels = batch()
+    subnets = (net.space.largest(), net.space.uniform(kernel=3, height=3))
+    with pytest.raises(distill.DistillError, match="exits"):
+        list(joint(WEIGHTS, 0.1)(net, images, labels, subnets))
+    (found,) = joint(WEIGHTS, 0.1)(net, images, labels, subnets[:1])
+    exits = [smoothed_ce(logits, labels, 0.1) for logits in net(images, subnets[0], exits="all")]
+    assert len(exits) == 5
+    expected = sum((float(a) * loss for a, loss in zip(WEIGHTS, exits, strict=True)), torch.zeros(()))
+    torch.testing.assert_close(found["loss"], expected, check_dtype=False, **TIGHT)
+    for number, loss in enumerate(exits, start=1):
+        torch.testing.assert_close(found[f"exit_{number}"], loss.detach(), **TIGHT)
+        assert not found[f"exit_{number}"].requires_grad
+
+
+@pytest.mark.parametrize("name", distill.distances())
+def test_a_students_loss_is_distance_plus_cross_entropy(net: Supernet, name: str) -> None:
+    images, labels = batch()
+    generator = np.random.default_rng(2)
+    subnets = tuple(net.space.sample(generator) for _ in range(3))
+    module = tiny_net("ee_dp", seed=8, dtype=torch.float64).eval().extract(net.space.largest(), exits="all")
+    objective = students(as_teacher(module, WEIGHTS), distill.distance(name), 0.7, 0.1)
+    found = list(objective(net, images, labels, subnets))
+
+    weighted = sum(float(b) * logits for b, logits in zip(WEIGHTS, module(images), strict=True)).detach()
+    for losses, subnet in zip(found, subnets, strict=True):
+        logits = net(images, subnet)
+        ce = smoothed_ce(logits, labels, 0.1)
+        apart = {
+            "cross_entropy": lambda own: -(weighted.softmax(1) * own.log_softmax(1)).sum(1).mean(),
+            "mse": lambda own: ((own - weighted) ** 2).mean(),
+        }[name](logits)
+        torch.testing.assert_close(losses["loss"], 0.7 * apart + ce, **TIGHT)
+        torch.testing.assert_close(losses["ce"], ce.detach(), **TIGHT)
+        torch.testing.assert_close(losses["kd"], apart.detach(), **TIGHT)
+        assert not losses["ce"].requires_grad
+        assert not losses["kd"].requires_grad
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_the_teacher_looks_at_the_students_batch_once(net: Supernet, count: int) -> None:
+    images, labels = batch()
+    seen: list[Tensor] = []
+    teacher = counting(as_teacher(net.extract(net.space.largest(), exits="all"), WEIGHTS), seen)
+    losses = list(students(teacher, distill.mse, 1.0, 0.0)(net, images, labels, (net.space.smallest(),) * count))
+    assert len(losses) == count
+    assert len(seen) == 1
+    assert seen[0] is images
+
+
+def test_no_gradient_flows_into_the_teacher(net: Supernet) -> None:
+    images, labels = batch()
+    module = tiny_net("ee_dp", seed=8, dtype=torch.float64).eval().extract(net.space.largest(), exits="all")
+    assert all(parameter.requires_grad for parameter in module.parameters()), "nothing but the call keeps them out"
+    target = as_teacher(module, WEIGHTS)(images)
+    assert not target.logits.requires_grad
+    assert not target.probabilities.requires_grad
+    for losses in students(as_teacher(module, WEIGHTS), distill.soft_cross_entropy, 1.0, 0.1)(
+        net, images, labels, (net.space.largest(), net.space.smallest())
+    ):
+        losses["loss"].backward()
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+    recorded: list[bool] = []
+    module.register_forward_pre_hook(lambda *_: recorded.append(torch.is_grad_enabled()))
+    as_teacher(module, WEIGHTS)(images)
+    assert recorded == [False], "its activations are not even kept"
+    assert any(parameter.grad is not None for parameter in net.parameters())
+
+
+def refusing(images: Tensor) -> Any:
+    pytest.fail("the teacher was asked")
+
+
+def test_without_a_share_the_teacher_is_never_asked(net: Supernet) -> None:
+    images, labels = batch()
+    subnet = net.space.smallest()
+    (silent,) = students(refusing, distill.mse, 0.0, 0.1)(net, images, labels, (subnet,))
+    (alone,) = students(None, distill.mse, 1.0, 0.1)(net, images, labels, (subnet,))
+    expected = smoothed_ce(net(images, subnet), labels, 0.1)
+    torch.testing.assert_close(silent["loss"], expected, **TIGHT)
+    torch.testing.assert_close(alone["loss"], expected, **TIGHT)
+    assert silent["kd"] == alone["kd"] == 0
+
+
+def test_losses_come_one_by_one(net: Supernet) -> None:
+    """Memory holds one sub-network's activations: the next one runs after the last one's backward pass."""
+    images, labels = batch()
+    ran: list[int] = []
+
+    class Noted(nn.Module):
+        def forward(self, images: Tensor, subnet: Any, **choices: Any) -> Any:
+            ran.append(subnet.height)
+            return net(images, subnet, **choices)
+
+    subnets = [net.space.uniform(height=height) for height in (5, 3, 1)]
+    losses = students(None, distill.mse, 1.0, 0.0)(Noted(), images, labels, subnets)  # type: ignore[arg-type]
+    assert ran == []
+    for count in (1, 2, 3):
+        next(losses)
+        assert ran == [5, 3, 1][:count]
+
+
+def test_outputs_with_one_and_with_several_exits() -> None:
+    one, other = torch.zeros(2, 3), torch.ones(2, 3)
+    assert exit_logits(one) == (one,)
+    assert exit_logits((one, other)) == (one, other)

@@ -1,0 +1,229 @@
+"""A plan is the paper's table, and an order that cannot work is refused by its key before anything is computed."""
+
+import dataclasses
+from itertools import accumulate, pairwise
+from typing import Any
+
+import pytest
+
+import supernets
+from distill import DistillError
+from ofav2 import recipe
+from ofav2.config import PhaseConfig, UnlockConfig
+from ofav2.errors import UserError
+from ofav2.training.phases import PLAN_COLUMNS, make_plan, plan_table
+from supernets import Space
+
+# OFAv2, extended progressive shrinking on Tiny ImageNet: dimension, choices after the phase, epochs, warm-up epochs,
+# learning rate, sub-networks per step.
+PAPER: dict[str, tuple[str, tuple[int, ...], int, int, float, int]] = {
+    "kernel": ("kernel", (3, 5, 7), 120, 5, 0.03, 1),
+    "level_1": ("level", (2, 3), 25, 0, 0.0025, 2),
+    "level_2": ("level", (1, 2, 3), 120, 5, 0.0075, 2),
+    "height_1": ("height", (4, 5), 25, 0, 0.001875, 2),
+    "height_2": ("height", (3, 4, 5), 60, 5, 0.00375, 2),
+    "height_3": ("height", (2, 3, 4, 5), 90, 5, 0.0075, 2),
+    "height_4": ("height", (1, 2, 3, 4, 5), 120, 5, 0.015, 2),
+    "depth_1": ("depth", (3, 4), 25, 0, 0.0025, 2),
+    "depth_2": ("depth", (2, 3, 4), 120, 5, 0.0075, 2),
+    "expand_1": ("expand", (4, 6), 25, 0, 0.0025, 4),
+    "expand_2": ("expand", (3, 4, 6), 120, 5, 0.0075, 4),
+}
+STEPS_PER_EPOCH = 85_000 // 64
+LARGEST = {"kernel": (7,), "level": (3,), "height": (5,), "depth": (4,), "expand": (6,)}
+
+
+def space_of(variant: str, **choices: Any) -> Space:
+    return supernets.create(variant, num_classes=200, width_mult=0.05, **choices).space
+
+
+def lacking(variant: str) -> set[str]:
+    return ({"height"} if variant.startswith("se") else set()) | ({"level"} if "p" not in variant[2:] else set())
+
+
+@pytest.mark.parametrize("variant", supernets.names())
+def test_the_papers_phases(variant: str) -> None:
+    space = space_of(variant)
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space, STEPS_PER_EPOCH)
+    expected = {name: row for name, row in PAPER.items() if row[0] not in lacking(variant)}
+    assert [phase.name for phase in plan.phases] == ["full", *expected]
+
+    full, *elastic = plan.phases
+    assert (full.joint, full.teacher, full.steps, full.warmup_steps) == (True, "none", 180 * 1328, 0)
+    assert (full.config.lr, full.config.dropout, full.unlocked) == (0.08, 0.2, {})
+    assert full.space.restrict(resolution=(64,)).size() == 1
+    assert full.space.largest() == space.largest()
+
+    unlocked: dict[str, tuple[int, ...]] = {name: (max(getattr(space, name)),) for name in LARGEST}
+    for phase, (dimension, choices, epochs, warmup, lr, subnets) in zip(elastic, expected.values(), strict=True):
+        assert phase.unlocked == {dimension: unlocked[dimension]}, "what could be chosen before"
+        unlocked[dimension] = choices
+        assert {name: getattr(phase.space, name) for name in unlocked} == unlocked
+        assert phase.space.resolution == space.resolution, "resolution is elastic from the start"
+        assert (phase.steps, phase.warmup_steps) == (epochs * 1328, warmup * 1328)
+        assert (phase.config.lr, phase.config.subnets, phase.config.dropout) == (lr, subnets, 0.1)
+        assert (phase.joint, phase.teacher) == (False, "progressive")
+        assert phase.judged == phase.space
+    assert plan.phases[-1].space == space, "in the end everything can be chosen"
+
+
+@pytest.mark.parametrize("variant", supernets.names())
+def test_phases_of_a_dimension_that_is_lacking_are_skipped_and_said(variant: str) -> None:
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space_of(variant), STEPS_PER_EPOCH)
+    left_out = {name: row[0] for name, row in PAPER.items() if row[0] in lacking(variant)}
+    assert len(plan.skipped) == len(left_out)
+    for sentence, (name, dimension) in zip(plan.skipped, left_out.items(), strict=True):
+        assert sentence.startswith(f"{name} is skipped")
+        assert dimension in sentence
+
+
+@pytest.mark.parametrize("variant", supernets.names())
+def test_spaces_grow_and_steps_add_up(variant: str) -> None:
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "best", space_of(variant), STEPS_PER_EPOCH)
+    for before, after in pairwise(phase.space for phase in plan.phases):
+        assert before.size() < after.size()
+        assert all(set(getattr(before, name)) <= set(getattr(after, name)) for name in supernets.DIMENSIONS)
+    steps = [phase.steps for phase in plan.phases]
+    assert [phase.first_step for phase in plan.phases] == [0, *accumulate(steps)][:-1]
+    assert plan.steps == sum(steps)
+
+
+def test_after_joint_training_every_exit_of_the_largest_is_judged() -> None:
+    plan = make_plan({"full": PhaseConfig(1, 0.1)}, "progressive", space_of("ee_d"), 10)
+    (full,) = plan.phases
+    assert full.space.height == (5,)
+    assert [(subnet.height, subnet.resolution) for subnet in full.judged.corners()] == [
+        (height, side) for side in (48, 64) for height in (1, 2, 3, 4, 5)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "warmup", "steps", "warmup_steps"),
+    [(1.5, 0.5, 15, 5), (0.001, 0, 1, 0), (0.04, 0.04, 1, 0), (0.26, 0.26, 3, 2), (2, 2, 20, 19), (0.1, 0, 1, 0)],
+)
+def test_epochs_become_whole_steps(epochs: float, warmup: float, steps: int, warmup_steps: int) -> None:
+    (phase,) = make_plan({"full": PhaseConfig(epochs, 0.1, warmup_epochs=warmup)}, "none", space_of("se_b"), 10).phases
+    assert (phase.steps, phase.warmup_steps) == (steps, warmup_steps)
+    assert phase.warmup_steps < phase.steps, "at least the last step is no warm-up"
+
+
+def unlocking(lr: float = 0.1, **choices: Any) -> PhaseConfig:
+    settings = {name: choices.pop(name) for name in ("sampler", "subnets", "teacher") if name in choices}
+    return PhaseConfig(1, lr, UnlockConfig(**choices), **settings)
+
+
+FULL = PhaseConfig(1, 0.1)
+
+
+def test_the_recipes_order_is_kept_and_any_order_that_grows_will_do() -> None:
+    phases = {
+        "start": FULL,
+        "width": unlocking(expand=(6, 4)),
+        "both": unlocking(depth=(4, 2), kernel=(7, 5)),
+        "rest": unlocking(depth=(2, 3, 4), expand=(3, 4, 6)),
+    }
+    plan = make_plan(phases, "fixed", space_of("se_b"), 10)
+    assert [phase.name for phase in plan.phases] == list(phases)
+    both = plan.phases[2]
+    assert (both.space.kernel, both.space.depth, both.space.expand) == ((5, 7), (2, 4), (4, 6))
+    assert both.unlocked == {"kernel": (7,), "depth": (4,)}
+    assert both.unlocks == "kernel 5, 7; depth 2, 4"
+    assert plan.phases[0].unlocks == "the largest network alone"
+
+
+@pytest.mark.parametrize(
+    ("variant", "phases", "message"),
+    [
+        ("se_b", {"full": FULL, "k": unlocking(kernel=(4, 7))}, r"^phases\.k\.unlock\.kernel \(4\) .*among 3, 5, 7$"),
+        ("se_b", {"full": FULL, "d": unlocking(depth=(4, 5))}, r"^phases\.d\.unlock\.depth \(5\) .*among 2, 3, 4$"),
+        ("se_b", {"full": FULL, "e": unlocking(expand=(1, 6))}, r"^phases\.e\.unlock\.expand \(1\) .*among 3, 4, 6$"),
+        ("ee_b", {"full": FULL, "h": unlocking(height=(0, 5))}, r"^phases\.h\.unlock\.height \(0\) .*1, 2, 3, 4, 5$"),
+        ("se_p", {"full": FULL, "l": unlocking(level=(3, 4))}, r"^phases\.l\.unlock\.level \(4\) .*among 1, 2, 3$"),
+        ("se_b", {"full": FULL, "k": unlocking(kernel=(3, 5))}, r"^phases\.k\.unlock\.kernel \(3, 5\) drops 7"),
+        (
+            "se_b",
+            {"full": FULL, "d1": unlocking(depth=(3, 4)), "d2": unlocking(depth=(2, 4))},
+            r"^phases\.d2\.unlock\.depth \(2, 4\) drops 3",
+        ),
+        ("se_b", {"full": FULL, "k": unlocking(kernel=(7,))}, r"^phases\.k\.unlock\.kernel \(7\) repeats"),
+        (
+            "se_b",
+            {"full": FULL, "k": unlocking(kernel=(5, 7)), "again": unlocking(kernel=(7, 5))},
+            r"^phases\.again\.unlock\.kernel \(5, 7\) repeats",
+        ),
+        (
+            "se_b",
+            {"full": FULL, "k": unlocking(kernel=(5, 7)), "both": unlocking(kernel=(5, 7), depth=(3, 4))},
+            r"^phases\.both\.unlock\.kernel \(5, 7\) repeats",
+        ),
+        ("se_b", {"full": FULL, "more": FULL}, r"^phases\.more\.unlock \(empty\) repeats phases\.full"),
+        (
+            "se_b",
+            {"full": FULL, "k": unlocking(kernel=(5, 7)), "more": FULL},
+            r"^phases\.more\.unlock \(empty\) must unlock something",
+        ),
+        ("se_b", {"k": unlocking(kernel=(5, 7))}, r"^phases\.k\.teacher \(progressive\) needs a phase before it"),
+        (
+            "se_b",
+            {"k": unlocking(kernel=(5, 7), teacher="fixed")},
+            r"^phases\.k\.teacher \(fixed\) needs a phase before it",
+        ),
+        (
+            "se_b",
+            {"l": unlocking(level=(2, 3)), "k": unlocking(kernel=(5, 7), teacher="best")},
+            r"^phases\.k\.teacher \(best\) needs a phase before it",
+        ),
+        (
+            "se_b",
+            {"full": FULL, "k": unlocking(kernel=(5, 7), sampler="sandwich", subnets=1)},
+            r"^phases\.k\.subnets \(1\) must be at least 2",
+        ),
+        ("se_b", {"l": unlocking(level=(2, 3))}, r"^phases leave nothing to train"),
+        ("se_b", {}, r"^phases leave nothing to train"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_key_and_value(
+    variant: str, phases: dict[str, PhaseConfig], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        make_plan(phases, "progressive", space_of(variant), 10)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_first_phase_may_be_elastic_without_a_teacher_of_ones_own() -> None:
+    for teacher in ("none", "timm:resnet18"):
+        (phase,) = make_plan({"k": unlocking(kernel=(5, 7), teacher=teacher)}, "best", space_of("se_b"), 10).phases
+        assert (phase.joint, phase.teacher) == (False, teacher)
+
+
+def test_an_unknown_teacher_policy_is_refused() -> None:
+    for phases, policy in (
+        ({"full": FULL, "k": unlocking(kernel=(5, 7))}, "progresive"),
+        ({"full": FULL, "k": unlocking(kernel=(5, 7), teacher="progresive")}, "best"),
+    ):
+        with pytest.raises(DistillError, match=r"teacher policy \('progresive'\) is unknown"):
+            make_plan(phases, policy, space_of("se_b"), 10)
+
+
+def test_the_table_shows_what_is_planned() -> None:
+    phases = {"full": FULL, "k": unlocking(0.03, kernel=(3, 5, 7), sampler="sandwich", subnets=3, teacher="fixed")}
+    plan = make_plan(phases, "progressive", space_of("se_b"), 10)
+    columns, rows = plan_table(plan)
+    shown = [dict(zip(columns, row, strict=True)) for row in rows]
+    assert columns == PLAN_COLUMNS
+    assert [row["phase"] for row in shown] == ["full", "k"]
+    assert [row["networks"] for row in shown] == [5, f"{5 * 3**20:.3g}"], "one per resolution, then 3 kernels a block"
+    assert [row["sub-networks a step"] for row in shown] == [1, 3]
+    assert [row["sampler"] for row in shown] == ["-", "sandwich"]
+    assert [row["teacher"] for row in shown] == ["none", "fixed"]
+    assert [(row["epochs"], row["steps"], row["warm-up steps"], row["peak lr"]) for row in shown] == [
+        (1, 10, 0, 0.1),
+        (1, 10, 0, 0.03),
+    ]
+
+
+def test_a_plan_is_a_value() -> None:
+    first, second = (make_plan({"full": FULL}, "best", space_of("ee_dp"), 10) for _ in range(2))
+    assert first == second
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        first.phases[0].steps = 3  # type: ignore[misc]

@@ -1,0 +1,85 @@
+"""Devices are checked by name, precision is a context, and torch's own draws come from a step's place."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from ofav2.config import RunConfig
+from ofav2.errors import UserError
+from ofav2.training.runtime import Runtime, open_runtime, seed_torch
+
+# Places in torch where dropout on this device takes its numbers from.
+PLACES = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def _as_found() -> object:
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+
+
+def test_devices_that_are_there() -> None:
+    assert open_runtime(RunConfig(device="cpu")).device == torch.device("cpu")
+    assert open_runtime(RunConfig()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert open_runtime(RunConfig(device="auto")).device.type == kind
+
+
+def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cuda:1", "cuda:01"):
+        assert open_runtime(RunConfig(device=name)).device == torch.device("cuda", 1)
+    assert open_runtime(RunConfig(device="cuda")).device == torch.device("cuda")
+    with pytest.raises(UserError, match=r"run\.device \(cuda:2\): this machine has 2 CUDA devices"):
+        open_runtime(RunConfig(device="cuda:2"))
+
+
+@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:0:1", "", "CPU", "mps"])
+def test_unknown_devices_are_refused_by_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=rf"run\.device \({re.escape(name)}\) is unknown"):
+        open_runtime(RunConfig(device=name))
+
+
+def test_threads_are_set_where_the_recipe_names_a_number() -> None:
+    torch.set_num_threads(2)
+    open_runtime(RunConfig(device="cpu", threads=0))
+    assert torch.get_num_threads() == 2
+    open_runtime(RunConfig(device="cpu", threads=1))
+    assert torch.get_num_threads() == 1
+
+
+def test_bfloat16_is_of_the_forward_pass_and_weights_stay_wide() -> None:
+    layer, images = nn.Linear(4, 3), torch.ones(2, 4)
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        with Runtime(torch.device("cpu"), precision).autocast():
+            assert layer(images).dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+def test_modules_are_placed_channels_last_with_their_values() -> None:
+    layer = nn.Conv2d(3, 5, 3)
+    weight = layer.weight.detach().clone()
+    placed = Runtime(torch.device("cpu"), "float32").place(layer)
+    assert placed is layer
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.weight, weight)
+
+
+def test_torchs_draws_depend_on_seed_phase_and_step_alone() -> None:
+    def drawn(place: tuple[int, int, int]) -> list[float]:
+        seed_torch(*place)
+        return torch.rand(8).tolist()
+
+    first = [drawn(place) for place in PLACES]
+    torch.manual_seed(99)
+    assert [drawn(place) for place in reversed(PLACES)] == first[::-1]
+    assert len({tuple(numbers) for numbers in first}) == len(PLACES)

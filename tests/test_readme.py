@@ -1,0 +1,101 @@
+"""What README.md tells people to do works: its Python runs, its commands, targets, files and links are there."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ofav2
+from ofav2 import cli, recipe
+from ofav2.run import Run
+from tests.ofav2 import tiny
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DIGITS_TRAIN_IMAGES = 1797
+FEW_TO_JUDGE_ON = ("data.val_fraction=0.01", "data.test_fraction=0.01")
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every command line of its shell blocks, comments and line continuations taken out."""
+    text = "\n".join(blocks("(?:sh|bash|shell|console)")).replace("\\\n", " ")
+    lines = [line.strip().removeprefix("$ ").partition("  #")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def mentioned() -> list[str]:
+    """Every piece of code in the running text."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
+
+
+def test_its_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it stands but for the training, which is shrunk to two steps a phase."""
+    monkeypatch.chdir(tmp_path)
+    tiny.only_ends(monkeypatch)
+    train = ofav2.train
+    trained: list[str] = []
+
+    def train_little(recipe_name: str, overrides: Any = (), run_dir: Any = None) -> Run:
+        trained.append(recipe_name)
+        little = [*tiny.shrunk(recipe_name, train_images=DIGITS_TRAIN_IMAGES), *FEW_TO_JUDGE_ON]
+        return train(recipe_name, [*overrides, *little], run_dir)
+
+    monkeypatch.setattr(ofav2, "train", train_little)
+    written = blocks("python")
+    assert written
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    for number, block in enumerate(written, start=1):
+        exec(compile(block, f"README.md, Python block {number}", "exec"), namespace)
+    assert trained, "it shows how to train"
+
+
+def test_its_commands_are_ones_that_the_parser_takes() -> None:
+    found = [shlex.split(line)[1:] for line in commands() if line.startswith("ofav2 ")]
+    assert found
+    for arguments in found:
+        parsed = cli._parser().parse_args(arguments)
+        if getattr(parsed, "recipe", None) in recipe.names():
+            recipe.load(parsed.recipe, parsed.overrides)
+
+
+def test_every_verb_that_it_names_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    verbs = {text.split()[1] for text in [*commands(), *mentioned()] if re.match(r"ofav2 [a-z]", text)}
+    assert {"train", "plan", "evaluate", "extract"} <= verbs
+    for verb in verbs:
+        with pytest.raises(SystemExit) as left:
+            cli.main([verb, "--help"])
+        assert left.value.code == 0, verb
+        assert f"usage: ofav2 {verb} " in capsys.readouterr().out
+
+
+def test_every_make_target_that_it_names_is_there() -> None:
+    named = {text.split()[1] for text in [*commands(), *mentioned()] if re.match(r"make [a-z]", text)}
+    there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"demo", "test"} <= named
+    assert named <= there
+
+
+def test_every_recipe_is_listed() -> None:
+    assert set(re.findall(r"^\| `([a-z0-9_]+)` \|", README, re.MULTILINE)) >= set(recipe.names())
+
+
+def test_every_file_of_the_reading_order_is_there() -> None:
+    rows = re.findall(r"^\| (`.+?`) \| .* \|$", README[README.index("## Reading order") :], re.MULTILINE)
+    named = [re.findall(r"`([^`]+)`", row) for row in rows]
+    assert len(named) > 5
+    for first, *others in named:
+        assert (ROOT / first).exists(), first
+        assert all((ROOT / name).exists() or (ROOT / first).with_name(name).exists() for name in others), others
+
+
+def test_every_link_leads_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,78 @@
+"""Every recipe on disk is loaded, planned, and shrunk to a run of two steps a phase, data sets faked."""
+
+from pathlib import Path
+
+import pytest
+
+import ofav2
+import supernets
+from ofav2 import folder, prepare, recipe
+from ofav2.config import DataConfig
+from ofav2.data import ImageData
+from ofav2.training.tracking import read_metrics
+from tests.ofav2 import tiny
+
+CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000}
+TRAIN_IMAGES = 16
+
+
+def faked(config: DataConfig) -> ImageData:
+    """Noise with the data set's classes."""
+    return tiny.tiny_data(classes=CLASSES[config.name], train=TRAIN_IMAGES, val=6, test=5)
+
+
+@pytest.fixture(autouse=True)
+def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "open_data", faked)
+
+
+def lacking(variant: str) -> set[str]:
+    return ({"height"} if variant.startswith("se") else set()) | ({"level"} if "p" not in variant[2:] else set())
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
+    config = recipe.load(name, ["data.batch_size=4", "data.root=null", "run.device=cpu"])
+    setup = prepare.prepare(config)
+    skipped = {sentence.split()[0] for sentence in setup.plan.skipped}
+    planned = [phase.name for phase in setup.plan.phases]
+    assert planned == [phase for phase in config.phases if phase not in skipped]
+    assert all(phase.partition("_")[0] in lacking(config.supernet.variant) for phase in skipped)
+    assert setup.plan.phases[0].joint
+    assert setup.plan.phases[-1].space == setup.net.space, "in the end everything can be chosen"
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.only_ends(monkeypatch)
+    overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), "data.root=null", "data.download=false"]
+    run = ofav2.train(name, overrides, tmp_path / "run")
+    assert run.facts["status"] == "finished"
+    config = recipe.load(str(run.folder / folder.RECIPE))
+    expected = [
+        phase
+        for phase, settings in config.phases.items()
+        if not {key for key in lacking(config.supernet.variant) if getattr(settings.unlock, key)}
+    ]
+    assert [record["name"] for record in run.facts["phases"]] == expected
+    assert [record["steps"] for record in run.facts["phases"]] == [2] * len(expected)
+    policies = {record["teacher"]["policy"] for record in run.facts["phases"][1:]}
+    assert policies == {config.phases[phase].teacher or config.teacher.policy for phase in expected[1:]}
+    steps = [line for line in read_metrics(run.folder) if line["kind"] == "train"]
+    assert len(steps) == 2 * len(expected)
+    net = ofav2.load_supernet(run.folder)
+    assert net.architecture.variant == config.supernet.variant in supernets.names()
+    assert net.architecture.num_classes == CLASSES[config.data.name]
+
+
+def test_the_demo_trains_all_that_there_is() -> None:
+    config = recipe.load("digits")
+    assert config.supernet.variant == "ee_dp"
+    assert [phase.partition("_")[0] for phase in config.phases] == list(tiny.SIX_PHASES)
+
+
+def test_the_paper_and_its_baseline_differ_in_supernet_and_teacher() -> None:
+    paper, baseline = recipe.load("tiny_imagenet_paper"), recipe.load("tiny_imagenet_ofa")
+    assert (paper.supernet.variant, paper.teacher.policy) == ("ee_d", "progressive")
+    assert (baseline.supernet.variant, baseline.teacher.policy) == ("se_b", "fixed")
+    assert (paper.data, paper.optim) == (baseline.data, baseline.optim)
