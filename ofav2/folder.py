@@ -58,8 +58,7 @@ def new_folder(parent: Path, name: str) -> Path:
     """
     if name in ("", ".", "..") or name != Path(name).name:
         raise RunError(f"run name ({name!r}) must be a plain folder name; leave out slashes and dots alone")
-    if not str(parent / name).isprintable():
-        raise RunError(f"run folder ({str(parent / name)!r}) must be printable text; leave out line breaks and such")
+    _require_printable(parent / name)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         return next(path for path in _candidates(parent, name) if _claim(path))
@@ -84,16 +83,34 @@ def _claim(path: Path) -> bool:
     return True
 
 
-def is_vacant(folder: Path) -> bool:
-    """Whether a run may begin in a folder: it is empty, or holds only what a run left that was killed before it began.
+def take_folder(path: Path) -> Path:
+    """Make the folder that a run was given, or take it if it is vacant.
+
+    It is vacant if it is empty, or holds only what a run left that was killed before it began.
+
+    Returns:
+        The folder.
 
     Raises:
-        RunError: The folder cannot be looked at.
+        RunError: Something lies in it, or it cannot be made.
     """
+    _require_printable(path)
     try:
-        return all(path.name in (LOCK, RECIPE) or _TEMPORARY.fullmatch(path.name) for path in folder.iterdir())
+        path.mkdir(parents=True, exist_ok=True)
+        lying = [entry.name for entry in path.iterdir()]
     except OSError as error:
-        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); give another one") from error
+        raise RunError(
+            f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from error
+    if not all(name in (LOCK, RECIPE) or _TEMPORARY.fullmatch(name) for name in lying):
+        raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
+    return path
+
+
+def _require_printable(path: Path) -> None:
+    # Facts, messages and pages name the folder.
+    if not str(path).isprintable():
+        raise RunError(f"run folder ({str(path)!r}) must be printable text; leave out line breaks and the like")
 
 
 def open_run(folder: Path) -> dict[str, Any]:
@@ -105,11 +122,15 @@ def open_run(folder: Path) -> dict[str, Any]:
     Raises:
         RunError: The folder is missing, a file, foreign, damaged, or of another format version.
     """
-    if not folder.exists():
+    try:
+        found = [path.exists() for path in (folder, folder / FACTS)]
+    except OSError as error:
+        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); check the path") from error
+    if not found[0]:
         raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
     if not folder.is_dir():
         raise RunError(f"run folder ({folder}) is a file; give the folder that holds {FACTS}")
-    if not (folder / FACTS).exists():
+    if not found[1]:
         raise RunError(f"run folder ({folder}) has no {FACTS}, so it holds no run; give one that `ofav2 train` made")
     facts = read_json(folder / FACTS)
     if facts.get("format") != FORMAT:

@@ -43,14 +43,11 @@ RULES = (
         "0",
         (
             "run.seed",
-            "run.threads",
-            "data.workers",
             "data.split_seed",
             "phases.*.warmup_epochs",
             "teacher.kd_ratio",
             "optim.weight_decay",
             "optim.grad_clip",
-            "evaluation.every_epochs",
             "run.save_steps",
             "run.save_minutes",
             "optim.loss_jump",
@@ -61,7 +58,7 @@ RULES = (
         "1 or more",
         lambda v: v >= 1,
         "1",
-        ("data.batch_size", "phases.*.subnets", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
+        ("data.batch_size", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
     ),
     Rule(
         "2 or more, as one image has no variance",
@@ -72,7 +69,11 @@ RULES = (
     Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
     Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr",)),
     Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
-    Rule("above 0 and at most 1", lambda v: 0 < v <= 1, "0.875", ("data.eval_crop",)),
+    # More would be taken at its word until memory, processes or patience end.
+    Rule("from 0 to 1024", lambda v: 0 <= v <= 1024, "0", ("run.threads", "data.workers")),
+    Rule("from 1 to 1024", lambda v: 1 <= v <= 1024, "1", ("phases.*.subnets",)),
+    Rule("0, or 0.000001 and more", lambda v: v == 0 or v >= 1e-6, "1", ("evaluation.every_epochs",)),
+    Rule("from 0.1 to 1", lambda v: 0.1 <= v <= 1, "0.875", ("data.eval_crop",)),
     Rule(
         "0 or more and below 1",
         lambda v: 0 <= v < 1,
@@ -93,7 +94,12 @@ RULES = (
     ),
     Rule("above 0 and at most 16", lambda v: 0 < v <= 16, "1.0", ("supernet.width_mult",)),
     Rule("1 or 2", lambda v: v in (1, 2), "2", ("supernet.stem_stride",)),
-    Rule(_CHOICES, lambda v: v != () and _distinct(v), "[48,64]", ("data.resolutions",)),
+    Rule(
+        "one or more different numbers from 1 to 16384",
+        lambda v: v != () and _distinct(v) and max(v) <= 16384,
+        "[48,64]",
+        ("data.resolutions",),
+    ),
     Rule(_CHOICES, lambda v: v != () and _distinct(v), "[2,3,4]", ("supernet.expand", "supernet.depth")),
     Rule(
         "one or more different odd numbers, each 1 or more",

@@ -167,12 +167,7 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
         # The recipe that a run has kept lies in that run's folder, and the new run takes its name.
         name = source.parent.name if source.name == folder.RECIPE and source.parent.name else source.stem
         return folder.new_folder(Path(config.run.folder), name)
-    path = Path(run_dir)
-    if not path.is_dir():
-        return folder.new_folder(path.parent, path.name)
-    if not folder.is_vacant(path):
-        raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
-    return path
+    return folder.take_folder(Path(run_dir))
 
 
 def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:

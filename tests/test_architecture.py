@@ -40,6 +40,7 @@ ROOMS = (
     "learn",
     "run",
     "ofa",
+    "verbs",
     "cli",
     "__init__",
     "__main__",

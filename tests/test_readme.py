@@ -60,7 +60,7 @@ def test_its_commands_are_ones_that_the_parser_takes() -> None:
     found = [shlex.split(line)[1:] for line in commands() if line.startswith("ofav2 ")]
     assert found
     for arguments in found:
-        parsed = cli._parser().parse_args(arguments)
+        parsed = cli.parser().parse_args(arguments)
         if getattr(parsed, "recipe", None) in recipe.names():
             recipe.load(parsed.recipe, parsed.overrides)
 

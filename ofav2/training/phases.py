@@ -85,10 +85,13 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
     planned: list[Phase] = []
     skipped: list[str] = []
     for name, config in phases.items():
-        lacking = [dimension for dimension in _named(config) if len(getattr(space, dimension)) == 1]
-        if lacking:
+        lacking = _lacking(config, space)
+        if lacking and lacking == _named(config):
             skipped.append(f"{name} is skipped: this supernet has no choice of {' or '.join(lacking)}")
             continue
+        if lacking:
+            skipped.append(f"{name} leaves out {' and '.join(lacking)}: this supernet has no choice of it")
+            config = replace(config, unlock=replace(config.unlock, **dict.fromkeys(lacking, ())))
         grown = _grown(name, config, current, space)
         joint = current.restrict(resolution=(max(space.resolution),)).size() == 1 and grown == current
         if not joint and grown == current:
@@ -168,6 +171,11 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
 
 def _named(config: PhaseConfig) -> tuple[str, ...]:
     return tuple(name for name in DIMENSIONS if getattr(config.unlock, name))
+
+
+def _lacking(config: PhaseConfig, space: Space) -> tuple[str, ...]:
+    """What a phase unlocks and the variant lacks: level without parallel blocks, height with a single exit."""
+    return tuple(name for name in _named(config) if name in ("level", "height") and len(getattr(space, name)) == 1)
 
 
 def _grown(phase: str, config: PhaseConfig, current: Space, space: Space) -> Space:
