@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from ofav2 import console, verbs
 from ofav2.training.interrupt import Lost, Stopped
+from ofav2.wording import one_line
 
 LOST = 1
 """Exit code of a process whose training ended because another process of the run failed or is gone."""
@@ -138,8 +139,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if not _is_the_users(error):
             raise
-        # A DataLoader's worker hands its error on with a traceback, of which the last line is the message.
-        message = str(error).strip().splitlines()[-1].removeprefix("ofav2.errors.UserError: ")
+        message = str(error)
+        if message.startswith("Caught "):
+            # A DataLoader's worker hands its error on with a traceback, of which the last line is the message.
+            message = message.strip().splitlines()[-1].removeprefix("ofav2.errors.UserError: ")
+        # Names that the user gave may hold line breaks.
+        message = one_line(message)
         console.say(f"ofav2: process {_rank()}: {message}" if _rank() else f"ofav2: {message}")
         return 2
     return 0

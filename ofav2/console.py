@@ -184,5 +184,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int], rights: Sequence[bool]) 
 
 
 def _write_line(stream: TextIO, text: str) -> None:
-    stream.write(f"{text}\n")
+    # Names of files may hold what the stream's encoding has no place for.
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

@@ -13,6 +13,7 @@ from ofav2.config import Config
 from ofav2.data import ImageData
 from ofav2.errors import RunError
 from ofav2.training.phases import Plan
+from ofav2.wording import short
 from supernets import Supernet
 
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
@@ -94,7 +95,7 @@ def _is_record(record: Mapping[str, Any]) -> bool:
 
 
 def _ends(phases: Sequence[tuple[str, int]]) -> str:
-    return ", ".join(f"{name[:64]} to step {end}" for name, end in phases) or "none"
+    return ", ".join(f"{short(name)} to step {end}" for name, end in phases) or "none"
 
 
 def _version(package: str) -> str | None:

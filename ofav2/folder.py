@@ -31,6 +31,8 @@ FACTS = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+PHASE_NAME = re.compile(r"(?!(?:state|aside)-\d)[A-Za-z0-9_-]{1,64}")
+"""Names that a phase may have: its checkpoint's file is called so, beside those of states."""
 
 # What `replacing` writes to, with the number of the process that does.
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
@@ -38,8 +40,14 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
 _ORPHANS_LEAVE_IN = 15.0
 
 
-def checkpoint_path(folder: Path, phase: str) -> Path:
-    """Path of a phase's checkpoint, without the suffixes that `ofav2.training.checkpoint` adds."""
+def checkpoint_path(folder: Path, phase: object) -> Path:
+    """Path of a phase's checkpoint, without the suffixes that `ofav2.training.checkpoint` adds.
+
+    Raises:
+        RunError: The name, which may come from a file, is no name of a phase and would lead elsewhere.
+    """
+    if not isinstance(phase, str) or not PHASE_NAME.fullmatch(phase):
+        raise RunError(f"phase ({str(phase)[:80]!r}) is no name of a phase; restore {folder / FACTS} or train again")
     return folder / CHECKPOINTS / phase
 
 

@@ -71,7 +71,11 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise UserError(f"checkpoint ({path}) can't be looked at ({error.strerror}): check the path") from error
+    if not is_file:
         raise UserError(f"checkpoint ({path}) must be a file, and there is none: check the path")
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)

@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ofav2.config import Config
 from ofav2.errors import UserError
+from ofav2.folder import PHASE_NAME
 from ofav2.rules import PHASES_FORM, check
 from ofav2.wording import KEY, join, one_line, short, show
 
@@ -33,7 +34,6 @@ SECTIONS = ("run", "data", "supernet", "phases", "teacher", "optim", "evaluation
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 16
 _MAX_SCALAR = 1000
-_PHASE_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def names() -> tuple[str, ...]:
@@ -290,10 +290,10 @@ def _phases(kind: type[Any], value: Any, key: str) -> dict[str, Any]:
         raise UserError(f"{key} ({show(value)}): must be a mapping of phases by name; write it as {key}={PHASES_FORM}")
     for name, phase in value.items():
         # Phases name files of the run folder.
-        if not isinstance(name, str) or not _PHASE_NAME.fullmatch(name):
+        if not isinstance(name, str) or not PHASE_NAME.fullmatch(name):
             raise UserError(
-                f"{join(key, name)} ({show(phase)}): a phase's name is text of 1 to 64 letters, digits, '_' or '-'; "
-                "rename it, with quotes around a number"
+                f"{join(key, name)} ({show(phase)}): a phase's name is text of 1 to 64 letters, digits, '_' or '-', "
+                "and not state-N or aside-N, as states are called; rename it, with quotes around a number"
             )
     return {name: _phase(kind, name, value, key) for name in value}
 

@@ -23,9 +23,12 @@ _CHOICE = (
 def without_verb(arguments: argparse.Namespace) -> None:
     """`ofav2`: the help, or the version."""
     if arguments.version:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        console.show(version("ofav2"))
+        try:
+            console.show(version("ofav2"))
+        except PackageNotFoundError:
+            console.show("not installed: runs from its sources")
     else:
         arguments.parser.print_help()
 

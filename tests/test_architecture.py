@@ -58,6 +58,7 @@ OWNERS = MappingProxyType(
         "timm": ("distill/outside.py", "ofav2/timm_plugin/"),
         "onnxruntime": ("ofav2/subnets/export.py",),
         "rich": ("ofav2/console.py",),
+        "torch.distributed": ("ofav2/training/processes.py",),
         "plotly": ("ofav2/report/page.py",),
         "jinja2": ("ofav2/report/page.py",),
         "safetensors": ("ofav2/training/checkpoint.py", "ofav2/subnets/", "distill/outside.py"),
@@ -145,7 +146,8 @@ def rooms_import_downwards(path: str, tree: ast.Module) -> Iterator[str]:
 
 def libraries_have_one_owner(path: str, tree: ast.Module) -> Iterator[str]:
     for line, name in imports(path, tree):
-        owners = OWNERS.get(name.split(".")[0])
+        library = next((one for one in OWNERS if f"{name}.".startswith(f"{one}.")), "")
+        owners = OWNERS.get(library)
         if owners and not any(path == owner or (owner.endswith("/") and path.startswith(owner)) for owner in owners):
             yield f"{path}:{line}: {name} belongs to {' and '.join(owners)}"
 
@@ -286,6 +288,8 @@ BAD = (
     (libraries_have_one_owner, "ofav2/training/data.py", "import torchvision.transforms.v2 as v2"),
     (libraries_have_one_owner, "distill/losses.py", "import timm"),
     (libraries_have_one_owner, "ofav2/cli.py", "from rich.table import Table"),
+    (libraries_have_one_owner, "ofav2/training/trainer.py", "import torch.distributed as dist"),
+    (libraries_have_one_owner, "ofav2/run.py", "from torch import distributed"),
     (search_space_is_torch_free, "supernets/space.py", "from torch import nn"),
     (nothing_mutable_is_shared, "a.py", "REGISTRY = {}"),
     (nothing_mutable_is_shared, "a.py", "seen: set[int] = set()"),

@@ -8,7 +8,7 @@ drawn. So workers may load batches in any order, and a run may start at any step
 import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -106,11 +106,10 @@ def train_batches(
         positions=range(part * size, (part + 1) * size),
     )
     images = _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip)
-    return DataLoader(
+    return _Loader(
         images,
         batch_sampler=schedule,
         num_workers=config.workers,
-        worker_init_fn=_leave_signals,
         collate_fn=_collate,
         generator=_worker_seeds(),
     )
@@ -141,11 +140,10 @@ def eval_batches(
         Batches, anew each time it is iterated.
     """
     starts = range(part * batch_size, len(split), parts * batch_size)
-    return DataLoader(
+    return _Loader(
         _EvalImages(split, resolution, eval_crop),
         batch_sampler=[list(range(start, min(start + batch_size, len(split)))) for start in starts],
         num_workers=workers,
-        worker_init_fn=_leave_signals,
         collate_fn=_collate,
         generator=_worker_seeds(),
     )
@@ -252,13 +250,19 @@ def _collate(samples: Sequence[Sample]) -> Batch:
     return Batch(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
 
 
-def _leave_signals(worker: int) -> None:
-    """Keep a worker at work when its whole process group is told to stop: the last step still needs its images.
+class _Loader(DataLoader[Sample]):
+    """torch's DataLoader, whose workers stay at work when their whole process group is told to stop.
 
-    It ends when the training process does, or closes the loader.
+    The step that ends then still needs its images. A worker ends when the training process does, or closes the loader.
     """
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+
+    def __iter__(self) -> Any:
+        # Workers inherit what is held back here; setting handlers in them would leave them a moment without.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _worker_seeds() -> torch.Generator:

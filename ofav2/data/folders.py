@@ -151,7 +151,15 @@ def _class_names(folder: Path) -> tuple[str, ...]:
             f"folder {folder}: two or more class folders are needed, and {found}; "
             "set data.root to the data set's own folder, with each class's images in a folder of their own"
         )
+    # They are written to the run's facts and shown on its page.
+    _require_printable(folder, names)
     return names
+
+
+def _require_printable(folder: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if not name.isprintable():
+            raise UserError(f"folder {folder}: {name!r} is no name that can be printed; rename it")
 
 
 def _image_files(folder: Path) -> tuple[str, ...]:
@@ -168,6 +176,8 @@ def _image_files(folder: Path) -> tuple[str, ...]:
     images = tuple(file for file in files if file.lower().endswith(READABLE))
     if not images:
         raise UserError(f"folder {folder}: no image in it ({', '.join(READABLE)}); add images or remove the folder")
+    # torchvision opens no file whose name is not UTF-8.
+    _require_printable(folder, images)
     return images
 
 

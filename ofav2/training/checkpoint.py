@@ -111,7 +111,8 @@ def read_tensors(path: Path, sha256: object, described_in: str) -> dict[str, Ten
         )
     try:
         return parse_tensors(data)
-    except SafetensorError as error:
+    except (SafetensorError, LookupError, RuntimeError, ValueError) as error:
+        # The type of a tensor may be one that torch has not, which safetensors finds out by itself only now.
         raise RunError(f"{path} holds no tensors ({error}); restore it or make it again") from error
 
 

@@ -9,6 +9,8 @@ they are on (nccl on CUDA). torch pickles values on their way: they come from pr
 """
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -161,7 +163,7 @@ def together() -> Iterator[Processes]:
     if dist.is_initialized():
         yield processes
         return
-    _meet()
+    _meet(processes)
     try:
         with ExitStack() as stack:
             if processes.rank:
@@ -185,15 +187,48 @@ def _number(name: str, otherwise: int) -> int:
     return int(text)
 
 
-def _meet() -> None:
+def _meet(processes: Processes) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
-        dist.init_process_group(backend, timeout=PATIENCE)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            store, rank, count = _clean_store(processes), processes.rank, processes.count
+            dist.init_process_group(backend, timeout=PATIENCE, store=store, rank=rank, world_size=count)
+        else:
+            dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f"WORLD_SIZE ({_started()}): the processes can't find each other ({_first_line(error)});"
             " start them with torchrun, or unset WORLD_SIZE to train in one process"
         ) from error
+
+
+def _clean_store(processes: Processes) -> "dist.Store":  # type: ignore[name-defined]
+    """A part of torchrun's store that only these processes know.
+
+    The store outlives restarts and holds the addresses of processes that were killed, which new ones would try to
+    reach. Restart counts can't tell the old from the new, as each machine has its own. So each process waits until the
+    first one has answered it by name, and the first one until each of them has heard it.
+    """
+    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
+    store = dist.TCPStore(host, port, is_master=False, timeout=PATIENCE)  # type: ignore[attr-defined]
+    me = f"{socket.gethostname()}/{os.getpid()}/{time.time_ns()}"
+    if processes.rank:
+        store.set(f"ofav2/here/{processes.rank}", me)
+        first = store.get(f"ofav2/answer/{me}").decode()
+        store.set(f"ofav2/heard/{first}/{processes.rank}", "")
+        return dist.PrefixStore(f"ofav2/{first}", store)  # type: ignore[attr-defined]
+    missing = set(range(1, processes.count))
+    deadline = time.monotonic() + PATIENCE.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"process {min(missing)} did not come")
+        for rank in missing:
+            if store.check([f"ofav2/here/{rank}"]):
+                # It may be one that was killed; then another one will come under its number.
+                store.set(f"ofav2/answer/{store.get(f'ofav2/here/{rank}').decode()}", me)
+        missing = {rank for rank in missing if not store.check([f"ofav2/heard/{me}/{rank}"])}
+        time.sleep(0.02)
+    return dist.PrefixStore(f"ofav2/{me}", store)  # type: ignore[attr-defined]
 
 
 @contextmanager

@@ -77,7 +77,7 @@ def save_state(run_folder: Path, state: State, keep: int) -> None:
         for group in ("net", "optimizer", "best")
         for name, tensor in getattr(state, group).items()
     }
-    path = folder.checkpoint_path(run_folder, f"state-{state.place.global_step:09d}")
+    path = run_folder / folder.CHECKPOINTS / f"state-{state.place.global_step:09d}"
     checkpoint.save(path, tensors, asdict(state.place))
     for old in [*_states(run_folder, "state")[keep:], *_states(run_folder, "aside")]:
         # The facts go first: tensors without facts are no state.

@@ -92,7 +92,7 @@ def test_a_resumed_phase_with_workers_continues_too(digits: ImageData) -> None:
 
 def test_a_loader_is_torchs_own_and_may_be_iterated_again(digits: ImageData) -> None:
     loader = data.train_batches(digits, CONFIG, seed=0, phase="full", steps=3)
-    assert type(loader) is DataLoader
+    assert isinstance(loader, DataLoader)
     assert len(loader) == 3
     assert same(list(loader), list(loader))
 

@@ -1,0 +1,139 @@
+"""What several processes send, gain and change; docs/scaling.md has the numbers.
+
+python benchmarks/scaling.py bytes tiny_imagenet_paper --images 85000 --classes 200
+python benchmarks/scaling.py speed runs/one runs/two
+python benchmarks/scaling.py norm
+"""
+
+import argparse
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import distill
+import supernets
+from ofav2 import console, recipe
+from ofav2.prepare import supernet_options
+from ofav2.training.objectives import joint, students
+from ofav2.training.phases import Phase, make_plan
+from ofav2.training.processes import ALONE
+from ofav2.training.runtime import Runtime
+from ofav2.training.tracking import read_metrics
+from ofav2.training.trainer import step_gradients, step_subnets
+from supernets import Subnet, Supernet
+
+
+def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: int, steps: int) -> None:
+    """Gradients that a step exchanges, by phase: of all parameters that one of its sub-networks ran."""
+    config = recipe.load(name, overrides)
+    net = supernets.create(config.supernet.variant, **supernet_options(config, classes=classes, channels=3))
+    plan = make_plan(config.phases, config.teacher.policy, net.space, images // config.data.batch_size)
+    net.to("meta")
+    whole = sum(parameter.nbytes for parameter in net.parameters())
+    rows = []
+    for phase in plan.phases:
+        sent = [_sent(net, phase, config.run.seed, step) for step in np.linspace(0, phase.steps - 1, steps, dtype=int)]
+        mean = statistics.mean(sent)
+        rows.append(
+            (phase.name, phase.steps, mean / 2**20, max(sent) / 2**20, mean / whole, mean * phase.steps / 2**40)
+        )
+    columns = ("phase", "steps", "MiB a step", "most", "share of weights", "TiB in all")
+    console.show(console.table(f"{name}: {whole / 2**20:.1f} MiB of float32 weights", columns, rows))
+
+
+def _sent(net: Supernet, phase: Phase, seed: int, step: int) -> int:
+    """Bytes of a step's gradients; on torch's meta device, where nothing is computed."""
+    resolution = min(phase.space.resolution)
+    net.zero_grad(set_to_none=True)
+    for subnet in step_subnets(phase, seed, int(step), resolution):
+        logits = net(
+            torch.empty(2, 3, resolution, resolution, device="meta"), subnet, exits="all" if phase.joint else "last"
+        )
+        sum(out.sum() for out in (logits if isinstance(logits, tuple) else (logits,))).backward()
+    return sum(parameter.nbytes for parameter in net.parameters() if parameter.grad is not None)
+
+
+def speed(runs: Sequence[Path]) -> None:
+    """Median images per second of each phase, and its ratio to that of the first run."""
+    medians = []
+    for run in runs:
+        lines = [line for line in read_metrics(run) if line["kind"] == "train"]
+        phases = dict.fromkeys(line["phase"] for line in lines)
+        medians.append({p: statistics.median(x["images_per_second"] for x in lines if x["phase"] == p) for p in phases})
+    rows = [
+        (phase, *(found[phase] for found in medians), *(found[phase] / medians[0][phase] for found in medians[1:]))
+        for phase in medians[0]
+    ]
+    columns = ("phase", *(run.name for run in runs), *(f"{run.name} / {runs[0].name}" for run in runs[1:]))
+    console.show(console.table("median images per second", columns, rows))
+
+
+def norm(batch: int, side: int) -> None:
+    """How far batch norm over parts of a batch turns the gradient, beside how far another batch does."""
+    net = supernets.create("ee_d", num_classes=200, width_mult=0.5, resolutions=(side,), seed=0)
+    net.set_dropout(0.0)
+    draws = torch.Generator().manual_seed(0)
+    images, other = (torch.randn(batch, 3, side, side, generator=draws) for _ in range(2))
+    labels = torch.randint(200, (batch,), generator=draws)
+    weights = distill.exit_weights("ascending", 5).losses
+    for title, subnet, objective in (
+        ("largest, all exits", net.space.largest(), joint(weights, 0.1)),
+        ("smallest, its exit", net.space.smallest(), students(None, distill.mse, 0.0, 0.1)),
+    ):
+        whole = _gradient(net, objective, subnet, images, labels, 1)
+        rows: list[tuple[object, ...]] = []
+        for parts in (2, 4, 8):
+            found = _gradient(net, objective, subnet, images, labels, parts)
+            rows.append((f"{parts} parts of {batch // parts}", _cosine(found, whole), _distance(found, whole)))
+        found = _gradient(net, objective, subnet, other, labels, 1)
+        rows.append(("another batch", _cosine(found, whole), _distance(found, whole)))
+        console.show(console.table(title, ("gradient of", "cosine", "relative distance"), rows))
+
+
+def _gradient(net: Supernet, objective: object, subnet: Subnet, images: Tensor, labels: Tensor, parts: int) -> Tensor:
+    """The mean of the parts' gradients, which is what as many processes exchange."""
+    total: list[Tensor] = []
+    for part, targets in zip(images.chunk(parts), labels.chunk(parts), strict=True):
+        net.zero_grad(set_to_none=True)
+        net.train()
+        step_gradients(net, objective, part, targets, (subnet,), Runtime(torch.device("cpu"), "float32", ALONE))  # type: ignore[arg-type]
+        total.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    return torch.stack(total).mean(0)
+
+
+def _cosine(one: Tensor, other: Tensor) -> float:
+    return float(torch.nn.functional.cosine_similarity(one, other, dim=0))
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    sent = commands.add_parser("bytes")
+    sent.add_argument("recipe")
+    sent.add_argument("overrides", nargs="*")
+    sent.add_argument("--images", type=int, required=True, help="training images")
+    sent.add_argument("--classes", type=int, required=True)
+    sent.add_argument("--steps", type=int, default=20, help="steps of each phase to look at")
+    commands.add_parser("speed").add_argument("runs", nargs="+", type=Path)
+    normed = commands.add_parser("norm")
+    normed.add_argument("--batch", type=int, default=64)
+    normed.add_argument("--side", type=int, default=64)
+    chosen = parser.parse_args()
+    if chosen.command == "bytes":
+        bytes_per_step(chosen.recipe, chosen.overrides, chosen.images, chosen.classes, chosen.steps)
+    elif chosen.command == "speed":
+        speed(chosen.runs)
+    else:
+        norm(chosen.batch, chosen.side)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,707 @@
+"""A run that stops, however it stops, goes on where it was and ends as if it had not; or it says what hinders it."""
+
+import dataclasses
+import errno
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ofav2
+import ofav2.learn
+import ofav2.prepare
+import ofav2.run
+from ofav2 import folder
+from ofav2.cli import STOPPED, main
+from ofav2.data import ImageData, open_data
+from ofav2.errors import RunError, UserError
+from ofav2.training import checkpoint
+from ofav2.training.interrupt import Stopped
+from ofav2.training.trainer import train_phase
+from supernets import Space
+from tests.ofav2 import tiny
+from tests.ofav2.data.conftest import write_classes
+from tests.ofav2.exactness import assert_same_run, metrics_of
+
+SHALLOW = tiny.SIX.replace("depth: [1, 3]", "depth: [1, 2]")
+SGD = "{name: sgd, loss_jump: 100, grad_clip: 5}"
+RECIPES = {
+    "adamw": SHALLOW,
+    # With all that the optimiser's settings can ask for; a jump is watched for and never comes.
+    "sgd": SHALLOW.replace("{name: adamw, weight_decay: 0.01}", SGD),
+    # Two steps of the first phase, four of the second one.
+    "short": tiny.TWO.replace("kernel: {epochs: 0.02", "kernel: {epochs: 0.04"),
+}
+STRAIGHT = ["run.save_steps=0", "run.save_minutes=0"]
+EVERY_STEP = ["run.save_steps=1", "run.keep_states=2"]
+SAVING = ["run.save_steps", "run.save_minutes", "run.keep_states"]
+PLACES = [("full", 1), ("full", 2), ("kernel", 1), ("kernel", 2), ("kernel", 3), ("kernel", 4)]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in the code catches it on purpose."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _two_corners() -> Iterator[None]:
+    """Judging all corners of a space takes most of a tiny run, and adds nothing to what is proved here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Space, "corners", lambda space: tuple(dict.fromkeys([space.largest(), space.smallest()])))
+        yield
+
+
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    parent = tmp_path_factory.mktemp("resumed")
+    return {name: tiny.written(parent, text, name) for name, text in RECIPES.items()}
+
+
+@pytest.fixture(scope="module")
+def straight(recipes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts, and that saves nothing on its way; to look at only."""
+    return ofav2.train(recipes["short"], STRAIGHT, tmp_path_factory.mktemp("straight") / "short").folder
+
+
+@pytest.fixture(scope="module")
+def stopped_run(recipes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was asked to stop after two steps of its second phase, with all four states kept."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    with stopped_after(at("kernel", 2)):
+        ofav2.train(recipes["short"], ["run.save_steps=1", "run.keep_states=4"], path)
+    return path
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, to go on with or to damage."""
+    return Path(shutil.copytree(stopped_run, tmp_path / "run"))
+
+
+def before_yielding(patch: pytest.MonkeyPatch, where: Callable[[str, int], bool], act: Callable[[], None]) -> None:
+    """Lets something happen when a step is taken, before the loop around it hears of that."""
+
+    def steps(net: Any, phase: Any, *rest: Any, **named: Any) -> Iterator[Any]:
+        for step in train_phase(net, phase, *rest, **named):
+            if where(phase.name, step.number):
+                act()
+            yield step
+
+    patch.setattr(ofav2.learn, "train_phase", steps)
+
+
+@contextmanager
+def stopped_after(where: Callable[[str, int], bool]) -> Iterator[None]:
+    """The body is a run that is asked to stop after a step, and does."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_yielding(patch, where, ask_to_stop)
+        with pytest.raises(Stopped):
+            yield
+
+
+@contextmanager
+def killed_after(where: Callable[[str, int], bool]) -> Iterator[None]:
+    """The body is a run that ends without warning after a step, before that is recorded."""
+    with pytest.MonkeyPatch.context() as patch:
+        before_yielding(patch, where, kill)
+        with pytest.raises(Killed):
+            yield
+
+
+@contextmanager
+def killed_at(module: Any, function: str) -> Iterator[None]:
+    """The body is a run that ends without warning where it calls a function."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, function, lambda *_, **__: kill())
+        with pytest.raises(Killed):
+            yield
+
+
+def at(phase: str, step: int) -> Callable[[str, int], bool]:
+    return lambda name, number: (name, number) == (phase, step)
+
+
+def ask_to_stop() -> None:
+    signal.raise_signal(signal.SIGTERM)
+
+
+def kill() -> None:
+    raise Killed
+
+
+def go_on_to_the_end(run: Path, **named: Any) -> int:
+    """Resumes until the run is finished; returns how often it was interrupted on the way."""
+    for interruptions in range(4 * len(tiny.SIX_PHASES)):
+        try:
+            ofav2.resume(run, **named)
+        except (Stopped, Killed):
+            continue
+        return interruptions
+    raise AssertionError("the run makes no progress")
+
+
+def states(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").glob("*-*.json"))
+
+
+def flip_a_bit(file: Path, position: int = -100) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def assert_accepted(run: Path, **named: Any) -> None:
+    """A run goes on, which is seen by the next step that it takes."""
+    with stopped_after(lambda _, __: True):
+        ofav2.resume(run, **named)
+
+
+# Ends that are equal to the last bit
+
+
+def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    straight_run = ofav2.train(recipes["adamw"], STRAIGHT, tmp_path / "straight").folder
+    run = tmp_path / "run"
+    before_yielding(monkeypatch, lambda _, number: number == 1, ask_to_stop)
+    with pytest.raises(Stopped):
+        ofav2.train(recipes["adamw"], STRAIGHT, run)
+    assert folder.open_run(run)["status"] == "stopped"
+    assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
+    assert_same_run(run, straight_run)
+    said = capfd.readouterr().err
+    assert said.count("SIGTERM: saving after this step") == len(tiny.SIX_PHASES)
+    assert all(f"going on with phase {phase} from step 1" in said for phase in tiny.SIX_PHASES)
+
+
+def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straight_one(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight_run = ofav2.train(recipes["sgd"], STRAIGHT, tmp_path / "straight").folder
+    run, killed = tmp_path / "run", set()
+
+    def second_step_for_the_first_time(phase: str, step: int) -> bool:
+        if step != 2 or phase in killed:
+            return False
+        killed.add(phase)
+        return True
+
+    before_yielding(monkeypatch, second_step_for_the_first_time, kill)
+    with pytest.raises(Killed):
+        ofav2.train(recipes["sgd"], EVERY_STEP, run)
+    # Such as a kill leaves them: what was logged after the state, and half a line.
+    with (run / folder.METRICS).open("a") as lines:
+        lines.write('{"kind": "train", "global_step": 2}\n{"kind": "tra')
+    assert folder.open_run(run)["status"] == "training"
+    assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
+    assert_same_run(run, straight_run)
+    assert states(run) == ["state-000000011.json", "state-000000012.json"]
+
+
+def test_a_run_killed_while_it_is_judged_does_not_train_again(
+    recipes: dict[str, str], straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last step of a phase is saved, since judging may take longer than whoever stops the run will wait."""
+    run = tmp_path / "run"
+    trained: list[tuple[str, int]] = []
+
+    def note(phase: str, step: int) -> bool:
+        trained.append((phase, step))
+        return False
+
+    before_yielding(monkeypatch, note, kill)
+    with killed_at(ofav2.run, "adopt_statistics"):
+        ofav2.train(recipes["short"], run_dir=run)
+    with killed_at(ofav2.run, "_judge_at_the_end"):
+        ofav2.resume(run)
+    ofav2.resume(run)
+    assert trained == PLACES
+    assert_same_run(run, straight)
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "without facts", "foreign facts"])
+def test_a_damaged_newest_state_is_named_and_the_one_before_it_taken(
+    damage: str, stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert states(stopped) == [f"state-{step:09d}.json" for step in (1, 2, 3, 4)]
+    damage_state(stopped, 4, damage)
+    # The damaged one is newer than the next that are saved, and must not push them out.
+    ofav2.resume(stopped, overrides=["run.keep_states=1"], allow=SAVING)
+    said = capsys.readouterr().err
+    assert "state-000000004" in said
+    assert "taking the state before it" in said
+    assert "going on with phase kernel from step 1" in said
+    assert_same_run(stopped, straight)
+    assert states(stopped) == ["state-000000006.json"]
+
+
+def damage_state(run: Path, step: int, damage: str) -> None:
+    tensors, facts = checkpoint.files(run / "checkpoints" / f"state-{step:09d}")
+    if damage == "flipped":
+        flip_a_bit(tensors)
+    elif damage == "truncated":
+        tensors.write_bytes(tensors.read_bytes()[:1000])
+    elif damage == "without facts":
+        facts.unlink()
+    else:
+        facts.write_bytes((run / "checkpoints" / "state-000000001.json").read_bytes())
+
+
+def test_a_phase_without_a_good_state_starts_anew(
+    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage_state(stopped, 4, "flipped")
+    damage_state(stopped, 3, "truncated")
+    ofav2.resume(stopped)
+    assert "going on with phase kernel from its start" in capsys.readouterr().err
+    assert_same_run(stopped, straight)
+
+
+def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
+    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip_a_bit(stopped / "checkpoints" / "full.safetensors")
+    # It is killed again before the next phase has a state of its own: those of its first life are no good to its second
+    # one, whose metrics.jsonl has lines of another length.
+    with killed_after(at("kernel", 1)):
+        ofav2.resume(stopped)
+    assert "state-000000003.json" not in states(stopped)
+    ofav2.resume(stopped)
+    said = capsys.readouterr().err
+    assert "full.safetensors is damaged" in said
+    assert "going back to the phase before it" in said
+    assert "going on with phase full from step 2" in said
+    assert "going on with phase kernel from its start" in said
+    assert_same_run(stopped, straight)
+
+
+def test_a_run_without_any_good_file_starts_anew(
+    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (stopped / "checkpoints").glob("*.safetensors"):
+        flip_a_bit(file)
+    ofav2.resume(stopped)
+    assert capsys.readouterr().err.count("is damaged") == 5
+    assert_same_run(stopped, straight)
+
+
+# What stands in the way is said
+
+
+def test_settings_that_changed_are_shown_and_refused(stopped: Path) -> None:
+    with pytest.raises(RunError) as error:
+        ofav2.resume(stopped, overrides=["phases.kernel.lr=0.5", "optim.name=sgd"])
+    message = str(error.value)
+    assert "phases.kernel.lr was 0.001, is 0.5" in message
+    assert "optim.name was 'adamw', is 'sgd'" in message
+    assert "--allow-change" in message
+    assert "\n" not in message
+    # One yes is for one key, and a part's name is not the beginning of another's.
+    for allowed in (["optim.name"], ["phases.kernel.l"], ["phase"]):
+        with pytest.raises(RunError, match=r"phases\.kernel\.lr was 0.001, is 0.5"):
+            ofav2.resume(stopped, overrides=["phases.kernel.lr=0.5", "optim.name=sgd"], allow=allowed)
+
+
+@pytest.mark.parametrize("allowed", ["phases.kernel.lr", "phases.kernel", "phases"])
+def test_a_change_is_accepted_by_key_or_part_and_then_kept(
+    allowed: str, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert_accepted(stopped, overrides=["phases.kernel.lr=0.5"], allow=[allowed])
+    assert_accepted(stopped)
+    assert "lr: 0.5" in (stopped / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize("changed", [{"fingerprint": "other"}, {"classes": tuple("abcdefghij")}])
+def test_data_that_changed_are_refused_with_the_difference(
+    changed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changed_data(config: Any) -> ImageData:
+        return dataclasses.replace(open_data(config), **changed)
+
+    (name,) = changed
+    before = folder.open_run(stopped)["data"][name]
+    with monkeypatch.context() as patch:
+        patch.setattr(ofav2.prepare, "open_data", changed_data)
+        with pytest.raises(RunError, match=rf"data\.{name} was .*, is .*--allow-change data\.{name}$"):
+            ofav2.resume(stopped)
+        assert folder.open_run(stopped)["data"][name] == before
+        assert_accepted(stopped, allow=[f"data.{name}"])
+        # The yes lasts, as it does for a recipe's key.
+        assert folder.open_run(stopped)["data"][name] == json.loads(json.dumps(changed[name]))
+        assert_accepted(stopped)
+
+
+def test_another_supernet_is_refused_even_where_its_settings_are_accepted(stopped: Path) -> None:
+    wider = ["supernet.width_mult=0.5"]
+    with pytest.raises(RunError, match=r"supernet\.width_mult was 0\.05, is 0\.5"):
+        ofav2.resume(stopped, overrides=wider)
+    with pytest.raises(RunError, match=r"supernet\.\S+ was .+, is .+ with --allow-change supernet"):
+        ofav2.resume(stopped, overrides=wider, allow=["supernet.width_mult"])
+    with pytest.raises(RunError, match="do not fit the network"):
+        ofav2.resume(stopped, overrides=wider, allow=["supernet"])
+
+
+@pytest.mark.parametrize(
+    ("override", "undo", "reason"),
+    [
+        ("phases.kernel.epochs=0.01", "phases.kernel.epochs=0.04", "which has 1 steps"),
+        ("phases.kernel.epochs=0.02", "phases.kernel.epochs=0.04", "lacks the best validation"),
+        ("phases.full.epochs=1", "phases.full.epochs=0.02", "not the recipe's first"),
+        ("data.batch_size=32", "data.batch_size=16", "not the recipe's first"),
+        ("optim.name=sgd", "optim.name=adamw", "restore optim.name"),
+    ],
+)
+def test_an_accepted_change_that_what_is_done_contradicts_is_refused_and_can_be_undone(
+    override: str, undo: str, reason: str, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(RunError, match=reason) as error:
+        ofav2.resume(stopped, overrides=[override], allow=[key])
+    assert "\n" not in str(error.value)
+    assert_accepted(stopped, overrides=[undo], allow=[key])
+
+
+def test_phases_that_differ_from_the_finished_ones_are_refused(stopped: Path, recipes: dict[str, str]) -> None:
+    text = RECIPES["short"].replace("  full: {epochs", "  first: {epochs")
+    other = tiny.written(stopped.parent / "other", text)
+    with pytest.raises(RunError, match=r"finished \(full to step 2\) are not the recipe's first \(first to step 2\)"):
+        ofav2.resume(stopped, other, overrides=["run.save_steps=1", "run.keep_states=4"], allow=["phases"])
+
+
+def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def content() -> dict[str, bytes]:
+        files = (path for path in run_copy.rglob("*") if path.is_file() and path.name != folder.LOCK)
+        return {str(path): path.read_bytes() for path in files}
+
+    before = content()
+    assert ofav2.resume(run_copy).facts == folder.open_run(tiny_run.folder)
+    assert content() == before
+    assert "is finished already" in capsys.readouterr().err
+
+
+def test_a_run_in_use_is_refused(stopped: Path) -> None:
+    with folder.lock(stopped), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
+        ofav2.resume(stopped)
+
+
+def test_metrics_that_lost_lines_are_refused(stopped: Path) -> None:
+    (stopped / folder.METRICS).write_text("")
+    with pytest.raises(RunError, match=r"metrics\.jsonl has 0 bytes, but the run had written \d+; restore the file"):
+        ofav2.resume(stopped)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"phases": None},
+        {"phases": [None]},
+        {"phases": [{"name": "full"}]},
+        {"status": None},
+        {"wandb_run_id": 7},
+        {"data": []},
+        {"supernet": None},
+        {"phases": [{"name": "../../full", "leaves": "", "global_step": 2, "metrics_bytes": 0, "ensemble_top1": 0.5}]},
+        {"phases": [{"name": "full", "leaves": "", "global_step": 2, "metrics_bytes": -1, "ensemble_top1": 0.5}]},
+    ],
+    ids=repr,
+)
+def test_facts_of_a_wrong_schema_are_refused(damage: dict[str, Any], stopped: Path) -> None:
+    file = stopped / folder.FACTS
+    folder.write_json(file, json.loads(file.read_bytes()) | damage)
+    with pytest.raises(RunError) as error:
+        ofav2.resume(stopped)
+    assert "\n" not in str(error.value)
+
+
+# From the command line
+
+
+def test_auto_starts_goes_on_and_finds_the_run_finished(
+    recipes: dict[str, str],
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    command = ["train", recipes["short"], *STRAIGHT, "--run-dir", str(run), "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        before_yielding(patch, at("kernel", 2), ask_to_stop)
+        assert main(command) == STOPPED == 75
+    assert "stopped after step 2 of phase kernel; `ofav2 train --resume RUN` goes on" in capsys.readouterr().err
+    assert main(command) == 0
+    assert_same_run(run, straight)
+    assert main(command) == 0
+    assert "is finished already" in capsys.readouterr().err
+
+
+def test_auto_starts_in_what_a_run_left_that_was_killed_before_it_began(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with killed_at(folder, "write_facts"):
+        ofav2.train(recipes["short"], run_dir=run)
+    (run / ".run.json.999999999.tmp").write_text("{")
+    assert sorted(path.name for path in run.iterdir()) == [".lock", ".run.json.999999999.tmp", "recipe.yaml"]
+    with monkeypatch.context() as patch:
+        before_yielding(patch, at("full", 1), ask_to_stop)
+        assert main(["train", recipes["short"], "--run-dir", str(run), "--resume", "auto"]) == STOPPED
+    assert not list(run.glob("*.tmp")) + list(run.glob(".*.tmp"))
+    assert not (tmp_path / "run-2").exists()
+
+
+def test_a_run_takes_settings_when_it_is_resumed(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before_yielding(monkeypatch, lambda _, __: True, ask_to_stop)
+    assert main(["train", "--resume", str(stopped), "run.save_steps=7", "--allow-change", "run.save_steps"]) == STOPPED
+    assert "save_steps: 7" in (stopped / folder.RECIPE).read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["digits", "--resume", "auto"], "--run-dir DIR"),
+        (["digits", "--allow-change", "run.seed"], "no effect on a new run"),
+        (["digits", "--resume", "RUN", "--run-dir", "elsewhere"], "no effect on a run that is resumed"),
+        (["--resume", "nowhere"], "does not exist"),
+        (["--resume", "auto", "--run-dir", "nowhere"], "RECIPE is missing"),
+        (["digits", "--resume", "RUN"], "was "),
+        (["--resume", "RUN", "run.seed=9"], "run.seed was 0, is 9"),
+        (["--resume", "RUN", "run.sead=9"], "did you mean run.seed"),
+        (["--resume", "RUN/checkpoints"], "holds no run"),
+        (["digits", "--run-dir", "RUN"], "is not empty"),
+    ],
+)
+def test_what_does_not_go_together_is_said_in_a_line(
+    arguments: list[str], reason: str, stopped: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (stopped / folder.FACTS).read_bytes(), (stopped / folder.RECIPE).read_bytes()
+    assert main(["train", *(argument.replace("RUN", str(stopped)) for argument in arguments)]) == 2
+    said = capfd.readouterr()
+    assert said.out == ""
+    assert reason in said.err
+    assert said.err.count("\n") == 1
+    assert before == ((stopped / folder.FACTS).read_bytes(), (stopped / folder.RECIPE).read_bytes())
+
+
+# When the machine fails
+
+
+def test_minutes_are_counted_between_states(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10**6, 50))
+    monkeypatch.setattr(ofav2.learn, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    settings = ["run.save_steps=0", "run.save_minutes=1.5", "run.keep_states=9", "phases.full.epochs=0.06"]
+    before_yielding(monkeypatch, at("kernel", 1), kill)
+    with pytest.raises(Killed):
+        ofav2.train(recipes["short"], settings, tmp_path / "run")
+    # 50 seconds a step: due are every second step and the last one.
+    assert states(tmp_path / "run") == [f"state-{step:09d}.json" for step in (2, 4, 6)]
+
+
+@pytest.mark.parametrize("saving", ["a state", "a checkpoint"])
+def test_a_full_disk_stops_the_run_with_the_last_state_intact(
+    saving: str,
+    recipes: dict[str, str],
+    straight: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+    full = "state-000000003" if saving == "a state" else "kernel"
+
+    def flush(path: Path) -> None:
+        if full in path.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder, "flush_to_disk", flush)
+        assert main(["train", recipes["short"], *EVERY_STEP, "--run-dir", str(run)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert full in error
+    assert "No space left on device" in error
+    assert "free space" in error
+    assert folder.open_run(run)["status"] == "failed: RunError"
+    assert not list((run / "checkpoints").glob(".*"))
+    ofav2.resume(run)
+    assert_same_run(run, straight)
+
+
+def test_lines_that_cannot_be_written_stop_the_run(
+    stopped: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = ofav2.run.open_tracker
+
+    def on_a_full_disk(*arguments: Any, **named: Any) -> Any:
+        patch.setattr("ofav2.training.tracking._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ofav2.run, "open_tracker", on_a_full_disk)
+        assert main(["train", "--resume", str(stopped)]) == 2
+    assert "metrics.jsonl cannot be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
+    ofav2.resume(stopped)
+    assert_same_run(stopped, straight)
+
+
+def test_a_folder_that_may_not_be_written_is_refused(stopped_run: Path) -> None:
+    """In a child process, since root may write everywhere and has to become someone else first."""
+    # Not below pytest's own folder, which nobody but its owner may enter.
+    with tempfile.TemporaryDirectory() as parent:
+        Path(parent).chmod(0o755)
+        run = Path(shutil.copytree(stopped_run, Path(parent) / "run"))
+        (run / folder.LOCK).unlink()
+        run.chmod(0o555)
+        child = os.fork()
+        if child == 0:
+            os._exit(_refused_as_read_only(run))
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        run.chmod(0o755)
+    assert code == 0
+
+
+def _refused_as_read_only(run: Path) -> int:
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        ofav2.resume(run)
+    except RunError as error:
+        return 0 if "cannot be locked (Permission denied)" in str(error) else 1
+    return 2
+
+
+def test_images_that_vanish_stop_the_run_and_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = tmp_path / "images"
+    write_classes(images, {"cat": 30, "dog": 30, "eel": 30})
+    text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {images}").replace("epochs: 0.02", "epochs: 1")
+    recipe = tiny.written(tmp_path, text)
+    straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
+    before_yielding(monkeypatch, at("kernel", 1), lambda: images.exists() and images.rename(tmp_path / "gone"))
+    run = tmp_path / "run"
+    assert main(["train", recipe, *EVERY_STEP, "--run-dir", str(run)]) == 2
+    assert f"ofav2: image {images}" in capsys.readouterr().err.splitlines()[-1]
+    assert main(["train", "--resume", str(run)]) == 2
+    assert f"folder {images}: cannot be read" in capsys.readouterr().err.splitlines()[-1]
+    (tmp_path / "gone").rename(images)
+    monkeypatch.undo()
+    ofav2.resume(run)
+    assert_same_run(run, straight_run)
+
+
+# A loss that is not usable
+
+
+def test_a_skipped_batch_is_named_counted_and_resumed_past(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    poisoned = poison(monkeypatch, lambda batch: batch in (1, 3))
+    settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2"]
+    straight_run = ofav2.train(recipes["short"], settings, tmp_path / "straight").folder
+    skipped = [line for line in metrics_of(straight_run) if line["kind"] == "skipped"]
+    assert [line["global_step"] for line in skipped] == [2, 4]
+    assert all(line["loss"] is None and line["nonfinite"] == ["loss"] for line in skipped)
+    said = capfd.readouterr().err
+    assert "batch skipped (1 of at most 2 in this phase): loss (nan) or gradient norm (nan) is not finite" in said
+    assert re.search(
+        r"in step 1 of phase full, resolution (16|20), sub-networks r\1 d1-1-1-1-1 k5 e2 l1 exit 5\n", said
+    )
+
+    run = tmp_path / "run"
+    poisoned.clear()
+    with stopped_after(at("full", 3)):
+        ofav2.train(recipes["short"], settings, run)
+    ofav2.resume(run)
+    assert_same_run(run, straight_run)
+    assert "batch skipped (2 of at most 2 in this phase)" in capfd.readouterr().err
+
+
+def test_one_unusable_batch_too_many_stops_the_run_where_it_can_be_resumed(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    poison(monkeypatch, lambda batch: batch >= 1)
+    settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2"]
+    assert main(["train", recipes["short"], *settings, "--run-dir", str(run)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "step 3 of phase full" in error
+    assert "lower phases.full.lr" in error
+    assert states(run) == ["state-000000002.json", "state-000000003.json"]
+    states_left = [checkpoint.load(run / "checkpoints" / f"state-{step:09d}")[0] for step in (2, 3)]
+    assert tiny.same_bits(*states_left), "a batch that is skipped changes nothing, of statistics and optimiser too"
+    assert torch.isfinite(torch.cat([tensor.flatten() for tensor in states_left[1].values()])).all()
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> list[int]:
+    """Makes the joint loss of some batches, counted in the returned list, not a number."""
+    batches: list[int] = []
+
+    def joint(*settings: Any) -> Any:
+        objective = ofav2.training.objectives.joint(*settings)  # type: ignore[attr-defined]
+
+        def losses(*given: Any) -> Iterator[dict[str, Any]]:
+            factor = float("nan") if where(len(batches)) else 1.0
+            batches.append(len(batches))
+            return ({name: value * factor for name, value in parts.items()} for parts in objective(*given))
+
+        return losses
+
+    monkeypatch.setattr(ofav2.run, "joint", joint)
+    return batches
+
+
+# One writer
+
+
+def test_what_a_killed_owner_leaves_running_is_waited_for(tmp_path: Path) -> None:
+    """Worker processes are forked with the lock in hand, and notice only after a while that the owner is gone."""
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    owner = context.Process(target=_hold_and_leave_a_child, args=(tmp_path, ready))
+    owner.start()
+    assert ready.wait(30)
+    os.kill(owner.pid or 0, signal.SIGKILL)
+    owner.join()
+    with folder.lock(tmp_path):
+        assert (tmp_path / "child left").exists()
+
+
+def _hold_and_leave_a_child(path: Path, ready: Any) -> None:
+    with folder.lock(path):
+        if os.fork() == 0:
+            ready.set()
+            time.sleep(0.5)
+            (path / "child left").touch()
+            os._exit(0)
+        time.sleep(60)
+
+
+def test_what_killed_writers_left_is_swept_and_what_others_write_is_not(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").mkdir()
+    dead = [tmp_path / ".run.json.999999999.tmp", tmp_path / "checkpoints" / f".full.json.{os.getpid()}.tmp"]
+    others = [tmp_path / f".report.html.{os.getppid()}.tmp", tmp_path / ".tmp", tmp_path / "notes.tmp"]
+    for file in (*dead, *others):
+        file.touch()
+    with folder.lock(tmp_path):
+        assert not any(file.exists() for file in dead)
+        assert all(file.exists() for file in others)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "\udcff", "a\u2028b"])
+def test_run_folders_have_printable_names(name: str, tmp_path: Path, recipes: dict[str, str]) -> None:
+    with pytest.raises(UserError, match="must be printable text"):
+        ofav2.train(recipes["short"], run_dir=tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
