@@ -217,18 +217,16 @@ def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, 
 def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
     """Loads what the last finished phase left into the supernet; returns the state of the one in progress.
 
-    A finished phase whose checkpoint is damaged is forgotten in `facts`, and so trained again.
+    A finished phase whose checkpoint is damaged and still needed is forgotten in `facts`, with those after it, and so
+    trained again.
     """
     finished = facts["phases"]
-    while finished:
-        try:
-            tensors, _ = checkpoint.load(folder.checkpoint_path(path, finished[-1]["name"]))
-        except RunError as error:
-            console.say(f"{error}; going back to the phase before it")
-            finished.pop()
-            continue
-        checkpoint.fill(setup.net, tensors, str(folder.checkpoint_path(path, finished[-1]["name"])))
-        break
+    while (damaged := _first_damaged(path, finished, setup)) is not None:
+        del finished[damaged:]
+    if finished:
+        last = folder.checkpoint_path(path, finished[-1]["name"])
+        tensors, _ = checkpoint.load(last)
+        checkpoint.fill(setup.net, tensors, str(last))
     if len(finished) == len(setup.plan.phases):
         return None
     state = load_newest(path, setup.plan.phases[len(finished)].name, console.say)
@@ -236,6 +234,27 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
         where = f"step {state.place.step}" if state else "its start"
         console.say(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
     return state
+
+
+def _first_damaged(path: Path, finished: Sequence[Mapping[str, Any]], setup: Setup) -> int | None:
+    """Number of the first finished phase, from 0, whose checkpoint can't be read and is still needed; says so."""
+    ahead = setup.plan.phases[len(finished) :]
+    # Of those that are finished, a policy that chooses one now chooses it or a newer one later on.
+    policies = {phase.teacher for phase in ahead} & set(distill.policies()) if finished else set()
+    needed = {distill.choose(policy, _candidates(finished)).candidate.phase for policy in policies}
+    for number, record in enumerate(finished):
+        if record["name"] in needed or record is finished[-1]:
+            try:
+                checkpoint.load(folder.checkpoint_path(path, record["name"]))
+            except RunError as error:
+                console.say(f"{error}; going back to the phase before it")
+                return number
+    return None
+
+
+def _candidates(finished: Sequence[Mapping[str, Any]]) -> list[distill.Candidate]:
+    """What finished phases left that could teach, oldest first."""
+    return [distill.Candidate(past["leaves"], past["name"], past["ensemble_top1"]) for past in finished]
 
 
 def _metrics_bytes(facts: Mapping[str, Any], state: State | None) -> int:
@@ -267,7 +286,7 @@ def _run_phase(
         phase,
         run_folder=path,
         net=net,
-        candidates=[distill.Candidate(past["leaves"], past["name"], past["ensemble_top1"]) for past in finished],
+        candidates=_candidates(finished),
         outside=setup.outside,
         weights=setup.weights,
         judge=judge,

@@ -58,10 +58,14 @@ class Straight:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to act: some seconds after a line of `metrics.jsonl` was written, counted from 1."""
+    """When to act: some seconds after a line of `metrics.jsonl` was written, or after the next saving then begins."""
 
     line: int
+    """The line's number, from 1."""
     seconds: float
+    """Seconds after it."""
+    saving: bool = False
+    """Whether a file has to be half-written."""
 
 
 @dataclass(frozen=True)
@@ -124,8 +128,15 @@ def wait_for(process: ForkServerProcess, run_folder: Path, moment: Moment) -> bo
         if process.exitcode is not None:
             return False
         time.sleep(0.001)
+    while moment.saving and not _is_saving(run_folder):
+        if process.exitcode is not None:
+            return False
     time.sleep(moment.seconds)
     return process.exitcode is None
+
+
+def _is_saving(run_folder: Path) -> bool:
+    return any((run_folder / folder.CHECKPOINTS).glob(".*.tmp"))
 
 
 def send(process: ForkServerProcess, number: signal.Signals, to_group: bool) -> None:
@@ -141,7 +152,7 @@ def what_was_hit(run_folder: Path, lines: Sequence[Mapping[str, object]]) -> Hit
     """What a killed run was at, from the folder and the measurements that it left."""
     taken = sum(line["kind"] == "train" for line in lines)
     phase = tiny.SIX_PHASES[min(max(taken - 1, 0) // STEPS, len(tiny.SIX_PHASES) - 1)]
-    if any((run_folder / folder.CHECKPOINTS).glob(".*.tmp")):
+    if _is_saving(run_folder):
         return Hit(phase, "saving")
     return Hit(phase, "step" if lines and lines[-1]["kind"] == "train" else "judging")
 

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,6 +34,7 @@ Found = TypeVar("Found")
 
 SEED = 20250
 KILLS, STOPS, DAMAGES, DISKS = 30, 10, 10, 4
+SAVING_SECONDS = 0.02
 SUMMARY = Path(__file__).resolve().parents[2] / "build" / "faults"
 COMMAND = "make test-slow"
 
@@ -130,23 +131,24 @@ def try_all(fault: str, trials: int, tally: Tally, attempt: Callable[[int], Outc
 
 
 def moments(fault: int, count: int, times: Sequence[float]) -> list[Moment]:
-    """Moments spread over a run: every second one evenly over its time, the others evenly over its measurements.
+    """Moments spread over a run: in turn evenly over its time, over its measurements, and over its savings.
 
-    Most of so short a run's time is judging; the measurements are mostly of steps.
+    Most of so short a run's time is judging; the measurements are mostly of steps; a saving takes milliseconds.
     """
     draws = np.random.default_rng([SEED, fault])
     found = []
     for number in range(count):
         share = (number + draws.random()) / count
-        if number % 2:
-            line = int(share * (len(times) - 1))
-            seconds = draws.random() * (times[line + 1] - times[line])
-        else:
+        line = int(share * (len(times) - 1))
+        if number % 3 == 0:
             # The last moments of a run may pass before a signal arrives.
             moment = share * 0.97 * times[-1]
             line = int(np.searchsorted(times, moment, side="right")) - 1
-            seconds = moment - times[line]
-        found.append(Moment(line + 1, float(seconds)))
+            found.append(Moment(line + 1, float(moment - times[line])))
+        elif number % 3 == 1:
+            found.append(Moment(line + 1, float(draws.random() * (times[line + 1] - times[line]))))
+        else:
+            found.append(Moment(line + 1, float(draws.random() * SAVING_SECONDS), saving=True))
     return found
 
 
@@ -184,7 +186,7 @@ def of(straight: dict[str, Straight], number: int) -> Straight:
 
 
 def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
-    """SIGKILL at random moments; every third run is killed once more while it goes on, every fifth has workers."""
+    """SIGKILL at random moments; every fourth run is killed once more while it goes on, every fifth has a worker."""
     chosen = {name: moments(1, KILLS, taken.times) for name, taken in straight.items()}
 
     def attempt(number: int) -> Outcome:
@@ -193,7 +195,7 @@ def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
         code, hit = interrupt(run, source, moment, signal.SIGKILL, log, workers=1 if number % 5 == 4 else 0)
         assert code == -signal.SIGKILL
         note = ""
-        if number % 3 == 0:
+        if number % 4 == 0:
             note = "killed again"
             process = driver.start(["train", "--resume", str(run)], log)
             time.sleep(float(np.random.default_rng([SEED, 2, number]).uniform(0, source.times[-1] / 2)))
@@ -204,7 +206,7 @@ def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
     try_all("kill -9", KILLS, tally, attempt)
     hits = [outcome.hit for outcome in tally.outcomes["kill -9"]]
     assert {hit.phase for hit in hits} == set(tiny.SIX_PHASES)
-    assert {hit.at for hit in hits} >= {"step", "judging"}
+    assert {hit.at for hit in hits} == {"step", "saving", "judging"}
 
 
 def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
@@ -232,7 +234,7 @@ def test_damage(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> 
     def attempt(number: int) -> Outcome:
         source, run, log = of(straight, number), tmp_path / f"run-{number}", tmp_path / f"{number}.log"
         moment = chosen[Path(source.recipe).stem][number]
-        _, hit = interrupt(run, source, Moment(max(moment.line, 3), moment.seconds), signal.SIGKILL, log)
+        _, hit = interrupt(run, source, replace(moment, line=max(moment.line, 3)), signal.SIGKILL, log)
         damaged = damage_newest(run, np.random.default_rng([SEED, 5, number]))
         # A run that is judged for the last time needs no state any more.
         needed = len(folder.open_run(run)["phases"]) < len(tiny.SIX_PHASES)

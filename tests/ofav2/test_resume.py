@@ -286,6 +286,36 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
     assert_same_run(stopped, straight)
 
 
+@pytest.mark.parametrize(("policy", "again"), [("fixed", True), ("best", True), ("progressive", False)])
+def test_a_damaged_teacher_is_trained_again_if_it_is_to_teach(
+    policy: str, again: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phases = """\
+phases:
+  full: {epochs: 0.02, lr: 0.003}
+  kernel: {epochs: 0.01, lr: 0.001, teacher: none, unlock: {kernel: [3, 5]}}
+  expand: {epochs: 0.02, lr: 0.001, unlock: {expand: [1, 2]}}
+"""
+    text = tiny.TWO[: tiny.TWO.index("phases:")].replace("expand: [2]", "expand: [1, 2]") + phases
+    recipe = tiny.written(tmp_path, f"{text}teacher: {{policy: {policy}}}\n")
+    straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
+    first, second = (record["ensemble_top1"] for record in folder.open_run(straight_run)["phases"][:2])
+    taught = folder.open_run(straight_run)["phases"][2]["teacher"]["phase"]
+    assert taught == {"fixed": "full", "best": "full" if first > second else "kernel", "progressive": "kernel"}[policy]
+    with stopped_after(at("expand", 1)):
+        ofav2.train(recipe, run_dir=tmp_path / "run")
+    damaged = tmp_path / "run" / "checkpoints" / f"{taught if again else 'full'}.safetensors"
+    flip_a_bit(damaged)
+    ofav2.resume(tmp_path / "run")
+    said = capsys.readouterr().err
+    assert ("going back to the phase before it" in said) == again
+    assert f"going on with phase {taught if again else 'expand'} from" in said
+    if not again:
+        # Nothing reads it any more, and nothing mends it.
+        flip_a_bit(damaged)
+    assert_same_run(tmp_path / "run", straight_run)
+
+
 def test_a_run_without_any_good_file_starts_anew(
     stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
