@@ -1,12 +1,14 @@
 """What several processes send, gain and change; docs/scaling.md has the numbers.
 
-python benchmarks/scaling.py bytes tiny_imagenet_paper --images 85000 --classes 200
-python benchmarks/scaling.py speed runs/one runs/two
-python benchmarks/scaling.py norm
+python -m benchmarks.scaling bytes tiny_imagenet_paper --images 85000 --classes 200
+python -m benchmarks.scaling speed runs/one runs/two
+python -m benchmarks.scaling norm
+torchrun --standalone --nproc-per-node 2 -m benchmarks.scaling exchange --mib 31
 """
 
 import argparse
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from ofav2 import console, recipe
 from ofav2.prepare import supernet_options
 from ofav2.training.objectives import joint, students
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.processes import ALONE
+from ofav2.training.processes import ALONE, together
 from ofav2.training.runtime import Runtime
 from ofav2.training.tracking import read_metrics
 from ofav2.training.trainer import step_gradients, step_subnets
@@ -94,6 +96,25 @@ def norm(batch: int, side: int) -> None:
         console.show(console.table(title, ("gradient of", "cosine", "relative distance"), rows))
 
 
+def exchange(mib: int) -> None:
+    """How long the processes take for one exchange of gradients, and for one of a step's numbers."""
+    with together() as processes:
+        tensors = [torch.ones(2**18) for _ in range(mib)]
+        rows = []
+        for what, act in (
+            (f"{mib} MiB of gradients", lambda: processes.average(tensors)),
+            ("a step's numbers and flags", lambda: (processes.mean({"loss": 1.0}), processes.any(False, False))),
+        ):
+            taken = []
+            for _ in range(30):
+                processes.gather(None)
+                started = time.perf_counter()
+                act()
+                taken.append(time.perf_counter() - started)
+            rows.append((what, 1000 * statistics.median(taken), 1000 * min(taken)))
+        console.show(console.table(f"{processes.count} processes", ("exchange of", "median ms", "least ms"), rows))
+
+
 def _gradient(net: Supernet, objective: object, subnet: Subnet, images: Tensor, labels: Tensor, parts: int) -> Tensor:
     """The mean of the parts' gradients, which is what as many processes exchange."""
     total: list[Tensor] = []
@@ -123,6 +144,7 @@ def main() -> None:
     sent.add_argument("--classes", type=int, required=True)
     sent.add_argument("--steps", type=int, default=20, help="steps of each phase to look at")
     commands.add_parser("speed").add_argument("runs", nargs="+", type=Path)
+    commands.add_parser("exchange").add_argument("--mib", type=int, default=31)
     normed = commands.add_parser("norm")
     normed.add_argument("--batch", type=int, default=64)
     normed.add_argument("--side", type=int, default=64)
@@ -131,6 +153,8 @@ def main() -> None:
         bytes_per_step(chosen.recipe, chosen.overrides, chosen.images, chosen.classes, chosen.steps)
     elif chosen.command == "speed":
         speed(chosen.runs)
+    elif chosen.command == "exchange":
+        exchange(chosen.mib)
     else:
         norm(chosen.batch, chosen.side)
 

@@ -1,0 +1,104 @@
+"""Times several sides of a comparison in one process, in turn, so that what disturbs the machine disturbs them all."""
+
+import gc
+import json
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ofav2 import console
+
+RESULTS = Path("build/benchmarks")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one side's calls."""
+
+    median: float
+    lower: float
+    """First quartile."""
+    upper: float
+    """Third quartile."""
+    repeats: int
+
+
+def time_sides(
+    sides: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2, device: str = "cpu"
+) -> dict[str, Times]:
+    """Calls every side once per round, in an order that turns, and summarises each side's times.
+
+    Args:
+        sides: What to call, by name.
+        repeats: Rounds that are timed.
+        warmup: Rounds before the first one that is timed.
+        device: `cuda` waits for the card before and after each call.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in sides}
+    names = list(sides)
+    for round_number in range(warmup + repeats):
+        turn = round_number % len(names)
+        for name in names[turn:] + names[:turn]:
+            gc.collect()
+            _finish(device)
+            started = time.perf_counter()
+            sides[name]()
+            _finish(device)
+            if round_number >= warmup:
+                taken[name].append(1000 * (time.perf_counter() - started))
+    return {name: _summary(times) for name, times in taken.items()}
+
+
+def report(name: str, title: str, times: Mapping[str, Times], base: str, facts: Mapping[str, Any]) -> None:
+    """Shows a table of all sides beside `base`, and writes it as JSON with the facts and the machine.
+
+    Args:
+        name: Name of the JSON file below `build/benchmarks`.
+        title: Line above the table.
+        times: What `time_sides` measured.
+        base: The side that the others are compared with: a ratio of 2 is twice as fast as it.
+        facts: What else was measured or chosen: sizes, results, errors.
+    """
+    rows = [
+        (side, found.median, found.lower, found.upper, times[base].median / found.median)
+        for side, found in times.items()
+    ]
+    console.show(console.table(title, ("side", "median ms", "lower", "upper", f"times as fast as {base}"), rows))
+    write(name, {"sides": {side: asdict(found) for side, found in times.items()}, "base": base, **facts})
+
+
+def write(name: str, facts: Mapping[str, Any]) -> Path:
+    """Writes facts with the machine's as `build/benchmarks/NAME.json`."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**facts, "machine": machine()}, indent=2) + "\n", encoding="utf-8")
+    console.say(f"made {path}")
+    return path
+
+
+def machine() -> dict[str, Any]:
+    """Where this runs."""
+    graphics = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "graphics": graphics,
+        "python": platform.python_version(),
+    }
+
+
+def _summary(times: Sequence[float]) -> Times:
+    lower, median, upper = (float(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
+    return Times(median, lower, upper, len(times))
+
+
+def _finish(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
