@@ -221,6 +221,7 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
     trained again.
     """
     finished = facts["phases"]
+    begun = bool(finished)
     while (damaged := _first_damaged(path, finished, setup)) is not None:
         del finished[damaged:]
     if finished:
@@ -230,7 +231,7 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
     if len(finished) == len(setup.plan.phases):
         return None
     state = load_newest(path, setup.plan.phases[len(finished)].name, console.say)
-    if finished or state:
+    if begun or state:
         where = f"step {state.place.step}" if state else "its start"
         console.say(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
     return state

@@ -5,7 +5,9 @@ each of which carries an image's index, the batch's resolution, and the numbers 
 drawn. So workers may load batches in any order, and a run may start at any step.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -251,18 +253,41 @@ def _collate(samples: Sequence[Sample]) -> Batch:
 
 
 class _Loader(DataLoader[Sample]):
-    """torch's DataLoader, whose workers stay at work when their whole process group is told to stop.
+    """torch's DataLoader, whose workers stay at work when all processes of a job are told to stop.
 
-    The step that ends then still needs its images. A worker ends when the training process does, or closes the loader.
+    The step that ends then still needs its images. A worker ends when the training process does, closes the loader, or
+    asks it to; as Python does at its exit with workers that are left.
     """
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
+
     def __iter__(self) -> Any:
+        if not _CAN_WAIT:
+            return super().__iter__()
         # Workers inherit what is held back here; setting handlers in them would leave them a moment without.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
             return super().__iter__()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")
+"""Where signals do not tell their sender (macOS, Windows), workers take them as any process does."""
+
+
+def _heed_parent(worker: int) -> None:
+    """In a worker, obeys a request to stop if the process that started it sends it, and nobody else."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(_STOPS).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _worker_seeds() -> torch.Generator:

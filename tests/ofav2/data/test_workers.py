@@ -1,9 +1,9 @@
 """Worker processes that load images outlive the signals that their whole process group gets."""
 
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -14,6 +14,12 @@ from tests.ofav2 import tiny
 DATA = tiny.tiny_data()
 
 
+def send(number: signal.Signals) -> None:
+    """Sends a signal to all workers, from another process: what this one sends, they obey."""
+    for worker in multiprocessing.active_children():
+        subprocess.run(["kill", f"-{int(number)}", str(worker.pid)], check=True)
+
+
 def batches(workers: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     config = tiny.data_config(workers=workers)
     return [
@@ -22,24 +28,13 @@ def batches(workers: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     ]
 
 
-@pytest.fixture
-def _deaf() -> Iterator[None]:
-    """Signals to the group reach this process too, which is to live on."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.mark.usefixtures("_deaf")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_workers_finish_what_the_last_step_needs(number: signal.Signals) -> None:
     config = tiny.data_config(workers=2)
     found = []
     for batch in train_batches(DATA, config, seed=0, phase="full", steps=6):
         # From the first moment on, in which a worker has just been forked.
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, number)
+        send(number)
         found.append(batch)
     expected, _ = batches(workers=0)
     assert len(found) == len(expected) == 6
@@ -47,13 +42,11 @@ def test_workers_finish_what_the_last_step_needs(number: signal.Signals) -> None
     assert not multiprocessing.active_children(), "workers end with the loader"
 
 
-@pytest.mark.usefixtures("_deaf")
 def test_workers_take_no_signal_from_their_first_moment_on() -> None:
     config = tiny.data_config(workers=2)
     for _ in range(5):
         loading = iter(train_batches(DATA, config, seed=0, phase="full", steps=2))
-        for worker in multiprocessing.active_children():
-            os.kill(worker.pid or 0, signal.SIGTERM)
+        send(signal.SIGTERM)
         assert len(list(loading)) == 2
 
 
@@ -61,3 +54,30 @@ def test_the_training_process_takes_signals_as_before() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     batches(workers=1)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
+LEAVING = """\
+from ofav2.data import train_batches
+from tests.ofav2 import tiny
+
+loading = iter(train_batches(tiny.tiny_data(), tiny.data_config(workers=2), seed=0, phase="full", steps=6))
+next(loading)
+kept = [loading]
+kept.append(kept)  # what only Python's very end takes apart
+"""
+
+
+def test_a_process_with_an_open_loader_can_end() -> None:
+    ended = subprocess.run([sys.executable, "-c", LEAVING], capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_workers_end_when_the_training_process_asks_them_to() -> None:
+    loading = iter(train_batches(DATA, tiny.data_config(workers=2), seed=0, phase="full", steps=6))
+    next(loading)
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        worker.terminate()
+        worker.join(timeout=60)
+        assert worker.exitcode == 0
