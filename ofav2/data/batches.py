@@ -259,8 +259,8 @@ class _Loader(DataLoader[Sample]):
     asks it to; as Python does at its exit with workers that are left.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
+    def __init__(self, images: Dataset[Sample], **options: Any) -> None:
+        super().__init__(images, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
 
     def __iter__(self) -> Any:
         if not _CAN_WAIT:
