@@ -91,7 +91,7 @@ def confidence_of(name: str, logits: Tensor) -> Tensor:
         logits: (N, classes), two classes or more.
 
     Returns:
-        (N,), from 0 to 1; NaN, which reaches no threshold, where logits are NaN or infinite.
+        (N,), from 0 to 1; NaN, which reaches no threshold, where a logit is NaN or plus infinity.
 
     Raises:
         UserError: If there is one class alone.
