@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     from ofav2.run import Run, resume, train
     from ofav2.subnets.choose import Candidate, Choice, choose
     from ofav2.subnets.cost import Cost, layer_costs, stage_costs, subnet_cost
+    from ofav2.subnets.early import EarlyExits, LeavingRule, Prediction, early_exits
+    from ofav2.subnets.early_study import calibrate_exits
     from ofav2.subnets.extract import OpenedRun, extract, measure, open_for_judging
     from ofav2.subnets.latency import Latency, measure_latency
     from ofav2.subnets.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.subnets.limits import Limits, parse_limits
-    from ofav2.subnets.load import load_subnet, load_supernet
+    from ofav2.subnets.load import load_early_exits, load_leaving_rule, load_subnet, load_supernet
 
 __all__ = (
     "Agreement",
@@ -33,18 +35,25 @@ __all__ = (
     "Choice",
     "Comparison",
     "Cost",
+    "EarlyExits",
     "Latency",
     "LatencyTable",
+    "LeavingRule",
     "Limits",
     "OpenedRun",
+    "Prediction",
     "Run",
     "RunError",
     "UserError",
+    "calibrate_exits",
     "choose",
     "compare_runs",
+    "early_exits",
     "extract",
     "import_ofa",
     "layer_costs",
+    "load_early_exits",
+    "load_leaving_rule",
     "load_subnet",
     "load_supernet",
     "load_table",
@@ -94,6 +103,13 @@ _ROOMS = MappingProxyType(
         "extract": "ofav2.subnets.extract",
         "measure": "ofav2.subnets.extract",
         "open_for_judging": "ofav2.subnets.extract",
+        "EarlyExits": "ofav2.subnets.early",
+        "LeavingRule": "ofav2.subnets.early",
+        "Prediction": "ofav2.subnets.early",
+        "early_exits": "ofav2.subnets.early",
+        "calibrate_exits": "ofav2.subnets.early_study",
+        "load_early_exits": "ofav2.subnets.load",
+        "load_leaving_rule": "ofav2.subnets.load",
         "load_subnet": "ofav2.subnets.load",
         "load_supernet": "ofav2.subnets.load",
     }

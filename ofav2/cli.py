@@ -73,7 +73,19 @@ A sub-network file is JSON with the keys resolution, depth (one per stage), kern
 entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
 `ofav2.load_supernet(RUN).space.uniform(kernel=5).to_json()` makes one in Python.
 
-next: in Python, ofav2.load_subnet(DIR)
+next: in Python, ofav2.load_subnet(DIR); for a network with several exits, ofav2 early DIR
+"""
+_EARLY_EPILOG = """\
+examples:
+  ofav2 early early                            the cheapest threshold that loses nothing on validation
+  ofav2 early early --max-macs 1.5M            the most accurate one of that mean cost
+  ofav2 early early --min-top1 0.96 --confidence margin --ensemble
+  ofav2 early early data.root=/data/cifar10    where the images are now
+
+DIR is what `ofav2 extract RUN --largest --exits all --out early` makes, or the same with some exits such as 2,4.
+It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the chosen threshold.
+
+next: in Python, ofav2.load_early_exits(DIR).decide(images, ofav2.load_leaving_rule(DIR))
 """
 _LATENCY_EPILOG = """\
 examples:
@@ -224,6 +236,21 @@ def parser() -> argparse.ArgumentParser:
     )
     extract.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     extract.set_defaults(verb=verbs.extract_subnet)
+
+    early = add("early", "Let images leave a network with several exits early.", _EARLY_EPILOG)
+    early.add_argument("directory", metavar="DIR", help="folder of `ofav2 extract --exits all`, or of chosen exits")
+    early.add_argument("overrides", metavar="key=value", nargs="*", help="settings of its recipe, such as data.root")
+    wish = early.add_mutually_exclusive_group()
+    wish.add_argument("--max-macs", metavar="1.5M", help="mean multiply-adds per image, at most")
+    wish.add_argument("--min-top1", metavar="0.96", help="validation top-1, at least (0.96 or 96%%)")
+    early.add_argument(
+        "--confidence",
+        metavar="NAME",
+        default="max_softmax",
+        help="how sure an exit is: max_softmax (default), entropy or margin",
+    )
+    early.add_argument("--ensemble", action="store_true", help="let an exit speak for all exits up to it")
+    early.set_defaults(verb=verbs.calibrate)
 
     import_ofa = add("import-ofa", "Make a run folder out of an official OFA checkpoint.", _IMPORT_EPILOG)
     import_ofa.add_argument("checkpoint", metavar="CHECKPOINT", help="file of an OFA MobileNetV3 supernet")

@@ -73,9 +73,23 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         UserError: The recipe cannot be found or read, or a setting is unknown, missing, of the wrong type or out of
             range. The message names the key in full, the value, the rule and the next step.
     """
+    return parse(_text(_find(recipe), recipe), f"recipe {short(recipe)}", overrides)
+
+
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
+    """Read the text of a recipe, such as one that was kept beside results; see `load`.
+
+    Args:
+        text: A recipe as YAML.
+        where: What messages call it.
+        overrides: Settings as `key=value`.
+
+    Raises:
+        UserError: As for `load`.
+    """
     if isinstance(overrides, str):
         raise UserError(f"overrides ({show(overrides)}): must be a list of texts; pass [{show(overrides)}]")
-    layers = [_parse(_text(_find(recipe), recipe), f"recipe {short(recipe)}"), *map(_override, overrides)]
+    layers = [_parse(text, where), *map(_override, overrides)]
     config: Config = _section(Config, reduce(_merge, layers), "")
     check(config)
     return config

@@ -172,6 +172,36 @@ def _choose(arguments: argparse.Namespace, run: "OpenedRun", asked: "Asked") -> 
     return choice.best.subnet
 
 
+def calibrate(arguments: argparse.Namespace) -> None:
+    """`ofav2 early`."""
+    from ofav2.report.early import PAGE, write_early_page
+    from ofav2.subnets.early_study import STUDY_COLUMNS, calibrate_exits, study_rows
+    from ofav2.subnets.limits import parse_limits, parse_share
+
+    study = calibrate_exits(
+        arguments.directory,
+        arguments.overrides,
+        max_macs=parse_limits(macs=arguments.max_macs).macs,
+        min_top1=None if arguments.min_top1 is None else parse_share("top-1", arguments.min_top1),
+        confidence=arguments.confidence,
+        ensemble=arguments.ensemble,
+    )
+    page = Path(arguments.directory) / PAGE
+    write_early_page(study, page)
+    console.show(console.table(f"{study.name}, validation", STUDY_COLUMNS, study_rows(study)))
+    test = study.test
+    console.show(
+        f"chosen: {study.own.name}, {study.wish}; test top-1 {100 * test.top1:.2f} %"
+        f" at {test.mean_macs:,.0f} multiply-adds (last exit alone {100 * study.last_test_top1:.2f} %"
+        f" at {study.last.mean_macs:,.0f})"
+    )
+    console.say(
+        f"made {page.with_suffix('.json')} and {page}\n"
+        f"next: in Python, ofav2.load_early_exits({arguments.directory!r})"
+        f".decide(images, ofav2.load_leaving_rule({arguments.directory!r}))"
+    )
+
+
 def time_parts(arguments: argparse.Namespace) -> None:
     """`ofav2 latency`."""
     from ofav2.subnets.latency_table import TABLE, measure_table, save_table

@@ -59,6 +59,18 @@ class LayerCost:
     """Multiply-adds of one image."""
 
 
+@dataclass(frozen=True)
+class ExitMacs:
+    """Multiply-adds of an image that leaves at an exit."""
+
+    exit: int
+    """The exit, from 1."""
+    alone: int
+    """Stem, stages up to the exit, and its own head: a network of that exit alone."""
+    passed: int
+    """The same with the heads of all earlier exits, which the image has passed."""
+
+
 def subnet_cost(numbers: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
     """Cost of the sub-network as it is extracted.
 
@@ -102,6 +114,22 @@ def stage_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") ->
         held = BYTES * (sum(waiting[done + 1 :]) + done * numbers.num_classes)
         parts.append(PartCost(f"exit {exit}", Cost(own.params, own.macs, own.memory + held)))
     return tuple(parts)
+
+
+def exit_macs(numbers: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
+    """Multiply-adds of one image by the exit at which it leaves, ascending.
+
+    Args:
+        numbers: The supernet's numbers.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with, as in `Supernet.extract`; stages after the last of them don't count.
+    """
+    macs = [part.cost.macs for part in stage_costs(numbers, subnet, exits)]
+    bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
+    return tuple(
+        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[place], sum(bodies[: 1 + exit]) + sum(heads[: place + 1]))
+        for place, exit in enumerate(_exits(numbers, subnet, exits))
+    )
 
 
 def layer_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:

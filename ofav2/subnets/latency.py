@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,15 +85,38 @@ def measure_latency(
 def call_times(module: nn.Module, images: Tensor, repeats: int) -> list[int]:
     """Nanoseconds of each of some calls."""
     module.eval()
-    times = []
     with torch.inference_mode():
-        for _ in range(repeats):
-            _finish(images.device)
-            start = time.perf_counter_ns()
-            module(images)
-            _finish(images.device)
-            times.append(time.perf_counter_ns() - start)
-    return times
+        return [call_time(module, images) for _ in range(repeats)]
+
+
+def stream_times(
+    calls: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], rounds: int
+) -> tuple[float, ...]:
+    """Nanoseconds that each call takes for a whole stream of batches.
+
+    Each call goes through the stream as it would in use, its weights in the caches; then comes the next call's turn, so
+    that a busy moment is no single one's. Of the rounds, the median of each batch counts, and these are summed: batches
+    may take very different times.
+
+    Args:
+        calls: What is timed.
+        batches: Images (N, C, H, W) each, on the device that is timed.
+        rounds: How often the stream is gone through, after a first call of each on the first batch.
+    """
+    with torch.inference_mode():
+        for call in calls:
+            call(batches[0])
+        times = [[[call_time(call, images) for images in batches] for call in calls] for _ in range(rounds)]
+    return tuple(np.median(times, 0).sum(1).tolist())
+
+
+def call_time(call: Callable[[Tensor], object], images: Tensor) -> int:
+    """Nanoseconds of one call with these images, to the end of what it started on their device."""
+    _finish(images.device)
+    start = time.perf_counter_ns()
+    call(images)
+    _finish(images.device)
+    return time.perf_counter_ns() - start
 
 
 @contextmanager

@@ -103,6 +103,23 @@ def parse_choices(name: str, text: str, choices: Sequence[int]) -> tuple[int, ..
     return found
 
 
+def parse_share(name: str, text: str) -> float:
+    """Reads a share of everything, such as `0.96` or `96%`.
+
+    Args:
+        name: What it is a share of, for messages.
+        text: What the user wrote.
+
+    Raises:
+        UserError: If the text is no such thing, or not from 0 to 1.
+    """
+    found = re.fullmatch(r"\s*(\d{1,18}(?:\.\d{0,18})?)\s*(%?)\s*", text, re.ASCII)
+    value = Decimal(found[1]) / (100 if found[2] else 1) if found else Decimal(-1)
+    if not 0 <= value <= 1:
+        raise UserError(f"{name} ({text[:40]}) must be a share from 0 to 1, such as 0.96, or up to 100 %, such as 96%")
+    return float(value)
+
+
 def narrowed(space: Space, exits: str | None, resolutions: str | None) -> Space:
     """The part of a space with these exits and resolutions, as the user wrote them; None keeps all.
 

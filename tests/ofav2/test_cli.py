@@ -19,7 +19,7 @@ from ofav2.run import Run
 from tests.ofav2 import tiny
 
 ROOT = Path(__file__).resolve().parents[2]
-VERBS = ("recipes", "plan", "train", "evaluate", "extract")
+VERBS = ("recipes", "plan", "train", "evaluate", "extract", "early")
 Capture = pytest.CaptureFixture[str]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ofav2
+from ofav2.report.early import PAGE, write_early_page
 from ofav2.run import Run
+from ofav2.subnets import early_study
+from tests.ofav2 import tiny
 from tests.ofav2.report.conftest import change_facts
 
 pytestmark = pytest.mark.browser
@@ -266,3 +270,31 @@ def test_comparing_draws_a_front_per_run(browser: webdriver.Chrome, tiny_run: Ru
         assert browser.execute_script("return document.querySelectorAll('#fronts .scatterlayer .trace').length") == 2
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def early_page(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a network's early exits, its names hostile."""
+    path = tmp_path_factory.mktemp("early") / "net"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.without_exports(patch)
+        patch.setattr(early_study, "TIMED_IMAGES", 5)
+        patch.setattr(early_study, "ROUNDS", 1)
+        ofav2.extract(opened, opened.loaded.net.space.largest(), path, "all")
+        study = ofav2.calibrate_exits(path)
+    write_early_page(replace(study, name=HOSTILE, data=HOSTILE), path / PAGE)
+    return path / PAGE
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
+def test_early_exits_are_drawn_and_can_be_read(
+    browser: webdriver.Chrome, early_page: Path, width: int, scheme: str
+) -> None:
+    show(browser, early_page, width=width, scheme=scheme)
+    assert drawn(browser) == ["cost", "shares", "time1", "time64"]
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return window.harm") is None
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert [text for text, contrast in browser.execute_script(CONTRASTS) if contrast < 4.5] == []
+    assert browser.execute_script("return document.querySelectorAll('#shares .scatterlayer .trace').length") == 5
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr[aria-current]")) == 1

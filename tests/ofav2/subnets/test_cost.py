@@ -1,5 +1,6 @@
 """Costs by formula are those of the extracted network, counted by torch."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernets
-from ofav2.subnets.cost import Cost, subnet_cost
-from supernets import Subnet, Supernet
+from ofav2.subnets.cost import Cost, exit_macs, subnet_cost
+from ofav2.subnets.early import NEVER, early_exits
+from supernets import Exits, Subnet, Supernet
+from tests.supernets.randomise import images_for, small_net
 
 
 def priced(net: Supernet, subnet: Subnet) -> tuple[int, int]:
@@ -79,3 +82,28 @@ def test_a_network_that_does_less_costs_less() -> None:
     smaller_images = subnet_cost(net.architecture, net.space.uniform(resolution=32))
     assert smaller_images.params == largest.params
     assert smaller_images.macs < largest.macs
+
+
+# Early exits
+
+
+def test_an_image_costs_what_the_parts_up_to_its_exit_do() -> None:
+    """Counted by torch while images leave, beside the formula."""
+    net = small_net("ee_dp", width_mult=0.1, depth=(1, 2), dtype=torch.float32)
+    images = images_for(net, 1)
+    subnet = replace(net.space.largest(), resolution=32)
+    asked: list[Exits] = ["all", (2, 4)]
+    for exits in asked:
+        numbers = net.chosen_exits(subnet, exits)
+        module = net.extract(subnet, exits)
+        early = early_exits(module, numbers)
+        costs = exit_macs(net.architecture, subnet, exits)
+        assert [cost.exit for cost in costs] == list(numbers)
+        for place, cost in enumerate(costs):
+            never, leave = [NEVER] * (len(numbers) - 1), [0.0] * (len(numbers) - 1)
+            with FlopCounterMode(display=False) as counter:
+                found = early.predict(images, [*never[:place], *leave[place:]])
+            assert found.exits.tolist() == [cost.exit]
+            assert counter.get_total_flops() == 2 * cost.passed
+            assert cost.alone == subnet_cost(net.architecture, replace(subnet, height=cost.exit)).macs
+    assert exit_macs(net.architecture, subnet, "all")[-1].passed == subnet_cost(net.architecture, subnet, "all").macs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ofav2.errors import UserError
-from ofav2.subnets.latency import Machine, measure_latency, this_machine, using_threads
+from ofav2.subnets.latency import Machine, measure_latency, stream_times, this_machine, using_threads
 from ofav2.subnets.latency_table import (
     LatencyTable,
     PredictionError,
@@ -52,6 +52,16 @@ def test_calls_threads_and_batch_are_as_said() -> None:
     assert 0 < latency.lower <= latency.median <= latency.upper
     assert torch.get_num_threads() == before
     assert "batch 3, 2 threads" in str(latency)
+
+
+def test_streams_are_timed_in_turn_and_summed() -> None:
+    noted: list[tuple[str, int]] = []
+    calls = [lambda images, name=name: noted.append((name, len(images))) for name in "ab"]
+    times = stream_times(calls, [torch.zeros(1, 2), torch.zeros(3, 2)], 2)
+    turn = [("a", 1), ("a", 3), ("b", 1), ("b", 3)]
+    assert noted == [("a", 1), ("b", 1), *turn, *turn]
+    assert len(times) == 2
+    assert min(times) > 0
 
 
 def test_threads_come_back_after_an_error() -> None:

@@ -1,0 +1,43 @@
+"""The page of an extracted network's early exits: accuracy against cost and time, and who leaves where."""
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ofav2.report.page import write_page
+from ofav2.subnets.early_study import BATCHES, Study
+
+PAGE = "early_exits.html"
+_POINTS = 400
+
+
+def write_early_page(study: Study, out: Path) -> None:
+    """Writes the page.
+
+    Args:
+        study: What `calibrate_exits` found.
+        out: The file; one that is there is replaced.
+
+    Raises:
+        UserError: If the file can't be there.
+    """
+    curve, shown = study.curve, study.curve.spread(_POINTS)
+    values = {
+        "title": f"Early exits of {study.name} · ofav2",
+        "study": study,
+        "batches": BATCHES,
+        "now": datetime.now(UTC).isoformat(timespec="minutes"),
+        "payload": {
+            "exits": study.exits,
+            "rows": [asdict(row) for row in study.rows],
+            "chosen": study.chosen,
+            "batches": BATCHES,
+            "curve": {
+                "thresholds": curve.thresholds[shown].tolist(),
+                "macs": curve.mean_macs[shown].tolist(),
+                "top1": curve.top1[shown].tolist(),
+                "shares": curve.shares[shown].tolist(),
+            },
+        },
+    }
+    write_page(out, "early.html", values)
