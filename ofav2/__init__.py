@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ofav2.subnets.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.subnets.limits import Limits, parse_limits
     from ofav2.subnets.load import load_subnet, load_supernet
+    from ofav2.tuning.finetune import finetune
 
 __all__ = (
     "Agreement",
@@ -43,6 +44,7 @@ __all__ = (
     "choose",
     "compare_runs",
     "extract",
+    "finetune",
     "import_ofa",
     "layer_costs",
     "load_subnet",
@@ -96,6 +98,7 @@ _ROOMS = MappingProxyType(
         "open_for_judging": "ofav2.subnets.extract",
         "load_subnet": "ofav2.subnets.load",
         "load_supernet": "ofav2.subnets.load",
+        "finetune": "ofav2.tuning.finetune",
     }
 )
 

@@ -75,6 +75,24 @@ entry per active block) and height; every subnet.json that this command writes h
 
 next: in Python, ofav2.load_subnet(DIR)
 """
+_FINETUNE_EPILOG = """\
+examples:
+  ofav2 finetune small --out tuned             on the images that it was trained on
+  ofav2 finetune small finetune.lr=0.001 finetune.epochs=50 --out tuned
+  ofav2 finetune early finetune.exit_weights=uniform --out tuned    all its exits together
+  ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
+  ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
+
+The first training finds, on validation, after how many epochs the network is best; the second one starts again from the
+same weights and takes that many epochs on training and validation images together. Test images are looked at once.
+
+Keys: run.{seed,device,precision,threads}, data.*, optim.* as in recipes, and
+finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
+
+Ctrl-C or SIGTERM leaves nothing behind.
+
+next: in Python, ofav2.load_subnet(DIR)
+"""
 _LATENCY_EPILOG = """\
 examples:
   ofav2 latency runs/digits                    writes runs/digits/latency.json
@@ -224,6 +242,13 @@ def parser() -> argparse.ArgumentParser:
     )
     extract.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     extract.set_defaults(verb=verbs.extract_subnet)
+
+    finetune = add("finetune", "Train an extracted network on, on its images or on others.", _FINETUNE_EPILOG)
+    finetune.add_argument("directory", metavar="DIR", help="folder that `ofav2 extract`, or this command, made")
+    finetune.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
+    finetune.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    finetune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    finetune.set_defaults(verb=verbs.finetune_subnet)
 
     import_ofa = add("import-ofa", "Make a run folder out of an official OFA checkpoint.", _IMPORT_EPILOG)
     import_ofa.add_argument("checkpoint", metavar="CHECKPOINT", help="file of an OFA MobileNetV3 supernet")

@@ -130,7 +130,7 @@ def describe_subnet(directory: str | Path) -> dict[str, Any]:
     return facts
 
 
-def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
+def build_supernet(numbers: Mapping[str, Any], seed: int = 0) -> Supernet:
     """A supernet with fresh weights from the numbers that a run has recorded of it."""
     return supernets.create(
         numbers["variant"],
@@ -142,4 +142,5 @@ def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
         resolutions=tuple(numbers["space"]["resolution"]),
         stem_stride=numbers["stem_stride"],
         in_channels=numbers["in_channels"],
+        seed=seed,
     )
