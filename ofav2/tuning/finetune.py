@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ofav2 import console, folder, recipe
-from ofav2.data import join
+from ofav2.data import ImageData, join
 from ofav2.errors import UserError
 from ofav2.facts import versions
 from ofav2.subnets.agreement import require_same
@@ -79,6 +79,21 @@ def _introduce(tuning: Tuning) -> None:
     if tuning.new_classifiers:
         old = len(tuning.source.facts["classes"])
         console.say(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
+    if seen := _seen(tuning.source, data):
+        console.say(seen)
+
+
+def _seen(source: Source, data: ImageData) -> str | None:
+    """What to mind where images that are to judge the network may have trained it; None where there is nothing."""
+    same_images = source.fingerprint == data.fingerprint
+    if same_images and source.history:
+        return "validation images were trained on by the last fine-tuning: the epochs found on them say little"
+    if data.name == source.facts["data"] and not same_images:
+        return (
+            f"{data.name} holds other images, or other splits, than the network was trained on: if images that it has"
+            " seen are among the test images, accuracy on them says little"
+        )
+    return None
 
 
 def _tell(found: Search) -> None:
@@ -104,7 +119,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
         "epochs": found.best.epochs,
         "search": asdict(found),
         "final": [asdict(epoch) for epoch in final],
-        "test_before": _test_before(source, data.fingerprint),
+        "test_before": dict(source.test) if source.fingerprint == data.fingerprint else None,
         "test": test,
         "versions": versions(),
         "recipe": recipe.dump(config),
@@ -123,21 +138,10 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
         "classes": list(data.classes),
         "cost": asdict(subnet_cost(build_supernet(tuning.numbers).architecture, source.subnet, source.exits)),
         "provenance": facts["provenance"],
-        "finetuning": [*facts.get("finetuning", []), record],
+        "finetuning": [*source.history, record],
         "top1": {"after_finetuning": {"test": list(test.values())[-1]}},
         "top1_per_exit": {"after_finetuning": {"test": test}},
     }
-
-
-def _test_before(source: Source, fingerprint: str) -> dict[str, float] | None:
-    """Test top-1 by exit that was measured when the network was written; None where that was on other images."""
-    facts = source.facts
-    past = facts.get("finetuning")
-    measured_on = past[-1] if past else facts["provenance"]
-    if measured_on.get("data_fingerprint") != fingerprint:
-        return None
-    found: dict[str, float] = facts["top1_per_exit"]["after_finetuning" if past else "after_recalibration"]["test"]
-    return found
 
 
 def _write(tuning: Tuning, module: nn.Module, path: Path, described: dict[str, Any]) -> dict[str, Any]:

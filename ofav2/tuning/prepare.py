@@ -18,18 +18,15 @@ from ofav2.training.evaluation import Judge
 from ofav2.training.runtime import Runtime, open_runtime
 from supernets import Exits, Subnet
 
-GENTLER = 10
-"""The learning rate that nobody names is that of the phase which left the network, divided by this."""
+_KEPT = ("format", "name", "subnet", "exits", "supernet", "data", "classes", "provenance", "sha256")
 
 
 @dataclass(frozen=True)
 class Source:
     """An extracted network as it was read."""
 
-    where: Path
-    """Its folder."""
     facts: Mapping[str, Any]
-    """Its `subnet.json`."""
+    """What its `subnet.json` says of it that is needed here."""
     module: nn.Module
     """The network."""
     subnet: Subnet
@@ -38,6 +35,12 @@ class Source:
     """The exits whose logits it returns, as they were asked for."""
     settings: TuningConfig
     """The settings of a fine-tuning of which nobody changes any."""
+    history: tuple[Mapping[str, Any], ...]
+    """What earlier fine-tunings recorded, oldest first."""
+    fingerprint: str
+    """Fingerprint of the images that it was last trained and tested on."""
+    test: Mapping[str, float]
+    """Test top-1 (0..1) on them by exit, as it was measured when the network was written."""
 
 
 @dataclass(frozen=True)
@@ -125,21 +128,32 @@ def open_source(directory: Path) -> Source:
         RunError: If the folder holds no extracted network, or does not say how it was trained.
     """
     facts, module = describe_subnet(directory), load_subnet(directory)
-    where = directory / SUBNET_FACTS
+    where, history = directory / SUBNET_FACTS, facts.get("finetuning", [])
     try:
         subnet = Subnet.from_dict(facts["subnet"])
         given, classes = facts["input"], facts["classes"]
         texts = all(isinstance(name, str) for name in classes)
         if not (isinstance(classes, list) and texts and len(classes) == facts["supernet"]["num_classes"]):
             raise RunError(f"{where} does not name each class of the network once: restore it, or extract it again")
-        settings = _kept_settings(facts, f"recipe in {where}")
+        settings = _kept_settings(facts, history, f"recipe in {where}")
+        last, when = (history[-1], "after_finetuning") if history else (facts["provenance"], "after_recalibration")
+        source = Source(
+            facts={name: facts[name] for name in _KEPT},
+            module=module,
+            subnet=subnet,
+            exits=facts["exits"],
+            settings=settings,
+            history=tuple(history),
+            fingerprint=last["data_fingerprint"],
+            test=dict(facts["top1_per_exit"][when]["test"]),
+        )
         mean, std = _colour(given["mean"]), _colour(given["std"])
         data = replace(settings.data, resolutions=(subnet.resolution,), mean=mean, std=std)
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RunError(f"{where} does not say how the network was trained ({error}): extract it again") from error
-    return Source(directory, facts, module, subnet, facts["exits"], replace(settings, data=data))
+    return replace(source, settings=replace(settings, data=data))
 
 
 def _colour(values: Sequence[float]) -> tuple[float, float, float]:
@@ -147,17 +161,15 @@ def _colour(values: Sequence[float]) -> tuple[float, float, float]:
     return float(red), float(green), float(blue)
 
 
-def _kept_settings(facts: Mapping[str, Any], where: str) -> TuningConfig:
-    if facts.get("finetuning"):
-        return recipe.parse(TuningConfig, facts["finetuning"][-1]["recipe"], where)
+def _kept_settings(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]], where: str) -> TuningConfig:
+    if history:
+        return recipe.parse(TuningConfig, history[-1]["recipe"], where)
     came_from = facts["provenance"]
     config = recipe.parse(Config, came_from["recipe"], where)
     return TuningConfig(
         run=ComputeConfig(**{field.name: getattr(config.run, field.name) for field in fields(ComputeConfig)}),
         data=config.data,
-        finetune=FinetuneConfig(
-            lr=config.phases[came_from["phase"]].lr / GENTLER, eval_batch_size=config.evaluation.batch_size
-        ),
+        finetune=FinetuneConfig(lr=config.phases[came_from["phase"]].lr, eval_batch_size=config.evaluation.batch_size),
         optim=config.optim,
     )
 
