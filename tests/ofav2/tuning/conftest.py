@@ -35,8 +35,9 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImageData], None]:
     return put
 
 
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch, serve: Callable[[ImageData], None]) -> None:
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, serve: Callable[[ImageData], None]) -> None:
+    """Noise instead of digits, and no files but weights and description."""
     tiny.without_exports(monkeypatch)
     serve(images())
 

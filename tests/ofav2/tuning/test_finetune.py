@@ -26,6 +26,7 @@ from ofav2.tuning import learn
 from tests.ofav2 import tiny
 from tests.ofav2.tuning.conftest import DIGITS, QUICK, images
 
+pytestmark = pytest.mark.usefixtures("quick")
 Serve = Callable[[ImageData], None]
 
 
