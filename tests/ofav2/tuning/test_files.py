@@ -1,6 +1,8 @@
 """The command as a user gives it, on real images, with all files written and read back."""
 
 import json
+import re
+from dataclasses import fields
 from pathlib import Path
 
 import onnxruntime
@@ -11,6 +13,7 @@ import torch
 import ofav2
 import ofav2.timm_plugin
 from ofav2 import cli, console
+from ofav2.config import FinetuneConfig
 from ofav2.tuning.prepare import prepare
 
 FILES = {"model.safetensors", "subnet.json", "model.onnx", "model.pt2", "model_card.md", "recipe.yaml"}
@@ -72,3 +75,12 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(
     assert told.err.startswith(f"ofav2: {message}")
     assert (len(told.err.splitlines()), told.out) == (1, "")
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_the_page_tells_every_key_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[3] / "docs/finetune.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `finetune\.(\w+)` \| ([^|]*?) \|", page, re.MULTILINE))
+    assert list(told) == [field.name for field in fields(FinetuneConfig)]
+    config = FinetuneConfig(lr=1.0)
+    known = {name: value for name, value in told.items() if name not in ("lr", "eval_batch_size")}
+    assert known == {name: f"{getattr(config, name):{'g' if name != 'exit_weights' else ''}}" for name in known}
