@@ -26,6 +26,7 @@ examples:
   ofav2 train digits                           train it; prints the run folder
   ofav2 evaluate runs/digits                   measure the corner sub-networks on test
   ofav2 extract runs/digits --largest --out largest
+  ofav2 finetune largest --out tuned           train what was taken out on
 """
 _TRAIN_EPILOG = """\
 examples:
@@ -73,7 +74,7 @@ A sub-network file is JSON with the keys resolution, depth (one per stage), kern
 entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
 `ofav2.load_supernet(RUN).space.uniform(kernel=5).to_json()` makes one in Python.
 
-next: in Python, ofav2.load_subnet(DIR)
+next: ofav2 finetune DIR --out TUNED; in Python, ofav2.load_subnet(DIR)
 """
 _FINETUNE_EPILOG = """\
 examples:

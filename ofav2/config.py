@@ -208,7 +208,7 @@ class FinetuneConfig:
     epochs: int = 30
     """Epochs of the first training, of which the best one on validation is looked for."""
     patience: int = 10
-    """Epochs without a better validation after which the first training ends; 0 trains all."""
+    """Epochs of worse validation than the best, in a row, after which the first training ends; 0 trains all."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero at the start; 0 turns it off."""
     dropout: float = 0.0

@@ -76,42 +76,47 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
             range. The message names the key in full, the value, the rule and the next step.
     """
     text = _text(_find(recipe), recipe, f"check the path, or take one of {', '.join(names())}")
-    return _fitted(Config, [_parse(text, f"recipe {short(recipe)}"), *_overrides(overrides)])
+    return parse(text, f"recipe {short(recipe)}", overrides)
 
 
-def parse(schema: type[Settings], text: str, where: str) -> Settings:
-    """Read what `dump` wrote.
+def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
+    """Read the text of a recipe, such as one that was kept beside results; see `load`.
 
     Args:
-        schema: What it holds.
-        text: The YAML text, which may have been changed by anyone.
-        where: Where it was found, for messages.
+        text: A recipe as YAML.
+        where: What messages call it.
+        overrides: Settings as `key=value`.
 
     Raises:
-        UserError: As `load` does.
+        UserError: As for `load`.
     """
-    return _fitted(schema, [_parse(text, where)])
+    return _fitted(Config, [_parse(text, where), *_overrides(overrides)])
 
 
-def adjust(base: Settings, file: str | None, overrides: Sequence[str]) -> Settings:
-    """Merge a YAML file, which may hold a part of the settings, and then overrides over a configuration.
+def parse_tuning(text: str, where: str) -> TuningConfig:
+    """Read the settings of a fine-tuning as `dump` wrote them; arguments and refusals are those of `parse`."""
+    return _fitted(TuningConfig, [_parse(text, where)])
+
+
+def adjust_tuning(base: TuningConfig, file: str | None, overrides: Sequence[str] = ()) -> TuningConfig:
+    """Merge a YAML file, which may hold a part of the settings, and then overrides over those of a fine-tuning.
 
     Args:
-        base: The configuration to start from.
+        base: The settings to start from.
         file: Path of a .yaml file; None merges overrides alone.
-        overrides: Settings as `load` takes them.
+        overrides: Settings as `key=value`.
 
     Raises:
-        UserError: As `load` does.
+        UserError: As for `load`.
     """
     layers = [_plain_values(base), *_overrides(overrides)]
     if file is not None:
         layers.insert(1, _parse(_text(Path(file), file, "give the path of a .yaml file"), f"recipe {short(file)}"))
-    return _fitted(type(base), layers)
+    return _fitted(TuningConfig, layers)
 
 
 def dump(config: Config | TuningConfig) -> str:
-    """Write a configuration as YAML, complete and in the recipes' order; `load` or `parse` reads an equal one back."""
+    """Write a configuration as YAML, complete and in the recipes' order; it reads back as an equal one."""
     values = _plain_values(config)
     names = SECTIONS if isinstance(config, Config) else tuple(values)
     return OmegaConf.to_yaml(OmegaConf.create({name: values[name] for name in names}))

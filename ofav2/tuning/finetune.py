@@ -61,13 +61,15 @@ def finetune(
         folder.check_free(path)
         tuning = prepare(directory, overrides, file)
         _introduce(tuning)
-        found = search(tuning)
-        _tell(found)
-        everything = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
-        module, final = train_final(tuning, everything, found.best.epochs)
-        # Nothing before this line has looked at a test image.
-        top1 = exit_top1(tuning, module, "test")
-        return _write(tuning, module, path, _describe(tuning, found, final, top1))
+        # A folder that can't be written is better known before the trainings than after.
+        with folder.making(path) as staging:
+            found = search(tuning)
+            _tell(found)
+            everything = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
+            module, final = train_final(tuning, everything, found.best.epochs)
+            # Nothing before this line has looked at a test image.
+            top1 = exit_top1(tuning, module, "test")
+            return _write(tuning, module, staging, _describe(tuning, found, final, top1))
 
 
 def _introduce(tuning: Tuning) -> None:
@@ -144,14 +146,13 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
     }
 
 
-def _write(tuning: Tuning, module: nn.Module, path: Path, described: dict[str, Any]) -> dict[str, Any]:
+def _write(tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any]) -> dict[str, Any]:
     names = output_names(tuning.exits, tuning.source.exits == "last")
     images = tuning.judge.sample_inputs(tuning.resolution)
     console.say("writing the files and checking them")
-    with folder.making(path) as staging:
-        written = write_network(staging, module, images, names, described)
-        folder.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
-        with torch.inference_mode():
-            loaded = tuning.runtime.place(load_subnet(staging))
-            require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")
-        return written
+    written = write_network(staging, module, images, names, described)
+    folder.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
+    with torch.inference_mode():
+        loaded = tuning.runtime.place(load_subnet(staging))
+        require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")
+    return written

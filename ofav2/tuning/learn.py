@@ -58,15 +58,15 @@ class Search:
 
     @property
     def best(self) -> Validation:
-        """The highest score after an epoch; of equals the first one, as fewer epochs do as well."""
-        return max(self.after, key=lambda found: (found.score, -found.epochs))
+        """The highest score after an epoch; of equals the last one, whose learning rate is the lowest."""
+        return max(self.after, key=lambda found: (found.score, found.epochs))
 
 
 def search(tuning: Tuning) -> Search:
     """The first training: on training images, judged on validation after each epoch.
 
-    It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were no better than the best
-    one before them.
+    It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were worse than the best one
+    before them.
 
     Raises:
         RunError: If more steps than `optim.skip_limit` had an unusable loss.

@@ -9,7 +9,7 @@ from torch import nn
 
 import distill
 from ofav2 import recipe
-from ofav2.config import ComputeConfig, Config, EvaluationConfig, FinetuneConfig, TuningConfig
+from ofav2.config import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.subnets.extract import COMPARED
@@ -90,7 +90,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         RunError: If the folder holds no extracted network.
     """
     source = open_source(Path(directory))
-    config = recipe.adjust(source.settings, file, overrides)
+    config = recipe.adjust_tuning(source.settings, file, overrides)
     _refuse_resolutions(config, source.subnet.resolution)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
@@ -163,9 +163,9 @@ def _colour(values: Sequence[float]) -> tuple[float, float, float]:
 
 def _kept_settings(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]], where: str) -> TuningConfig:
     if history:
-        return recipe.parse(TuningConfig, history[-1]["recipe"], where)
+        return recipe.parse_tuning(history[-1]["recipe"], where)
     came_from = facts["provenance"]
-    config = recipe.parse(Config, came_from["recipe"], where)
+    config = recipe.parse(came_from["recipe"], where)
     return TuningConfig(
         run=ComputeConfig(**{field.name: getattr(config.run, field.name) for field in fields(ComputeConfig)}),
         data=config.data,

@@ -443,7 +443,7 @@ TUNING_EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
 
 def tuning_refusal(*overrides: str, file: str | None = None) -> str:
     with pytest.raises(UserError) as caught:
-        recipe.adjust(TUNING, file, overrides)
+        recipe.adjust_tuning(TUNING, file, overrides)
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 
@@ -453,7 +453,7 @@ def tuning_refusal(*overrides: str, file: str | None = None) -> str:
 )
 def test_a_fine_tunings_values_are_held_to_their_range(key: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
     for value in good:
-        recipe.adjust(TUNING, None, [f"{key}={value}"])
+        recipe.adjust_tuning(TUNING, None, [f"{key}={value}"])
     for value in bad:
         assert tuning_refusal(f"{key}={value}").startswith(f"{key} (")
 
@@ -466,18 +466,20 @@ def test_every_key_of_a_fine_tuning_has_a_range() -> None:
 
 
 def test_a_fine_tunings_settings_survive_writing_in_their_order() -> None:
-    config = recipe.adjust(TUNING, None, ["finetune.exit_weights=[0.5,0.5]", "data.root=a=b", "data.mean=[0,0.5,1]"])
+    config = recipe.adjust_tuning(
+        TUNING, None, ["finetune.exit_weights=[0.5,0.5]", "data.root=a=b", "data.mean=[0,0.5,1]"]
+    )
     text = recipe.dump(config)
-    assert recipe.parse(TuningConfig, text, "here") == config
+    assert recipe.parse_tuning(text, "here") == config
     assert list(yaml.safe_load(text)) == ["run", "data", "finetune", "optim"]
     assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "threads"]
 
 
 def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path) -> None:
     file = written(tmp_path, "finetune: {lr: 0.2, epochs: 7}\n")
-    config = recipe.adjust(TUNING, file, ["finetune.lr=0.3"])
+    config = recipe.adjust_tuning(TUNING, file, ["finetune.lr=0.3"])
     assert config == dataclasses.replace(TUNING, finetune=FinetuneConfig(lr=0.3, epochs=7))
-    assert recipe.adjust(TUNING, None, []) == TUNING
+    assert recipe.adjust_tuning(TUNING, None, []) == TUNING
 
 
 def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path: Path) -> None:
@@ -493,7 +495,7 @@ def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path
 @pytest.mark.parametrize("text", ["", "[]", "run: {}", "a: [", "data: {name: digits}\nrun: {}\noptim: {}", "x: ${y}"])
 def test_settings_that_were_kept_and_damaged_are_refused_by_their_place(text: str) -> None:
     with pytest.raises(UserError) as caught:
-        recipe.parse(TuningConfig, text, "the kept text")
+        recipe.parse_tuning(text, "the kept text")
     assert len(str(caught.value).splitlines()) == 1
 
 

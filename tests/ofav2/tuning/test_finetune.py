@@ -16,7 +16,6 @@ from torch.nn import functional
 
 import ofav2
 from ofav2 import folder, recipe
-from ofav2.config import TuningConfig
 from ofav2.data import ImageData, Split, eval_batches, join, normalise, train_batches
 from ofav2.data.images import ArrayImages, Indices
 from ofav2.errors import RunError, UserError
@@ -43,7 +42,7 @@ def tensors(directory: Path) -> dict[str, Tensor]:
 
 def plain_reference(source: Path, data: ImageData, epochs: int, lr: float) -> tuple[int, list[float], nn.Module]:
     """Both trainings, written down: epochs found, validation top-1 from before on, the network."""
-    config = recipe.parse(TuningConfig, SETTINGS, "reference").data
+    config = recipe.parse_tuning(SETTINGS, "reference").data
     mean, std = (json.loads((source / "subnet.json").read_text())["input"][name] for name in ("mean", "std"))
 
     def prepared(pixels: Tensor) -> Tensor:
@@ -79,7 +78,7 @@ def plain_reference(source: Path, data: ImageData, epochs: int, lr: float) -> tu
                 yield module
 
     found = [top1(module) for module in trained("search", data, epochs)]
-    best = int(np.argmax(found[1:])) + 1
+    best = max(epoch for epoch in range(1, epochs + 1) if found[epoch] == max(found[1:]))
     everything = replace(data, train=join(data.train, data.val, "train"))
     *_, last = trained("final", everything, best)
     return best, found, last.eval()
@@ -144,18 +143,18 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
     assert tested[0] == batches * 16 + decoded_once, "all training is over by then"
 
 
-def test_epochs_are_compared_on_validation_and_of_equals_the_first_wins(
+def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scores = [0.9, 0.5, 0.7, 0.6, 0.7, 0.7, 0.8]
+    scores = [0.9, 0.5, 0.7, 0.6, 0.7, 0.6, 0.6, 0.6, 0.8]
     monkeypatch.setattr(
         learn, "_validation", lambda tuning, module, epochs: learn.Validation(epochs, {"3": 0.0}, scores[epochs])
     )
-    tuning = room.prepare(extracted, [*QUICK, "finetune.epochs=6"])
-    assert learn.search(tuning).best.epochs == 6
+    tuning = room.prepare(extracted, [*QUICK, "finetune.epochs=8"])
+    assert learn.search(tuning).best.epochs == 8
     patient = replace(tuning.config, finetune=replace(tuning.config.finetune, patience=3))
     stopped = learn.search(replace(tuning, config=patient))
-    assert (stopped.best.epochs, len(stopped.epochs)) == (2, 5)
+    assert (stopped.best.epochs, len(stopped.epochs)) == (4, 7)
 
 
 def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path, tmp_path: Path) -> None:
@@ -235,7 +234,7 @@ def test_the_folder_is_one_that_can_be_fine_tuned_again(
     second = ofav2.finetune(tmp_path / "first", ["run.seed=1"], out=tmp_path / "second")
     assert "validation images were trained on by the last fine-tuning" in capsys.readouterr().err
     assert [step["source_sha256"] for step in second["finetuning"]] == [before["sha256"], first["sha256"]]
-    kept = recipe.parse(TuningConfig, second["finetuning"][-1]["recipe"], "here")
+    kept = recipe.parse_tuning(second["finetuning"][-1]["recipe"], "here")
     assert (kept.finetune.epochs, kept.optim.weight_decay, kept.run.seed) == (3, 0.5, 1)
     assert second["finetuning"][-1]["test_before"] == first["top1_per_exit"]["after_finetuning"]["test"]
 
@@ -302,6 +301,15 @@ def test_folders_that_are_not_what_they_should_be_are_refused(tiny_run: Any, ext
     with pytest.raises(UserError, match="is not empty"):
         ofav2.finetune(extracted, out=tmp_path)
     assert files_below(tmp_path) == ["mine.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(
+    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(room, "search", lambda _: pytest.fail("trains"))
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be made"):
+        ofav2.finetune(extracted, out=tmp_path / "file" / "out")
 
 
 def test_several_processes_are_refused(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
