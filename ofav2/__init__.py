@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ofav2.subnets.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.subnets.limits import Limits, parse_limits
     from ofav2.subnets.load import load_early_exits, load_leaving_rule, load_subnet, load_supernet
+    from ofav2.tuning.finetune import finetune
 
 __all__ = (
     "Agreement",
@@ -50,6 +51,7 @@ __all__ = (
     "compare_runs",
     "early_exits",
     "extract",
+    "finetune",
     "import_ofa",
     "layer_costs",
     "load_early_exits",
@@ -112,6 +114,7 @@ _ROOMS = MappingProxyType(
         "load_leaving_rule": "ofav2.subnets.load",
         "load_subnet": "ofav2.subnets.load",
         "load_supernet": "ofav2.subnets.load",
+        "finetune": "ofav2.tuning.finetune",
     }
 )
 

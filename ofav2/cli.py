@@ -26,6 +26,7 @@ examples:
   ofav2 train digits                           train it; prints the run folder
   ofav2 evaluate runs/digits                   measure the corner sub-networks on test
   ofav2 extract runs/digits --largest --out largest
+  ofav2 finetune largest --out tuned           train what was taken out on
 """
 _TRAIN_EPILOG = """\
 examples:
@@ -73,7 +74,7 @@ A sub-network file is JSON with the keys resolution, depth (one per stage), kern
 entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
 `ofav2.load_supernet(RUN).space.uniform(kernel=5).to_json()` makes one in Python.
 
-next: in Python, ofav2.load_subnet(DIR); for a network with several exits, ofav2 early DIR
+next: ofav2 finetune DIR --out TUNED; with several exits, ofav2 early DIR; in Python, ofav2.load_subnet(DIR)
 """
 _EARLY_EPILOG = """\
 examples:
@@ -86,6 +87,24 @@ DIR is what `ofav2 extract RUN --largest --exits all --out early` makes, or the 
 It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the chosen threshold.
 
 next: in Python, ofav2.load_early_exits(DIR).decide(images, ofav2.load_leaving_rule(DIR))
+"""
+_FINETUNE_EPILOG = """\
+examples:
+  ofav2 finetune small --out tuned             on the images that it was trained on
+  ofav2 finetune small finetune.lr=0.001 finetune.epochs=50 --out tuned
+  ofav2 finetune early finetune.exit_weights=uniform --out tuned    all its exits together
+  ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
+  ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
+
+The first training finds, on validation, after how many epochs the network is best; the second one starts again from the
+same weights and takes that many epochs on training and validation images together. Test images are looked at once.
+
+Keys: run.{seed,device,precision,threads}, data.*, optim.* as in recipes, and
+finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
+
+Ctrl-C or SIGTERM leaves nothing behind.
+
+next: in Python, ofav2.load_subnet(DIR)
 """
 _LATENCY_EPILOG = """\
 examples:
@@ -251,6 +270,13 @@ def parser() -> argparse.ArgumentParser:
     )
     early.add_argument("--ensemble", action="store_true", help="let an exit speak for all exits up to it")
     early.set_defaults(verb=verbs.calibrate)
+
+    finetune = add("finetune", "Train an extracted network on, on its images or on others.", _FINETUNE_EPILOG)
+    finetune.add_argument("directory", metavar="DIR", help="folder that `ofav2 extract`, or this command, made")
+    finetune.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
+    finetune.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    finetune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+    finetune.set_defaults(verb=verbs.finetune_subnet)
 
     import_ofa = add("import-ofa", "Make a run folder out of an official OFA checkpoint.", _IMPORT_EPILOG)
     import_ofa.add_argument("checkpoint", metavar="CHECKPOINT", help="file of an OFA MobileNetV3 supernet")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 
 @dataclass(frozen=True)
-class RunConfig:
-    """Where and how the run computes."""
+class ComputeConfig:
+    """Where and how a training computes."""
 
     seed: int = 0
     """Seed from which every random draw of the run is derived, together with phase and step."""
@@ -21,6 +21,12 @@ class RunConfig:
     """Arithmetic of the forward pass: `bfloat16` runs it under autocast, weights stay float32."""
     threads: int = 0
     """CPU threads that torch may use; 0 leaves torch's own choice."""
+
+
+@dataclass(frozen=True)
+class RunConfig(ComputeConfig):
+    """Where and how the run computes, and what it saves."""
+
     folder: str = "runs"
     """Folder in which run folders are made when the command names none."""
     save_steps: int = 500
@@ -194,6 +200,26 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class FinetuneConfig:
+    """How an extracted network is trained on: first to find the number of epochs, then with all images."""
+
+    lr: float
+    """Peak learning rate; it falls to zero as half a cosine over `epochs`, in both trainings."""
+    epochs: int = 30
+    """Epochs of the first training, of which the best one on validation is looked for."""
+    patience: int = 10
+    """Epochs of worse validation than the best, in a row, after which the first training ends; 0 trains all."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero at the start; 0 turns it off."""
+    dropout: float = 0.0
+    """Dropout probability before each exit's classifier; 0 turns it off."""
+    exit_weights: Any = "ascending"
+    """Scheme name (one of `distill.schemes()`) or one number per exit; weighs the exits' losses and their ensemble."""
+    eval_batch_size: int = 200
+    """Images per batch of evaluation."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole recipe, in the order in which recipes are written."""
 
@@ -205,3 +231,13 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """The settings of a fine-tuning, in the order in which they are written."""
+
+    run: ComputeConfig
+    data: DataConfig
+    finetune: FinetuneConfig
+    optim: OptimConfig

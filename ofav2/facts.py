@@ -32,7 +32,7 @@ def describe_run(name: str, config: Config, data: ImageData, net: Supernet) -> d
         "name": name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "status": "training",
-        "versions": {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}},
+        "versions": versions(),
         "seed": config.run.seed,
         "data": {
             "name": data.name,
@@ -48,6 +48,11 @@ def describe_run(name: str, config: Config, data: ImageData, net: Supernet) -> d
         "wandb_run_id": None,
         "phases": [],
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages that results may depend on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
 
 
 def lasting_facts(facts: Mapping[str, Any]) -> dict[str, Any]:

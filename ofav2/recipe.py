@@ -16,13 +16,13 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ofav2.config import Config
+from ofav2.config import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.folder import PHASE_NAME
 from ofav2.rules import PHASES_FORM, check
@@ -30,6 +30,8 @@ from ofav2.wording import KEY, join, one_line, short, show
 
 SECTIONS = ("run", "data", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
 """The sections of a recipe in the order in which recipes are written."""
+
+Settings = TypeVar("Settings", Config, TuningConfig)
 
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 16
@@ -51,7 +53,7 @@ def describe(name: str) -> str:
     Raises:
         UserError: No shipped recipe has that name.
     """
-    lines = _text(_shipped(name), name).splitlines()
+    lines = _text(_shipped(name), name, "install the package again").splitlines()
     header = " ".join(line.lstrip("# ") for line in lines if line.startswith("#"))
     sentence = re.match(r".+?\.(?=\s|$)", header)
     assert sentence is not None, f"recipe {name} has no header sentence"
@@ -73,7 +75,8 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         UserError: The recipe cannot be found or read, or a setting is unknown, missing, of the wrong type or out of
             range. The message names the key in full, the value, the rule and the next step.
     """
-    return parse(_text(_find(recipe), recipe), f"recipe {short(recipe)}", overrides)
+    text = _text(_find(recipe), recipe, f"check the path, or take one of {', '.join(names())}")
+    return parse(text, f"recipe {short(recipe)}", overrides)
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
@@ -87,18 +90,40 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: As for `load`.
     """
-    if isinstance(overrides, str):
-        raise UserError(f"overrides ({show(overrides)}): must be a list of texts; pass [{show(overrides)}]")
-    layers = [_parse(text, where), *map(_override, overrides)]
-    config: Config = _section(Config, reduce(_merge, layers), "")
-    check(config)
-    return config
+    return _fitted(Config, [_parse(text, where), *_overrides(overrides)])
 
 
-def dump(config: Config) -> str:
-    """Write a configuration as YAML, complete and in the recipes' order; `load` reads it back as an equal one."""
-    values = dataclasses.asdict(config)
-    return OmegaConf.to_yaml(OmegaConf.create({name: _as_yaml(values[name]) for name in SECTIONS}))
+def parse_tuning(text: str, where: str) -> TuningConfig:
+    """Read the settings of a fine-tuning as `dump` wrote them; arguments and refusals are those of `parse`."""
+    return _fitted(TuningConfig, [_parse(text, where)])
+
+
+def adjust_tuning(base: TuningConfig, file: str | None, overrides: Sequence[str] = ()) -> TuningConfig:
+    """Merge a YAML file, which may hold a part of the settings, and then overrides over those of a fine-tuning.
+
+    Args:
+        base: The settings to start from.
+        file: Path of a .yaml file; None merges overrides alone.
+        overrides: Settings as `key=value`.
+
+    Raises:
+        UserError: As for `load`.
+    """
+    layers = [_plain_values(base), *_overrides(overrides)]
+    if file is not None:
+        layers.insert(1, _parse(_text(Path(file), file, "give the path of a .yaml file"), f"recipe {short(file)}"))
+    return _fitted(TuningConfig, layers)
+
+
+def dump(config: Config | TuningConfig) -> str:
+    """Write a configuration as YAML, complete and in the recipes' order; it reads back as an equal one."""
+    values = _plain_values(config)
+    names = SECTIONS if isinstance(config, Config) else tuple(values)
+    return OmegaConf.to_yaml(OmegaConf.create({name: values[name] for name in names}))
+
+
+def _plain_values(config: Config | TuningConfig) -> dict[Any, Any]:
+    return {name: _as_yaml(value) for name, value in dataclasses.asdict(config).items()}
 
 
 def _as_yaml(value: Any) -> Any:
@@ -125,13 +150,13 @@ def _shipped(name: str) -> Traversable:
     return resources.files("recipes").joinpath(f"{name}.yaml")
 
 
-def _text(file: Traversable, recipe: str) -> str:
-    """The text of a recipe's file, with a bound on its size."""
+def _text(file: Traversable, recipe: str, step: str) -> str:
+    """The text of a recipe's file, with a bound on its size; `step` is what to do where there is no such file."""
     shown = f"recipe {short(recipe)}"
     try:
         # Only a regular file is opened: a pipe would wait for ever.
         if not file.is_file():
-            raise UserError(f"{shown}: there is no such file; check the path, or take one of {', '.join(names())}")
+            raise UserError(f"{shown}: there is no such file; {step}")
         with file.open("rb") as stream:
             content = stream.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
@@ -148,6 +173,12 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
     if not isinstance(_vet(text, where), yaml.MappingStartEvent):
         raise UserError(f"{where}: must be a mapping; write sections such as `data:` with their keys indented below")
     return _plain(lambda: OmegaConf.create(text), where)
+
+
+def _overrides(texts: Sequence[str]) -> list[dict[Any, Any]]:
+    if isinstance(texts, str):
+        raise UserError(f"overrides ({show(texts)}): must be a list of texts; pass [{show(texts)}]")
+    return [_override(text) for text in texts]
 
 
 def _override(text: str) -> dict[Any, Any]:
@@ -233,6 +264,20 @@ def _malformed(error: yaml.YAMLError, where: str) -> UserError:
 # Fitting plain values to the schema
 
 
+class _UnknownKeyError(Exception):
+    """A key that the schema of its section lacks: (section's schema, name, value, section's key)."""
+
+
+def _fitted(schema: type[Settings], layers: Sequence[Mapping[Any, Any]]) -> Settings:
+    """The configuration that layers of plain values make, later ones over earlier ones, checked."""
+    try:
+        config: Settings = _section(schema, reduce(_merge, layers, {}), "")
+    except _UnknownKeyError as error:
+        raise _unknown(schema, *error.args) from error
+    check(config)
+    return config
+
+
 def _section(schema: type[Any], value: Any, key: str) -> Any:
     """An instance of a dataclass of the schema, defaults filled in; unknown and missing keys are refused."""
     if not isinstance(value, dict):
@@ -240,7 +285,7 @@ def _section(schema: type[Any], value: Any, key: str) -> Any:
     known = {field.name for field in dataclasses.fields(schema)}
     for name in value:
         if name not in known:
-            raise _unknown(schema, name, value[name], key)
+            raise _UnknownKeyError(schema, name, value[name], key)
     kinds = get_type_hints(schema)
     for name in _missing(schema, value):
         full = join(key, name)
@@ -257,11 +302,11 @@ def _missing(schema: type[Any], value: Mapping[Any, Any]) -> tuple[str, ...]:
     return tuple(name for name in needed if name not in value)
 
 
-def _unknown(schema: type[Any], name: Any, value: Any, key: str) -> UserError:
+def _unknown(root: type[Any], schema: type[Any], name: Any, value: Any, key: str) -> UserError:
     """The refusal of a key that the schema lacks, with the likely one named."""
     siblings = [field.name for field in dataclasses.fields(schema)]
     near = [join(key, match) for match in difflib.get_close_matches(str(name), siblings, n=1)]
-    elsewhere = [full for full in _keys(Config, "") if full.rpartition(".")[2] == name]
+    elsewhere = [full for full in _keys(root, "") if full.rpartition(".")[2] == name]
     likely = near or elsewhere
     hint = f"did you mean {' or '.join(likely)}?" if likely else "remove it or choose one of these"
     return UserError(f"{join(key, name)} ({show(value)}): no such key here ({', '.join(siblings)}); {hint}")

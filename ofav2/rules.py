@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ofav2.config import Config
+from ofav2.config import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.wording import join, show
 
@@ -52,13 +52,21 @@ RULES = (
             "run.save_minutes",
             "optim.loss_jump",
             "optim.skip_limit",
+            "finetune.warmup_epochs",
+            "finetune.patience",
         ),
     ),
     Rule(
         "1 or more",
         lambda v: v >= 1,
         "1",
-        ("data.batch_size", "evaluation.batch_size", "tracking.every_steps", "run.keep_states"),
+        (
+            "data.batch_size",
+            "evaluation.batch_size",
+            "tracking.every_steps",
+            "run.keep_states",
+            "finetune.eval_batch_size",
+        ),
     ),
     Rule(
         "2 or more, as one image has no variance",
@@ -67,7 +75,8 @@ RULES = (
         ("evaluation.calibration_images", "evaluation.calibration_batch"),
     ),
     Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
-    Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr",)),
+    Rule("from 1 to 1000000", lambda v: 1 <= v <= 1_000_000, "10", ("finetune.epochs",)),
+    Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr", "finetune.lr")),
     Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
     # More would be taken at its word until memory, processes or patience end.
     Rule("from 0 to 1024", lambda v: 0 <= v <= 1024, "0", ("run.threads", "data.workers")),
@@ -78,7 +87,7 @@ RULES = (
         "0 or more and below 1",
         lambda v: 0 <= v < 1,
         "0.1",
-        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum"),
+        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum", "finetune.dropout"),
     ),
     Rule("two numbers from 0 to below 1", lambda v: all(0 <= b < 1 for b in v), "[0.9,0.999]", ("optim.betas",)),
     Rule(
@@ -144,7 +153,7 @@ RULES = (
 )
 
 
-def check(config: Config) -> None:
+def check(config: Config | TuningConfig) -> None:
     """Refuse values out of range, the first one found.
 
     Raises:
@@ -155,21 +164,28 @@ def check(config: Config) -> None:
             for key, value in _values(config, pattern.split("."), ""):
                 if value is not None and not rule.holds(value):
                     raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+    if isinstance(config, TuningConfig):
+        _check_warmup("finetune", config.finetune.warmup_epochs, config.finetune.epochs)
+        return
     for name, phase in config.phases.items():
-        if phase.warmup_epochs > phase.epochs:
-            key = f"phases.{name}.warmup_epochs"
-            raise UserError(f"{key} ({phase.warmup_epochs}): must not exceed epochs ({phase.epochs}); lower {key}")
+        _check_warmup(f"phases.{name}", phase.warmup_epochs, phase.epochs)
         if phase.sampler == "sandwich" and phase.subnets < 2:
             key = f"phases.{name}.subnets"
             raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
 
 
+def _check_warmup(key: str, warmup_epochs: float, epochs: float) -> None:
+    if warmup_epochs > epochs:
+        key = f"{key}.warmup_epochs"
+        raise UserError(f"{key} ({warmup_epochs}): must not exceed epochs ({epochs}); lower {key}")
+
+
 def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, Any]]:
-    """The values at the keys that a rule's pattern stands for, each with its key in full."""
+    """The values at the keys that a rule's pattern stands for, each with its key in full; none that it lacks."""
     if not names:
         yield key, value
     elif names[0] == "*":
         for name, item in value.items():
             yield from _values(item, names[1:], join(key, name))
-    else:
+    elif hasattr(value, names[0]):
         yield from _values(getattr(value, names[0]), names[1:], join(key, names[0]))

@@ -131,6 +131,27 @@ def extract_subnet(arguments: argparse.Namespace) -> None:
     )
 
 
+def finetune_subnet(arguments: argparse.Namespace) -> None:
+    """`ofav2 finetune`."""
+    from ofav2.tuning.finetune import finetune
+
+    if arguments.recipe is not None and "=" in arguments.recipe:
+        # Without a file, argparse takes the first setting for one.
+        arguments.recipe, arguments.overrides = None, [arguments.recipe, *arguments.overrides]
+    written = finetune(arguments.directory, arguments.overrides, out=arguments.out, file=arguments.recipe)
+    done = written["finetuning"][-1]
+    before, after = done["test_before"] or {}, done["test"]
+    rows = [
+        (exit, f"{100 * before[exit]:.2f}" if exit in before else None, f"{100 * top1:.2f}")
+        for exit, top1 in after.items()
+    ]
+    console.show(console.table(written["name"], ("exit", "test top-1 % before", "test top-1 % fine-tuned"), rows))
+    console.say(
+        f"made {arguments.out}: {done['epochs']} epochs on {done['images']['train'] + done['images']['val']} images\n"
+        f"next: in Python, ofav2.load_subnet({arguments.out!r})"
+    )
+
+
 def _asked(arguments: argparse.Namespace) -> "Asked | None":
     """What is asked of a network to choose, checked against the run; None where the network is named."""
     from ofav2 import folder

@@ -40,6 +40,7 @@ ROOMS = (
     "learn",
     "run",
     "ofa",
+    "tuning",
     "verbs",
     "cli",
     "__init__",

@@ -15,7 +15,7 @@ from ofav2.data.batches import (
 )
 from ofav2.data.catalogue import names, open_data
 from ofav2.data.settings import check_settings
-from ofav2.data.splits import ImageData, Split
+from ofav2.data.splits import ImageData, Split, join
 from ofav2.data.views import normalise
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "calibration_batches",
     "check_settings",
     "eval_batches",
+    "join",
     "names",
     "normalise",
     "open_data",

@@ -85,6 +85,30 @@ class FileImages:
         return b"".join(lines)
 
 
+@dataclass(frozen=True, eq=False)
+class JoinedImages:
+    """Images of two rows: place p stands for image p of the first row, or p - `count` of the second one."""
+
+    first: Images
+    count: int
+    second: Images
+    places: Indices
+
+    def read(self, index: int) -> Tensor:
+        """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        place = int(self.places[index])
+        return self.first.read(place) if place < self.count else self.second.read(place - self.count)
+
+    def take(self, indices: Indices) -> "JoinedImages":
+        """Give the images at `indices`, in that order."""
+        return JoinedImages(self.first, self.count, self.second, self.places[indices])
+
+    def identity(self) -> bytes:
+        """Give what identifies both rows, and the places."""
+        parts = (self.places.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
+        return b"".join(b"%d\n%b" % (len(part), part) for part in parts)
+
+
 def file_images(root: Path, paths: Sequence[str]) -> FileImages:
     """Make `FileImages` of paths relative to `root`."""
     return FileImages(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_))

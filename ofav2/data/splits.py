@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ofav2.data.images import Images, Indices
+from ofav2.data.images import Images, Indices, JoinedImages
 from ofav2.draws import generator
 from ofav2.errors import UserError
 
@@ -101,6 +101,13 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
         count = min(max(math.floor(len(members) * fraction + 0.5), 1), len(members) - 1)
         drawn[generator(f"hold out {held}", seed, label).permutation(members)[:count]] = True
     return split.take(split.name, np.flatnonzero(~drawn)), split.take(held, np.flatnonzero(drawn))
+
+
+def join(first: Split, second: Split, name: str) -> Split:
+    """Put two splits' images one after the other into one split; they are still read on demand."""
+    labels = np.concatenate((first.labels, second.labels))
+    images = JoinedImages(first.images, len(first), second.images, np.arange(len(labels), dtype=np.int64))
+    return Split(name, labels, images)
 
 
 def fingerprint(name: str, classes: Sequence[str], splits: Sequence[Split]) -> str:

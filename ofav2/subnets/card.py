@@ -39,7 +39,7 @@ def _front_matter(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"      name: {_quoted(described['data'])}"
     yield "      split: test"
     yield "    metrics:"
-    for exit, top1 in described["top1_per_exit"]["after_recalibration"]["test"].items():
+    for exit, top1 in _final_top1(described)["test"].items():
         yield "    - type: accuracy"
         yield f"      name: {_quoted(f'Top-1 accuracy, exit {exit}')}"
         yield f"      value: {top1!r}"
@@ -62,17 +62,11 @@ def _page(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"| multiply-adds per image | {cost['macs']:,} |"
     yield f"| peak activation memory per image | {cost['memory']:,} bytes |"
     yield f"| sub-network | {_code(described['name'])} |"
-    yield f"| logits of exits | {', '.join(described['top1_per_exit']['after_recalibration']['test'])} |"
+    yield f"| logits of exits | {', '.join(_final_top1(described)['test'])} |"
     yield ""
     yield "## Accuracy"
     yield ""
-    yield "Top-1 in %, measured by the command that wrote these files; batch norm was recalibrated on training images."
-    yield ""
-    yield "| exit | validation | test | test before recalibration |"
-    yield "|---|---|---|---|"
-    before, after = (described["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
-    for exit, top1 in after["test"].items():
-        yield f"| {exit} | {100 * after['val'][exit]:.2f} | {100 * top1:.2f} | {100 * before['test'][exit]:.2f} |"
+    yield from _fine_tuned_accuracy(described) if described.get("finetuning") else _extracted_accuracy(described)
     yield ""
     yield "## Use"
     yield ""
@@ -85,6 +79,11 @@ def _page(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"- run {_code(origin['run'])}, phase {_code(origin['phase'])}"
     yield f"- checkpoint SHA-256 `{origin['checkpoint_sha256']}`"
     yield f"- data fingerprint {_code(origin['data_fingerprint'])}"
+    for step in described.get("finetuning", ()):
+        yield (
+            f"- fine-tuned from weights SHA-256 `{step['source_sha256']}` on {_code(step['data'])}, fingerprint"
+            f" {_code(step['data_fingerprint'])}, {step['epochs']} epochs"
+        )
     yield f"- torch {_code(origin['versions'].get('torch'))}, ofav2 {_code(origin['versions'].get('ofav2'))}"
     yield ""
     yield "The whole recipe, the architecture block by block and all costs are in `subnet.json`."
@@ -96,6 +95,35 @@ def _page(described: Mapping[str, Any]) -> Iterator[str]:
         " chosen for these weights: set `license` in the front matter before you publish them, and mind the terms of"
         " the data set."
     )
+
+
+def _extracted_accuracy(described: Mapping[str, Any]) -> Iterator[str]:
+    yield "Top-1 in %, measured by the command that wrote these files; batch norm was recalibrated on training images."
+    yield ""
+    yield "| exit | validation | test | test before recalibration |"
+    yield "|---|---|---|---|"
+    before, after = (described["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
+    for exit, top1 in after["test"].items():
+        yield f"| {exit} | {100 * after['val'][exit]:.2f} | {100 * top1:.2f} | {100 * before['test'][exit]:.2f} |"
+
+
+def _fine_tuned_accuracy(described: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        "Top-1 in %, measured once by the command that wrote these files. Validation images were trained on in the end,"
+        " so accuracy on them would say nothing."
+    )
+    yield ""
+    yield "| exit | test |"
+    yield "|---|---|"
+    for exit, top1 in _final_top1(described)["test"].items():
+        yield f"| {exit} | {100 * top1:.2f} |"
+
+
+def _final_top1(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Top-1 of what the files hold, by split and exit."""
+    found = described["top1_per_exit"]
+    last: Mapping[str, Any] = found["after_finetuning" if described.get("finetuning") else "after_recalibration"]
+    return last
 
 
 def _usage(described: Mapping[str, Any]) -> Iterator[str]:

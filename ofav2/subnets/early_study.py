@@ -227,6 +227,11 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
         if text.partition("=")[0] not in _CHANGEABLE:
             raise UserError(f"setting ({text}) does not belong here: of the network's recipe, {', '.join(_CHANGEABLE)}")
     exits, module, facts = several_exits(path), load_subnet(path), describe_subnet(path)
+    if facts.get("finetuning"):
+        raise UserError(
+            f"network ({path}) was fine-tuned on its validation images too, which are to choose the threshold:"
+            " calibrate it as it was extracted"
+        )
     try:
         subnet, origin = Subnet.from_dict(facts["subnet"]), facts["provenance"]
         text, fingerprint = origin["recipe"], origin["data_fingerprint"]

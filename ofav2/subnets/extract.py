@@ -1,6 +1,5 @@
 """Taking a sub-network out of a run: checked, recalibrated, measured, written whole."""
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,11 +12,10 @@ from ofav2 import console, folder, recipe
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError
 from ofav2.subnets.agreement import largest_gap, require_same
-from ofav2.subnets.card import CARD, model_card
 from ofav2.subnets.cost import subnet_cost
-from ofav2.subnets.export import output_names, write_exports
-from ofav2.subnets.load import SUBNET_FACTS, SUBNET_FORMAT, SUBNET_WEIGHTS, LoadedSupernet, load_run
-from ofav2.training import checkpoint
+from ofav2.subnets.export import output_names
+from ofav2.subnets.load import SUBNET_FORMAT, LoadedSupernet, load_run
+from ofav2.subnets.write import write_network
 from ofav2.training.evaluation import Judge, open_judge
 from ofav2.training.objectives import exit_logits
 from ofav2.training.runtime import Runtime, open_runtime
@@ -100,19 +98,13 @@ def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "las
     before = _top1(run, module, subnet, exits)
     module = judge.calibrated(net, subnet, exits)
     after = _top1(run, module, subnet, exits)
+    described = _describe(run, subnet, exits) | {
+        "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
+        "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
+        "checks": checks,
+    }
     with folder.making(path) as staging:
-        checks |= write_exports(module, images, names, staging)
-        weights = checkpoint.tensor_bytes(module.state_dict())
-        described = _describe(run, subnet, exits) | {
-            "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
-            "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
-            "checks": checks,
-            "sha256": hashlib.sha256(weights).hexdigest(),
-        }
-        folder.write_bytes(staging / SUBNET_WEIGHTS, weights)
-        folder.write_json(staging / SUBNET_FACTS, described)
-        folder.write_text(staging / CARD, model_card(described))
-    return described
+        return write_network(staging, module, images, names, described)
 
 
 def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def load_leaving_rule(directory: str | Path) -> LeavingRule:
         raise RunError(f"{kept} holds no rule: {error}; make it anew with `ofav2 early {path}`") from error
 
 
-def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
+def build_supernet(numbers: Mapping[str, Any], seed: int = 0) -> Supernet:
     """A supernet with fresh weights from the numbers that a run has recorded of it."""
     return supernets.create(
         numbers["variant"],
@@ -206,4 +206,5 @@ def build_supernet(numbers: Mapping[str, Any]) -> Supernet:
         resolutions=tuple(numbers["space"]["resolution"]),
         stem_stride=numbers["stem_stride"],
         in_channels=numbers["in_channels"],
+        seed=seed,
     )

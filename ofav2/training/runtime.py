@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ofav2.config import RunConfig
+from ofav2.config import ComputeConfig
 from ofav2.draws import generator
 from ofav2.errors import UserError
 from ofav2.training.processes import ALONE, Processes
@@ -38,13 +38,13 @@ class Runtime:
         return tensor.to(self.device, non_blocking=True)
 
 
-def open_runtime(config: RunConfig, processes: Processes = ALONE) -> Runtime:
+def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime:
     """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
 
     Of several processes, each takes the CUDA device of its number on its machine.
 
     Args:
-        config: The recipe's run part.
+        config: The run part of a recipe, or of a fine-tuning's settings.
         processes: The processes that compute together.
 
     Raises:

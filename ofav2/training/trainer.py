@@ -1,22 +1,26 @@
-"""The training loop: one for every phase."""
+"""The training loop: one for every phase, and for what else is trained."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ofav2.config import OptimConfig
 from ofav2.data import Batch
 from ofav2.draws import code, generator
-from ofav2.training.objectives import Objective
+from ofav2.training.objectives import Losses, Objective
 from ofav2.training.optim import learning_rate
 from ofav2.training.phases import Phase
 from ofav2.training.runtime import Runtime, seed_torch
 from ofav2.training.samplers import SAMPLERS
 from supernets import Subnet, Supernet
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -105,13 +109,66 @@ def train_phase(
         What each step did, after it.
     """
     net.set_dropout(phase.config.dropout)
+    yield from train_steps(
+        net,
+        batches,
+        objective,
+        name=phase.name,
+        draw=partial(step_subnets, phase, seed),
+        schedule=partial(learning_rate, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr),
+        optimizer=optimizer,
+        optim=optim,
+        guard=guard,
+        start_step=start_step,
+        prepare=prepare,
+        runtime=runtime,
+        seed=seed,
+    )
+
+
+def train_steps(
+    net: Net,
+    batches: Iterable[Batch],
+    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
+    *,
+    name: str,
+    draw: Callable[[int, int], tuple[Subnet, ...]],
+    schedule: Callable[[int], float],
+    optimizer: torch.optim.Optimizer,
+    optim: OptimConfig,
+    guard: Guard,
+    start_step: int = 0,
+    prepare: Callable[[Tensor], Tensor],
+    runtime: Runtime,
+    seed: int,
+) -> Iterator[Step]:
+    """Trains a network, which need not be a supernet, step by step.
+
+    Args:
+        net: The network, on the runtime's device; trained in place.
+        batches: The batches from `start_step` on; of several processes, this one's part of each.
+        objective: What is minimised.
+        name: What the training is called; its random draws and its messages depend on it.
+        draw: (steps taken before, image side in pixels) -> the step's sub-networks.
+        schedule: Steps taken before -> learning rate.
+        optimizer: The optimiser of the network's parameters.
+        optim: Its settings.
+        guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
+        start_step: Steps that are taken already.
+        prepare: Makes uint8 images (N, C, H, W) the network's normalised input.
+        runtime: Device, precision and processes.
+        seed: Seed of the draws.
+
+    Yields:
+        What each step did, after it.
+    """
     for number, batch in enumerate(batches, start_step):
         started = time.perf_counter()
         net.train()
         resolution = batch.images.shape[-1]
-        subnets = step_subnets(phase, seed, number, resolution)
-        seed_torch(seed, code(phase.name), number, runtime.processes.rank)
-        lr = learning_rate(number, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
+        subnets = draw(number, resolution)
+        seed_torch(seed, code(name), number, runtime.processes.rank)
+        lr = schedule(number)
         images, labels = prepare(runtime.send(batch.images)), runtime.send(batch.labels)
         statistics = [buffer.clone() for buffer in net.buffers()]
         numbers = step_gradients(net, objective, images, labels, subnets, runtime)
@@ -126,7 +183,7 @@ def train_phase(
             optimizer.step()
         else:
             drawn = "; ".join(map(str, subnets))
-            refused += f" in step {number} of phase {phase.name}, resolution {resolution}, sub-networks {drawn}"
+            refused += f" in step {number} of phase {name}, resolution {resolution}, sub-networks {drawn}"
             for buffer, before in zip(net.buffers(), statistics, strict=True):
                 buffer.copy_(before)
         optimizer.zero_grad(set_to_none=True)
@@ -136,8 +193,8 @@ def train_phase(
 
 
 def step_gradients(
-    net: Supernet,
-    objective: Objective,
+    net: Net,
+    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
     images: Tensor,
     labels: Tensor,
     subnets: tuple[Subnet, ...],
@@ -149,7 +206,7 @@ def step_gradients(
     have equally many images, they are those of one process with all images, but for what batch norm makes of a part.
 
     Args:
-        net: The supernet, without gradients.
+        net: The network, without gradients.
         objective: What is minimised.
         images: This process's normalised images (N, C, H, W).
         labels: Their labels (N,).
@@ -170,8 +227,8 @@ def step_gradients(
 
 
 def _backward(
-    net: Supernet,
-    objective: Objective,
+    net: Net,
+    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
     images: Tensor,
     labels: Tensor,
     subnets: tuple[Subnet, ...],

@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 
 from ofav2 import config as schema
 from ofav2 import recipe
-from ofav2.config import Config, DataConfig, PhaseConfig, SupernetConfig, TeacherConfig, UnlockConfig
+from ofav2.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    FinetuneConfig,
+    OptimConfig,
+    PhaseConfig,
+    SupernetConfig,
+    TeacherConfig,
+    TuningConfig,
+    UnlockConfig,
+)
 from ofav2.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -408,9 +419,84 @@ def test_every_number_and_text_of_the_schema_has_a_range() -> None:
 
 def test_every_field_of_the_schema_has_its_sentence() -> None:
     classes = [node for node in ast.parse(inspect.getsource(schema)).body if isinstance(node, ast.ClassDef)]
-    for node in classes[:-1]:  # The last is the whole recipe, whose fields are the sections above it.
+    wholes = {"Config", "TuningConfig"}  # Their fields are the sections above them.
+    assert wholes < {node.name for node in classes}
+    for node in (node for node in classes if node.name not in wholes):
         kinds = [type(statement) for statement in node.body[1:]]
         assert kinds == [ast.AnnAssign, ast.Expr] * (len(kinds) // 2), node.name
+
+
+# The settings of a fine-tuning
+
+TUNING = TuningConfig(
+    run=ComputeConfig(), data=DataConfig("digits"), finetune=FinetuneConfig(lr=0.1), optim=OptimConfig()
+)
+TUNING_EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("finetune.lr", ("1e-9", "10"), ("0", "-0.1")),
+    ("finetune.epochs", ("1", "1000000"), ("0", "1000001")),
+    ("finetune.patience", ("0", "3"), ("-1",)),
+    ("finetune.warmup_epochs", ("0", "30"), ("-1", "30.1")),
+    ("finetune.dropout", ("0", "0.99"), ("1", "-0.1")),
+    ("finetune.eval_batch_size", ("1",), ("0",)),
+)
+
+
+def tuning_refusal(*overrides: str, file: str | None = None) -> str:
+    with pytest.raises(UserError) as caught:
+        recipe.adjust_tuning(TUNING, file, overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "bad"), TUNING_EDGES, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_a_fine_tunings_values_are_held_to_their_range(key: str, good: tuple[str, ...], bad: tuple[str, ...]) -> None:
+    for value in good:
+        recipe.adjust_tuning(TUNING, None, [f"{key}={value}"])
+    for value in bad:
+        assert tuning_refusal(f"{key}={value}").startswith(f"{key} (")
+
+
+def test_every_key_of_a_fine_tuning_has_a_range() -> None:
+    ranged = {key for key, _, _ in (*EDGES, *TUNING_EDGES)}
+    free = {key for key, hint in leaves(TuningConfig) if hint is bool or hint is Any or "Literal" in str(hint)}
+    assert {key for key, _ in leaves(TuningConfig)} <= ranged | free
+    assert tuning_refusal("run.seed=-1").startswith("run.seed (-1)")
+
+
+def test_a_fine_tunings_settings_survive_writing_in_their_order() -> None:
+    config = recipe.adjust_tuning(
+        TUNING, None, ["finetune.exit_weights=[0.5,0.5]", "data.root=a=b", "data.mean=[0,0.5,1]"]
+    )
+    text = recipe.dump(config)
+    assert recipe.parse_tuning(text, "here") == config
+    assert list(yaml.safe_load(text)) == ["run", "data", "finetune", "optim"]
+    assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "threads"]
+
+
+def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path) -> None:
+    file = written(tmp_path, "finetune: {lr: 0.2, epochs: 7}\n")
+    config = recipe.adjust_tuning(TUNING, file, ["finetune.lr=0.3"])
+    assert config == dataclasses.replace(TUNING, finetune=FinetuneConfig(lr=0.3, epochs=7))
+    assert recipe.adjust_tuning(TUNING, None, []) == TUNING
+
+
+def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path: Path) -> None:
+    assert "no such key here (run, data, finetune, optim)" in tuning_refusal("phases.full.lr=1")
+    assert "did you mean finetune.lr?" in tuning_refusal("optim.lr=1")
+    assert "no such key here (seed, device, precision, threads)" in tuning_refusal("run.folder=runs")
+    assert tuning_refusal(file=str(tmp_path / "no.yaml")).endswith(
+        "there is no such file; give the path of a .yaml file"
+    )
+    assert "no such key here" in tuning_refusal(file=written(tmp_path, SMALL))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "run: {}", "a: [", "data: {name: digits}\nrun: {}\noptim: {}", "x: ${y}"])
+def test_settings_that_were_kept_and_damaged_are_refused_by_their_place(text: str) -> None:
+    with pytest.raises(UserError) as caught:
+        recipe.parse_tuning(text, "the kept text")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("override", ["run.seed", "", "=1", "run..seed=1", "+run.seed=1", "run.seed =1", "a[0]=1", "."])

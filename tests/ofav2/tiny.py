@@ -15,7 +15,7 @@ from ofav2 import recipe
 from ofav2.config import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
-from ofav2.subnets import extract
+from ofav2.subnets import write
 from ofav2.training.evaluation import Judge
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.runtime import Runtime
@@ -180,8 +180,8 @@ def middle(space: Space) -> Subnet:
 
 def without_exports(patch: pytest.MonkeyPatch) -> None:
     """Let extraction write weights and facts alone: ONNX takes seconds, and has tests of its own."""
-    patch.setattr(extract, "write_exports", lambda *_: {})
-    patch.setattr(extract, "model_card", lambda _: "")
+    patch.setattr(write, "write_exports", lambda *_: {})
+    patch.setattr(write, "model_card", lambda _: "")
 
 
 def shrunk(name: str, *, train_images: int) -> list[str]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofav2.data.images import ArrayImages
-from ofav2.data.splits import Split, fingerprint, hold_out
+from ofav2.data.splits import Split, fingerprint, hold_out, join
 from ofav2.errors import UserError
 
 
@@ -104,3 +104,21 @@ def test_the_fingerprint_tells_names_classes_labels_pixels_and_splits_apart() ->
     assert len(set(digests)) == len(variants)
     assert digests == [fingerprint(*variant) for variant in variants]
     assert all(len(digest) == 64 and int(digest, 16) >= 0 for digest in digests)
+
+
+def test_joined_splits_hold_the_images_of_both_in_order() -> None:
+    kept, held = draw(numbered([0, 1, 0, 1, 0, 1, 1]), 0.4, 2)
+    whole = join(kept, held, "train")
+    assert (whole.name, len(whole)) == ("train", 7)
+    assert numbers(whole) == numbers(kept) + numbers(held)
+    assert whole.labels.tolist() == [*kept.labels.tolist(), *held.labels.tolist()]
+    some = whole.take("some", np.array([6, 0, 3, 0]))
+    assert numbers(some) == [numbers(whole)[index] for index in (6, 0, 3, 0)]
+    assert numbers(pickle.loads(pickle.dumps(some))) == numbers(some), "workers get it so"
+
+
+def test_joined_splits_are_told_apart() -> None:
+    kept, held = draw(numbered([0, 1, 0, 1, 0, 1, 1]), 0.4, 2)
+    there, back = join(kept, held, "train"), join(held, kept, "train")
+    assert there.images.identity() == join(kept, held, "train").images.identity()
+    assert len({split.images.identity() for split in (there, back, there.take("some", np.array([1, 2])))}) == 3

@@ -48,6 +48,18 @@ def test_the_hub_reads_results_from_it() -> None:
     assert "89,012,345" in card.text
 
 
+def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -> None:
+    step = {"source_sha256": "ef" * 32, "data": "mine | yours", "data_fingerprint": "01" * 32, "epochs": 7}
+    top1 = {"after_finetuning": {"test": {"2": 0.75, "5": 0.875}}}
+    card = ModelCard(model_card({**DESCRIBED, "data": "mine", "finetuning": [step], "top1_per_exit": top1}))
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"Top-1 accuracy, exit 2": 0.75, "Top-1 accuracy, exit 5": 0.875}
+    assert card.data.datasets == ["mine"]
+    assert f"`{'ef' * 32}` on `mine   yours`" in card.text
+    assert "| 5 | 87.50 |" in card.text
+    assert "recalibrat" not in card.text
+
+
 HOSTILE = (
     "---\nlicense: mit\n---",
     'a": {b: c}',

@@ -230,6 +230,12 @@ def test_other_images_are_refused(directory: Path) -> None:
     assert not (directory / EARLY_FACTS).exists()
 
 
+def test_a_network_that_was_tuned_on_its_validation_images_is_refused(directory: Path) -> None:
+    edited(directory / SUBNET_FACTS, lambda facts: facts.update(finetuning=[{"epochs": 1}]))
+    with pytest.raises(UserError, match="was fine-tuned on its validation images"):
+        ofav2.calibrate_exits(directory)
+
+
 @pytest.mark.parametrize("key", ["provenance", "top1_per_exit"])
 def test_facts_that_are_missing_are_named(key: str, directory: Path) -> None:
     edited(directory / SUBNET_FACTS, lambda facts: facts.pop(key))

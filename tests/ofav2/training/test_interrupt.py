@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ofav2.training.interrupt import stop_requests
+from ofav2.training.interrupt import interruptible, stop_requests
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -137,3 +137,24 @@ def test_two_signals_end_a_process_that_hangs() -> None:
         assert process.stdout.readline() == "asked\n"
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_either_signal_interrupts_what_is_interruptible(number: signal.Signals) -> None:
+    before = [signal.getsignal(one) for one in SIGNALS]
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        signal.raise_signal(number)
+    assert [signal.getsignal(one) for one in SIGNALS] == before
+
+
+def test_a_thread_that_takes_no_signals_is_interruptible_by_none() -> None:
+    entered = threading.Event()
+
+    def body() -> None:
+        with interruptible():
+            entered.set()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert entered.is_set()
