@@ -7,6 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
+from supernets.extract import fold_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
@@ -25,6 +26,7 @@ __all__ = (
     "Subnet",
     "Supernet",
     "create",
+    "fold_norms",
     "infer_ofa_options",
     "load_ofa_state_dict",
     "names",

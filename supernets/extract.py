@@ -7,11 +7,14 @@ the same slice of weights. So there is no second, static copy of the network's c
 Nothing global is patched while recording (`torch.fx.symbolic_trace` would), so other threads can go on computing.
 """
 
+import copy
 from typing import Any
 
+import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Proxy
+from torch.fx import Graph, GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from supernets.elastic import Layer
 
@@ -40,3 +43,39 @@ def record(net: nn.Module, *choices: Any) -> GraphModule:
     graph.output(recorder.create_arg(outputs))
     graph.lint()
     return GraphModule(recorder.layers, graph, class_name="ExtractedSubnet")
+
+
+def fold_norms(module: GraphModule) -> GraphModule:
+    """An extracted network in which every batch norm that follows a convolution is folded into it.
+
+    For evaluation: a folded convolution scales and shifts by the running statistics, with sums that are rounded
+    otherwise. Norms that follow no convolution stay.
+
+    Args:
+        module: What `Supernet.extract` gave, in evaluation mode, with the statistics that are to count.
+
+    Returns:
+        A module of its own in evaluation mode; it shares the layers that are not folded with `module`, which stays as
+        it was.
+    """
+    assert not module.training, "the statistics of a network in training mode are not used"
+    graph = copy.deepcopy(module.graph)
+    layers = {str(node.target): module.get_submodule(str(node.target)) for node in graph.nodes if _is_layer(node)}
+    with torch.no_grad():
+        for node in list(graph.nodes):
+            before = node.args[0] if _is_layer(node) else None
+            if not isinstance(before, Node) or not _is_layer(before) or len(before.users) > 1:
+                continue
+            conv, norm = layers[str(before.target)], layers[str(node.target)]
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layers[str(before.target)] = fuse_conv_bn_eval(conv, norm)
+                del layers[str(node.target)]
+                node.replace_all_uses_with(before)
+                graph.erase_node(node)
+    folded = GraphModule(layers, graph, class_name="FoldedSubnet")
+    folded.eval()
+    return folded
+
+
+def _is_layer(node: Node) -> bool:
+    return node.op == "call_module"
