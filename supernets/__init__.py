@@ -7,7 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
-from supernets.extract import fold_norms
+from supernets.extract import activate_in_place, fold_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
@@ -25,6 +25,7 @@ __all__ = (
     "StageNumbers",
     "Subnet",
     "Supernet",
+    "activate_in_place",
     "create",
     "fold_norms",
     "infer_ofa_options",

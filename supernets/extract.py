@@ -14,9 +14,12 @@ import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Node, Proxy
 from torch.fx.proxy import GraphAppendingTracer
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from supernets.elastic import Layer
+
+_ACTIVATIONS = (functional.relu, functional.hardswish, functional.hardsigmoid)
 
 
 class _Recorder(GraphAppendingTracer):
@@ -75,6 +78,35 @@ def fold_norms(module: GraphModule) -> GraphModule:
     folded = GraphModule(layers, graph, class_name="FoldedSubnet")
     folded.eval()
     return folded
+
+
+def activate_in_place(module: GraphModule) -> GraphModule:
+    """An extracted network whose activations write over what they are given, where nothing else reads it.
+
+    For inference: the numbers are the same, to the bit, but memory for half of the tensors is neither asked for nor
+    cleared, which is much of the time that a large batch takes.
+
+    Args:
+        module: What `Supernet.extract` or `fold_norms` gave.
+
+    Returns:
+        A module in the same mode that shares all its layers with `module`, which stays as it was.
+    """
+    graph = copy.deepcopy(module.graph)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _ACTIVATIONS and _is_fresh(module, node.args[0]):
+            node.update_kwarg("inplace", True)
+    layers = {str(node.target): module.get_submodule(str(node.target)) for node in graph.nodes if _is_layer(node)}
+    frugal = GraphModule(layers, graph, class_name="InPlaceSubnet")
+    frugal.training = module.training
+    return frugal
+
+
+def _is_fresh(module: GraphModule, given: object) -> bool:
+    """Whether this is the output of a layer, in memory of its own, that is read once."""
+    if not isinstance(given, Node) or not _is_layer(given) or len(given.users) > 1:
+        return False
+    return isinstance(module.get_submodule(str(given.target)), nn.Conv2d | nn.BatchNorm2d)
 
 
 def _is_layer(node: Node) -> bool:

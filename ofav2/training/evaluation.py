@@ -11,16 +11,19 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import distill
 from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
 from ofav2.training.runtime import Runtime
-from supernets import Exits, Subnet, Supernet
+from supernets import Exits, Subnet, Supernet, activate_in_place, fold_norms
 
 KEPT_BYTES = 2**30
 """A split's decoded images are kept in memory up to this size, per resolution."""
+CHUNK_PIXELS = 2**17
+"""Pixels of the images that a CPU evaluates at once: what a layer leaves is then still in the caches for the next."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,11 @@ class Judge:
             for subnet, count in zip(reversed(family), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
-    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> nn.Module:
+    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> GraphModule:
         """The sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
-        module = self.runtime.place(net.extract(subnet, exits=exits))
-        recalibrate(module, self._inputs(self._calibration(subnet.resolution)))
+        module = net.extract(subnet, exits=exits)
+        self.runtime.place(module)
+        recalibrate(activate_in_place(module), self._inputs(self._calibration(subnet.resolution)))
         return module
 
     def ensemble_top1(self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split) -> float:
@@ -86,7 +90,7 @@ class Judge:
         module.eval()
         correct = 0
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(self._own_batches(split, resolution)):
+            for images, labels in self._labelled(self._chunks(self._own_batches(split, resolution))):
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 correct += int((output.argmax(1) == labels).sum())
         return sum(self.runtime.processes.gather(correct)) / len(split)
@@ -130,14 +134,16 @@ class Judge:
             yield family, processes.totals(correct)
 
     def _host(self, net: Supernet, family: tuple[Subnet, ...]) -> nn.Module:
-        return self.calibrated(net, family[0], tuple(sorted(subnet.height for subnet in family)))
+        """A family's networks in one, to be measured and let go: its norms are folded."""
+        module = self.calibrated(net, family[0], tuple(sorted(subnet.height for subnet in family)))
+        return activate_in_place(fold_norms(module))
 
     def _correct(self, module: nn.Module, batches: Iterable[Batch]) -> list[int]:
         """Correctly classified images, per exit; of no batches, nothing."""
         module.eval()
         counts: list[Tensor] = []
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(batches):
+            for images, labels in self._labelled(self._chunks(batches)):
                 found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(images))])
                 counts.append(found)
         correct: list[int] = torch.stack(counts).sum(0).tolist() if counts else []
@@ -146,6 +152,15 @@ class Judge:
     def _labelled(self, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in batches:
             yield self.prepare(self.runtime.send(batch.images)), self.runtime.send(batch.labels)
+
+    def _chunks(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches in the parts that are evaluated at once; their bounds depend on nothing but the batch."""
+        if self.runtime.device.type != "cpu":
+            yield from batches
+            return
+        for images, labels in batches:
+            count = max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))
+            yield from map(Batch, images.split(count), labels.split(count))
 
     def _inputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         return (images for images, _ in self._labelled(batches))
@@ -221,7 +236,7 @@ def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
         inputs: Normalised images (N, C, H, W) each, N at least 2.
     """
     norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    sums = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]  # type: ignore[arg-type]
+    widths = [norm.num_features for norm in norms]
     values_per_channel: dict[nn.Module, float] = {}
 
     def note_size(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
@@ -229,25 +244,28 @@ def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
 
     hooks = [norm.register_forward_pre_hook(note_size) for norm in norms]
     momenta = [norm.momentum for norm in norms]
+    # All norms write into one tensor, so that a batch is added with one operation, not with four for each of them.
+    like = norms[0].running_mean
+    assert like is not None
+    batch = like.new_zeros(2, sum(widths))
     module.eval()
-    for norm in norms:
+    for norm, mean, var in zip(norms, *(row.split(widths) for row in batch), strict=True):
         norm.train()
-        norm.momentum = 1.0
-    total = 0
+        norm.momentum, norm.running_mean, norm.running_var = 1.0, mean, var
+    total, sums = 0, torch.zeros_like(batch)
     with torch.inference_mode():
         for images in inputs:
             module(images)
             total += len(images)
-            for norm, (mean, var) in zip(norms, sums, strict=True):
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
-                count = values_per_channel[norm]
-                mean += norm.running_mean * len(images)
-                var += norm.running_var * (len(images) * (count - 1) / count)
+            counts = [values_per_channel[norm] for norm in norms]
+            biased = [(count - 1) / count for count in counts]
+            factors = torch.tensor([[1.0] * len(norms), biased], dtype=torch.float64)
+            per_channel = factors.repeat_interleave(torch.tensor(widths), dim=1)
+            sums.addcmul_(batch, per_channel.to(batch), value=len(images))
     assert total, "there is at least one batch to calibrate with"
-    for norm, momentum, (mean, var) in zip(norms, momenta, sums, strict=True):
-        norm.momentum = momentum
-        norm.running_mean, norm.running_var = mean / total, var / total
+    means, variances = (row.split(widths) for row in sums / total)
+    for norm, momentum, mean, var in zip(norms, momenta, means, variances, strict=True):
+        norm.momentum, norm.running_mean, norm.running_var = momentum, mean.clone(), var.clone()
     for hook in hooks:
         hook.remove()
     module.eval()
