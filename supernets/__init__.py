@@ -7,7 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
-from supernets.extract import activate_in_place, fold_norms
+from supernets.extract import activate_in_place, fold_norms, split_after
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
@@ -32,5 +32,6 @@ __all__ = (
     "load_ofa_state_dict",
     "names",
     "sort_channels",
+    "split_after",
     "walk_blocks",
 )

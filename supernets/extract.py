@@ -96,10 +96,44 @@ def activate_in_place(module: GraphModule) -> GraphModule:
     for node in graph.nodes:
         if node.op == "call_function" and node.target in _ACTIVATIONS and _is_fresh(module, node.args[0]):
             node.update_kwarg("inplace", True)
+    return _with_graph(module, graph, "InPlaceSubnet")
+
+
+def split_after(module: GraphModule, part: str) -> tuple[GraphModule, GraphModule]:
+    """Cuts an extracted network in two: `tail(head(images))` is `module(images)`, to the bit.
+
+    Args:
+        module: What `Supernet.extract` or `fold_norms` gave.
+        part: Name of a part of the network. The cut is at the first place after its layers over which a single tensor
+            goes, so that networks which are equal up to there have equal heads.
+
+    Returns:
+        Two modules in the same mode that share their layers with `module`, under the same names.
+    """
+    nodes = list(module.graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last_use = [max(map(place.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
+    over = [[node for node in nodes[: end + 1] if last_use[place[node]] > end] for end in range(len(nodes))]
+    last_layer = max(place[node] for node in nodes if _is_layer(node) and str(node.target).startswith(f"{part}."))
+    end = next(end for end in range(last_layer, len(nodes)) if len(over[end]) == 1)
+    (cut,) = over[end]
+    head, tail = Graph(), Graph()
+    copies: dict[Node, Node] = {}
+    for node in nodes[: end + 1]:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+    head.output(copies[cut])
+    copies = {cut: tail.placeholder("features")}
+    for node in nodes[end + 1 :]:
+        copies[node] = tail.node_copy(node, copies.__getitem__)
+    return _with_graph(module, head, "Head"), _with_graph(module, tail, "Tail")
+
+
+def _with_graph(module: GraphModule, graph: Graph, class_name: str) -> GraphModule:
+    """Another computation with a module's layers, in the same mode."""
     layers = {str(node.target): module.get_submodule(str(node.target)) for node in graph.nodes if _is_layer(node)}
-    frugal = GraphModule(layers, graph, class_name="InPlaceSubnet")
-    frugal.training = module.training
-    return frugal
+    made = GraphModule(layers, graph, class_name=class_name)
+    made.training = module.training
+    return made
 
 
 def _is_fresh(module: GraphModule, given: object) -> bool:

@@ -5,9 +5,11 @@ supernet's running ones belong to no network. A network that is cut at exit 3 co
 the first three stages of the one that goes on to exit 5: such families are extracted, recalibrated and run once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +20,17 @@ from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
 from ofav2.training.runtime import Runtime
-from supernets import Exits, Subnet, Supernet, activate_in_place, fold_norms
+from supernets import Exits, Subnet, Supernet, activate_in_place, fold_norms, split_after
 
 KEPT_BYTES = 2**30
 """A split's decoded images are kept in memory up to this size, per resolution."""
 CHUNK_PIXELS = 2**17
 """Pixels of the images that a CPU evaluates at once: what a layer leaves is then still in the caches for the next."""
+
+
+BEGINNING = "stages.0.blocks.0"
+"""The last block of those that networks may share. It and what precedes it make a quarter of an evaluation; a second
+block is far smaller, and few networks agree in two."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,13 @@ class Score:
     """Share of images whose most likely class is the label, 0..1."""
     images: int
     """Images it was measured on."""
+
+
+class _Views(NamedTuple):
+    """Images as a network, or the rest of one, is given them."""
+
+    calibration: Callable[[], Iterable[Tensor]]
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
 class Judge:
@@ -74,7 +88,7 @@ class Judge:
         Yields:
             A score per different sub-network, the same ones in every process.
         """
-        for family, correct in self._counted(net, families(subnets), split):
+        for family, correct in self._counted(net, sorted(families(subnets), key=_beginning), split):
             for subnet, count in zip(reversed(family), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
@@ -90,7 +104,7 @@ class Judge:
         module.eval()
         correct = 0
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(self._chunks(self._own_batches(split, resolution))):
+            for images, labels in self._own_images(split, resolution):
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 correct += int((output.argmax(1) == labels).sum())
         return sum(self.runtime.processes.gather(correct)) / len(split)
@@ -102,7 +116,7 @@ class Judge:
 
     def exit_top1(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Top-1 (0..1) of each exit of a module, as it is."""
-        correct = self._correct(module, self._own_batches(split, resolution))
+        correct = self._correct(module, self._own_images(split, resolution))
         return tuple(total / len(split) for total in self.runtime.processes.totals(correct))
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -124,27 +138,66 @@ class Judge:
         processes = self.runtime.processes
         # Of two families, the larger one alone takes longer than half of both.
         apart = len(found) - len(found) % processes.count if len(found) >= 2 * processes.count else 0
-        for start in range(0, apart, processes.count):
-            team = found[start : start + processes.count]
-            own = team[processes.rank]
-            correct = self._correct(self._host(net, own), self._batches(split, own[0].resolution))
-            yield from zip(team, processes.gather(correct), strict=True)
-        for family in found[apart:]:
-            correct = self._correct(self._host(net, family), self._own_batches(split, family[0].resolution))
+        own = self._corrects(net, found[processes.rank : apart : processes.count], split, 0, 1)
+        for start, correct in zip(range(0, apart, processes.count), own, strict=True):
+            yield from zip(found[start : start + processes.count], processes.gather(correct), strict=True)
+        parts = self._corrects(net, found[apart:], split, processes.rank, processes.count)
+        for family, correct in zip(found[apart:], parts, strict=True):
             yield family, processes.totals(correct)
 
-    def _host(self, net: Supernet, family: tuple[Subnet, ...]) -> nn.Module:
-        """A family's networks in one, to be measured and let go: its norms are folded."""
-        module = self.calibrated(net, family[0], tuple(sorted(subnet.height for subnet in family)))
-        return activate_in_place(fold_norms(module))
+    def _corrects(
+        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
+    ) -> Iterator[list[int]]:
+        """Correctly classified images of each family in turn; what several in a row begin with is run once."""
+        for _, alike in groupby(found, _beginning):
+            members = list(alike)
+            views = self._views(split, members[0][0].resolution, part, parts)
+            module = self._placed(net, members[0])
+            through = self._through(module, views, split) if len(members) > 1 else None
+            for number, family in enumerate(members):
+                module = self._placed(net, family) if number else module
+                if through:
+                    _, module = split_after(module, BEGINNING)
+                calibration, images = through or views
+                recalibrate(activate_in_place(module), calibration())
+                yield self._correct(activate_in_place(fold_norms(module)), images())
 
-    def _correct(self, module: nn.Module, batches: Iterable[Batch]) -> list[int]:
-        """Correctly classified images, per exit; of no batches, nothing."""
+    def _through(self, module: GraphModule, views: _Views, split: Split) -> _Views | None:
+        """What a network's first layers make of the images, recalibrated; nothing where that is too large to keep."""
+        calibration, images = views
+        module, _ = split_after(module, BEGINNING)
+        with torch.inference_mode():
+            bytes_per_image = module(next(iter(calibration()))[:1]).nbytes
+        if bytes_per_image * (len(split) + self.config.calibration_images) > KEPT_BYTES:
+            return None
+        calibrating, calibrated = activate_in_place(module), list[Tensor]()
+        calibrating.register_forward_hook(lambda layers, given, made: calibrated.append(made))
+        recalibrate(calibrating, calibration())
+        judging = activate_in_place(fold_norms(module))
+        with torch.inference_mode(), self.runtime.autocast():
+            judged = [(judging(given), labels) for given, labels in images()]
+        return _Views(lambda: calibrated, lambda: judged)
+
+    def _views(self, split: Split, resolution: int, part: int, parts: int) -> _Views:
+        """The images as networks are given them, anew at each call."""
+        return _Views(
+            lambda: self._inputs(self._calibration(resolution)),
+            lambda: self._labelled(self._chunks(self._batches(split, resolution, part, parts))),
+        )
+
+    def _placed(self, net: Supernet, family: tuple[Subnet, ...]) -> GraphModule:
+        """A family's networks in one, on the device."""
+        module = net.extract(family[0], tuple(sorted(subnet.height for subnet in family)))
+        self.runtime.place(module)
+        return module
+
+    def _correct(self, module: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> list[int]:
+        """Correctly classified images, per exit; of no images, nothing."""
         module.eval()
         counts: list[Tensor] = []
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(self._chunks(batches)):
-                found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(images))])
+            for given, labels in images:
+                found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(given))])
                 counts.append(found)
         correct: list[int] = torch.stack(counts).sum(0).tolist() if counts else []
         return correct
@@ -165,11 +218,12 @@ class Judge:
     def _inputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         return (images for images, _ in self._labelled(batches))
 
-    def _own_batches(self, split: Split, resolution: int) -> Iterable[Batch]:
-        """This process's share of a split's batches, each as it is in one process."""
-        return self._batches(split, resolution, self.runtime.processes.rank, self.runtime.processes.count)
+    def _own_images(self, split: Split, resolution: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of a split, in batches as they are in one process."""
+        processes = self.runtime.processes
+        return self._views(split, resolution, processes.rank, processes.count).labelled()
 
-    def _batches(self, split: Split, resolution: int, part: int = 0, parts: int = 1) -> Iterable[Batch]:
+    def _batches(self, split: Split, resolution: int, part: int, parts: int) -> Iterable[Batch]:
         key = split.name, resolution, part, parts
         if key in self._decoded:
             return self._decoded[key]
@@ -286,6 +340,12 @@ def mean_top1(scores: Iterable[Score]) -> float:
     """Mean accuracy of some scores."""
     values = [score.top1 for score in scores]
     return sum(values) / len(values)
+
+
+def _beginning(family: tuple[Subnet, ...]) -> tuple[Any, ...]:
+    """What decides over a family's layers up to `BEGINNING`, in a form that can be sorted."""
+    resolution, block = family[0].resolution, family[0].blocks(0)[0]
+    return resolution, block.kernel or 0, block.expand or 0, block.level
 
 
 def _cut(subnet: Subnet, height: int) -> Subnet:

@@ -252,7 +252,7 @@ def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
     judge = tiny_judge(data, eval_crop=1.0)
     module = judge.calibrated(net, net.space.largest(), net.architecture.exits)
     hits = 0
-    for images, labels in judge._labelled(judge._batches(data.val, 20)):
+    for images, labels in judge._labelled(judge._batches(data.val, 20, 0, 1)):
         with torch.no_grad():
             weighted = sum(float(b) * logits.double() for b, logits in zip(B, module(images), strict=True))
         hits += int((weighted.argmax(1) == labels).sum())
