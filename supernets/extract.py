@@ -8,6 +8,7 @@ Nothing global is patched while recording (`torch.fx.symbolic_trace` would), so 
 """
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -39,13 +40,64 @@ class _Recorder(GraphAppendingTracer):
 
 def record(net: nn.Module, *choices: Any) -> GraphModule:
     """The computation of `net(images, *choices)` as a module that is called as `module(images)`."""
+    graph, layers = _trace(net, *choices)
+    return GraphModule(layers, graph, class_name="ExtractedSubnet")
+
+
+def record_parts(net: nn.Module, part: str, *choices: Any) -> tuple[GraphModule, GraphModule]:
+    """The computation of `net(images, *choices)` in two modules, for inference: `tail(head(images))`, to the bit.
+
+    Activations write over what they are given, where nothing else reads it: memory for half of the tensors is then
+    neither asked for nor cleared, which is much of the time that a large batch takes.
+
+    Args:
+        net: The supernet.
+        part: Name of a part of it. The cut is at the first place after the part's layers over which a single tensor
+            goes, so that networks which are equal up to there have equal heads.
+        choices: What follows the images in the network's call.
+    """
+    graph, layers = _trace(net, *choices)
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target in _ACTIVATIONS and _is_fresh(node.args[0], layers):
+            node.update_kwarg("inplace", True)
+    head, tail = _cut(graph, part)
+    return GraphModule(layers, head, class_name="Head"), GraphModule(layers, tail, class_name="Tail")
+
+
+def _trace(net: nn.Module, *choices: Any) -> tuple[Graph, dict[str, nn.Module]]:
+    """The computation of `net(images, *choices)`, and its layers by name."""
     graph = Graph()
     recorder = _Recorder(graph, net)
     images = Proxy(graph.placeholder("images"), recorder)
     outputs = net(images, *choices)
     graph.output(recorder.create_arg(outputs))
     graph.lint()
-    return GraphModule(recorder.layers, graph, class_name="ExtractedSubnet")
+    return graph, recorder.layers
+
+
+def _cut(graph: Graph, part: str) -> tuple[Graph, Graph]:
+    nodes = list(graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last_use = [max(map(place.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
+    end = max(place[node] for node in nodes if _is_layer(node) and str(node.target).startswith(f"{part}."))
+    while len(crossing := [node for node in nodes[: end + 1] if last_use[place[node]] > end]) > 1:
+        end += 1
+    head, tail = Graph(), Graph()
+    copies: dict[Node, Node] = {}
+    for node in nodes[: end + 1]:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+    head.output(copies[crossing[0]])
+    copies = {crossing[0]: tail.placeholder("features")}
+    for node in nodes[end + 1 :]:
+        copies[node] = tail.node_copy(node, copies.__getitem__)
+    return head, tail
+
+
+def _is_fresh(given: object, layers: Mapping[str, nn.Module]) -> bool:
+    """Whether this is the output of a layer, in memory of its own, that is read once."""
+    if not isinstance(given, Node) or not _is_layer(given) or len(given.users) > 1:
+        return False
+    return isinstance(layers[str(given.target)], nn.Conv2d | nn.BatchNorm2d)
 
 
 def fold_norms(module: GraphModule) -> GraphModule:
@@ -62,85 +114,51 @@ def fold_norms(module: GraphModule) -> GraphModule:
         it was.
     """
     assert not module.training, "the statistics of a network in training mode are not used"
-    graph = copy.deepcopy(module.graph)
-    layers = {str(node.target): module.get_submodule(str(node.target)) for node in graph.nodes if _is_layer(node)}
-    with torch.no_grad():
-        for node in list(graph.nodes):
-            before = node.args[0] if _is_layer(node) else None
-            if not isinstance(before, Node) or not _is_layer(before) or len(before.users) > 1:
-                continue
-            conv, norm = layers[str(before.target)], layers[str(node.target)]
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                layers[str(before.target)] = fuse_conv_bn_eval(conv, norm)
-                del layers[str(node.target)]
-                node.replace_all_uses_with(before)
-                graph.erase_node(node)
-    folded = GraphModule(layers, graph, class_name="FoldedSubnet")
-    folded.eval()
-    return folded
-
-
-def activate_in_place(module: GraphModule) -> GraphModule:
-    """An extracted network whose activations write over what they are given, where nothing else reads it.
-
-    For inference: the numbers are the same, to the bit, but memory for half of the tensors is neither asked for nor
-    cleared, which is much of the time that a large batch takes.
-
-    Args:
-        module: What `Supernet.extract` or `fold_norms` gave.
-
-    Returns:
-        A module in the same mode that shares all its layers with `module`, which stays as it was.
-    """
-    graph = copy.deepcopy(module.graph)
-    for node in graph.nodes:
-        if node.op == "call_function" and node.target in _ACTIVATIONS and _is_fresh(module, node.args[0]):
-            node.update_kwarg("inplace", True)
-    return _with_graph(module, graph, "InPlaceSubnet")
-
-
-def split_after(module: GraphModule, part: str) -> tuple[GraphModule, GraphModule]:
-    """Cuts an extracted network in two: `tail(head(images))` is `module(images)`, to the bit.
-
-    Args:
-        module: What `Supernet.extract` or `fold_norms` gave.
-        part: Name of a part of the network. The cut is at the first place after its layers over which a single tensor
-            goes, so that networks which are equal up to there have equal heads.
-
-    Returns:
-        Two modules in the same mode that share their layers with `module`, under the same names.
-    """
-    nodes = list(module.graph.nodes)
-    place = {node: number for number, node in enumerate(nodes)}
-    last_use = [max(map(place.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
-    over = [[node for node in nodes[: end + 1] if last_use[place[node]] > end] for end in range(len(nodes))]
-    last_layer = max(place[node] for node in nodes if _is_layer(node) and str(node.target).startswith(f"{part}."))
-    end = next(end for end in range(last_layer, len(nodes)) if len(over[end]) == 1)
-    (cut,) = over[end]
-    head, tail = Graph(), Graph()
-    copies: dict[Node, Node] = {}
-    for node in nodes[: end + 1]:
-        copies[node] = head.node_copy(node, copies.__getitem__)
-    head.output(copies[cut])
-    copies = {cut: tail.placeholder("features")}
-    for node in nodes[end + 1 :]:
-        copies[node] = tail.node_copy(node, copies.__getitem__)
-    return _with_graph(module, head, "Head"), _with_graph(module, tail, "Tail")
-
-
-def _with_graph(module: GraphModule, graph: Graph, class_name: str) -> GraphModule:
-    """Another computation with a module's layers, in the same mode."""
-    layers = {str(node.target): module.get_submodule(str(node.target)) for node in graph.nodes if _is_layer(node)}
-    made = GraphModule(layers, graph, class_name=class_name)
-    made.training = module.training
+    graph, layers = copy.deepcopy(module.graph), _layers(module)
+    for before, node, folded in _folded(graph, layers):
+        layers[str(before.target)] = folded
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
+    made = GraphModule(layers, graph, class_name="FoldedSubnet")
+    made.eval()
     return made
 
 
-def _is_fresh(module: GraphModule, given: object) -> bool:
-    """Whether this is the output of a layer, in memory of its own, that is read once."""
-    if not isinstance(given, Node) or not _is_layer(given) or len(given.users) > 1:
-        return False
-    return isinstance(module.get_submodule(str(given.target)), nn.Conv2d | nn.BatchNorm2d)
+def absorb_norms(module: GraphModule) -> None:
+    """Folds the norms of a module that nobody else needs, as `fold_norms` does, but in it; their places stay, empty.
+
+    A second module of a small network takes as long to make as its evaluation.
+    """
+    assert not module.training, "the statistics of a network in training mode are not used"
+    for before, node, folded in _folded(module.graph, _layers(module)):
+        module.set_submodule(str(before.target), folded)
+        module.set_submodule(str(node.target), nn.Identity())
+
+
+def lone_norms(module: GraphModule) -> tuple[str, ...]:
+    """Names of the norms that alone read a convolution's output, which they may write over."""
+    return tuple(str(node.target) for _, node in _pairs(module.graph, _layers(module)))
+
+
+def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node, nn.Module]]:
+    """Each convolution and the norm that alone reads it, and both as one layer."""
+    for before, node in _pairs(graph, layers):
+        with torch.no_grad():
+            folded: nn.Module = fuse_conv_bn_eval(layers[str(before.target)], layers[str(node.target)])  # type: ignore[arg-type, type-var]
+        yield before, node, folded
+
+
+def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node]]:
+    for node in list(graph.nodes):
+        before = node.args[0] if _is_layer(node) else None
+        if not isinstance(before, Node) or not _is_layer(before) or len(before.users) > 1:
+            continue
+        if isinstance(layers[str(before.target)], nn.Conv2d) and isinstance(layers[str(node.target)], nn.BatchNorm2d):
+            yield before, node
+
+
+def _layers(module: GraphModule) -> dict[str, nn.Module]:
+    return {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if _is_layer(node)}
 
 
 def _is_layer(node: Node) -> bool:

@@ -19,18 +19,14 @@ import distill
 from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
+from ofav2.training.recalibration import recalibrate
 from ofav2.training.runtime import Runtime
-from supernets import Exits, Subnet, Supernet, activate_in_place, fold_norms, split_after
+from supernets import Exits, Subnet, Supernet, absorb_norms
 
 KEPT_BYTES = 2**30
 """A split's decoded images are kept in memory up to this size, per resolution."""
 CHUNK_PIXELS = 2**17
 """Pixels of the images that a CPU evaluates at once: what a layer leaves is then still in the caches for the next."""
-
-
-BEGINNING = "stages.0.blocks.0"
-"""The last block of those that networks may share. It and what precedes it make a quarter of an evaluation; a second
-block is far smaller, and few networks agree in two."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +41,13 @@ class Score:
     """Images it was measured on."""
 
 
-class _Views(NamedTuple):
-    """Images as a network, or the rest of one, is given them."""
+class Views(NamedTuple):
+    """Images as a network, or the rest of one, is given them; anew at each call."""
 
     calibration: Callable[[], Iterable[Tensor]]
+    """Batches to gather statistics from."""
     labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    """Images and their labels, in the portions that are evaluated at once."""
 
 
 class Judge:
@@ -96,7 +94,7 @@ class Judge:
         """The sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
         module = net.extract(subnet, exits=exits)
         self.runtime.place(module)
-        recalibrate(activate_in_place(module), self._inputs(self._calibration(subnet.resolution)))
+        recalibrate(module, self._inputs(self._calibration(subnet.resolution)))
         return module
 
     def ensemble_top1(self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split) -> float:
@@ -118,6 +116,20 @@ class Judge:
         """Top-1 (0..1) of each exit of a module, as it is."""
         correct = self._correct(module, self._own_images(split, resolution))
         return tuple(total / len(split) for total in self.runtime.processes.totals(correct))
+
+    def views(self, split: Split, resolution: int, part: int = 0, parts: int = 1) -> Views:
+        """Calibration images, and a split's, as networks are given them.
+
+        Args:
+            split: The images to measure on.
+            resolution: Their side in pixels.
+            part: Number of the split's first batch, from 0.
+            parts: Distance to the next one; 1 takes all.
+        """
+        return Views(
+            lambda: self._inputs(self._calibration(resolution)),
+            lambda: self._labelled(self._chunks(self._batches(split, resolution, part, parts))),
+        )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Makes uint8 images (N, C, H, W) the network's normalised input."""
@@ -148,48 +160,48 @@ class Judge:
     def _corrects(
         self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
     ) -> Iterator[list[int]]:
-        """Correctly classified images of each family in turn; what several in a row begin with is run once."""
+        """Correctly classified images of each family in turn; what several in a row begin with is run once.
+
+        All up to the first block is a quarter of an evaluation. A second block is far smaller, and few networks agree
+        in two.
+        """
         for _, alike in groupby(found, _beginning):
             members = list(alike)
-            views = self._views(split, members[0][0].resolution, part, parts)
-            module = self._placed(net, members[0])
-            through = self._through(module, views, split) if len(members) > 1 else None
+            views = self.views(split, members[0][0].resolution, part, parts)
+            first, rest = self._parts(net, members[0])
+            through = self._through(first, views, split) if len(members) > 1 else None
             for number, family in enumerate(members):
-                module = self._placed(net, family) if number else module
-                if through:
-                    _, module = split_after(module, BEGINNING)
+                first, rest = self._parts(net, family) if number else (first, rest)
                 calibration, images = through or views
-                recalibrate(activate_in_place(module), calibration())
-                yield self._correct(activate_in_place(fold_norms(module)), images())
+                module = rest if through else nn.Sequential(first, rest)
+                recalibrate(module, calibration())
+                if not through:
+                    absorb_norms(first)
+                absorb_norms(rest)
+                yield self._correct(module, images())
 
-    def _through(self, module: GraphModule, views: _Views, split: Split) -> _Views | None:
-        """What a network's first layers make of the images, recalibrated; nothing where that is too large to keep."""
+    def _through(self, first: GraphModule, views: Views, split: Split) -> Views | None:
+        """What the first layers make of the images, recalibrated; nothing where that is too large to keep."""
         calibration, images = views
-        module, _ = split_after(module, BEGINNING)
         with torch.inference_mode():
-            bytes_per_image = module(next(iter(calibration()))[:1]).nbytes
+            bytes_per_image = first(next(iter(calibration()))[:1]).nbytes
         if bytes_per_image * (len(split) + self.config.calibration_images) > KEPT_BYTES:
             return None
-        calibrating, calibrated = activate_in_place(module), list[Tensor]()
-        calibrating.register_forward_hook(lambda layers, given, made: calibrated.append(made))
-        recalibrate(calibrating, calibration())
-        judging = activate_in_place(fold_norms(module))
+        calibrated: list[Tensor] = []
+        hook = first.register_forward_hook(lambda layers, given, made: calibrated.append(made))
+        recalibrate(first, calibration())
+        hook.remove()
+        absorb_norms(first)
         with torch.inference_mode(), self.runtime.autocast():
-            judged = [(judging(given), labels) for given, labels in images()]
-        return _Views(lambda: calibrated, lambda: judged)
+            judged = [(first(given), labels) for given, labels in images()]
+        return Views(lambda: calibrated, lambda: judged)
 
-    def _views(self, split: Split, resolution: int, part: int, parts: int) -> _Views:
-        """The images as networks are given them, anew at each call."""
-        return _Views(
-            lambda: self._inputs(self._calibration(resolution)),
-            lambda: self._labelled(self._chunks(self._batches(split, resolution, part, parts))),
-        )
-
-    def _placed(self, net: Supernet, family: tuple[Subnet, ...]) -> GraphModule:
-        """A family's networks in one, on the device."""
-        module = net.extract(family[0], tuple(sorted(subnet.height for subnet in family)))
-        self.runtime.place(module)
-        return module
+    def _parts(self, net: Supernet, family: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
+        """A family's networks in one, in two parts, on the device."""
+        first, rest = net.extract_parts(family[0], tuple(sorted(subnet.height for subnet in family)))
+        self.runtime.place(first)
+        self.runtime.place(rest)
+        return first, rest
 
     def _correct(self, module: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> list[int]:
         """Correctly classified images, per exit; of no images, nothing."""
@@ -221,7 +233,7 @@ class Judge:
     def _own_images(self, split: Split, resolution: int) -> Iterable[tuple[Tensor, Tensor]]:
         """This process's share of a split, in batches as they are in one process."""
         processes = self.runtime.processes
-        return self._views(split, resolution, processes.rank, processes.count).labelled()
+        return self.views(split, resolution, processes.rank, processes.count).labelled()
 
     def _batches(self, split: Split, resolution: int, part: int, parts: int) -> Iterable[Batch]:
         key = split.name, resolution, part, parts
@@ -280,62 +292,6 @@ def families(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
     return [tuple(members) for members in found.values()]
 
 
-def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Gathers a plain module's batch-norm statistics anew, in place: the means over images of batch mean and variance.
-
-    As in OFA, the variance is the biased one, and batches count by their images. The module is left in evaluation mode.
-
-    Args:
-        module: A module with `nn.BatchNorm2d` layers.
-        inputs: Normalised images (N, C, H, W) each, N at least 2.
-    """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    widths = [norm.num_features for norm in norms]
-    values_per_channel: dict[nn.Module, float] = {}
-
-    def note_size(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        values_per_channel[layer] = given[0].numel() / given[0].shape[1]
-
-    hooks = [norm.register_forward_pre_hook(note_size) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    # All norms write into one tensor, so that a batch is added with one operation, not with four for each of them.
-    like = norms[0].running_mean
-    assert like is not None
-    batch = like.new_zeros(2, sum(widths))
-    module.eval()
-    for norm, mean, var in zip(norms, *(row.split(widths) for row in batch), strict=True):
-        norm.train()
-        norm.momentum, norm.running_mean, norm.running_var = 1.0, mean, var
-    total, sums = 0, torch.zeros_like(batch)
-    with torch.inference_mode():
-        for images in inputs:
-            module(images)
-            total += len(images)
-            counts = [values_per_channel[norm] for norm in norms]
-            biased = [(count - 1) / count for count in counts]
-            factors = torch.tensor([[1.0] * len(norms), biased], dtype=torch.float64)
-            per_channel = factors.repeat_interleave(torch.tensor(widths), dim=1)
-            sums.addcmul_(batch, per_channel.to(batch), value=len(images))
-    assert total, "there is at least one batch to calibrate with"
-    means, variances = (row.split(widths) for row in sums / total)
-    for norm, momentum, mean, var in zip(norms, momenta, means, variances, strict=True):
-        norm.momentum, norm.running_mean, norm.running_var = momentum, mean.clone(), var.clone()
-    for hook in hooks:
-        hook.remove()
-    module.eval()
-
-
-def adopt_statistics(net: Supernet, module: nn.Module) -> None:
-    """Copies an extracted module's batch-norm statistics into the supernet that it was extracted from."""
-    with torch.no_grad():
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                norm = net.get_submodule(name)
-                for key in ("running_mean", "running_var"):
-                    statistics = getattr(layer, key)
-                    getattr(norm, key)[: len(statistics)].copy_(statistics)
-
-
 def mean_top1(scores: Iterable[Score]) -> float:
     """Mean accuracy of some scores."""
     values = [score.top1 for score in scores]
@@ -343,7 +299,7 @@ def mean_top1(scores: Iterable[Score]) -> float:
 
 
 def _beginning(family: tuple[Subnet, ...]) -> tuple[Any, ...]:
-    """What decides over a family's layers up to `BEGINNING`, in a form that can be sorted."""
+    """What decides over a family's layers up to its first block, in a form that can be sorted."""
     resolution, block = family[0].resolution, family[0].blocks(0)[0]
     return resolution, block.kernel or 0, block.expand or 0, block.level
 

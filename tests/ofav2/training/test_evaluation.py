@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import supernets
 from ofav2.data import ImageData
 from ofav2.data.views import evaluation_view
-from ofav2.training.evaluation import Score, adopt_statistics, families, mean_top1, recalibrate
+from ofav2.training.evaluation import Score, families, mean_top1
+from ofav2.training.recalibration import adopt_statistics, recalibrate
 from supernets import Subnet, Supernet
 from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_judge, tiny_net
 from tests.supernets.randomise import randomise
