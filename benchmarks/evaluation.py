@@ -67,8 +67,9 @@ class Outcome:
     """All networks, the first one's loading included."""
     top1: dict[str, dict[Subnet, float]]
     """Accuracies (0..1) by side."""
-    statistics_gap: float
-    """Largest difference of batch-norm statistics: of means by the deviation, of variances by the variance."""
+    statistics_gap: float | None
+    """Largest difference of batch-norm statistics: of means by the deviation, of variances by the variance. None where
+    each side loads images of its own."""
 
 
 def compare(data: ImageData, options: Options) -> Outcome:
@@ -114,7 +115,7 @@ def compare(data: ImageData, options: Options) -> Outcome:
     # Networks that begin alike come one after the other on our side, so the sides go through them in other orders.
     times = time_sides({"ofav2": side("ofav2", ours), "ofa": side("ofa", peers)}, repeats=len(set(subnets)), warmup=0)
     if options.own_loading:
-        return Outcome(times, seconds, top1, float("nan"))
+        return Outcome(times, seconds, top1, None)
     gaps = [_gap(judge, net, theirs, subnet, own[0]) for subnet in subnets[: options.compared]]
     assert max(gaps) < 1e-5, f"statistics differ by {max(gaps)}"
     assert top1["ofav2"] == top1["ofa"], "accuracies differ"
@@ -228,8 +229,16 @@ def main() -> None:
         images=chosen.images,
         own_loading=chosen.own_loading,
     )
-    data = open_data(DataConfig(name="tiny_imagenet", root=chosen.data_root, resolutions=(options.resolution,)))
-    found = compare(data, options)
+    show(compare(open_data(tiny_imagenet(chosen.data_root, options.resolution)), options), options)
+
+
+def tiny_imagenet(root: str, resolution: int) -> DataConfig:
+    """The data set that the results are given for."""
+    return DataConfig(name="tiny_imagenet", root=root, resolutions=(resolution,))
+
+
+def show(found: Outcome, options: Options) -> None:
+    """Shows the table and writes the JSON."""
     loading = "each side's own loading" if options.own_loading else "decoded images in memory"
     facts = {
         "options": vars(options),
@@ -237,7 +246,7 @@ def main() -> None:
         "ratio_of_sums": found.seconds["ofa"] / found.seconds["ofav2"],
         "statistics_gap": found.statistics_gap,
     }
-    sizes = f"{options.calibration_images} calibration and {min(options.images, len(data.test))} test images"
+    sizes = f"{options.calibration_images} calibration and {options.images} test images"
     sums = f"in all {found.seconds['ofa']:.1f} s and {found.seconds['ofav2']:.1f} s"
     title = f"SE_B, {options.networks} networks, {sizes}, {loading}: {sums}, {facts['ratio_of_sums']:.2f} times"
     report("evaluation-own-loading" if options.own_loading else "evaluation", title, found.times, "ofa", facts)
