@@ -68,8 +68,8 @@ class Outcome:
     top1: dict[str, dict[Subnet, float]]
     """Accuracies (0..1) by side."""
     statistics_gap: float | None
-    """Largest difference of batch-norm statistics: of means by the deviation, of variances by the variance. None where
-    each side loads images of its own."""
+    """Largest difference of batch-norm statistics x and y, as |x - y| / (1 + |y|); None where each side loads images of
+    its own."""
 
 
 def compare(data: ImageData, options: Options) -> Outcome:
@@ -81,15 +81,7 @@ def compare(data: ImageData, options: Options) -> Outcome:
     test = data.test.take("test", np.random.default_rng(0).permutation(len(data.test))[: options.images])
     data = replace(data, test=test)
     classes = len(data.classes)
-    theirs = OFAMobileNetV3(
-        n_classes=classes,
-        bn_param=(0.1, 1e-5),
-        dropout_rate=0.1,
-        width_mult=options.width_mult,
-        ks_list=[3, 5, 7],
-        expand_ratio_list=[3, 4, 6],
-        depth_list=[2, 3, 4],
-    ).eval()
+    theirs = ofa_supernet(classes, options.width_mult)
     net = supernets.create(
         "se_b", num_classes=classes, width_mult=options.width_mult, resolutions=(options.resolution,)
     )
@@ -120,6 +112,22 @@ def compare(data: ImageData, options: Options) -> Outcome:
     assert max(gaps) < 1e-5, f"statistics differ by {max(gaps)}"
     assert top1["ofav2"] == top1["ofa"], "accuracies differ"
     return Outcome(times, seconds, top1, max(gaps))
+
+
+def ofa_supernet(classes: int, width_mult: float) -> nn.Module:
+    """The peer's supernet with weights that are the same each time."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net: nn.Module = OFAMobileNetV3(
+            n_classes=classes,
+            bn_param=(0.1, 1e-5),
+            dropout_rate=0.1,
+            width_mult=width_mult,
+            ks_list=[3, 5, 7],
+            expand_ratio_list=[3, 4, 6],
+            depth_list=[2, 3, 4],
+        )
+    return net.eval()
 
 
 def evaluate_ofa(supernet: nn.Module, subnet: Subnet, calibration: Loader, images: Loader) -> float:
@@ -204,9 +212,12 @@ def _gap(judge: Judge, net: Supernet, supernet: nn.Module, subnet: Subnet, calib
     set_running_statistics(theirs, calibration())
     in_order = [ours.get_submodule(str(node.target)) for node in ours.graph.nodes if node.op == "call_module"]
     pairs = list(zip(_norms(in_order), _norms(theirs.modules()), strict=True))
-    means = max(((a.running_mean - b.running_mean) / (b.running_var + b.eps).sqrt()).abs().max() for a, b in pairs)
-    variances = max(((a.running_var - b.running_var) / (b.running_var + b.eps)).abs().max() for a, b in pairs)
-    return float(max(means, variances))
+    keys = ("running_mean", "running_var")
+    return max(_difference(getattr(a, key), getattr(b, key)) for a, b in pairs for key in keys)
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    return float(((found - expected).abs() / (1 + expected.abs())).max())
 
 
 def _norms(layers: Iterable[nn.Module]) -> list[Any]:
