@@ -166,19 +166,23 @@ class Judge:
         in two.
         """
         for _, alike in groupby(found, _beginning):
-            members = list(alike)
-            views = self.views(split, members[0][0].resolution, part, parts)
-            first, rest = self._parts(net, members[0])
-            through = self._through(first, views, split) if len(members) > 1 else None
-            for number, family in enumerate(members):
-                first, rest = self._parts(net, family) if number else (first, rest)
-                calibration, images = through or views
-                module = rest if through else nn.Sequential(first, rest)
-                recalibrate(module, calibration())
-                if not through:
-                    absorb_norms(first)
-                absorb_norms(rest)
-                yield self._correct(module, images())
+            yield from self._corrects_alike(net, list(alike), split, part, parts)
+
+    def _corrects_alike(
+        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
+    ) -> Iterator[list[int]]:
+        views = self.views(split, found[0][0].resolution, part, parts)
+        first, rest = self._parts(net, found[0])
+        through = self._through(first, views, split) if len(found) > 1 else None
+        calibration, images = through or views
+        for number, family in enumerate(found):
+            first, rest = self._parts(net, family) if number else (first, rest)
+            module = rest if through else nn.Sequential(first, rest)
+            recalibrate(module, calibration())
+            if not through:
+                absorb_norms(first)
+            absorb_norms(rest)
+            yield self._correct(module, images())
 
     def _through(self, first: GraphModule, views: Views, split: Split) -> Views | None:
         """What the first layers make of the images, recalibrated; nothing where that is too large to keep."""
