@@ -16,11 +16,12 @@ from ofav2.learn import learn
 from ofav2.prepare import Setup, prepare, refuse_changes, refuse_disagreement
 from ofav2.subnets import corners
 from ofav2.training import checkpoint
-from ofav2.training.evaluation import Score, adopt_statistics, mean_top1
+from ofav2.training.evaluation import Score, mean_top1
 from ofav2.training.interrupt import Stopped, stop_requests
 from ofav2.training.objectives import Objective, joint, students
 from ofav2.training.phases import Phase
 from ofav2.training.processes import Processes, together
+from ofav2.training.recalibration import adopt_statistics
 from ofav2.training.state import State, load_newest, set_aside_after
 from ofav2.training.teaching import choose_teacher
 from ofav2.training.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked

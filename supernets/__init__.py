@@ -7,6 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
+from supernets.extract import absorb_norms, fold_norms, lone_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
@@ -24,9 +25,12 @@ __all__ = (
     "StageNumbers",
     "Subnet",
     "Supernet",
+    "absorb_norms",
     "create",
+    "fold_norms",
     "infer_ofa_options",
     "load_ofa_state_dict",
+    "lone_norms",
     "names",
     "sort_channels",
     "walk_blocks",

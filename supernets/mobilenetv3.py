@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 from supernets.architecture import Architecture
 from supernets.blocks import ConvNorm, ExitHead, InvertedResidual, build_stage
 from supernets.elastic import Dropout, ElasticConv2d, ElasticDepthwise, Linear
-from supernets.extract import record
+from supernets.extract import record, record_parts
 from supernets.space import Space, SpaceError, Subnet
 
 Exits = Literal["last", "all"] | Sequence[int]
@@ -128,6 +128,22 @@ class Supernet(nn.Module):
         module = record(self, subnet, exits)
         module.eval()
         return module
+
+    def extract_parts(self, subnet: Subnet, exits: Exits = "last") -> tuple[GraphModule, GraphModule]:
+        """The sub-network as two plain modules for inference: all up to its first block, and the rest.
+
+        Networks with equal choices for that block have equal first parts. `rest(first(images))` is what the module
+        that `extract` gives makes of the images, to the bit.
+
+        Args:
+            subnet: The sub-network; its resolution is not looked at.
+            exits: `last`, `all`, or exits by number, ascending.
+
+        Raises:
+            SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
+        """
+        first, rest = record_parts(self, "stages.0.blocks.0", subnet, exits)
+        return first.eval(), rest.eval()
 
     def set_dropout(self, p: float) -> None:
         """Sets the dropout probability of all exits."""

@@ -5,22 +5,28 @@ supernet's running ones belong to no network. A network that is cut at exit 3 co
 the first three stages of the one that goes on to exit 5: such families are extracted, recalibrated and run once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 import distill
 from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
+from ofav2.training.recalibration import recalibrate
 from ofav2.training.runtime import Runtime
-from supernets import Exits, Subnet, Supernet
+from supernets import Exits, Subnet, Supernet, absorb_norms
 
 KEPT_BYTES = 2**30
 """A split's decoded images are kept in memory up to this size, per resolution."""
+CHUNK_PIXELS = 2**17
+"""Pixels of the images that a CPU evaluates at once: what a layer leaves is then still in the caches for the next."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,15 @@ class Score:
     """Share of images whose most likely class is the label, 0..1."""
     images: int
     """Images it was measured on."""
+
+
+class Views(NamedTuple):
+    """Images as a network, or the rest of one, is given them; anew at each call."""
+
+    calibration: Callable[[], Iterable[Tensor]]
+    """Batches to gather statistics from."""
+    labelled: Callable[[], Iterable[tuple[Tensor, Tensor]]]
+    """Images and their labels, in the portions that are evaluated at once."""
 
 
 class Judge:
@@ -71,13 +86,14 @@ class Judge:
         Yields:
             A score per different sub-network, the same ones in every process.
         """
-        for family, correct in self._counted(net, families(subnets), split):
+        for family, correct in self._counted(net, sorted(families(subnets), key=_beginning), split):
             for subnet, count in zip(reversed(family), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
-    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> nn.Module:
+    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> GraphModule:
         """The sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
-        module = self.runtime.place(net.extract(subnet, exits=exits))
+        module = net.extract(subnet, exits=exits)
+        self.runtime.place(module)
         recalibrate(module, self._inputs(self._calibration(subnet.resolution)))
         return module
 
@@ -86,7 +102,7 @@ class Judge:
         module.eval()
         correct = 0
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(self._own_batches(split, resolution)):
+            for images, labels in self._own_images(split, resolution):
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 correct += int((output.argmax(1) == labels).sum())
         return sum(self.runtime.processes.gather(correct)) / len(split)
@@ -98,8 +114,22 @@ class Judge:
 
     def exit_top1(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Top-1 (0..1) of each exit of a module, as it is."""
-        correct = self._correct(module, self._own_batches(split, resolution))
+        correct = self._correct(module, self._own_images(split, resolution))
         return tuple(total / len(split) for total in self.runtime.processes.totals(correct))
+
+    def views(self, split: Split, resolution: int, part: int = 0, parts: int = 1) -> Views:
+        """Calibration images, and a split's, as networks are given them.
+
+        Args:
+            split: The images to measure on.
+            resolution: Their side in pixels.
+            part: Number of the split's first batch, from 0.
+            parts: Distance to the next one; 1 takes all.
+        """
+        return Views(
+            lambda: self._inputs(self._calibration(resolution)),
+            lambda: self._labelled(self._chunks(self._batches(split, resolution, part, parts))),
+        )
 
     def prepare(self, images: Tensor) -> Tensor:
         """Makes uint8 images (N, C, H, W) the network's normalised input."""
@@ -120,25 +150,70 @@ class Judge:
         processes = self.runtime.processes
         # Of two families, the larger one alone takes longer than half of both.
         apart = len(found) - len(found) % processes.count if len(found) >= 2 * processes.count else 0
-        for start in range(0, apart, processes.count):
-            team = found[start : start + processes.count]
-            own = team[processes.rank]
-            correct = self._correct(self._host(net, own), self._batches(split, own[0].resolution))
-            yield from zip(team, processes.gather(correct), strict=True)
-        for family in found[apart:]:
-            correct = self._correct(self._host(net, family), self._own_batches(split, family[0].resolution))
+        own = self._corrects(net, found[processes.rank : apart : processes.count], split, 0, 1)
+        for start, correct in zip(range(0, apart, processes.count), own, strict=True):
+            yield from zip(found[start : start + processes.count], processes.gather(correct), strict=True)
+        parts = self._corrects(net, found[apart:], split, processes.rank, processes.count)
+        for family, correct in zip(found[apart:], parts, strict=True):
             yield family, processes.totals(correct)
 
-    def _host(self, net: Supernet, family: tuple[Subnet, ...]) -> nn.Module:
-        return self.calibrated(net, family[0], tuple(sorted(subnet.height for subnet in family)))
+    def _corrects(
+        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
+    ) -> Iterator[list[int]]:
+        """Correctly classified images of each family in turn; what several in a row begin with is run once.
 
-    def _correct(self, module: nn.Module, batches: Iterable[Batch]) -> list[int]:
-        """Correctly classified images, per exit; of no batches, nothing."""
+        All up to the first block is a quarter of an evaluation. A second block is far smaller, and few networks agree
+        in two.
+        """
+        for _, alike in groupby(found, _beginning):
+            yield from self._corrects_alike(net, list(alike), split, part, parts)
+
+    def _corrects_alike(
+        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
+    ) -> Iterator[list[int]]:
+        views = self.views(split, found[0][0].resolution, part, parts)
+        first, rest = self._parts(net, found[0])
+        through = self._through(first, views, split) if len(found) > 1 else None
+        calibration, images = through or views
+        for number, family in enumerate(found):
+            first, rest = self._parts(net, family) if number else (first, rest)
+            module = rest if through else nn.Sequential(first, rest)
+            recalibrate(module, calibration())
+            if not through:
+                absorb_norms(first)
+            absorb_norms(rest)
+            yield self._correct(module, images())
+
+    def _through(self, first: GraphModule, views: Views, split: Split) -> Views | None:
+        """What the first layers make of the images, recalibrated; nothing where that is too large to keep."""
+        calibration, images = views
+        with torch.inference_mode():
+            bytes_per_image = first(next(iter(calibration()))[:1]).nbytes
+        if bytes_per_image * (len(split) + self.config.calibration_images) > KEPT_BYTES:
+            return None
+        calibrated: list[Tensor] = []
+        hook = first.register_forward_hook(lambda layers, given, made: calibrated.append(made))
+        recalibrate(first, calibration())
+        hook.remove()
+        absorb_norms(first)
+        with torch.inference_mode(), self.runtime.autocast():
+            judged = [(first(given), labels) for given, labels in images()]
+        return Views(lambda: calibrated, lambda: judged)
+
+    def _parts(self, net: Supernet, family: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
+        """A family's networks in one, in two parts, on the device."""
+        first, rest = net.extract_parts(family[0], tuple(sorted(subnet.height for subnet in family)))
+        self.runtime.place(first)
+        self.runtime.place(rest)
+        return first, rest
+
+    def _correct(self, module: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> list[int]:
+        """Correctly classified images, per exit; of no images, nothing."""
         module.eval()
         counts: list[Tensor] = []
         with torch.inference_mode(), self.runtime.autocast():
-            for images, labels in self._labelled(batches):
-                found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(images))])
+            for given, labels in images:
+                found = torch.stack([(out.argmax(1) == labels).sum() for out in exit_logits(module(given))])
                 counts.append(found)
         correct: list[int] = torch.stack(counts).sum(0).tolist() if counts else []
         return correct
@@ -147,14 +222,24 @@ class Judge:
         for batch in batches:
             yield self.prepare(self.runtime.send(batch.images)), self.runtime.send(batch.labels)
 
+    def _chunks(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Batches in the parts that are evaluated at once; their bounds depend on nothing but the batch."""
+        if self.runtime.device.type != "cpu":
+            yield from batches
+            return
+        for images, labels in batches:
+            count = max(1, CHUNK_PIXELS // (images.shape[-2] * images.shape[-1]))
+            yield from map(Batch, images.split(count), labels.split(count))
+
     def _inputs(self, batches: Iterable[Batch]) -> Iterator[Tensor]:
         return (images for images, _ in self._labelled(batches))
 
-    def _own_batches(self, split: Split, resolution: int) -> Iterable[Batch]:
-        """This process's share of a split's batches, each as it is in one process."""
-        return self._batches(split, resolution, self.runtime.processes.rank, self.runtime.processes.count)
+    def _own_images(self, split: Split, resolution: int) -> Iterable[tuple[Tensor, Tensor]]:
+        """This process's share of a split, in batches as they are in one process."""
+        processes = self.runtime.processes
+        return self.views(split, resolution, processes.rank, processes.count).labelled()
 
-    def _batches(self, split: Split, resolution: int, part: int = 0, parts: int = 1) -> Iterable[Batch]:
+    def _batches(self, split: Split, resolution: int, part: int, parts: int) -> Iterable[Batch]:
         key = split.name, resolution, part, parts
         if key in self._decoded:
             return self._decoded[key]
@@ -211,63 +296,16 @@ def families(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
     return [tuple(members) for members in found.values()]
 
 
-def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Gathers a plain module's batch-norm statistics anew, in place: the means over images of batch mean and variance.
-
-    As in OFA, the variance is the biased one, and batches count by their images. The module is left in evaluation mode.
-
-    Args:
-        module: A module with `nn.BatchNorm2d` layers.
-        inputs: Normalised images (N, C, H, W) each, N at least 2.
-    """
-    norms = [layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)]
-    sums = [(torch.zeros_like(norm.running_mean), torch.zeros_like(norm.running_var)) for norm in norms]  # type: ignore[arg-type]
-    values_per_channel: dict[nn.Module, float] = {}
-
-    def note_size(layer: nn.Module, given: tuple[Tensor, ...]) -> None:
-        values_per_channel[layer] = given[0].numel() / given[0].shape[1]
-
-    hooks = [norm.register_forward_pre_hook(note_size) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    module.eval()
-    for norm in norms:
-        norm.train()
-        norm.momentum = 1.0
-    total = 0
-    with torch.inference_mode():
-        for images in inputs:
-            module(images)
-            total += len(images)
-            for norm, (mean, var) in zip(norms, sums, strict=True):
-                assert norm.running_mean is not None
-                assert norm.running_var is not None
-                count = values_per_channel[norm]
-                mean += norm.running_mean * len(images)
-                var += norm.running_var * (len(images) * (count - 1) / count)
-    assert total, "there is at least one batch to calibrate with"
-    for norm, momentum, (mean, var) in zip(norms, momenta, sums, strict=True):
-        norm.momentum = momentum
-        norm.running_mean, norm.running_var = mean / total, var / total
-    for hook in hooks:
-        hook.remove()
-    module.eval()
-
-
-def adopt_statistics(net: Supernet, module: nn.Module) -> None:
-    """Copies an extracted module's batch-norm statistics into the supernet that it was extracted from."""
-    with torch.no_grad():
-        for name, layer in module.named_modules():
-            if isinstance(layer, nn.BatchNorm2d):
-                norm = net.get_submodule(name)
-                for key in ("running_mean", "running_var"):
-                    statistics = getattr(layer, key)
-                    getattr(norm, key)[: len(statistics)].copy_(statistics)
-
-
 def mean_top1(scores: Iterable[Score]) -> float:
     """Mean accuracy of some scores."""
     values = [score.top1 for score in scores]
     return sum(values) / len(values)
+
+
+def _beginning(family: tuple[Subnet, ...]) -> tuple[Any, ...]:
+    """What decides over a family's layers up to its first block, in a form that can be sorted."""
+    resolution, block = family[0].resolution, family[0].blocks(0)[0]
+    return resolution, block.kernel or 0, block.expand or 0, block.level
 
 
 def _cut(subnet: Subnet, height: int) -> Subnet:

@@ -17,7 +17,7 @@ from ofav2.errors import RunError
 from ofav2.run import Run
 from ofav2.subnets.extract import OpenedRun
 from ofav2.subnets.load import SUBNET_FACTS, SUBNET_WEIGHTS, build_supernet, load_run
-from ofav2.training.evaluation import adopt_statistics
+from ofav2.training.recalibration import adopt_statistics
 from supernets import Supernet
 from tests.ofav2 import tiny
 

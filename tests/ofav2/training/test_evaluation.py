@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import supernets
 from ofav2.data import ImageData
 from ofav2.data.views import evaluation_view
-from ofav2.training.evaluation import Score, adopt_statistics, families, mean_top1, recalibrate
+from ofav2.training.evaluation import Score, families, mean_top1
+from ofav2.training.recalibration import adopt_statistics, recalibrate
 from supernets import Subnet, Supernet
 from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_judge, tiny_net
 from tests.supernets.randomise import randomise
@@ -252,7 +253,7 @@ def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
     judge = tiny_judge(data, eval_crop=1.0)
     module = judge.calibrated(net, net.space.largest(), net.architecture.exits)
     hits = 0
-    for images, labels in judge._labelled(judge._batches(data.val, 20)):
+    for images, labels in judge._labelled(judge._batches(data.val, 20, 0, 1)):
         with torch.no_grad():
             weighted = sum(float(b) * logits.double() for b, logits in zip(B, module(images), strict=True))
         hits += int((weighted.argmax(1) == labels).sum())
