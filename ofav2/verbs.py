@@ -11,6 +11,7 @@ from ofav2 import console, recipe
 
 if TYPE_CHECKING:
     from ofav2.subnets.asked import Asked
+    from ofav2.subnets.choose import Choice
     from ofav2.subnets.extract import OpenedRun
     from supernets import Exits, Subnet
 
@@ -113,11 +114,11 @@ def extract_subnet(arguments: argparse.Namespace) -> None:
     chosen = _read_subnet(arguments.subnet) if arguments.subnet else None
     run = open_for_judging(arguments.run)
     space = run.loaded.net.space
+    subnet, facts = chosen or (space.largest() if arguments.largest else space.smallest()), None
     if asked:
-        subnet = _choose(arguments, run, asked)
-    else:
-        subnet = chosen or (space.largest() if arguments.largest else space.smallest())
-    written = extract(run, subnet, arguments.out, _exits(arguments.exits))
+        choice = _choose(arguments, run, asked)
+        subnet, facts = choice.best.subnet, choice.to_dict()
+    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts)
     before, after = (written["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
     rows = [
         (exit, split, f"{100 * before[split][exit]:.2f}", f"{100 * after[split][exit]:.2f}")
@@ -179,7 +180,7 @@ def _asked(arguments: argparse.Namespace) -> "Asked | None":
     )
 
 
-def _choose(arguments: argparse.Namespace, run: "OpenedRun", asked: "Asked") -> "Subnet":
+def _choose(arguments: argparse.Namespace, run: "OpenedRun", asked: "Asked") -> "Choice":
     from ofav2.subnets.asked import CANDIDATE_COLUMNS, candidate_rows, describe_choice
     from ofav2.subnets.choose import choose
 
@@ -190,7 +191,7 @@ def _choose(arguments: argparse.Namespace, run: "OpenedRun", asked: "Asked") -> 
     console.show(console.table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
     for sentence in describe_choice(run, choice, count, asked.table):
         console.say(sentence)
-    return choice.best.subnet
+    return choice
 
 
 def calibrate(arguments: argparse.Namespace) -> None:

@@ -79,6 +79,10 @@ def _page(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"- run {_code(origin['run'])}, phase {_code(origin['phase'])}"
     yield f"- checkpoint SHA-256 `{origin['checkpoint_sha256']}`"
     yield f"- data fingerprint {_code(origin['data_fingerprint'])}"
+    if found := described.get("choice"):
+        limits = ", ".join(f"{name} {value:,}" for name, value in found["limits"].items()) or "none"
+        count, seed = found["candidates"], found["seed"]
+        yield f"- the best on validation of {count} random networks (seed {seed}); limits: {limits}"
     for step in described.get("finetuning", ()):
         yield (
             f"- fine-tuned from weights SHA-256 `{step['source_sha256']}` on {_code(step['data'])}, fingerprint"

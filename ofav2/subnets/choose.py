@@ -8,7 +8,8 @@ below them, where the accurate ones are.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -47,11 +48,27 @@ class Choice:
     """What was asked for."""
     ranked: tuple[Candidate, ...]
     """All candidates, the most accurate first; of equals, the one with the fewest multiply-adds."""
+    space: Space
+    """The part of the run's space that they were drawn from."""
+    seed: int
+    """Seed of the draw."""
 
     @property
     def best(self) -> Candidate:
         """The chosen network."""
         return self.ranked[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for and how it was looked for, for `subnet.json`."""
+        limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
+        return {
+            "limits": limits,
+            "exits": list(self.space.height),
+            "resolutions": list(self.space.resolution),
+            "candidates": len(self.ranked),
+            "seed": self.seed,
+            "ranked_on": "val",
+        }
 
 
 def choose(
@@ -76,8 +93,8 @@ def choose(
     Raises:
         UserError: If no network can keep the limits; the message says what can be kept.
     """
-    net = run.loaded.net
-    drawn = draw_within(net.architecture, space or net.space, limits, candidates=candidates, seed=seed, table=table)
+    net, space = run.loaded.net, space or run.loaded.net.space
+    drawn = draw_within(net.architecture, space, limits, candidates=candidates, seed=seed, table=table)
     for subnet in drawn:
         net.space.check(subnet)
     found = []
@@ -86,10 +103,8 @@ def choose(
             found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.top1))
             advance(top1=score.top1)
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
-    return Choice(
-        limits,
-        tuple(sorted(found, key=lambda one: (-one.top1, one.price.macs, net.space.encode(one.subnet)))),
-    )
+    ranked = sorted(found, key=lambda one: (-one.top1, one.price.macs, net.space.encode(one.subnet)))
+    return Choice(limits, tuple(ranked), space, seed)
 
 
 def draw_within(

@@ -63,7 +63,14 @@ def open_for_judging(run: str | Path, phase: str | None = None) -> OpenedRun:
     return OpenedRun(loaded, data, judge, runtime, same_data, recipe.dump(config))
 
 
-def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "last") -> dict[str, Any]:
+def extract(
+    run: OpenedRun,
+    subnet: Subnet,
+    out: str | Path,
+    exits: Exits = "last",
+    *,
+    choice: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
 
     Before it is recalibrated, the extracted network's logits are compared with the supernet's on real images, and a
@@ -74,6 +81,7 @@ def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "las
         subnet: A network of the run's space.
         out: Folder to make; it must not exist, or be empty.
         exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
+        choice: How it was chosen, `Choice.to_dict()`, to be kept in `subnet.json`; None for a network that was named.
 
     Returns:
         The content of `subnet.json`.
@@ -99,6 +107,7 @@ def extract(run: OpenedRun, subnet: Subnet, out: str | Path, exits: Exits = "las
     module = judge.calibrated(net, subnet, exits)
     after = _top1(run, module, subnet, exits)
     described = _describe(run, subnet, exits) | {
+        "choice": choice,
         "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
         "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
         "checks": checks,

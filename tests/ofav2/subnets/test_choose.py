@@ -10,6 +10,7 @@ import pytest
 
 import ofav2
 import supernets
+from ofav2.cli import main
 from ofav2.errors import UserError
 from ofav2.run import Run
 from ofav2.subnets.choose import choose, draw_within, feasible
@@ -18,6 +19,7 @@ from ofav2.subnets.latency import Machine
 from ofav2.subnets.latency_table import LatencyTable, PredictionError, _parts
 from ofav2.subnets.layers import block_choices
 from ofav2.subnets.limits import UNITS, Limits
+from ofav2.subnets.load import describe_subnet
 from supernets import Subnet, Supernet
 
 NAMES = tuple(UNITS)
@@ -154,6 +156,24 @@ def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
     assert choice == choose(opened, limits, candidates=6, seed=3)
 
 
+def test_how_a_network_was_chosen_is_written_beside_it(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofav2.subnets.write.write_exports", lambda *_: {"outputs": ["logits"]})
+    out, options = tmp_path / "small", ["--max-macs", "1M", "--max-params", "1M", "--exit", "1,2", "--candidates", "3"]
+    assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out)]) == 0
+    written = describe_subnet(out)
+    limits = {"params": 10**6, "macs": 10**6}
+    assert written["choice"].items() >= {"limits": limits, "exits": [1, 2], "candidates": 3, "seed": 4}.items()
+    opened = ofav2.open_for_judging(tiny_run.folder)
+    space = opened.loaded.net.space.restrict(height=(1, 2))
+    again = choose(opened, Limits(**limits), space=space, candidates=3, seed=4)
+    assert again.best.subnet == Subnet.from_dict(written["subnet"])
+    assert again.to_dict() == written["choice"]
+    card = (out / "model_card.md").read_text()
+    assert "best on validation of 3 random networks (seed 4); limits: params 1,000,000, macs 1,000,000" in card
+
+
 def scores_of(choice: Any) -> list[Subnet]:
     return [one.subnet for one in choice.ranked]
 
@@ -176,8 +196,6 @@ def scores_of(choice: Any) -> list[Subnet]:
 def test_nonsense_is_one_line_and_writes_nothing(
     options: list[str], said: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from ofav2.cli import main
-
     out = tmp_path / "out"
     assert main(["extract", str(tiny_run.folder), "--out", str(out), *options]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
