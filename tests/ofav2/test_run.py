@@ -195,6 +195,17 @@ class Watched:
     def identity(self) -> bytes:
         return self.images.identity()
 
+    def names(self) -> list[str] | None:
+        return self.images.names()
+
+    @property
+    def decoded(self) -> bool:
+        return self.images.decoded
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.images.size
+
 
 def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
