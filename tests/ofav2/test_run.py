@@ -229,6 +229,18 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     assert False in seen["train"]
 
 
+def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
+    settings = ("data.mixup=0.4", "data.cutmix=1.0", "data.randaugment=[1,9]", "data.jitter=[0.2,0.2,0.2,0.1]")
+    losses = [
+        [line["loss"] for line in read_metrics(train_two(tmp_path / name, *settings).folder) if "loss" in line]
+        for name in ("first", "second")
+    ]
+    assert losses[0]
+    assert losses[0] == losses[1]
+    plain = [line["loss"] for line in read_metrics(train_two(tmp_path / "plain").folder) if "loss" in line]
+    assert plain != losses[0]
+
+
 def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train_two(tmp_path)
     assert "height is skipped: this supernet has no choice of height" in capsys.readouterr().err
