@@ -55,7 +55,8 @@ class DataConfig:
     bad_images: Literal["refuse", "skip"] = "refuse"
     """Whether an image that cannot be decoded, or cannot be rightly labelled, ends the run or is left out."""
     resolutions: tuple[int, ...] = (64,)
-    """Square image sides in pixels of which each training batch draws one; a single one: no elastic resolution."""
+    """Square image sides in pixels of which each training batch draws one, as a list or a range such as
+    `48..64 step 4`; a single one: no elastic resolution."""
     batch_size: int = 64
     """Images per training step."""
     workers: int = 0

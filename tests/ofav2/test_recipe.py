@@ -416,6 +416,39 @@ def leaves(kind: type[Any], key: str = "") -> Iterator[tuple[str, Any]]:
             yield full, hint
 
 
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("48..64 step 4", (48, 52, 56, 60, 64)), ("16..16 step 1", (16,)), ("  16 .. 24  step 8 ", None)],
+)
+def test_whole_numbers_may_be_given_as_a_range(text: str, numbers: tuple[int, ...] | None) -> None:
+    if numbers is None:
+        assert "must be a list or a range" in refusal("digits", f"data.resolutions={text}")
+        return
+    config = recipe.load("digits", [f"data.resolutions={text}"])
+    assert config.data.resolutions == numbers
+    assert f"- {numbers[0]}\n" in recipe.dump(config)
+    assert recipe.load("digits", ["supernet.kernel=3..7 step 2"]).supernet.kernel == (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "48..64",
+        "64..48 step 4",
+        "48..64 step 5",
+        "48..64 step 0",
+        "1..16384 step 1",
+        "a..b step 4",
+        "48-64",
+        "\u0663..\u0667 step 2",
+    ],
+)
+def test_a_range_that_is_none_is_refused(text: str) -> None:
+    told = refusal("digits", f"data.resolutions={text}")
+    assert told.startswith("data.resolutions (")
+    assert "48..64 step 4" in told
+
+
 def test_every_number_and_text_of_the_schema_has_a_range() -> None:
     ranged = {key.replace("phases.kernel", "phases.full") for key, _, _ in EDGES}
     free = {key for key, hint in leaves(Config) if hint is bool or hint is Any or "Literal" in str(hint)}

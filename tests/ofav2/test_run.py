@@ -229,6 +229,15 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     assert False in seen["train"]
 
 
+def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
+    kept = folder.read_json(tiny_run.folder / folder.SPLIT)
+    facts = folder.open_run(tiny_run.folder)
+    assert kept["fingerprint"] == facts["data"]["fingerprint"]
+    assert {name: len(kept[name]["numbers"]) for name in ("val", "test")} == {
+        name: facts["data"]["images"][name] for name in ("val", "test")
+    }
+
+
 def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
     settings = ("data.mixup=0.4", "data.cutmix=1.0", "data.randaugment=[1,9]", "data.jitter=[0.2,0.2,0.2,0.1]")
     losses = [
