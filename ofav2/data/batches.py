@@ -297,7 +297,7 @@ class _TrainImages(Dataset[_Loaded]):
     together: bool
 
     def __getitem__(self, request: Request) -> _Loaded:
-        images = [self.split.image(index) for index in request.indices.tolist()]
+        images = self.split.images.look(request.indices)
         draws = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
         sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
         boxes = crop_boxes(sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
@@ -318,7 +318,7 @@ class _EvalImages(Dataset[Batch]):
     together: bool
 
     def __getitem__(self, indices: Indices) -> Batch:
-        images = [self.split.image(index) for index in indices.tolist()]
+        images = self.split.images.look(indices)
         labels = torch.from_numpy(self.split.labels[indices])
         if self.together:
             return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), labels)
@@ -336,7 +336,7 @@ class _Loader(DataLoader[Any]):
     asks it to; as Python does at its exit with workers that are left.
     """
 
-    def __init__(self, images: Dataset[Sample], **options: Any) -> None:
+    def __init__(self, images: Dataset[Any], **options: Any) -> None:
         super().__init__(images, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
 
     def __iter__(self) -> Any:

@@ -82,12 +82,19 @@ class CheckedImages:
 
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
-        if self.store.pixels is None:
-            return self.files.read(index)
-        number = self.numbers[index]
-        height, width = self.store.shapes[number].tolist()
-        start = int(self.store.offsets[number])
-        return self.store.pixels[start : start + height * width * 3].view(height, width, 3).permute(2, 0, 1).clone()
+        (image,) = self.look(np.array([index]))
+        return image.clone()
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W), not to be written."""
+        pixels, numbers = self.store.pixels, self.numbers[indices]
+        if pixels is None:
+            return self.files.look(indices)
+        starts, shapes = self.store.offsets[numbers].tolist(), self.store.shapes[numbers].tolist()
+        return [
+            pixels.as_strided((3, height, width), (1, width * 3, 3), start)
+            for start, (height, width) in zip(starts, shapes, strict=True)
+        ]
 
     def take(self, indices: Indices) -> "CheckedImages":
         """Give the images at `indices`, in that order."""

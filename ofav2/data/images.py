@@ -41,6 +41,10 @@ class Images(Protocol):
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         ...
 
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W) that are not to be written: they may lie where they are kept."""
+        ...
+
     def take(self, indices: Indices) -> "Images":
         """Give the images at `indices`, in that order."""
         ...
@@ -73,6 +77,11 @@ class ArrayImages:
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         return torch.from_numpy(self.array[index]).clone()
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W), not to be written."""
+        images = torch.from_numpy(self.array)
+        return [images[index] for index in indices.tolist()]
 
     def take(self, indices: Indices) -> "ArrayImages":
         """Give the images at `indices`, in that order."""
@@ -115,6 +124,10 @@ class FileImages:
     def read(self, index: int) -> Tensor:
         """Decode image `index` to a uint8 tensor (3, H, W), see `decode_file`."""
         return decode_file(self.path(index))
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Decode images to uint8 tensors (3, H, W)."""
+        return [self.read(index) for index in indices.tolist()]
 
     def take(self, indices: Indices) -> "FileImages":
         """Give the images at `indices`, in that order."""

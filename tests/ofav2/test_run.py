@@ -189,6 +189,9 @@ class Watched:
         self.seen.append(self.key.exists())
         return self.images.read(index)
 
+    def look(self, indices: Indices) -> list[Tensor]:
+        return [self.read(index) for index in indices.tolist()]
+
     def take(self, indices: Indices) -> "Watched":
         return Watched(self.images.take(indices), self.key, self.seen)
 
