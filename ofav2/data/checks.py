@@ -40,7 +40,7 @@ def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Liste
         listed, broken = _settled(*_looked_at(listed, config, root), config)
         skipped += broken
     if skipped:
-        console.say(f"{config.name}: {len(skipped)} images are left out, the first: {skipped[0]}")
+        console.say(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
         _require_classes(listed)
     return listed, skipped
 
@@ -52,7 +52,7 @@ def say_doubles(parts: Parts) -> None:
     names = _Names(files)
     nodes = np.concatenate([tree.nodes for tree in files])
     same_file = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
-    _say_pair(_first_pair(same_file), names, "are one file under two names; remove one of each")
+    _say_pair(_first_pair(same_file), names, "are one file under two names")
     digests = [split.images.digests for split in splits if isinstance(split.images, CheckedImages)]
     if not digests:
         return
@@ -61,12 +61,10 @@ def say_doubles(parts: Parts) -> None:
     _say_pair(
         _first_pair(same_bytes, in_train),
         names,
-        "have the same content, one in train and one in val or test, so accuracy is flattered; remove one of each",
+        "have the same content, one in train and one in val or test, which flatters accuracy",
     )
     labels = np.concatenate([split.labels for split in splits])
-    _say_pair(
-        _first_pair(same_bytes, labels), names, "have the same content and different classes; remove the wrong ones"
-    )
+    _say_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
 
 
 class _Names:
@@ -100,7 +98,7 @@ def _first_pair(
 def _say_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
     if found is not None:
         count, first, second = found
-        console.say(f"data: {count} pairs of images {what} (the first: {names[first]} and {names[second]})")
+        console.say(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
 
 
 def _files(split: Split) -> FileImages:

@@ -5,6 +5,7 @@ Python list: counting references writes to every item.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -208,7 +209,8 @@ def decode(content: bytes) -> Tensor:
     try:
         image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        raise ValueError(str(error).splitlines()[0]) from error
+        # torchvision puts the place in its own sources before the reason.
+        raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])) from error
     if image.dtype == torch.uint16:
         image = functional.to_dtype(image, torch.uint8, scale=True)
     return image

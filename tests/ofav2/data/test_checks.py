@@ -76,7 +76,7 @@ def test_leaving_images_out_is_as_removing_their_files(
     paths = [spoil(config) for spoil in spoils]
     skipping = replace(config, bad_images="skip", cache_gib=kept)
     opened = data.open_data(skipping)
-    assert f"imagefolder: {len(paths)} images are left out, the first: image " in capsys.readouterr().err
+    assert f"imagefolder: images left out: {len(paths)} (the first: image " in capsys.readouterr().err
     assert sorted(reason.split(":")[0] for reason in opened.skipped) == sorted(f"image {path}" for path in paths)
     assert data.open_data(skipping).skipped == opened.skipped
     for path in paths:
@@ -110,7 +110,7 @@ def test_a_file_under_two_names_is_said(config: DataConfig, capsys: pytest.Captu
     (root(config) / "cat" / "again.jpg").symlink_to(root(config) / "cat" / "002.jpg")
     os.link(root(config) / "dog" / "002.jpg", root(config) / "dog" / "again.jpg")
     data.open_data(replace(config, cache=None))
-    assert "2 pairs of images are one file under two names" in capsys.readouterr().err
+    assert "pairs of images that are one file under two names: 2 (the first: " in capsys.readouterr().err
 
 
 def test_the_same_content_in_train_and_test_or_in_two_classes_is_said(
@@ -128,8 +128,8 @@ def test_the_same_content_in_train_and_test_or_in_two_classes_is_said(
     said = capsys.readouterr().err
     # The fixture's noise depends on the last three parts of a path, which train and test do not share.
     assert "same content" not in before
-    assert "1 pairs of images have the same content, one in train and one in val or test" in said
-    assert "1 pairs of images have the same content and different classes" in said
+    assert "same content, one in train and one in val or test, which flatters accuracy: 1 (" in said
+    assert "same content and different classes: 1 (" in said
     assert str(folder / "test" / "cat" / "000.jpg") in said
 
 
