@@ -315,7 +315,7 @@ def _write(file: IO[bytes], pixels: npt.NDArray[np.uint8], kept: bool) -> None:
 
 def _looks(trees: Sequence[FileImages]) -> Iterator[_Look]:
     """Decode files in several threads, a bounded number of them ahead, and give them in order."""
-    threads = len(os.sched_getaffinity(0))
+    threads = os.cpu_count() or 1
     chunks = ((tree, start) for tree in trees for start in range(0, len(tree.paths), CHUNK))
     ahead: deque[Future[list[_Look]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
