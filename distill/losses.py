@@ -149,7 +149,7 @@ def joint_loss(
 
     Args:
         logits: One tensor (N, classes) per exit, first exit first.
-        labels: Class indices, (N,).
+        labels: Class indices, int64 (N,), or where images are mixed the classes' probabilities, float (N, classes).
         weights: One weight a_i per exit, as in `ExitWeights.losses`; an exit of weight 0 is left out.
         label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1.
 
@@ -161,10 +161,7 @@ def joint_loss(
         DistillError: As `ensemble`.
     """
     counted = _counted_exits(logits, weights)
-    losses = {
-        number: functional.cross_entropy(_wide(exit_logits), labels, label_smoothing=label_smoothing)
-        for number, _, exit_logits in counted
-    }
+    losses = {number: _label_loss(exit_logits, labels, label_smoothing) for number, _, exit_logits in counted}
     total = reduce(torch.add, (weight * losses[number] for number, weight, _ in counted))
     return {"loss": total} | {f"exit_{number}": loss.detach() for number, loss in losses.items()}
 
@@ -182,7 +179,7 @@ def student_loss(
 
     Args:
         logits: Student's logits, (N, classes).
-        labels: Class indices, (N,).
+        labels: Class indices, int64 (N,), or where images are mixed the classes' probabilities, float (N, classes).
         label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1; the teacher's target
             is never smoothed.
         target: What the teacher says about the same batch; None trains on the labels alone.
@@ -198,11 +195,17 @@ def student_loss(
     """
     if not (math.isfinite(kd_ratio) and kd_ratio >= 0):
         raise DistillError(f"kd_ratio ({shown(kd_ratio)}) must be 0 or more and finite; 0 turns distillation off")
-    ce = functional.cross_entropy(_wide(logits), labels, label_smoothing=label_smoothing)
+    ce = _label_loss(logits, labels, label_smoothing)
     if target is None or kd_ratio == 0:
         return {"loss": ce, "ce": ce.detach(), "kd": torch.zeros_like(ce)}
     kd = distance(logits, target)
     return {"loss": kd_ratio * kd + ce, "ce": ce.detach(), "kd": kd.detach()}
+
+
+def _label_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
+    wide = _wide(logits)
+    labels = labels.to(wide.dtype) if labels.is_floating_point() else labels
+    return functional.cross_entropy(wide, labels, label_smoothing=label_smoothing)
 
 
 def _wide(logits: Tensor) -> Tensor:

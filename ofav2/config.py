@@ -47,12 +47,20 @@ class DataConfig:
     """Folder that holds the data set; null for one that comes with a package."""
     download: bool = False
     """Whether torchvision may download the data set into `root` where it offers that."""
+    cache: str | None = None
+    """Folder in which a data set of image files is kept decoded, so that files are decoded once; null decodes them
+    anew each time they are used."""
+    cache_gib: float = 16.0
+    """Largest data set, decoded, in GiB, that is kept there; a larger one is streamed from its files."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """Whether an image that cannot be decoded, or cannot be rightly labelled, ends the run or is left out."""
     resolutions: tuple[int, ...] = (64,)
-    """Square image sides in pixels of which each training batch draws one; a single one: no elastic resolution."""
+    """Square image sides in pixels of which each training batch draws one, as a list or a range such as
+    `48..64 step 4`; a single one: no elastic resolution."""
     batch_size: int = 64
     """Images per training step."""
     workers: int = 0
-    """DataLoader worker processes; 0 loads in the training process."""
+    """DataLoader worker processes that decode files; 0, and images that are decoded already: the training process."""
     val_fraction: float = 0.15
     """Share of the training split that is held out for validation, drawn per class."""
     test_fraction: float = 0.2
@@ -65,6 +73,15 @@ class DataConfig:
     """Range of the random crop's aspect ratio (width over height)."""
     flip: bool = True
     """Whether training images are mirrored left to right with probability one half."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths of random changes of brightness, contrast, saturation and hue (up to 0.5), as torchvision's
+    ColorJitter; zeros turn it off."""
+    randaugment: tuple[int, int] = (0, 9)
+    """RandAugment: operations per image, and their magnitude in 0..30; 0 operations turn it off."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off. With cutmix, each batch draws one of the two."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 turns it off."""
     eval_crop: float = 0.875
     """Share of the resized image's side that evaluation's centre crop keeps; 1 turns the crop off."""
     mean: tuple[float, float, float] | None = None

@@ -43,6 +43,8 @@ def describe_run(name: str, config: Config, data: ImageData, net: Supernet) -> d
             "eval_crop": config.data.eval_crop,
             "fingerprint": data.fingerprint,
             "images": {split.name: len(split) for split in (data.train, data.val, data.test)},
+            # Runs from before images could be left out lack the key, and go on.
+            **({"skipped": {"count": len(data.skipped), "first": list(data.skipped[:20])}} if data.skipped else {}),
         },
         "supernet": {**asdict(net.architecture), "space": asdict(net.space)},
         "wandb_run_id": None,

@@ -1,6 +1,7 @@
 """The run folder: what lies where, how its files are written, and who may write them.
 
     recipe.yaml                     the resolved recipe
+    split.json                      which images were held out for validation and test
     run.json                        facts of the run: format, name, versions, seed, data, status, one record per phase
     metrics.jsonl                   one line per measurement (`ofav2.training.tracking`)
     checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.training.checkpoint`)
@@ -27,6 +28,7 @@ from ofav2.errors import RunError, UserError
 
 FORMAT = "ofav2-run/1"
 RECIPE = "recipe.yaml"
+SPLIT = "split.json"
 FACTS = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
@@ -110,7 +112,7 @@ def take_folder(path: Path) -> Path:
         raise RunError(
             f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
         ) from error
-    if not all(name in (LOCK, RECIPE) or _TEMPORARY.fullmatch(name) for name in lying):
+    if not all(name in (LOCK, RECIPE, SPLIT) or _TEMPORARY.fullmatch(name) for name in lying):
         raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
     return path
 

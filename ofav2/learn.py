@@ -85,6 +85,7 @@ def learn(
         start_step=place.step,
         part=processes.rank,
         parts=processes.count,
+        device=setup.runtime.device,
     )
     with console.progress(f"{phase.name} ({phase.unlocks})", phase.steps - place.step) as advance:
         for step in train_phase(

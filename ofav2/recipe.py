@@ -36,6 +36,7 @@ Settings = TypeVar("Settings", Config, TuningConfig)
 _MAX_BYTES = 2**20
 _MAX_DEPTH = 16
 _MAX_SCALAR = 1000
+_MAX_RANGE = 1024
 
 
 def names() -> tuple[str, ...]:
@@ -368,7 +369,9 @@ def _phase(kind: type[Any], name: str, phases: Mapping[str, Any], key: str) -> A
 
 
 def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    """A list of any length (kinds end in an ellipsis) or of a fixed one."""
+    """A list of any length (kinds end in an ellipsis) or of a fixed one; of whole numbers, a range will do."""
+    if kinds == (int, ...) and isinstance(value, str):
+        return _range(value, key)
     if not isinstance(value, list):
         raise UserError(f"{key} ({show(value)}): must be a list, which is given as a whole; write it as in {key}=[A,B]")
     if kinds[-1] is Ellipsis:
@@ -376,6 +379,18 @@ def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if len(kinds) != len(value):
         raise UserError(f"{key} ({show(value)}): must be a list of {len(kinds)}; it has {len(value)}, correct it")
     return tuple(_fit(kind, item, f"{key}[{i}]") for i, (kind, item) in enumerate(zip(kinds, value, strict=True)))
+
+
+def _range(text: str, key: str) -> tuple[int, ...]:
+    """The numbers that a text such as `48..64 step 4` stands for, both ends included."""
+    found = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9}) step (\d{1,9})", " ".join(text.split()), re.ASCII)
+    low, high, step = map(int, found.groups()) if found else (0, 0, 0)
+    if not found or not step or low > high or (high - low) % step or (high - low) // step >= _MAX_RANGE:
+        raise UserError(
+            f"{key} ({show(text)}): must be a list or a range that its steps fill, of up to {_MAX_RANGE} numbers; "
+            f"write it as in {key}=[48,64] or {key}='48..64 step 4'"
+        )
+    return tuple(range(low, high + 1, step))
 
 
 def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:

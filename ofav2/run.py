@@ -1,5 +1,6 @@
 """The main path: for each phase, choose the teacher, train, judge, save. Read this file first."""
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import distill
 import supernets
 from ofav2 import console, folder, recipe
 from ofav2.config import Config
+from ofav2.data import split_record
 from ofav2.errors import RunError, UserError
 from ofav2.facts import check_progress, describe_run, lasting_facts
 from ofav2.learn import learn
@@ -63,6 +65,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         with _locked(path, processes):
             facts = describe_run(path.name, config, setup.data, setup.net) | {"processes": processes.count}
             processes.first(lambda: folder.write_text(path / folder.RECIPE, recipe.dump(config)))
+            processes.first(lambda: folder.write_text(path / folder.SPLIT, json.dumps(split_record(setup.data)) + "\n"))
             return _go_on(setup, path, _note(processes, path, facts))
 
 

@@ -65,8 +65,9 @@ OWNERS = MappingProxyType(
         "safetensors": ("ofav2/training/checkpoint.py", "ofav2/subnets/", "distill/outside.py"),
     }
 )
-# Dropout takes no generator, so one place derives torch's own state from a step's numbers.
-SEEDERS = ("ofav2/training/runtime.py",)
+# Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
+# numbers, the second one only for as long as a transform draws.
+SEEDERS = ("ofav2/training/runtime.py", "ofav2/data/augment.py")
 TORCH_FREE = ("supernets/space.py",)
 DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})
 
@@ -76,7 +77,15 @@ CODE_RUNNERS = frozenset({"eval", "exec", "compile", "__import__", "torch.hub.lo
 YAML_LOADERS = frozenset({"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"})
 NUMPY_RANDOM = frozenset({"default_rng", "Generator", "SeedSequence", "BitGenerator", "PCG64", "Philox"})
 TORCH_RANDOM = frozenset({"rand", "randn", "randint", "randperm", "normal", "bernoulli", "multinomial"})
-TORCH_SEEDS = frozenset({"torch.manual_seed", "torch.seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all"})
+TORCH_SEEDS = frozenset(
+    {
+        "torch.manual_seed",
+        "torch.seed",
+        "torch.cuda.manual_seed",
+        "torch.cuda.manual_seed_all",
+        "torch.default_generator.manual_seed",
+    }
+)
 
 Rule = Callable[[str, ast.Module], Iterator[str]]
 
@@ -310,6 +319,7 @@ BAD = (
     (chance_has_a_generator, "a.py", "import random"),
     (chance_has_a_generator, "a.py", "import numpy as np\nnp.random.rand(3)"),
     (chance_has_a_generator, "a.py", "import torch\ntorch.manual_seed(0)"),
+    (chance_has_a_generator, "a.py", "import torch\ntorch.default_generator.manual_seed(0)"),
     (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3)"),
     (public_names_have_docstrings, "a.py", "x = 1"),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f(): pass"),

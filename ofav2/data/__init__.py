@@ -1,7 +1,8 @@
 """Images: data sets by name, splits, and batches cut to a resolution.
 
-Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arrays` and `folders` (how each is read),
-`images` (one image), `views` (cropping and resizing), `batches` (the loaders).
+Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arrays` and `folders` (how each is listed),
+`images` (one image), `cache` (decoding once), `checks` (bad images and doubles), `views` (cropping and resizing),
+`augment` (what torchvision does to a batch), `batches` (the loaders).
 """
 
 from ofav2.data.batches import (
@@ -15,7 +16,7 @@ from ofav2.data.batches import (
 )
 from ofav2.data.catalogue import names, open_data
 from ofav2.data.settings import check_settings
-from ofav2.data.splits import ImageData, Split, join
+from ofav2.data.splits import ImageData, Split, join, split_record
 from ofav2.data.views import normalise
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "names",
     "normalise",
     "open_data",
+    "split_record",
     "steps_per_epoch",
     "train_batches",
 ]

@@ -1,8 +1,12 @@
 """Batches of images, from torch's own DataLoader.
 
-What a training step sees is a function of (seed, phase, step) alone. The batch sampler does it: it yields requests,
-each of which carries an image's index, the batch's resolution, and the numbers from which the image's crop and flip are
-drawn. So workers may load batches in any order, and a run may start at any step.
+What a training step sees is a function of (seed, phase, step) alone. The sampler does it: it yields a request per
+batch, which carries the images' indices, the resolution, and the numbers from which crops and flips are drawn. So
+workers may load batches in any order, and a run may start at any step.
+
+Worker processes decode files. Images that are decoded already are taken by the training process, which has them sooner
+than another one could send them. They are cut to the resolution one by one on the CPU, where torch's routine for bytes
+is the fastest, and all at once on other devices; what torchvision adds is done to the batch, on the device.
 """
 
 import os
@@ -10,36 +14,59 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ofav2.config import DataConfig
+from ofav2.data.augment import Augmentation, Key, augmentation, mixed, recoloured
+from ofav2.data.images import Indices
 from ofav2.data.splits import ImageData, Split
-from ofav2.data.views import evaluation_view, training_view
+from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view
 from ofav2.draws import code, generator
 from ofav2.errors import UserError
 
-Sample = tuple[Tensor, int]
+T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Images of one resolution: uint8 (N, 3, r, r), and their labels: int64 (N,)."""
+    """Images of one resolution: uint8, or float32 in 0..255 where they are mixed, (N, 3, r, r), and their labels.
+
+    Labels are classes, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes).
+    """
 
     images: Tensor
     labels: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
-    """One training image to be loaded: which, at what side in pixels, and the numbers its augmentation comes from."""
+    """A training batch, or a part of it, to be loaded."""
 
-    index: int
+    indices: Indices
+    """The images (N,)."""
+    positions: Indices
+    """Their places in the whole batch (N,)."""
+    batch_size: int
+    """Images of the whole batch."""
     resolution: int
-    key: tuple[int, ...]
+    """Side in pixels."""
+    key: Key
+    """Seed, phase's code and step, from which augmentation is drawn."""
+
+
+class _Loaded(NamedTuple):
+    """A batch on its way: cut already, or whole with what it takes to cut it on the device."""
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    mirrored: Tensor | None
+    request: Request
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -71,7 +98,8 @@ def train_batches(
     start_step: int = 0,
     part: int = 0,
     parts: int = 1,
-) -> DataLoader[Sample]:
+    device: torch.device = CPU,
+) -> "TrainBatches":
     """Load a phase's training batches, each augmented and at one resolution.
 
     Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped. The
@@ -86,9 +114,10 @@ def train_batches(
         start_step: First step to load, for a phase that is resumed; batches are those of a phase that was not.
         part: Which part of each batch to load, from 0.
         parts: How many parts a batch has, a divisor of its size.
+        device: Where batches are wanted.
 
     Returns:
-        torch's DataLoader, which yields a `Batch` for every step from `start_step` up to `steps`.
+        A `Batch` on the device for every step from `start_step` up to `steps`, anew each time it is iterated.
 
     Raises:
         UserError: The training split is smaller than one batch, or the seed is negative.
@@ -97,6 +126,10 @@ def train_batches(
     assert 0 <= part < parts, (part, parts)
     assert config.batch_size % parts == 0, (config.batch_size, parts)
     size = config.batch_size // parts
+    settings = augmentation(config, len(data.classes))
+    first = part * size
+    # Each image is mixed with the one before it in the whole batch, which may be another part's, or its last one.
+    before = [(first - 1) % config.batch_size] if settings.mixes else []
     schedule = _Schedule(
         images=len(data.train),
         batch_size=config.batch_size,
@@ -105,16 +138,20 @@ def train_batches(
         phase=phase,
         epoch_steps=steps_per_epoch(len(data.train), config.batch_size),
         steps=range(start_step, steps),
-        positions=range(part * size, (part + 1) * size),
+        positions=np.array([*before, *range(first, first + size)], dtype=np.int64),
     )
-    images = _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip)
-    return _Loader(
-        images,
-        batch_sampler=schedule,
-        num_workers=config.workers,
-        collate_fn=_collate,
+    images = data.train.images
+    together = device.type != "cpu" and images.size is not None
+    loader = _Loader(
+        _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip, together),
+        sampler=schedule,
+        batch_size=None,
+        num_workers=0 if images.decoded else config.workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=_as_it_is,
         generator=_worker_seeds(),
     )
+    return TrainBatches(loader, schedule, settings, device)
 
 
 def eval_batches(
@@ -143,10 +180,11 @@ def eval_batches(
     """
     starts = range(part * batch_size, len(split), parts * batch_size)
     return _Loader(
-        _EvalImages(split, resolution, eval_crop),
-        batch_sampler=[list(range(start, min(start + batch_size, len(split)))) for start in starts],
-        num_workers=workers,
-        collate_fn=_collate,
+        _EvalImages(split, resolution, eval_crop, split.images.size is not None),
+        sampler=[np.arange(start, min(start + batch_size, len(split))) for start in starts],
+        batch_size=None,
+        num_workers=0 if split.images.decoded else workers,
+        collate_fn=_as_it_is,
         generator=_worker_seeds(),
     )
 
@@ -174,8 +212,8 @@ def calibration_batches(
     bounds = list(range(0, len(chosen), batch_size))
     if len(chosen) - bounds[-1] == 1 and len(bounds) > 1:
         bounds.pop()
-    view = _EvalImages(data.train, resolution, eval_crop)
-    return [_collate([view[int(index)] for index in part]) for part in np.split(chosen, bounds[1:])]
+    view = _EvalImages(data.train, resolution, eval_crop, data.train.images.size is not None)
+    return [view[part] for part in np.split(chosen, bounds[1:])]
 
 
 def _at_least_two(key: str, value: int) -> None:
@@ -183,8 +221,44 @@ def _at_least_two(key: str, value: int) -> None:
         raise UserError(f"{key} ({value}): batch norm needs 2 images or more; set a larger number")
 
 
-@dataclass(frozen=True)
-class _Schedule:
+@dataclass(frozen=True, eq=False)
+class TrainBatches:
+    """A phase's training batches, finished on the training device."""
+
+    loader: "DataLoader[_Loaded]"
+    """What loads them, in this process or in workers."""
+    schedule: "Sampler[Request]"
+    """What is loaded, in order."""
+    settings: Augmentation
+    """What is done to them on the device."""
+    device: torch.device
+    """The device."""
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give batch after batch."""
+        for loaded in self.loader:
+            yield _finished(loaded, self.settings, self.device)
+
+
+def _finished(loaded: _Loaded, settings: Augmentation, device: torch.device) -> Batch:
+    request = loaded.request
+    images, labels = (tensor.to(device, non_blocking=True) for tensor in (loaded.images, loaded.labels))
+    if loaded.boxes is not None and loaded.mirrored is not None:
+        boxes, mirrored = (tensor.to(device, non_blocking=True) for tensor in (loaded.boxes, loaded.mirrored))
+        images = cut_together(images, boxes, mirrored, request.resolution)
+    if settings.recolours:
+        images = recoloured(images, request.positions, settings, request.key)
+    if settings.mixes:
+        images, labels = mixed(images, labels, settings, request.key)
+    return Batch(images, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Schedule(Sampler[Request]):
     """The requests of each of a phase's steps, at some positions of its batch."""
 
     images: int
@@ -194,12 +268,12 @@ class _Schedule:
     phase: str
     epoch_steps: int
     steps: range
-    positions: range
+    positions: Indices
 
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def __iter__(self) -> Iterator[Request]:
         phase = code(self.phase)
         drawn = -1
         for step in self.steps:
@@ -208,58 +282,61 @@ class _Schedule:
                 order = generator("order", self.seed, phase, epoch).permutation(self.images)
                 drawn = epoch
             resolution = batch_resolution(self.resolutions, seed=self.seed, phase=self.phase, step=step)
-            first = batch * self.batch_size
-            yield [
-                Request(int(order[first + position]), resolution, (self.seed, phase, step, position))
-                for position in self.positions
-            ]
+            indices = order[batch * self.batch_size + self.positions]
+            yield Request(indices, self.positions, self.batch_size, resolution, (self.seed, phase, step))
 
 
 @dataclass(frozen=True, eq=False)
-class _TrainImages(Dataset[Sample]):
+class _TrainImages(Dataset[_Loaded]):
+    """Training images, cut here one by one, or left to be cut together."""
+
     split: Split
     crop_scale: tuple[float, float]
     crop_ratio: tuple[float, float]
     flip: bool
+    together: bool
 
-    def __getitem__(self, request: Request) -> Sample:
-        view = training_view(
-            self.split.image(request.index),
-            request.resolution,
-            scale=self.crop_scale,
-            ratio=self.crop_ratio,
-            flip=self.flip,
-            rng=generator("augment", *request.key),
-        )
-        return view, int(self.split.labels[request.index])
+    def __getitem__(self, request: Request) -> _Loaded:
+        images = self.split.images.look(request.indices)
+        draws = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
+        sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
+        boxes = crop_boxes(sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
+        mirrored = (draws.mirrors < 0.5) & self.flip
+        labels = torch.from_numpy(self.split.labels[request.indices])
+        if self.together:
+            return _Loaded(torch.stack(images), labels, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
+        return _Loaded(cut_each(images, boxes, mirrored, request.resolution), labels, None, None, request)
 
 
 @dataclass(frozen=True, eq=False)
-class _EvalImages(Dataset[Sample]):
+class _EvalImages(Dataset[Batch]):
+    """Batches of images as evaluation sees them, by their indices."""
+
     split: Split
     resolution: int
     eval_crop: float
+    together: bool
 
-    def __len__(self) -> int:
-        return len(self.split)
-
-    def __getitem__(self, index: int) -> Sample:
-        return evaluation_view(self.split.image(index), self.resolution, self.eval_crop), int(self.split.labels[index])
-
-
-def _collate(samples: Sequence[Sample]) -> Batch:
-    images, labels = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.tensor(labels, dtype=torch.int64))
+    def __getitem__(self, indices: Indices) -> Batch:
+        images = self.split.images.look(indices)
+        labels = torch.from_numpy(self.split.labels[indices])
+        if self.together:
+            return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), labels)
+        return Batch(torch.stack([evaluation_view(image, self.resolution, self.eval_crop) for image in images]), labels)
 
 
-class _Loader(DataLoader[Sample]):
+def _as_it_is(loaded: T) -> T:
+    return loaded
+
+
+class _Loader(DataLoader[Any]):
     """torch's DataLoader, whose workers stay at work when all processes of a job are told to stop.
 
     The step that ends then still needs its images. A worker ends when the training process does, closes the loader, or
     asks it to; as Python does at its exit with workers that are left.
     """
 
-    def __init__(self, images: Dataset[Sample], **options: Any) -> None:
+    def __init__(self, images: Dataset[Any], **options: Any) -> None:
         super().__init__(images, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
 
     def __iter__(self) -> Any:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from ofav2.config import DataConfig
 from ofav2.data import arrays, folders
+from ofav2.data.checks import checked_files, say_doubles
 from ofav2.data.settings import check_settings
-from ofav2.data.splits import Colour, ImageData, Parts, fingerprint
+from ofav2.data.splits import Colour, ImageData, Listed, divide, fingerprint
 from ofav2.errors import UserError
 
 
@@ -16,11 +17,12 @@ class Entry:
     """One data set: how it is read, its colours, and which settings it takes."""
 
     name: str
-    read: Callable[[DataConfig], Parts]
+    read: Callable[[DataConfig], Listed]
     mean: Colour
     std: Colour
     rooted: bool = True
     downloads: bool = False
+    files: bool = False
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -32,9 +34,9 @@ ENTRIES = (
     Entry("digits", arrays.read_digits, (0.3053,) * 3, (0.3759,) * 3, rooted=False),
     Entry("cifar10", arrays.read_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), downloads=True),
     Entry("cifar100", arrays.read_cifar100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), downloads=True),
-    Entry("tiny_imagenet", folders.read_tiny_imagenet, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)),
-    Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD),
-    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD),
+    Entry("tiny_imagenet", folders.read_tiny_imagenet, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), files=True),
+    Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD, files=True),
+    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, files=True),
 )
 
 
@@ -44,7 +46,7 @@ def names() -> tuple[str, ...]:
 
 
 def open_data(config: DataConfig) -> ImageData:
-    """Open a data set and split it; images are decoded later, one by one.
+    """Open a data set and split it; images are decoded later, one by one, or come from the recipe's cache.
 
     Validation images are held out of the training images, class by class, by `split_seed`, unless the data set brings
     its own; they are never test images.
@@ -53,22 +55,31 @@ def open_data(config: DataConfig) -> ImageData:
         config: The recipe's data part.
 
     Raises:
-        UserError: A setting is impossible, the name is unknown, or the folder is not as the data set needs it.
+        UserError: A setting is impossible, the name is unknown, the folder is not as the data set needs it, an image
+            cannot be used, or the cache cannot be written.
     """
     entry = _entry(config.name)
     check_settings(config)
     _refuse_idle_settings(entry, config)
-    parts = entry.read(config)
+    listed = entry.read(config)
+    skipped: tuple[str, ...] = ()
+    if entry.files:
+        listed, skipped = checked_files(listed, config, folders.root_of(config))
+    parts = divide(listed, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.split_seed)
+    if entry.files:
+        say_doubles(parts)
     return ImageData(
         name=entry.name,
-        classes=parts.classes,
+        classes=listed.classes,
         channels=3,
         mean=config.mean or entry.mean,
         std=config.std or entry.std,
         train=parts.train,
         val=parts.val,
         test=parts.test,
-        fingerprint=fingerprint(entry.name, parts.classes, (parts.train, parts.val, parts.test)),
+        fingerprint=fingerprint(entry.name, listed.classes, (parts.train, parts.val, parts.test)),
+        drawn=parts.drawn,
+        skipped=skipped,
     )
 
 
@@ -87,3 +98,14 @@ def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
     if config.download and not entry.downloads:
         able = ", ".join(other.name for other in ENTRIES if other.downloads)
         raise UserError(f"data.download (true): only {able} can be downloaded; set data.download=false")
+    for key, idle in (("cache", config.cache is not None), ("bad_images", config.bad_images != "refuse")):
+        if idle and not entry.files:
+            usual = "null" if key == "cache" else "refuse"
+            raise UserError(
+                f"data.{key} ({getattr(config, key)}): {entry.name} is no folder of images; set data.{key}={usual}"
+            )
+    if config.bad_images == "skip" and config.cache is None:
+        raise UserError(
+            "data.bad_images (skip): images have to be decoded once to find those that cannot be, and the result kept "
+            "somewhere; set data.cache=FOLDER"
+        )

@@ -13,7 +13,7 @@ import numpy as np
 
 from ofav2.config import DataConfig
 from ofav2.data.images import file_images
-from ofav2.data.splits import Parts, Split, hold_out
+from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
 
 READABLE = (".jpg", ".jpeg", ".png", ".webp")
@@ -31,7 +31,7 @@ def root_of(config: DataConfig) -> Path:
     return Path(config.root).expanduser()
 
 
-def read_imagefolder(config: DataConfig) -> Parts:
+def read_imagefolder(config: DataConfig) -> Listed:
     """Read a folder of classes, or one of splits (train, and val and test where they are) that hold classes.
 
     A missing test split is held out of train, and then so is a missing validation split.
@@ -42,30 +42,20 @@ def read_imagefolder(config: DataConfig) -> Parts:
     classes = _class_names(whole)
     train = _class_tree(whole, "train", classes)
     _refuse_other_splits(root, splits, classes)
-    seed = config.split_seed
-    if "test" in splits:
-        test = _class_tree(root / "test", "test", classes)
-    else:
-        train, test = hold_out(train, fraction=config.test_fraction, held="test", classes=classes, seed=seed)
-    if "val" in splits:
-        val = _class_tree(root / "val", "val", classes)
-    else:
-        train, val = hold_out(train, fraction=config.val_fraction, held="val", classes=classes, seed=seed)
-    return Parts(classes, train, val, test)
+    val, test = (_class_tree(root / name, name, classes) if name in splits else None for name in ("val", "test"))
+    return Listed(classes, train, val, test)
 
 
-def read_imagenet(config: DataConfig) -> Parts:
+def read_imagenet(config: DataConfig) -> Listed:
     """Read ImageNet from class folders in train and val; val is the test split, validation is held out of train."""
     root = root_of(config)
     _require_entries(root, ("train", "val"))
     classes = _class_names(root / "train")
-    everything = _class_tree(root / "train", "train", classes)
-    test = _class_tree(root / "val", "test", classes)
-    train, val = hold_out(everything, fraction=config.val_fraction, held="val", classes=classes, seed=config.split_seed)
-    return Parts(classes, train, val, test)
+    train = _class_tree(root / "train", "train", classes)
+    return Listed(classes, train, test=_class_tree(root / "val", "test", classes))
 
 
-def read_tiny_imagenet(config: DataConfig) -> Parts:
+def read_tiny_imagenet(config: DataConfig) -> Listed:
     """Read Tiny ImageNet as its archive unpacks.
 
     The labelled val split is the test split, and validation is held out of train: the archive's own test images have no
@@ -75,11 +65,11 @@ def read_tiny_imagenet(config: DataConfig) -> Parts:
     _require_entries(root, ("train", "val", "wnids.txt"))
     wnids = tuple(sorted(set(_lines(root / "wnids.txt"))))
     _require_same(_class_names(root / "train"), wnids, root / "train", source="wnids.txt")
-    everything = _class_tree(root / "train", "train", wnids, inner="images")
-    test = _annotated(root / "val", "test", wnids)
-    classes = _readable_names(root / "words.txt", wnids)
-    train, val = hold_out(everything, fraction=config.val_fraction, held="val", classes=classes, seed=config.split_seed)
-    return Parts(classes, train, val, test)
+    train = _class_tree(root / "train", "train", wnids, inner="images")
+    test, mislabelled = _annotated(root / "val", "test", wnids)
+    if mislabelled and config.bad_images == "refuse":
+        raise UserError(f"{mislabelled[0]}; unpack the archive again, or leave such images out by data.bad_images=skip")
+    return Listed(_readable_names(root / "words.txt", wnids), train, test=test, mislabelled=mislabelled)
 
 
 def _splits_at(root: Path) -> tuple[str, ...]:
@@ -113,28 +103,48 @@ def _class_tree(folder: Path, split: str, classes: Sequence[str], *, inner: str 
     return Split(split, np.array(labels, dtype=np.int64), file_images(folder, paths))
 
 
-def _annotated(folder: Path, split: str, wnids: Sequence[str]) -> Split:
-    """Read a split whose images lie in one folder and whose classes are written in a file (name, tab, class, tab …)."""
+def _annotated(folder: Path, split: str, wnids: Sequence[str]) -> tuple[Split, tuple[str, ...]]:
+    """Read a split whose images lie in one folder and whose classes are written in a file (name, tab, class, tab …).
+
+    Returns:
+        The images with a class, and why others are none of them.
+    """
     annotations = folder / "val_annotations.txt"
+    labels, wrong = _annotations(annotations, wnids)
+    present = _image_files(folder / "images")
+    missing = sorted(set(labels) - set(present))
+    wrong += [f"folder {folder / 'images'}: image {file!r} of {annotations.name} is missing" for file in missing]
+    unknown = sorted(set(present) - set(labels))
+    wrong += [
+        f"folder {folder / 'images'}: image {file!r} is not in {annotations.name}, or wrongly" for file in unknown
+    ]
+    files = [file for file in present if file in labels]
+    lacking = sorted(set(wnids) - {wnids[labels[file]] for file in files})
+    if lacking and not wrong:
+        raise UserError(
+            f"file {annotations}: class {lacking[0]!r} has no image; every class needs one; unpack the archive again"
+        )
+    paths = [os.path.join("images", file) for file in files]
+    found = Split(split, np.array([labels[file] for file in files], dtype=np.int64), file_images(folder, paths))
+    return found, tuple(wrong)
+
+
+def _annotations(file: Path, wnids: Sequence[str]) -> tuple[dict[str, int], list[str]]:
+    """Read which image has which label; an image that is given twice has none, as one of the two may be wrong."""
     label_of = {wnid: label for label, wnid in enumerate(wnids)}
     labels: dict[str, int] = {}
-    for number, line in enumerate(_lines(annotations), start=1):
-        file, wnid = [*line.split("\t"), ""][:2]
-        if wnid not in label_of or file in labels:
-            raise UserError(
-                f"file {annotations}, line {number} ({line!r}): a line gives an image, each once, and a class of "
-                "wnids.txt; unpack the archive again"
-            )
-        labels[file] = label_of[wnid]
-    present = _image_files(folder / "images")
-    _require_same(present, tuple(labels), folder / "images", what="image", source=annotations.name)
-    missing = sorted(set(wnids) - {wnids[label] for label in labels.values()})
-    if missing:
-        raise UserError(
-            f"file {annotations}: class {missing[0]!r} has no image; every class needs one; unpack the archive again"
+    twice: set[str] = set()
+    wrong = []
+    for number, line in enumerate(_lines(file), start=1):
+        image, wnid = [*line.split("\t"), ""][:2]
+        if wnid in label_of and image not in labels:
+            labels[image] = label_of[wnid]
+            continue
+        wrong.append(
+            f"file {file}, line {number} ({line!r}): a line gives an image, each once, and a class of wnids.txt"
         )
-    paths = [os.path.join("images", file) for file in present]
-    return Split(split, np.array([labels[file] for file in present], dtype=np.int64), file_images(folder, paths))
+        twice |= {image} & set(labels)
+    return {image: label for image, label in labels.items() if image not in twice}, wrong
 
 
 def _readable_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:

@@ -1,10 +1,11 @@
 """Where images come from: arrays in memory, or files that are decoded on demand.
 
-Both keep their items in one numpy array. Worker processes that are forked share its pages, which they could not do
-with a Python list: counting references writes to every item.
+All keep their items in numpy arrays. Worker processes that are forked share their pages, which they could not do with a
+Python list: counting references writes to every item.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,29 @@ from torchvision.transforms.v2 import functional
 from ofav2.errors import UserError
 
 Indices = npt.NDArray[np.int64]
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 class Images(Protocol):
     """A row of images, from which some can be taken."""
 
+    @property
+    def decoded(self) -> bool:
+        """Whether pixels are at hand, so that worker processes would only be in the way."""
+        ...
+
+    @property
+    def size(self) -> Size | None:
+        """The size that all images have; None where sizes differ or are not known."""
+        ...
+
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        ...
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W) that are not to be written: they may lie where they are kept."""
         ...
 
     def take(self, indices: Indices) -> "Images":
@@ -37,32 +54,69 @@ class Images(Protocol):
         """Give bytes that change when the images do."""
         ...
 
+    def names(self) -> list[str] | None:
+        """Give the images' paths; None where they are no files."""
+        ...
+
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images of one size in memory: uint8 (N, 3, H, W)."""
+    """Images of one size in memory: uint8 (N, 3, H, W), cut fastest where a pixel's channels lie side by side."""
 
     array: npt.NDArray[np.uint8]
 
+    @property
+    def decoded(self) -> bool:
+        """Whether pixels are at hand."""
+        return True
+
+    @property
+    def size(self) -> Size:
+        """The size of all images."""
+        return self.array.shape[2], self.array.shape[3]
+
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
-        return torch.from_numpy(self.array[index].copy())
+        return torch.from_numpy(self.array[index]).clone()
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W), not to be written."""
+        images = torch.from_numpy(self.array)
+        return [images[index] for index in indices.tolist()]
 
     def take(self, indices: Indices) -> "ArrayImages":
         """Give the images at `indices`, in that order."""
-        return ArrayImages(self.array[indices])
+        return ArrayImages(self.array.transpose(0, 2, 3, 1)[indices].transpose(0, 3, 1, 2))
 
     def identity(self) -> bytes:
         """Give shape and pixels."""
         return str(self.array.shape).encode() + np.ascontiguousarray(self.array).tobytes()
 
+    def names(self) -> None:
+        """Give None: they are no files."""
+
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Image files below a folder; `paths` are relative to it, as file-system bytes (N,)."""
+    """Image files below a folder, and what the system said of them when they were listed."""
 
     root: Path
     paths: npt.NDArray[np.bytes_]
+    """Relative to `root`, as file-system bytes (N,)."""
+    nodes: npt.NDArray[np.uint64]
+    """Device and number of each file (N, 2): equal ones are one file under two names."""
+    stamps: npt.NDArray[np.int64]
+    """Size in bytes and time of change in nanoseconds (N, 2); of a file that is not there, -1."""
+
+    @property
+    def decoded(self) -> bool:
+        """Whether pixels are at hand."""
+        return False
+
+    @property
+    def size(self) -> None:
+        """Known once they are decoded."""
+        return None
 
     def path(self, index: int) -> Path:
         """Give the file of image `index`."""
@@ -72,17 +126,22 @@ class FileImages:
         """Decode image `index` to a uint8 tensor (3, H, W), see `decode_file`."""
         return decode_file(self.path(index))
 
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Decode images to uint8 tensors (3, H, W)."""
+        return [self.read(index) for index in indices.tolist()]
+
     def take(self, indices: Indices) -> "FileImages":
         """Give the images at `indices`, in that order."""
-        return FileImages(self.root, self.paths[indices])
+        return FileImages(self.root, self.paths[indices], self.nodes[indices], self.stamps[indices])
 
     def identity(self) -> bytes:
         """Give each file's relative path, size and time of change: cheap, and enough to notice other data."""
-        lines = []
-        for index in range(len(self.paths)):
-            status = self.path(index).stat()
-            lines.append(b"%s %d %d\n" % (self.paths[index].item(), status.st_size, status.st_mtime_ns))
-        return b"".join(lines)
+        rows = zip(self.paths.tolist(), self.stamps.tolist(), strict=True)
+        return b"".join(b"%s %d %d\n" % (path, size, changed) for path, (size, changed) in rows)
+
+    def names(self) -> list[str]:
+        """Give the images' paths relative to `root`."""
+        return [os.fsdecode(path) for path in self.paths.tolist()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,22 +170,47 @@ class JoinedImages:
 
 def file_images(root: Path, paths: Sequence[str]) -> FileImages:
     """Make `FileImages` of paths relative to `root`."""
-    return FileImages(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_))
+    nodes = np.zeros((len(paths), 2), dtype=np.uint64)
+    stamps = np.full((len(paths), 2), -1, dtype=np.int64)
+    for number, path in enumerate(paths):
+        try:
+            found = os.stat(root / path)
+        except OSError:
+            # A link that leads nowhere is a broken image like others, and named as such by who decodes it.
+            continue
+        nodes[number] = found.st_dev, found.st_ino
+        stamps[number] = found.st_size, found.st_mtime_ns
+    return FileImages(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_), nodes, stamps)
 
 
 def decode_file(path: Path) -> Tensor:
-    """Decode a JPEG, PNG or WebP file to a uint8 tensor (3, H, W).
-
-    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16-bit samples keep their upper half.
+    """Decode a JPEG, PNG or WebP file, see `decode`.
 
     Raises:
         UserError: The file cannot be read or decoded.
     """
     try:
-        image: Tensor = decode_image(str(path), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        return decode(path.read_bytes())
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"image {path}: cannot be decoded ({reason}); replace the file or remove it") from error
+
+
+def decode(content: bytes) -> Tensor:
+    """Decode a JPEG, PNG or WebP file's bytes to a uint8 tensor (3, H, W).
+
+    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16-bit samples keep their upper half.
+
+    Raises:
+        ValueError: They are no such image, or a part of one.
+    """
+    if not content:
+        raise ValueError("the file is empty")
+    try:
+        image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        # torchvision puts the place in its own sources before the reason.
+        raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])) from error
     if image.dtype == torch.uint16:
         image = functional.to_dtype(image, torch.uint8, scale=True)
     return image

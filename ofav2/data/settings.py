@@ -13,6 +13,7 @@ def check_settings(config: DataConfig) -> None:
     _check_sizes(config)
     _check_splits(config)
     _check_crops(config)
+    _check_augmentation(config)
     _check_colours(config)
 
 
@@ -24,6 +25,7 @@ def _check_sizes(config: DataConfig) -> None:
     _require("resolutions", resolutions, distinct, "sides are drawn with equal chances; give each side once")
     _require("batch_size", config.batch_size, config.batch_size >= 2, "batch norm needs 2 images or more")
     _require("workers", config.workers, config.workers >= 0, "give 0 (no worker processes) or more")
+    _require("cache_gib", config.cache_gib, 0 < config.cache_gib < float("inf"), "give a size in GiB above 0")
 
 
 def _check_splits(config: DataConfig) -> None:
@@ -40,6 +42,16 @@ def _check_crops(config: DataConfig) -> None:
     ordered = 0 < low <= high < float("inf")
     _require("crop_ratio", config.crop_ratio, ordered, "give (low, high) with 0 < low <= high")
     _require("eval_crop", config.eval_crop, 0 < config.eval_crop <= 1, "give a share above 0 and up to 1")
+
+
+def _check_augmentation(config: DataConfig) -> None:
+    low, hue = min(config.jitter), config.jitter[3]
+    _require("jitter", config.jitter, low >= 0 and hue <= 0.5, "give four strengths, each 0 or more, hue up to 0.5")
+    operations, magnitude = config.randaugment
+    within = operations >= 0 and 0 <= magnitude <= 30
+    _require("randaugment", config.randaugment, within, "give (operations, magnitude): 0 or more, and 0 to 30")
+    _require("mixup", config.mixup, 0 <= config.mixup < float("inf"), "give an alpha above 0, or 0 for none")
+    _require("cutmix", config.cutmix, 0 <= config.cutmix < float("inf"), "give an alpha above 0, or 0 for none")
 
 
 def _check_colours(config: DataConfig) -> None:

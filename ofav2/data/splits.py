@@ -3,9 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -43,13 +43,31 @@ class Split:
         return Split(name, self.labels[indices], self.images.take(indices))
 
 
-class Parts(NamedTuple):
-    """What reading a data set gives: the names of its classes, by label, and its splits."""
+class Listed(NamedTuple):
+    """What reading a data set's list gives: the names of its classes, by label, and the splits that it brings itself.
+
+    `mislabelled` says, of each image that is left out of the splits, why its label cannot be right.
+    """
 
     classes: tuple[str, ...]
     train: Split
+    val: Split | None = None
+    test: Split | None = None
+    mislabelled: tuple[str, ...] = ()
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that there are."""
+        return tuple(split for split in (self.train, self.val, self.test) if split is not None)
+
+
+class Parts(NamedTuple):
+    """A data set's three splits, and which images of the training images, as listed, were drawn out for a split."""
+
+    train: Split
     val: Split
     test: Split
+    drawn: Mapping[str, Indices]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +75,9 @@ class ImageData:
     """A data set, split, with what training needs to know of it.
 
     `mean` and `std` are those to normalise with, per channel, in 0..1. `fingerprint` is a hexadecimal digest of the
-    images, the labels and the split: equal fingerprints mean that runs saw and were judged on the same images.
+    images, the labels and the split: equal fingerprints mean that runs saw and were judged on the same images. `drawn`
+    has, by split, which of the listed training images were held out for it, by their number; a split that the data set
+    brings itself is not there. `skipped` says which images were left out, and why.
     """
 
     name: str
@@ -69,9 +89,37 @@ class ImageData:
     val: Split
     test: Split
     fingerprint: str
+    drawn: Mapping[str, Indices] = field(default_factory=dict)
+    skipped: tuple[str, ...] = ()
 
 
-def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Split, Split]:
+def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: int) -> Parts:
+    """Hold the splits that a data set does not bring itself out of its training images: test first, then validation.
+
+    Args:
+        listed: The data set as it was listed.
+        val_fraction: Share held out for validation, in 0..1, both excluded.
+        test_fraction: Share held out for the test, likewise.
+        seed: Seed of the split.
+
+    Raises:
+        UserError: A class has too few images, see `hold_out`.
+    """
+    train, test, val = listed.train, listed.test, listed.val
+    numbers = np.arange(len(train))
+    drawn = {}
+    if test is None:
+        kept, held = hold_out(train, fraction=test_fraction, held="test", classes=listed.classes, seed=seed)
+        drawn["test"] = numbers[held]
+        train, test, numbers = train.take("train", kept), train.take("test", held), numbers[kept]
+    if val is None:
+        kept, held = hold_out(train, fraction=val_fraction, held="val", classes=listed.classes, seed=seed)
+        drawn["val"] = numbers[held]
+        train, val = train.take("train", kept), train.take("val", held)
+    return Parts(train, val, test, drawn)
+
+
+def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Indices, Indices]:
     """Draw a share of every class out of a split.
 
     A class gives `fraction` of its images, rounded to whole ones, at least one, and keeps at least one. Each class has
@@ -85,7 +133,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
         seed: Seed of the split.
 
     Returns:
-        What stays, under its old name, and what was drawn, both in the order they had.
+        The numbers of the images that stay, and of those that were drawn, both ascending.
 
     Raises:
         UserError: A class has a single image.
@@ -100,7 +148,23 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
             )
         count = min(max(math.floor(len(members) * fraction + 0.5), 1), len(members) - 1)
         drawn[generator(f"hold out {held}", seed, label).permutation(members)[:count]] = True
-    return split.take(split.name, np.flatnonzero(~drawn)), split.take(held, np.flatnonzero(drawn))
+    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
+def split_record(data: ImageData) -> dict[str, Any]:
+    """Give what a run keeps of its split, as plain values.
+
+    `drawn` has, by split, the numbers of the images held out for it, as the data set lists its training images, and
+    where they are files `files` has their paths below the data set's folder of training images.
+    """
+    held = {"val": data.val, "test": data.test}
+    record: dict[str, Any] = {"fingerprint": data.fingerprint}
+    for name, numbers in data.drawn.items():
+        record[name] = {"numbers": numbers.tolist()}
+        paths = held[name].images.names()
+        if paths is not None:
+            record[name]["files"] = paths
+    return record
 
 
 def join(first: Split, second: Split, name: str) -> Split:

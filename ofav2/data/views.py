@@ -1,4 +1,4 @@
-"""How an image is cut to a resolution, in training and in evaluation, and how a batch becomes floats."""
+"""How images are cut to a resolution, in training and in evaluation, and how a batch becomes floats."""
 
 import math
 from collections.abc import Sequence
@@ -6,94 +6,156 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
+
+from ofav2.data.images import Indices
 
 ATTEMPTS = 10
 
-
-class Crop(NamedTuple):
-    """A box inside an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Numbers = npt.NDArray[np.float64]
 
 
-def draw_crop(
-    height: int, width: int, *, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
-) -> Crop:
-    """Draw a box of random area and aspect ratio inside an image, distributed as in torchvision's RandomResizedCrop.
+class Draws(NamedTuple):
+    """What chance says of some images' views, apart from the images themselves: numbers in 0..1, 1 excluded."""
 
-    After ten boxes that stick out of the image it is the largest centred one whose ratio is allowed.
+    areas: Numbers
+    """For each attempt at a box, where in the range its area is (N, attempts)."""
+    ratios: Numbers
+    """For each attempt, where in the range the logarithm of its aspect ratio is (N, attempts)."""
+    places: Numbers
+    """Where the box lies among the rows, and the columns, that it can begin at (N, 2)."""
+    mirrors: Numbers
+    """Below one half: mirrored (N,)."""
+
+    def at(self, positions: Indices) -> "Draws":
+        """Give those of some of the images."""
+        return Draws(*(numbers[positions] for numbers in self))
+
+
+def draw_views(images: int, rng: np.random.Generator) -> Draws:
+    """Draw what the views of some images are made of."""
+    numbers = rng.random((images, 2 * ATTEMPTS + 3))
+    return Draws(numbers[:, :ATTEMPTS], numbers[:, ATTEMPTS : 2 * ATTEMPTS], numbers[:, -3:-1], numbers[:, -1])
+
+
+def crop_boxes(sizes: Indices, draws: Draws, *, scale: tuple[float, float], ratio: tuple[float, float]) -> Indices:
+    """Give boxes of random area and aspect ratio inside images, distributed as in torchvision's RandomResizedCrop.
+
+    After ten boxes that stick out of an image it is the largest centred one whose ratio is allowed.
 
     Args:
-        height: The image's height in pixels.
-        width: The image's width in pixels.
+        sizes: Height and width of each image in pixels (N, 2).
+        draws: Where chance comes from, of N images.
         scale: Range of the box's share of the area, drawn uniformly.
         ratio: Range of width over height, drawn uniformly in its logarithm.
-        rng: Where the numbers come from.
+
+    Returns:
+        Top, left, height and width of each box in pixels (N, 4).
 
     Source: Szegedy et al., Going Deeper with Convolutions, section 6; torchvision, `RandomResizedCrop`.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(ATTEMPTS):
-        area = height * width * rng.uniform(*scale)
-        shape = math.exp(rng.uniform(low, high))
-        w = round(math.sqrt(area * shape))
-        h = round(math.sqrt(area / shape))
-        if 0 < w <= width and 0 < h <= height:
-            return Crop(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-    return _centred_crop(height, width, ratio)
+    areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws.areas)
+    shapes = np.exp(low + (high - low) * draws.ratios)
+    boxes = np.rint(np.sqrt(np.stack([areas / shapes, areas * shapes], 2))).astype(np.int64)
+    fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(2)
+    first = boxes[np.arange(len(sizes)), fits.argmax(1)]
+    found = fits.any(1)[:, None]
+    chosen = np.where(found, first, _centred_boxes(sizes, ratio))
+    room = sizes - chosen
+    places = np.where(found, np.floor(draws.places * (room + 1)).astype(np.int64), room // 2)
+    return np.concatenate([places, chosen], 1)
 
 
-def _centred_crop(height: int, width: int, ratio: tuple[float, float]) -> Crop:
+def _centred_boxes(sizes: Indices, ratio: tuple[float, float]) -> Indices:
     # torchvision does not guard against a side of zero pixels, which thin images and extreme ratios give
-    h = min(height, max(1, round(width / ratio[0])))
-    w = min(width, max(1, round(height * ratio[1])))
-    return Crop((height - h) // 2, (width - w) // 2, h, w)
+    wished = np.rint(np.stack([sizes[:, 1] / ratio[0], sizes[:, 0] * ratio[1]], 1)).astype(np.int64)
+    return np.minimum(sizes, np.maximum(1, wished))
 
 
-def training_view(
-    image: Tensor,
-    resolution: int,
-    *,
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    flip: bool,
-    rng: np.random.Generator,
-) -> Tensor:
-    """Cut a random box out of an image, resize it (bilinear, antialiased), and mirror it half the time.
+def cut_each(images: Sequence[Tensor], boxes: Indices, mirrored: npt.NDArray[np.bool_], resolution: int) -> Tensor:
+    """Cut a box out of each image, resize it (bilinear, antialiased), and mirror some: one by one, on the CPU.
 
     Args:
-        image: uint8 (3, H, W).
-        resolution: Side of the result in pixels.
-        scale: See `draw_crop`.
-        ratio: See `draw_crop`.
-        flip: Whether mirroring is drawn at all.
-        rng: Where the numbers come from.
+        images: uint8 (3, H, W) each.
+        boxes: As of `crop_boxes` (N, 4).
+        mirrored: Which images are mirrored left to right (N,).
+        resolution: Side of the results in pixels.
 
     Returns:
-        uint8 (3, resolution, resolution).
+        uint8 (N, 3, resolution, resolution).
     """
-    top, left, height, width = draw_crop(image.shape[-2], image.shape[-1], scale=scale, ratio=ratio, rng=rng)
-    box = image[:, top : top + height, left : left + width]
-    view = _tensor(functional.resize(box, [resolution, resolution], antialias=True))
-    return view.flip(-1) if flip and rng.random() < 0.5 else view
+    side = [resolution, resolution]
+    views = [
+        interpolate(_box(image, *box), side, mode="bilinear", antialias=True)
+        for image, box in zip(images, boxes.tolist(), strict=True)
+    ]
+    return torch.cat([view.flip(-1) if turn else view for view, turn in zip(views, mirrored.tolist(), strict=True)])
+
+
+def _box(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
+    """Give a box of an image as a batch of one, (1, 3, height, width), in the image's memory.
+
+    Slices would do, but hide from torch that a pixel's channels lie side by side, and it then takes a slower way.
+    """
+    channel, row, column = image.stride()
+    start = image.storage_offset() + top * row + left * column
+    return image.as_strided((1, len(image), height, width), (image.numel(), channel, row, column), start)
+
+
+def cut_together(images: Tensor, boxes: Tensor, mirrored: Tensor, resolution: int) -> Tensor:
+    """Do what `cut_each` does to images of one size at once, on any device: within one grey level of it.
+
+    Resizing and mirroring are linear and act on rows and columns apart: each image is multiplied from the left and from
+    the right by a matrix of its own.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        boxes: Top, left, height and width of each image's box in pixels, int64 (N, 4).
+        mirrored: Which images are mirrored left to right, bool (N,).
+        resolution: Side of the results in pixels.
+
+    Returns:
+        uint8 (N, C, resolution, resolution).
+    """
+    count, channels, height, width = images.shape
+    rows = _sampling(boxes[:, 0], boxes[:, 2], height, resolution)
+    columns = _sampling(boxes[:, 1], boxes[:, 3], width, resolution)
+    columns = torch.where(mirrored[:, None, None], columns.flip(1), columns)
+    floats = images.permute(0, 2, 1, 3).to(torch.float32)
+    lines = torch.bmm(rows, floats.reshape(count, height, channels * width))
+    views = torch.bmm(lines.reshape(count, resolution * channels, width), columns.transpose(1, 2))
+    return views.reshape(count, resolution, channels, resolution).permute(0, 2, 1, 3).round_().clamp_(0, 255).byte()
+
+
+def _sampling(starts: Tensor, lengths: Tensor, side: int, resolution: int) -> Tensor:
+    """Give, per image, how much each of `resolution` pixels takes of each of `side`: float32 (N, resolution, side).
+
+    It is a triangle as wide as a pixel of the result, or one of the image where that is wider, inside the box.
+    """
+    starts, lengths = starts[:, None, None].to(torch.float32), lengths[:, None, None].to(torch.float32)
+    step = lengths / resolution
+    centres = starts + step * (torch.arange(resolution, device=starts.device)[:, None] + 0.5)
+    pixels = torch.arange(side, device=starts.device) + 0.5
+    inside = (pixels > starts) & (pixels < starts + lengths)
+    weights = (1 - ((pixels - centres) / step.clamp(min=1)).abs()).clamp(min=0) * inside
+    return weights / weights.sum(2, keepdim=True)
 
 
 def evaluation_view(image: Tensor, resolution: int, eval_crop: float) -> Tensor:
-    """Resize an image's short side to ceil(resolution / eval_crop) pixels and cut out the centre.
+    """Resize the short side of an image, or of each of a batch, to ceil(resolution / eval_crop) and cut out the centre.
 
     Args:
-        image: uint8 (3, H, W).
+        image: uint8 (3, H, W) or (N, 3, H, W).
         resolution: Side of the result in pixels.
         eval_crop: Share of the resized image's short side that stays, above 0 and up to 1.
 
     Returns:
-        uint8 (3, resolution, resolution).
+        uint8 (3, resolution, resolution) or (N, 3, resolution, resolution).
     """
     resized = functional.resize(image, [short_side(resolution, eval_crop)], antialias=True)
     return _tensor(functional.center_crop(resized, [resolution, resolution]))
@@ -111,21 +173,26 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     """Turn pixels into floats of about zero mean and unit deviation: (images / 255 - mean) / std, per channel.
 
     Args:
-        images: uint8 (N, C, H, W) or (C, H, W), on any device.
+        images: uint8, or float32 in 0..255, (N, C, H, W) or (C, H, W), on any device.
         mean: Channel means in 0..1.
         std: Channel standard deviations in 0..1.
 
     Returns:
         float32 of the same shape, on the same device, in channels_last memory format where there is a batch.
     """
-    assert images.dtype == torch.uint8, images.dtype
-    layout = torch.channels_last if images.dim() == 4 else torch.contiguous_format
-    floats = images.to(dtype=torch.float32, memory_format=layout)
-    return floats.sub_(_per_channel(mean, floats)).div_(_per_channel(std, floats))
+    assert images.dtype in (torch.uint8, torch.float32), images.dtype
+    if images.dim() == 3:
+        return normalise(images[None], mean, std)[0]
+    count, channels, height, width = images.shape
+    floats = images.to(dtype=torch.float32, memory_format=torch.channels_last, copy=True)
+    # Whole lines of pixels beside each other: torch is several times slower where it repeats three values at a time.
+    lines = floats.permute(0, 2, 3, 1).view(count * height, width * channels)
+    lines.sub_(_per_value(mean, width, floats)).div_(_per_value(std, width, floats))
+    return floats
 
 
-def _per_channel(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor([255 * value for value in values], dtype=like.dtype, device=like.device).view(-1, 1, 1)
+def _per_value(colour: Sequence[float], width: int, like: Tensor) -> Tensor:
+    return torch.tensor([255 * value for value in colour], dtype=like.dtype, device=like.device).repeat(width)
 
 
 def _tensor(value: Any) -> Tensor:

@@ -15,7 +15,9 @@ from supernets import Subnet, Supernet
 Losses = Mapping[str, Tensor]
 """`loss`, the scalar to differentiate, and its detached parts."""
 Objective = Callable[[Supernet, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]]
-"""(net, images (N, C, H, W), labels (N,), the step's sub-networks) -> losses, each to be differentiated on its own."""
+"""(net, images (N, C, H, W), labels, the step's sub-networks) -> losses, each to be differentiated on its own.
+
+Labels are classes (N,), or of mixed images probabilities (N, classes)."""
 Teacher = Callable[[Tensor], "distill.Target"]
 """Images (N, C, H, W) -> what the teacher says of them."""
 

@@ -101,7 +101,7 @@ def train_phase(
         optim: Its settings.
         guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
         start_step: Steps of the phase that are taken already.
-        prepare: Makes uint8 images (N, C, H, W) the network's normalised input.
+        prepare: Makes a batch's images (N, C, H, W) the network's normalised input.
         runtime: Device, precision and processes.
         seed: The run's seed.
 
@@ -209,7 +209,7 @@ def step_gradients(
         net: The network, without gradients.
         objective: What is minimised.
         images: This process's normalised images (N, C, H, W).
-        labels: Their labels (N,).
+        labels: Their labels (N,), or of mixed images (N, classes).
         subnets: The step's sub-networks, the same in all processes.
         runtime: Precision and processes.
 

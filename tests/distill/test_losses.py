@@ -202,6 +202,27 @@ def test_student_loss_against_a_plain_reference(name: str, smoothing: float, kd_
     assert not losses["kd"].requires_grad
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_labels_may_be_probabilities(smoothing: float, dtype: torch.dtype) -> None:
+    """Certain ones are classes; of a mixture of two, the loss is the mixture of the losses, as the loss is linear."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 5, generator=generator).to(dtype)
+    first, second = (torch.randint(0, 5, (6,), generator=generator) for _ in range(2))
+
+    def losses(labels: Tensor) -> Tensor:
+        joint = joint_loss([logits, 2 * logits], labels, [Fraction(1, 4), Fraction(3, 4)], smoothing)["loss"]
+        student = student_loss(
+            logits, labels, label_smoothing=smoothing, target=None, distance=distance("mse"), kd_ratio=0.0
+        )["loss"]
+        return torch.stack([joint, student])
+
+    one_hot = torch.eye(5)
+    torch.testing.assert_close(losses(one_hot[first]), losses(first))
+    mixture = 0.3 * one_hot[first] + 0.7 * one_hot[second]
+    torch.testing.assert_close(losses(mixture), 0.3 * losses(first) + 0.7 * losses(second))
+
+
 def test_without_teacher_or_ratio_the_students_loss_is_the_labels_alone() -> None:
     student, labels = draw(4, 3).requires_grad_(), labels_of(4, 3)
     broken = Target(*(torch.full((4, 3), float("nan"), dtype=torch.float64),) * 2)

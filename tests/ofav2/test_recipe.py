@@ -347,6 +347,12 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("data.resolutions", ("[1]", "[64, 48, 16384]"), ("[]", "[16385]", "[0]", "[-8]", "[16, 16]")),
     ("data.batch_size", ("1",), ("0", "-1")),
     ("data.workers", ("0", "1024"), ("-1", "1025")),
+    ("data.cache", ("cache", "~/.cache/ofav2"), ('""', '"a\\nb"')),
+    ("data.cache_gib", ("0.001", "64"), ("0", "-1")),
+    ("data.jitter", ("[0,0,0,0]", "[0.4,2,0.4,0.5]"), ("[0,0,0,0.6]", "[-0.1,0,0,0]", "[3,0,0,0]")),
+    ("data.randaugment", ("[0,9]", "[16,30]"), ("[-1,9]", "[17,9]", "[2,31]")),
+    ("data.mixup", ("0", "0.2", "100"), ("-0.1", "0.001", "101")),
+    ("data.cutmix", ("0", "1.0"), ("-1", "1000")),
     ("data.val_fraction", ("0.001", "0.999"), ("0", "1", "-0.1")),
     ("data.test_fraction", ("0.001", "0.999"), ("0", "1", "-0.1")),
     ("data.split_seed", ("0",), ("-1",)),
@@ -408,6 +414,39 @@ def leaves(kind: type[Any], key: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(hint, full)  # type: ignore[arg-type]
         else:
             yield full, hint
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"),
+    [("48..64 step 4", (48, 52, 56, 60, 64)), ("16..16 step 1", (16,)), ("  16 .. 24  step 8 ", None)],
+)
+def test_whole_numbers_may_be_given_as_a_range(text: str, numbers: tuple[int, ...] | None) -> None:
+    if numbers is None:
+        assert "must be a list or a range" in refusal("digits", f"data.resolutions={text}")
+        return
+    config = recipe.load("digits", [f"data.resolutions={text}"])
+    assert config.data.resolutions == numbers
+    assert f"- {numbers[0]}\n" in recipe.dump(config)
+    assert recipe.load("digits", ["supernet.kernel=3..7 step 2"]).supernet.kernel == (3, 5, 7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "48..64",
+        "64..48 step 4",
+        "48..64 step 5",
+        "48..64 step 0",
+        "1..16384 step 1",
+        "a..b step 4",
+        "48-64",
+        "\u0663..\u0667 step 2",
+    ],
+)
+def test_a_range_that_is_none_is_refused(text: str) -> None:
+    told = refusal("digits", f"data.resolutions={text}")
+    assert told.startswith("data.resolutions (")
+    assert "48..64 step 4" in told
 
 
 def test_every_number_and_text_of_the_schema_has_a_range() -> None:

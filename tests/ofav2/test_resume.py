@@ -483,7 +483,8 @@ def test_auto_starts_in_what_a_run_left_that_was_killed_before_it_began(
     with killed_at(folder, "write_facts"):
         ofav2.train(recipes["short"], run_dir=run)
     (run / ".run.json.999999999.tmp").write_text("{")
-    assert sorted(path.name for path in run.iterdir()) == [".lock", ".run.json.999999999.tmp", "recipe.yaml"]
+    left = [".lock", ".run.json.999999999.tmp", "recipe.yaml", "split.json"]
+    assert sorted(path.name for path in run.iterdir()) == left
     with monkeypatch.context() as patch:
         before_yielding(patch, at("full", 1), ask_to_stop)
         assert main(["train", recipes["short"], "--run-dir", str(run), "--resume", "auto"]) == STOPPED

@@ -189,11 +189,25 @@ class Watched:
         self.seen.append(self.key.exists())
         return self.images.read(index)
 
+    def look(self, indices: Indices) -> list[Tensor]:
+        return [self.read(index) for index in indices.tolist()]
+
     def take(self, indices: Indices) -> "Watched":
         return Watched(self.images.take(indices), self.key, self.seen)
 
     def identity(self) -> bytes:
         return self.images.identity()
+
+    def names(self) -> list[str] | None:
+        return self.images.names()
+
+    @property
+    def decoded(self) -> bool:
+        return self.images.decoded
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.images.size
 
 
 def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
@@ -216,6 +230,27 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     assert all(seen["test"])
     assert False in seen["val"]
     assert False in seen["train"]
+
+
+def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
+    kept = folder.read_json(tiny_run.folder / folder.SPLIT)
+    facts = folder.open_run(tiny_run.folder)
+    assert kept["fingerprint"] == facts["data"]["fingerprint"]
+    assert {name: len(kept[name]["numbers"]) for name in ("val", "test")} == {
+        name: facts["data"]["images"][name] for name in ("val", "test")
+    }
+
+
+def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
+    settings = ("data.mixup=0.4", "data.cutmix=1.0", "data.randaugment=[1,9]", "data.jitter=[0.2,0.2,0.2,0.1]")
+    losses = [
+        [line["loss"] for line in read_metrics(train_two(tmp_path / name, *settings).folder) if "loss" in line]
+        for name in ("first", "second")
+    ]
+    assert losses[0]
+    assert losses[0] == losses[1]
+    plain = [line["loss"] for line in read_metrics(train_two(tmp_path / "plain").folder) if "loss" in line]
+    assert plain != losses[0]
 
 
 def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from ofav2 import data
 from ofav2.config import DataConfig
 from ofav2.data import Batch, ImageData, Request
-from ofav2.data.views import evaluation_view, training_view
+from ofav2.data.views import draw_views, evaluation_view
 from ofav2.errors import UserError
+from tests.ofav2.data.plainly import plain_cut, plain_view
 
 CONFIG = DataConfig(name="digits", resolutions=(12, 16, 20), batch_size=100, crop_scale=(0.4, 1.0))
 
@@ -39,10 +39,8 @@ def load(
 
 def requests(
     digits: ImageData, *, seed: int = 3, phase: str = "full", steps: int = 24, start: int = 0
-) -> list[list[Request]]:
-    loader = data.train_batches(digits, CONFIG, seed=seed, phase=phase, steps=steps, start_step=start)
-    assert loader.batch_sampler is not None
-    return list(loader.batch_sampler)
+) -> list[Request]:
+    return list(data.train_batches(digits, CONFIG, seed=seed, phase=phase, steps=steps, start_step=start).schedule)
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -62,17 +60,11 @@ def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
         assert batch.images.dtype == torch.uint8
         assert tuple(batch.images.shape) == (100, 3, side, side)
         assert batch.labels.dtype == torch.int64
+        draws = draw_views(100, np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step]))
         for position, index in enumerate(order[100 * within : 100 * (within + 1)]):
-            rng = np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step, position])
-            expected = training_view(
-                digits.train.image(int(index)),
-                side,
-                scale=CONFIG.crop_scale,
-                ratio=CONFIG.crop_ratio,
-                flip=True,
-                rng=rng,
-            )
-            assert torch.equal(batch.images[position], expected)
+            image, own = digits.train.image(int(index)), draws.at(np.array([position]))
+            crop = plain_view(tuple(image.shape[1:]), own, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio)
+            assert torch.equal(batch.images[position], plain_cut(image, crop, side, own.mirrors[0] < 0.5))
             assert batch.labels[position] == digits.train.labels[index]
 
 
@@ -90,9 +82,8 @@ def test_a_resumed_phase_with_workers_continues_too(digits: ImageData) -> None:
     assert same(load(digits, replace(CONFIG, workers=2), start=13), load(digits)[13:])
 
 
-def test_a_loader_is_torchs_own_and_may_be_iterated_again(digits: ImageData) -> None:
+def test_batches_may_be_iterated_again(digits: ImageData) -> None:
     loader = data.train_batches(digits, CONFIG, seed=0, phase="full", steps=3)
-    assert isinstance(loader, DataLoader)
     assert len(loader) == 3
     assert same(list(loader), list(loader))
 
@@ -108,7 +99,8 @@ def test_an_epoch_sees_no_image_twice_and_each_has_its_own_order(digits: ImageDa
     assert per_epoch == 12
     steps = requests(digits)
     epochs = [
-        [request.index for step in steps[start : start + per_epoch] for request in step] for start in (0, per_epoch)
+        [index for step in steps[start : start + per_epoch] for index in step.indices.tolist()]
+        for start in (0, per_epoch)
     ]
     for epoch in epochs:
         assert len(epoch) == per_epoch * CONFIG.batch_size
@@ -120,9 +112,7 @@ def test_an_epoch_sees_no_image_twice_and_each_has_its_own_order(digits: ImageDa
 
 def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> None:
     steps = requests(digits, steps=300)
-    sides = [{request.resolution for request in step} for step in steps]
-    assert all(len(side) == 1 for side in sides)
-    drawn = [side.pop() for side in sides]
+    drawn = [step.resolution for step in steps]
     assert drawn == [data.batch_resolution((12, 16, 20), seed=3, phase="full", step=step) for step in range(300)]
     counts = [drawn.count(side) for side in (12, 16, 20)]
     assert sum(counts) == 300
@@ -130,8 +120,11 @@ def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> No
 
 
 def test_no_two_images_of_a_phase_share_the_numbers_of_their_augmentation(digits: ImageData) -> None:
-    keys = [request.key for step in requests(digits, steps=40) for request in step]
+    keys = [step.key for step in requests(digits, steps=40)]
     assert len(set(keys)) == len(keys)
+    assert all(step.positions.tolist() == list(range(100)) for step in requests(digits, steps=2))
+    areas = draw_views(100, np.random.default_rng(0)).areas
+    assert len(np.unique(areas)) == areas.size
 
 
 def test_no_global_random_state_is_used(digits: ImageData) -> None:

@@ -108,6 +108,13 @@ def test_given_colours_replace_the_data_sets_own() -> None:
         ("crop_scale", (0.5, 1.1)),
         ("crop_ratio", (0.0, 1.0)),
         ("crop_ratio", (1.0, float("inf"))),
+        ("cache_gib", 0.0),
+        ("jitter", (0.0, 0.0, 0.0, 0.6)),
+        ("jitter", (-0.1, 0.0, 0.0, 0.0)),
+        ("randaugment", (2, 31)),
+        ("randaugment", (-1, 9)),
+        ("mixup", -0.1),
+        ("cutmix", float("nan")),
         ("eval_crop", 0.0),
         ("eval_crop", 1.01),
         ("mean", (123.7, 116.3, 103.5)),
@@ -126,6 +133,12 @@ def test_settings_without_effect_are_refused(tmp_path: Any) -> None:
         data.open_data(replace(DIGITS, root=str(tmp_path)))
     with pytest.raises(UserError, match=r"data\.download \(true\).*cifar10, cifar100"):
         data.open_data(replace(DIGITS, name="imagefolder", root=str(tmp_path), download=True))
+    with pytest.raises(UserError, match=r"data\.cache .*digits is no folder of images; set data\.cache=null"):
+        data.open_data(replace(DIGITS, cache=str(tmp_path)))
+    with pytest.raises(UserError, match=r"data\.bad_images \(skip\).*set data\.bad_images=refuse"):
+        data.open_data(replace(DIGITS, bad_images="skip"))
+    with pytest.raises(UserError, match=r"data\.bad_images \(skip\).*set data\.cache=FOLDER"):
+        data.open_data(replace(DIGITS, name="imagefolder", root=str(tmp_path), bad_images="skip"))
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "tiny_imagenet", "imagenet", "imagefolder"])

@@ -23,7 +23,9 @@ def numbers(split: Split) -> list[int]:
 
 
 def draw(split: Split, fraction: float, classes: int, seed: int = 0) -> tuple[Split, Split]:
-    return hold_out(split, fraction=fraction, held="val", classes=[str(c) for c in range(classes)], seed=seed)
+    names = [str(c) for c in range(classes)]
+    kept, held = hold_out(split, fraction=fraction, held="val", classes=names, seed=seed)
+    return split.take("train", kept), split.take("val", held)
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,200 @@
+"""What is wrong with a data set's images: broken, mislabelled, twice there, or in more than one split."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ofav2 import console
+from ofav2.config import DataConfig
+from ofav2.data.cache import CheckedImages, open_store
+from ofav2.data.images import FileImages, Indices
+from ofav2.data.splits import Listed, Parts, Split
+from ofav2.errors import UserError
+
+Reasons = dict[tuple[int, int], str]
+"""Why an image cannot be used, by the number of its split and its own."""
+
+
+def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, tuple[str, ...]]:
+    """Give a data set of files without those that cannot be used, from the cache where the recipe names one.
+
+    Leaving an image out gives what removing its file would: order, splits and fingerprint are the same.
+
+    Args:
+        listed: The data set as it was listed.
+        config: The recipe's data part.
+        root: The data set's folder.
+
+    Returns:
+        The data set, and what was left out and why.
+
+    Raises:
+        UserError: An image cannot be used and `data.bad_images` is `refuse`; or a split lost all images of a class.
+    """
+    listed, doubtful = _settled(listed, _without_file(listed) | _with_two_labels(listed), config)
+    skipped = listed.mislabelled + doubtful
+    if config.cache is not None:
+        listed, broken = _settled(*_looked_at(listed, config, root), config)
+        skipped += broken
+    if skipped:
+        console.say(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
+        _require_classes(listed)
+    return listed, skipped
+
+
+def say_doubles(parts: Parts) -> None:
+    """Say which images are there twice, where that may be an accident."""
+    splits = (parts.train, parts.val, parts.test)
+    files = [_files(split) for split in splits]
+    names = _Names(files)
+    nodes = np.concatenate([tree.nodes for tree in files])
+    same_file = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
+    _say_pair(_first_pair(same_file), names, "are one file under two names")
+    digests = [split.images.digests for split in splits if isinstance(split.images, CheckedImages)]
+    if not digests:
+        return
+    same_bytes = np.unique(np.concatenate(digests), return_inverse=True)[1]
+    in_train = np.repeat([True, False, False], [len(split) for split in splits])
+    _say_pair(
+        _first_pair(same_bytes, in_train),
+        names,
+        "have the same content, one in train and one in val or test, which flatters accuracy",
+    )
+    labels = np.concatenate([split.labels for split in splits])
+    _say_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
+
+
+class _Names:
+    """The paths of images of several splits, by their number among all."""
+
+    def __init__(self, files: Sequence[FileImages]) -> None:
+        self.files = files
+
+    def __getitem__(self, number: int) -> str:
+        for files in self.files:
+            if number < len(files.paths):
+                return str(files.path(number))
+            number -= len(files.paths)
+        raise IndexError(number)
+
+
+def _first_pair(
+    groups: Indices, kinds: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | None = None
+) -> tuple[int, int, int] | None:
+    """Count pairs of neighbours in a group, or of those that differ in kind; give the first; None for none."""
+    order = np.lexsort((groups,) if kinds is None else (kinds, groups))
+    follows = groups[order[1:]] == groups[order[:-1]]
+    if kinds is not None:
+        follows &= kinds[order[1:]] != kinds[order[:-1]]
+    places = np.flatnonzero(follows)
+    if not len(places):
+        return None
+    return len(places), int(order[places[0]]), int(order[places[0] + 1])
+
+
+def _say_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
+    if found is not None:
+        count, first, second = found
+        console.say(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
+
+
+def _files(split: Split) -> FileImages:
+    images = split.images.files if isinstance(split.images, CheckedImages) else split.images
+    assert isinstance(images, FileImages), "a data set of files"
+    return images
+
+
+def _trees(listed: Listed) -> list[FileImages]:
+    return [_files(split) for split in listed.splits]
+
+
+def _without_file(listed: Listed) -> Reasons:
+    """Find links that lead nowhere."""
+    return {
+        (place, int(index)): f"image {files.path(int(index))}: cannot be read (no such file)"
+        for place, files in enumerate(_trees(listed))
+        for index in np.flatnonzero(files.stamps[:, 0] < 0)
+    }
+
+
+def _with_two_labels(listed: Listed) -> Reasons:
+    """Find files that stand in two classes, as links: one of the two is wrong, and there is no telling which."""
+    trees = _trees(listed)
+    nodes = np.concatenate([files.nodes for files in trees])
+    labels = np.concatenate([split.labels for split in listed.splits])
+    groups = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
+    lowest, highest = np.full(groups.max() + 1, labels.max()), np.zeros(groups.max() + 1, dtype=np.int64)
+    np.minimum.at(lowest, groups, labels)
+    np.maximum.at(highest, groups, labels)
+    there = np.concatenate([files.stamps[:, 0] >= 0 for files in trees])
+    starts = np.cumsum([0, *(len(split) for split in listed.splits)])
+    found: Reasons = {}
+    for number in np.flatnonzero((lowest != highest)[groups] & there).tolist():
+        place = int(np.searchsorted(starts, number, side="right")) - 1
+        index = number - int(starts[place])
+        label = int(lowest[groups[number]])
+        other = label if label != labels[number] else int(highest[groups[number]])
+        found[place, index] = (
+            f"image {trees[place].path(index)}: the same file is an image of class {listed.classes[other]!r}, too"
+        )
+    return found
+
+
+def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, Reasons]:
+    """Give the data set from the cache, and which images of it cannot be decoded."""
+    assert config.cache is not None
+    trees = _trees(listed)
+    store = open_store(
+        trees,
+        name=config.name,
+        root=root,
+        cache=Path(config.cache).expanduser(),
+        budget=int(config.cache_gib * 2**30),
+        check=config.bad_images == "skip",
+    )
+    if store is None:
+        return listed, {}
+    starts = np.cumsum([0, *(len(files.paths) for files in trees)])
+    splits = [
+        replace(split, images=CheckedImages(files, store, np.arange(start, start + len(split))))
+        for split, files, start in zip(listed.splits, trees, starts, strict=False)
+    ]
+    bad: Reasons = {}
+    for number, reason in store.bad.items():
+        place = int(np.searchsorted(starts, number, side="right")) - 1
+        index = number - int(starts[place])
+        bad[place, index] = f"image {trees[place].path(index)}: cannot be decoded ({reason})"
+    return _with_splits(listed, splits), bad
+
+
+def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
+    """Refuse bad images or leave them out, as the recipe says."""
+    if not bad:
+        return listed, ()
+    reasons = tuple(bad[key] for key in sorted(bad))
+    if config.bad_images == "refuse":
+        others = f" (and {len(reasons) - 1} more such images)" if len(reasons) > 1 else ""
+        raise UserError(
+            f"{reasons[0]}{others}; replace the file or remove it, or leave such images out by data.bad_images=skip"
+        )
+    splits = []
+    for place, split in enumerate(listed.splits):
+        good = [index for index in range(len(split)) if (place, index) not in bad]
+        splits.append(split.take(split.name, np.array(good, dtype=np.int64)))
+    return _with_splits(listed, splits), reasons
+
+
+def _with_splits(listed: Listed, splits: Sequence[Split]) -> Listed:
+    named = {split.name: split for split in splits}
+    return listed._replace(train=named["train"], val=named.get("val"), test=named.get("test"))
+
+
+def _require_classes(listed: Listed) -> None:
+    for split in listed.splits:
+        counts = np.bincount(split.labels, minlength=len(listed.classes))
+        if not counts.all():
+            name = listed.classes[int(counts.argmin())]
+            raise UserError(f"class {name!r}: no usable image is left in {split.name}; add images or remove the class")

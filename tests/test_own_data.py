@@ -1,0 +1,45 @@
+"""What docs/own_data.md shows is what there is: its commands, and its way of preparing an image."""
+
+import re
+import shlex
+from pathlib import Path
+
+import torch
+from torchvision.transforms import v2
+
+from ofav2 import cli, recipe
+from ofav2.data.views import evaluation_view, normalise
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")
+
+
+def commands() -> list[list[str]]:
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)).replace("\\\n", " ")
+    return [shlex.split(line)[1:] for line in shell.splitlines() if line.startswith("ofav2 ")]
+
+
+def test_its_commands_are_taken_and_its_settings_are_a_recipe() -> None:
+    assert {command[0] for command in commands()} == {"plan", "train", "extract"}
+    for command in commands():
+        chosen = vars(cli.parser().parse_args(command))
+        settings = [part for part in command[2:] if re.match(r"[a-z_.]+=", part)]
+        if settings:
+            config = recipe.load(command[1], settings)
+            assert (config.data.name, config.data.cache) == ("imagefolder", "cache")
+        assert chosen
+
+
+def test_the_keys_it_names_can_be_set_as_it_shows() -> None:
+    shown = re.findall(r"`(data\.[a-z_]+=[^`]+)`", PAGE)
+    assert len(shown) >= 5
+    for setting in shown:
+        recipe.load("digits", [setting.replace("'", "")])
+
+
+def test_its_way_of_preparing_an_image_is_evaluations() -> None:
+    image = torch.randint(0, 256, (3, 60, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    steps = [v2.Resize(48, antialias=True), v2.CenterCrop(48), v2.ToDtype(torch.float32, scale=True)]
+    shown = v2.Compose([*steps, v2.Normalize(mean, std)])
+    expected = normalise(evaluation_view(image, 48, 1.0), mean, std)
+    torch.testing.assert_close(shown(image), expected, rtol=1e-5, atol=1e-5)
