@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
+from supernets.depthwise import depthwise_conv2d
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -107,8 +109,7 @@ class ElasticDepthwise(Layer):
 
     def forward(self, x: Tensor, channels: int, kernel: int) -> Tensor:
         """(N, channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
-        weight = self.slice(channels, kernel)
-        return functional.conv2d(x, weight, None, self.stride, kernel // 2, groups=channels)
+        return depthwise_conv2d(x, self.slice(channels, kernel), self.stride)
 
     def plain(self, channels: int, kernel: int) -> nn.Conv2d:
         """A stock depthwise convolution of this size."""
