@@ -5,6 +5,7 @@ the stock torch layer that extraction puts in its place. Sizes come with each ca
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -221,6 +222,6 @@ def _filled(layer: M, **values: Tensor | None) -> M:
 
 def activation(name: str) -> nn.Module:
     """The activation of this name: `relu` or `hardswish`."""
-    layers: dict[str, Any] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
+    layers: dict[str, Any] = {"relu": partial(nn.ReLU, inplace=True), "hardswish": nn.Hardswish}
     layer: nn.Module = layers[name]()
     return layer
