@@ -84,10 +84,13 @@ class _InStrips(torch.autograd.Function):
         kernel = weight.shape[-1]
         grad = grad.contiguous(memory_format=torch.channels_last)
         of_x = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_x = conv2d_input(x.shape, weight, grad, ctx.stride, kernel // 2, groups=len(weight))
         if ctx.needs_input_grad[1]:
             of_weight = weight_gradient(x, grad, kernel, ctx.stride)
+        # Last, as what comes next reads it while it is in the processor's cache.
+        if ctx.needs_input_grad[0]:
+            # The weight tells the layout of the result; with one input channel, its own strides may mean either.
+            told = weight.clone(memory_format=torch.channels_last)
+            of_x = conv2d_input(x.shape, told, grad, ctx.stride, kernel // 2, groups=len(weight))
         return of_x, of_weight, None
 
 

@@ -49,12 +49,16 @@ def test_chunks_add_up(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("kernel", "side", "stride"), [(7, 16, 1), (7, 16, 2), (5, 8, 1), (5, 4, 2), (7, 2, 1), (3, 2, 1)]
 )
-def test_it_is_conv2d_in_float32(kernel: int, side: int, stride: int) -> None:
+@pytest.mark.parametrize("contiguous", [True, False])
+def test_it_is_conv2d_in_float32(kernel: int, side: int, stride: int, contiguous: bool) -> None:
     x, weight = drawn((8, 24, side, side), 4), drawn((24, 1, kernel, kernel), 5)
+    if contiguous:
+        weight = torch.empty(weight.shape).copy_(weight)
     y, of_x, of_weight = gradients(depthwise_conv2d, x, weight, stride, 6)
     wanted = gradients(stock, x, weight, stride, 6)
     assert "InStrips" in type(depthwise_conv2d(x, weight.requires_grad_(), stride).grad_fn).__name__
     assert torch.equal(y, wanted[0])
+    assert of_x.is_contiguous(memory_format=torch.channels_last)
     exact = gradients(stock, x.double(), weight.detach().double(), stride, 6)
     torch.testing.assert_close(of_x, wanted[1], rtol=1e-5, atol=1e-5)
     error, stocks = ((tensor - exact[2]).abs().max() for tensor in (of_weight, wanted[2]))
