@@ -62,11 +62,18 @@ class Work:
     """Sub-networks."""
     seed: int = 0
     """Seed of sub-networks and images."""
+    dropout: float = 0.1
+    """Dropout probability of the students."""
 
     def net(self) -> Supernet:
         """A fresh supernet."""
         return supernets.create(
-            self.variant, num_classes=CLASSES, width_mult=self.width, resolutions=(self.side,), seed=self.seed
+            self.variant,
+            num_classes=CLASSES,
+            width_mult=self.width,
+            resolutions=(self.side,),
+            dropout=self.dropout,
+            seed=self.seed,
         )
 
     def phase(self) -> Phase:
@@ -75,7 +82,7 @@ class Work:
         unlock = UnlockConfig(
             **{name: getattr(space, name) for name in ("kernel", "level", "height", "depth", "expand")}
         )
-        config = PhaseConfig(epochs=1.0, lr=0.0075, subnets=self.subnets, unlock=unlock)
+        config = PhaseConfig(epochs=1.0, lr=0.0075, subnets=self.subnets, dropout=self.dropout, unlock=unlock)
         return make_plan({"all": config}, "none", space, 10**6).phases[0]
 
     def images(self) -> Batch:
@@ -137,7 +144,7 @@ def peers_step(work: Work, layout: torch.memory_format = torch.contiguous_format
     warnings.filterwarnings("ignore", message="Implicit dimension choice for log_softmax")
     norm = {"bn_param": (0.1, 1e-5), "width_mult": work.width}
     choices = {"ks_list": [3, 5, 7], "expand_ratio_list": [3, 4, 6], "depth_list": [2, 3, 4]}
-    net = OFAMobileNetV3(n_classes=CLASSES, dropout_rate=0.1, **norm, **choices)
+    net = OFAMobileNetV3(n_classes=CLASSES, dropout_rate=work.dropout, **norm, **choices)
     teacher = MobileNetV3Large(CLASSES, dropout_rate=0, ks=7, expand_ratio=6, depth_param=4, **norm)
     decayed, free = net.get_parameters(["bn", "bias"], "exclude"), net.get_parameters(["bn", "bias"], "include")
     groups = [{"params": decayed, "weight_decay": OPTIM.weight_decay}, {"params": free, "weight_decay": 0.0}]
