@@ -30,7 +30,12 @@ class Times:
 
 
 def time_sides(
-    sides: Mapping[str, Callable[[], object]], *, repeats: int, warmup: int = 2, device: str = "cpu"
+    sides: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int,
+    warmup: int = 2,
+    device: str = "cpu",
+    before: Callable[[], object] | None = None,
 ) -> dict[str, Times]:
     """Calls every side once per round, in an order that turns, and summarises each side's times.
 
@@ -39,10 +44,13 @@ def time_sides(
         repeats: Rounds that are timed.
         warmup: Rounds before the first one that is timed.
         device: `cuda` waits for the card before and after each call.
+        before: Called before each round, untimed.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
     for round_number in range(warmup + repeats):
+        if before is not None:
+            before()
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
             gc.collect()

@@ -315,7 +315,9 @@ def _run_phase(
 
     largest = judge.calibrated(net, net.space.largest(), net.architecture.exits)
     adopt_statistics(net, largest)
-    accuracy = judge.ensemble_top1(largest, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    # As it will teach: a folded network's sums are rounded otherwise.
+    teaching = supernets.fold_norms(largest)
+    accuracy = judge.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
     scores = list(judge.scores(net, phase.judged.corners(), setup.data.val))
     end = phase.first_step + phase.steps
     _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)

@@ -45,7 +45,7 @@ class SqueezeExcite(nn.Module):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.reduce = ElasticConv2d(channels, squeeze_channels(channels), bias=True)
-        self.act = nn.ReLU()
+        self.act = activation("relu")
         self.expand = ElasticConv2d(squeeze_channels(channels), channels, bias=True)
         self.gate = nn.Hardsigmoid()
 

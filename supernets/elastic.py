@@ -5,6 +5,7 @@ the stock torch layer that extraction puts in its place. Sizes come with each ca
 """
 
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
+
+from supernets.depthwise import depthwise_conv2d
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -107,8 +110,7 @@ class ElasticDepthwise(Layer):
 
     def forward(self, x: Tensor, channels: int, kernel: int) -> Tensor:
         """(N, channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
-        weight = self.slice(channels, kernel)
-        return functional.conv2d(x, weight, None, self.stride, kernel // 2, groups=channels)
+        return depthwise_conv2d(x, self.slice(channels, kernel), self.stride)
 
     def plain(self, channels: int, kernel: int) -> nn.Conv2d:
         """A stock depthwise convolution of this size."""
@@ -220,6 +222,6 @@ def _filled(layer: M, **values: Tensor | None) -> M:
 
 def activation(name: str) -> nn.Module:
     """The activation of this name: `relu` or `hardswish`."""
-    layers: dict[str, Any] = {"relu": nn.ReLU, "hardswish": nn.Hardswish}
+    layers: dict[str, Any] = {"relu": partial(nn.ReLU, inplace=True), "hardswish": nn.Hardswish}
     layer: nn.Module = layers[name]()
     return layer

@@ -53,14 +53,18 @@ def students(teacher: Teacher | None, distance: distill.Distance, kd_ratio: floa
 def as_teacher(module: nn.Module, weights: Sequence[Fraction]) -> Teacher:
     """A network in evaluation mode as teacher.
 
+    It runs in inference mode; what it says does not, so that a loss may save it for its backward pass.
+
     Args:
         module: Images -> logits, or a tuple of the exits' logits.
         weights: One ensemble weight b_i per exit.
     """
 
     def teach(images: Tensor) -> distill.Target:
+        with torch.inference_mode():
+            logits = exit_logits(module(images))
         with torch.no_grad():
-            return distill.teacher_target(exit_logits(module(images)), weights)
+            return distill.teacher_target([exit.clone() for exit in logits], weights)
 
     return teach
 

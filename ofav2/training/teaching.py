@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.fx import GraphModule
 
 import distill
+import supernets
 from ofav2 import folder
 from ofav2.config import TeacherConfig
 from ofav2.data import ImageData
@@ -92,12 +94,12 @@ def choose_teacher(
     choice = distill.choose(phase.teacher, candidates)
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
-    module = judge.runtime.place(largest_of(net, tensors))
+    module = judge.runtime.place(supernets.fold_norms(largest_of(net, tensors)))
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
     return Taught(as_teacher(module, weights.ensemble), record)
 
 
-def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> nn.Module:
+def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
     """The largest network with all its exits, of a supernet like `net` with these weights."""
     source = copy.deepcopy(net)
     checkpoint.fill(source, tensors, "the teacher's checkpoint")

@@ -156,3 +156,21 @@ def test_outputs_with_one_and_with_several_exits() -> None:
     one, other = torch.zeros(2, 3), torch.ones(2, 3)
     assert exit_logits(one) == (one,)
     assert exit_logits((one, other)) == (one, other)
+
+
+def test_what_a_teacher_says_can_be_saved_for_a_backward_pass(net: Supernet) -> None:
+    """It computes in inference mode, whose tensors could not; a single exit of weight 1 is what it was given."""
+    images = torch.randn(2, 3, 32, 32, dtype=next(net.parameters()).dtype, generator=torch.Generator().manual_seed(3))
+    seen: list[bool] = []
+
+    def module(given: Tensor) -> Tensor:
+        seen.append(torch.is_inference_mode_enabled())
+        return net(given, net.space.smallest())
+
+    target = as_teacher(module, (Fraction(1),))(images)  # type: ignore[arg-type]
+    assert seen == [True]
+    assert not target.logits.is_inference()
+    assert not target.probabilities.is_inference()
+    logits = torch.zeros_like(target.logits, requires_grad=True)
+    (distill.soft_cross_entropy(logits, target) + distill.mse(logits, target)).backward()
+    assert logits.grad is not None

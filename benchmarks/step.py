@@ -1,0 +1,394 @@
+"""What a training step takes beside the plainest form of the same work; docs/performance.md has the numbers.
+
+python -m benchmarks.step peer                 SE_B beside the package `ofa`
+python -m benchmarks.step overhead             EE_D with ENS-KD beside the plain extracted networks
+python -m benchmarks.step memory               peak memory of both, each in a process of its own
+python -m benchmarks.step growth               time over sub-networks a step, batch size and resolution, with a plot
+python -m benchmarks.step profile              where the time of EE_D's step goes
+"""
+
+import argparse
+import itertools
+import math
+import multiprocessing
+import os
+import statistics
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional
+
+import distill
+import supernets
+from benchmarks.plots import curves
+from benchmarks.sides import RESULTS, Times, report, time_sides, write
+from ofav2 import console
+from ofav2.config import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
+from ofav2.data import Batch, normalise
+from ofav2.training.objectives import as_teacher, students
+from ofav2.training.optim import build_optimizer
+from ofav2.training.phases import Phase, make_plan
+from ofav2.training.runtime import Runtime, open_runtime
+from ofav2.training.trainer import Guard, step_subnets, train_phase
+from supernets import Subnet, Supernet
+from supernets.depthwise import depthwise_conv2d
+
+MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
+CLASSES = 200
+SMOOTHING = 0.1
+OPTIM = OptimConfig()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all sides have to do in a step."""
+
+    variant: str
+    """Name of the supernet."""
+    width: float = 1.0
+    """Width multiplier."""
+    side: int = 64
+    """Image side in pixels."""
+    batch: int = 64
+    """Images."""
+    subnets: int = 2
+    """Sub-networks."""
+    seed: int = 0
+    """Seed of sub-networks and images."""
+    dropout: float = 0.1
+    """Dropout probability of the students."""
+
+    def net(self) -> Supernet:
+        """A fresh supernet."""
+        return supernets.create(
+            self.variant,
+            num_classes=CLASSES,
+            width_mult=self.width,
+            resolutions=(self.side,),
+            dropout=self.dropout,
+            seed=self.seed,
+        )
+
+    def phase(self) -> Phase:
+        """The last phase of progressive shrinking, in which everything may be drawn, as long as anyone may ask for."""
+        space = self.net().space
+        unlock = UnlockConfig(
+            **{name: getattr(space, name) for name in ("kernel", "level", "height", "depth", "expand")}
+        )
+        config = PhaseConfig(epochs=1.0, lr=0.0075, subnets=self.subnets, dropout=self.dropout, unlock=unlock)
+        return make_plan({"all": config}, "none", space, 10**6).phases[0]
+
+    def images(self) -> Batch:
+        """Random pixels and labels."""
+        draws = torch.Generator().manual_seed(self.seed)
+        pixels = torch.randint(256, (self.batch, 3, self.side, self.side), generator=draws, dtype=torch.uint8)
+        return Batch(pixels, torch.randint(CLASSES, (self.batch,), generator=draws))
+
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """The same, normalised."""
+        batch = self.images()
+        return normalise(batch.images, MEAN, STD), batch.labels
+
+
+def our_step(work: Work, runtime: Runtime) -> Callable[[], float]:
+    """A step of our training loop as it is, teacher included; returns its loss."""
+    net, batch = work.net(), work.images()
+    runtime.place(net)
+    teacher = runtime.place(our_teacher(work))
+    weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
+    steps = train_phase(
+        net,
+        work.phase(),
+        itertools.repeat(batch),
+        students(as_teacher(teacher, weights), distill.soft_cross_entropy, 1.0, SMOOTHING),
+        optimizer=build_optimizer(net, OPTIM),
+        optim=OPTIM,
+        guard=Guard(0.0),
+        prepare=lambda images: normalise(images, MEAN, STD),
+        runtime=runtime,
+        seed=work.seed,
+    )
+    return lambda: next(steps).numbers["loss"]
+
+
+def our_teacher(work: Work) -> GraphModule:
+    """The largest network with all its exits, as a phase's teacher is made."""
+    net = work.net()
+    return supernets.fold_norms(net.extract(net.space.largest(), exits="all"))
+
+
+def drawn(work: Work) -> Iterator[tuple[Subnet, ...]]:
+    """The sub-networks of one step after the other."""
+    phase = work.phase()
+    return (step_subnets(phase, work.seed, number, work.side) for number in itertools.count())
+
+
+def peers_step(work: Work, layout: torch.memory_format = torch.contiguous_format) -> Callable[[], float]:
+    """A step as the package `ofa` trains: `train_one_epoch` of its progressive shrinking, without data and meters.
+
+    Args:
+        work: What to do.
+        layout: Memory layout of the images, which its layers take over; its own loader's is contiguous.
+    """
+    from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
+    from ofa.imagenet_classification.networks import MobileNetV3Large
+    from ofa.utils import cross_entropy_loss_with_soft_target, cross_entropy_with_label_smoothing
+
+    warnings.filterwarnings("ignore", message="Implicit dimension choice for log_softmax")
+    norm = {"bn_param": (0.1, 1e-5), "width_mult": work.width}
+    choices = {"ks_list": [3, 5, 7], "expand_ratio_list": [3, 4, 6], "depth_list": [2, 3, 4]}
+    net = OFAMobileNetV3(n_classes=CLASSES, dropout_rate=work.dropout, **norm, **choices)
+    teacher = MobileNetV3Large(CLASSES, dropout_rate=0, ks=7, expand_ratio=6, depth_param=4, **norm)
+    decayed, free = net.get_parameters(["bn", "bias"], "exclude"), net.get_parameters(["bn", "bias"], "include")
+    groups = [{"params": decayed, "weight_decay": OPTIM.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.0075, momentum=OPTIM.momentum, nesterov=True)
+    images, labels = work.inputs()
+    images = images.contiguous(memory_format=layout)
+    subnets = drawn(work)
+
+    def step() -> float:
+        net.train()
+        teacher.train()
+        with torch.no_grad():
+            soft = functional.softmax(teacher(images).detach(), dim=1)
+        net.zero_grad()
+        losses = []
+        for subnet in next(subnets):
+            activate(net, subnet)
+            output = net(images)
+            loss = cross_entropy_loss_with_soft_target(output, soft)
+            loss = loss + cross_entropy_with_label_smoothing(output, labels, SMOOTHING)
+            loss.backward()
+            losses.append(loss.item())
+        optimizer.step()
+        return statistics.mean(losses)
+
+    return step
+
+
+def activate(net: Any, subnet: Subnet) -> None:
+    """Sets the peer's active sub-network; blocks that do not run get any value."""
+
+    def padded(rows: tuple[tuple[int | None, ...], ...]) -> list[int | None]:
+        return [value for row in rows for value in (*row, *(3,) * (4 - len(row)))]
+
+    net.set_active_subnet(ks=padded(subnet.kernel), e=padded(subnet.expand), d=list(subnet.depth))
+
+
+class PlainNetworks:
+    """A step's plain extracted networks, forward and backward with the same losses, and the teacher's forward.
+
+    There is no optimiser. Networks are extracted by `prepare`, outside of what is timed.
+
+    Args:
+        work: What to do.
+        runtime: Where.
+    """
+
+    def __init__(self, work: Work, runtime: Runtime) -> None:
+        self.net = work.net().train()
+        self.runtime = runtime
+        weights = distill.exit_weights("ascending", len(self.net.architecture.exits)).ensemble
+        self.teach = as_teacher(runtime.place(our_teacher(work)), weights)
+        self.images, self.labels = work.inputs()
+        self.subnets = drawn(work)
+        self.ready: list[GraphModule] = []
+
+    def prepare(self) -> None:
+        """Extracts the next step's networks."""
+        self.ready = [self.net.extract(subnet) for subnet in next(self.subnets)]
+        for module in self.ready:
+            self.runtime.place(module).train()
+
+    def step(self) -> float:
+        """As torch has them."""
+        return self._step(self.ready)
+
+    def step_in_strips(self) -> float:
+        """With our depthwise convolution, so that what is left is the price of elasticity."""
+        return self._step([with_strips(module) for module in self.ready])
+
+    def _step(self, modules: Sequence[nn.Module]) -> float:
+        target = self.teach(self.images)
+        losses = []
+        for module in modules:
+            module.zero_grad(set_to_none=True)
+            loss = distill.student_loss(
+                module(self.images),
+                self.labels,
+                label_smoothing=SMOOTHING,
+                target=target,
+                distance=distill.soft_cross_entropy,
+                kd_ratio=1.0,
+            )["loss"]
+            loss.backward()
+            losses.append(loss.item())
+        return statistics.mean(losses)
+
+
+class Strips(nn.Module):
+    """A depthwise convolution with the supernet's gradient.
+
+    Args:
+        conv: The stock layer, whose weight it shares.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.stride = conv.weight, conv.stride[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the stock layer's."""
+        return depthwise_conv2d(x, self.weight, self.stride)
+
+
+def with_strips(module: GraphModule) -> GraphModule:
+    """The same network, sharing all weights, with our depthwise convolutions."""
+    layers = {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if _layer(node)}
+    replaced = {
+        name: Strips(layer) if isinstance(layer, nn.Conv2d) and layer.groups > 1 else layer
+        for name, layer in layers.items()
+    }
+    return GraphModule(replaced, module.graph)
+
+
+def _layer(node: Node) -> bool:
+    return node.op == "call_module"
+
+
+def peer(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
+    """SE_B's step beside that of the package `ofa`."""
+    sides = {
+        "ofa": peers_step(work),
+        "ofa, given channels-last images": peers_step(work, torch.channels_last),
+        "ofav2": our_step(work, runtime),
+    }
+    times = time_sides(sides, repeats=repeats)
+    title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
+    report("step-peer", title, times, "ofa", {"work": asdict(work), "load": os.getloadavg()})
+    return times
+
+
+def overhead(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
+    """EE_D's step beside its plain parts."""
+    plain = PlainNetworks(work, runtime)
+    sides = {
+        "plain networks": plain.step,
+        "plain networks, gradients in strips": plain.step_in_strips,
+        "ofav2": our_step(work, runtime),
+    }
+    times = time_sides(sides, repeats=repeats, before=plain.prepare)
+    title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
+    report("step-overhead", title, times, "plain networks", {"work": asdict(work), "load": os.getloadavg()})
+    return times
+
+
+def memory(work: Work, steps: int) -> dict[str, float]:
+    """Peak memory of both, in MiB above that of the process before there was a network."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        found = {name: pool.submit(peak_of, name, work, steps).result() for name in ("ofa", "ofav2")}
+    rows = [(name, peak, peak / found["ofa"]) for name, peak in found.items()]
+    console.show(console.table(f"peak memory of {steps} steps", ("side", "MiB", "share of ofa's"), rows))
+    write("step-memory", {"MiB": found, "steps": steps, "work": asdict(work)})
+    return found
+
+
+def peak_of(name: str, work: Work, steps: int) -> float:
+    """MiB that a side's steps need at most, above what this process had at most so far."""
+    if name == "ofa":
+        import ofa.imagenet_classification.elastic_nn.networks  # noqa: F401
+    runtime = Runtime(torch.device("cpu"), "float32")
+    torch.set_num_threads(1)
+    before = _peak()
+    if name == "ofav2":
+        open_runtime(RunConfig(device="cpu", threads=1))
+        step = our_step(work, runtime)
+    else:
+        step = peers_step(work)
+    for _ in range(steps):
+        step()
+    return _peak() - before
+
+
+def _peak() -> float:
+    """Largest resident memory of this process so far, in MiB; of the program that runs, unlike getrusage's."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
+
+
+def growth(work: Work, runtime: Runtime, repeats: int, plot: Path) -> dict[str, dict[int, float]]:
+    """Milliseconds of a step over its sub-networks, its batch and its resolution; the smallest one is timed, too."""
+    axes: dict[str, dict[int, Work]] = {
+        "sub-networks": {count: replace(work, subnets=count) for count in (1, 2, 4, 8)},
+        "images": {count: replace(work, batch=count) for count in (work.batch // 4, work.batch // 2, work.batch)},
+        "side in pixels": {side: replace(work, side=side) for side in (work.side // 2, 3 * work.side // 4, work.side)},
+    }
+    found: dict[str, dict[int, float]] = {}
+    for axis, works in axes.items():
+        times = time_sides({str(at): our_step(one, runtime) for at, one in works.items()}, repeats=repeats)
+        found[axis] = {at: times[str(at)].median for at in works}
+    powers = {axis: power(points) for axis, points in found.items()}
+    rows = [(axis, at, ms, powers[axis]) for axis, points in found.items() for at, ms in points.items()]
+    columns = ("over", "at", "median ms", "power between the ends")
+    console.show(console.table(f"a step of {work.variant}; a power of 1 is linear, of 2 for pixels", columns, rows))
+    write("step-growth", {"ms": found, "power": powers, "work": asdict(work), "load": os.getloadavg()})
+    plot.parent.mkdir(parents=True, exist_ok=True)
+    plot.write_text(curves(found, "ms a step"), encoding="utf-8")
+    console.say(f"made {plot}")
+    return found
+
+
+def power(points: Mapping[int, float]) -> float:
+    """p of time ~ size ** p, between the smallest and the largest size."""
+    first, last = min(points), max(points)
+    return math.log(points[last] / points[first]) / math.log(last / first)
+
+
+def profile(work: Work, runtime: Runtime, rows: int) -> str:
+    """torch.profiler's table of one step."""
+    step = our_step(work, runtime)
+    step()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+        step()
+    table: str = seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=60)
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("peer", "overhead", "memory", "growth", "profile"))
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of our side")
+    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--side", type=int, default=64)
+    parser.add_argument("--subnets", type=int, default=2)
+    parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--plot", type=Path, default=RESULTS / "step-growth.svg", help="where growth draws")
+    chosen = parser.parse_args()
+    variant = "se_b" if chosen.what in ("peer", "memory") else "ee_d"
+    work = Work(variant, width=chosen.width, side=chosen.side, batch=chosen.batch, subnets=chosen.subnets)
+    if chosen.what == "memory":
+        memory(work, chosen.repeats)
+        return
+    runtime = open_runtime(RunConfig(device="cpu", threads=chosen.threads, precision=chosen.precision))
+    if chosen.what == "peer":
+        peer(work, runtime, chosen.repeats)
+    elif chosen.what == "overhead":
+        overhead(work, runtime, chosen.repeats)
+    elif chosen.what == "growth":
+        growth(work, runtime, chosen.repeats, chosen.plot)
+    else:
+        console.say(profile(work, runtime, 25))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The benchmark of the training step in a quick form: numbers come out, and all sides compute the same."""
+
+import math
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+import torch
+
+from benchmarks import step
+from benchmarks.plots import curves
+from benchmarks.step import PlainNetworks, Work, our_step, peers_step
+from ofav2.training.runtime import Runtime
+from supernets import load_ofa_state_dict
+
+HERE = Runtime(torch.device("cpu"), "float32")
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def quick(variant: str, **changes: float) -> Work:
+    return Work(variant, **{"width": 0.25, "side": 32, "batch": 8, "dropout": 0.0, **changes})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("variant", ["ee_d", "ee_dp", "se_b"])
+def test_plain_networks_have_the_steps_loss(variant: str) -> None:
+    work = quick(variant)
+    plain = PlainNetworks(work, HERE)
+    plain.prepare()
+    loss = plain.step()
+    assert all(parameter.grad is not None for module in plain.ready for parameter in module.parameters())
+    assert plain.step_in_strips() == pytest.approx(loss, rel=1e-6)
+    step_of_ours = our_step(work, HERE)
+    assert step_of_ours() == pytest.approx(loss, rel=1e-5)
+    plain.prepare()
+    # The supernet has learnt by then, and the plain networks have not.
+    assert step_of_ours() != pytest.approx(plain.step(), rel=1e-7)
+
+
+def test_the_peer_computes_the_networks_that_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the same weights, active sub-networks give the same logits."""
+    from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
+
+    work = quick("se_b", subnets=4)
+    theirs = OFAMobileNetV3(
+        n_classes=step.CLASSES,
+        bn_param=(0.1, 1e-5),
+        width_mult=work.width,
+        ks_list=[3, 5, 7],
+        expand_ratio_list=[3, 4, 6],
+        depth_list=[2, 3, 4],
+    ).eval()
+    ours = work.net().eval()
+    load_ofa_state_dict(ours, theirs.state_dict())
+    images, _ = work.inputs()
+    with torch.no_grad():
+        for subnet in next(step.drawn(work)):
+            step.activate(theirs, subnet)
+            torch.testing.assert_close(theirs(images), ours(images, subnet), rtol=1e-4, atol=1e-4)
+
+
+def test_both_layouts_of_the_peer_take_steps() -> None:
+    work = quick("se_b")
+    for layout in (torch.contiguous_format, torch.channels_last):
+        losses = [peers_step(work, layout)() for _ in range(2)]
+        assert all(math.isfinite(loss) for loss in losses)
+
+
+def test_numbers_come_out(tmp_path: Path) -> None:
+    times = step.peer(quick("se_b"), HERE, 1)
+    assert set(times) == {"ofa", "ofa, given channels-last images", "ofav2"}
+    assert len(step.overhead(quick("ee_d"), HERE, 1)) == 3
+    assert {path.name for path in (tmp_path / "build/benchmarks").iterdir()} == {"step-peer.json", "step-overhead.json"}
+
+
+def test_growth_is_drawn(tmp_path: Path) -> None:
+    found = step.growth(quick("ee_d", batch=8, side=64), HERE, 1, tmp_path / "new" / "plot.svg")
+    assert {axis: list(points) for axis, points in found.items()} == {
+        "sub-networks": [1, 2, 4, 8],
+        "images": [2, 4, 8],
+        "side in pixels": [32, 48, 64],
+    }
+    drawing = ElementTree.parse(tmp_path / "new" / "plot.svg")
+    assert len(drawing.findall(".//{http://www.w3.org/2000/svg}circle")) == 10
+
+
+def test_the_power_of_growth() -> None:
+    assert step.power({1: 3.0, 2: 5.0, 4: 12.0}) == pytest.approx(1.0)
+    assert step.power({32: 1.0, 64: 4.0}) == pytest.approx(2.0)
+
+
+def test_plots_hold_what_they_are_given() -> None:
+    texts = [
+        text.text for text in ElementTree.fromstring(curves({"a < b": {1: 5.0, 2: 9.6}}, "ms")).iter() if text.text
+    ]
+    assert {"a < b", "1", "2", "5", "10", "ms"} <= set(texts)
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_processes_of_their_own() -> None:
+    found = step.memory(quick("se_b"), 1)
+    assert set(found) == {"ofa", "ofav2"}
+    assert all(peak > 1 for peak in found.values())
