@@ -153,10 +153,27 @@ class JoinedImages:
     second: Images
     places: Indices
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the pixels of both rows are at hand."""
+        return self.first.decoded and self.second.decoded
+
+    @property
+    def size(self) -> Size | None:
+        """The size of all images, where both rows have the same one."""
+        return self.first.size if self.first.size == self.second.size else None
+
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         place = int(self.places[index])
         return self.first.read(place) if place < self.count else self.second.read(place - self.count)
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W), not to be written."""
+        places = self.places[indices]
+        second = places >= self.count
+        rows = (iter(self.first.look(places[~second])), iter(self.second.look(places[second] - self.count)))
+        return [next(rows[int(which)]) for which in second]
 
     def take(self, indices: Indices) -> "JoinedImages":
         """Give the images at `indices`, in that order."""
@@ -166,6 +183,14 @@ class JoinedImages:
         """Give what identifies both rows, and the places."""
         parts = (self.places.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
         return b"".join(b"%d\n%b" % (len(part), part) for part in parts)
+
+    def names(self) -> list[str] | None:
+        """Give the images' paths; None where a row holds no files."""
+        first, second = self.first.names(), self.second.names()
+        if first is None or second is None:
+            return None
+        both = first + second
+        return [both[place] for place in self.places.tolist()]
 
 
 def file_images(root: Path, paths: Sequence[str]) -> FileImages:

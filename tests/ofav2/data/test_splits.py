@@ -1,13 +1,15 @@
 """Holding out: nothing lost, nothing shared, every class in its share, and the same again."""
 
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ofav2.data.images import ArrayImages
+from ofav2.data.images import ArrayImages, file_images
 from ofav2.data.splits import Split, fingerprint, hold_out, join
 from ofav2.errors import UserError
 
@@ -117,6 +119,19 @@ def test_joined_splits_hold_the_images_of_both_in_order() -> None:
     some = whole.take("some", np.array([6, 0, 3, 0]))
     assert numbers(some) == [numbers(whole)[index] for index in (6, 0, 3, 0)]
     assert numbers(pickle.loads(pickle.dumps(some))) == numbers(some), "workers get it so"
+    chosen = np.array([3, 1, 1, 2])
+    looked = some.images.look(chosen)
+    assert all(torch.equal(image, some.image(index)) for image, index in zip(looked, chosen, strict=True))
+    assert (some.images.decoded, some.images.size, some.images.names()) == (True, (1, 2), None)
+
+
+def test_joined_files_keep_their_names(tmp_path: Path) -> None:
+    rows = [file_images(tmp_path, ["a.png", "b.png"]), file_images(tmp_path, ["c.png"])]
+    first, second = (Split("train", np.zeros(len(row.names()), dtype=np.int64), row) for row in rows)
+    joined = join(first, second, "train").take("some", np.array([2, 0])).images
+    assert joined.names() == ["c.png", "a.png"]
+    assert not joined.decoded
+    assert joined.size is None
 
 
 def test_joined_splits_are_told_apart() -> None:
