@@ -153,10 +153,26 @@ class JoinedImages:
     second: Images
     places: Indices
 
+    @property
+    def decoded(self) -> bool:
+        """Whether pixels of both rows are at hand."""
+        return self.first.decoded and self.second.decoded
+
+    @property
+    def size(self) -> Size | None:
+        """The size that all images of both rows have; None where sizes differ or are not known."""
+        return self.first.size if self.first.size == self.second.size else None
+
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         place = int(self.places[index])
         return self.first.read(place) if place < self.count else self.second.read(place - self.count)
+
+    def look(self, indices: Indices) -> list[Tensor]:
+        """Give images as uint8 tensors (3, H, W), not to be written."""
+        rows = ((self.first, 0), (self.second, self.count))
+        chosen = (rows[int(place >= self.count)] + (place,) for place in self.places[indices])
+        return [row.look(np.array([place - start]))[0] for row, start, place in chosen]
 
     def take(self, indices: Indices) -> "JoinedImages":
         """Give the images at `indices`, in that order."""
@@ -166,6 +182,11 @@ class JoinedImages:
         """Give what identifies both rows, and the places."""
         parts = (self.places.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
         return b"".join(b"%d\n%b" % (len(part), part) for part in parts)
+
+    def names(self) -> list[str] | None:
+        """Give the images' paths; None where a row has none."""
+        first, second = self.first.names(), self.second.names()
+        return None if first is None or second is None else [(first + second)[place] for place in self.places.tolist()]
 
 
 def file_images(root: Path, paths: Sequence[str]) -> FileImages:
