@@ -128,7 +128,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
     per_epoch = steps_per_epoch(len(data.train), config.data.batch_size)
     steps = train_steps(
         module,
-        train_batches(data, config.data, seed=seed, phase=name, steps=epochs * per_epoch),
+        train_batches(data, config.data, seed=seed, phase=name, steps=epochs * per_epoch, device=tuning.runtime.device),
         partial(_losses, tuning),
         name=name,
         draw=lambda step, resolution: (tuning.source.subnet,),

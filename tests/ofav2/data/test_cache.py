@@ -271,3 +271,17 @@ def test_an_estimate_that_was_too_low_ends_in_looking(config: DataConfig, monkey
     assert not opened.train.images.decoded
     assert not (entry / cache.PIXELS).exists()
     assert all(map(torch.equal, everything(opened), everything(data.open_data(replace(config, cache=None)))))
+
+
+def test_joined_splits_are_looked_at_as_they_are_read(config: DataConfig) -> None:
+    kept, streamed = data.open_data(config), data.open_data(replace(config, cache=None))
+    mixed = data.join(kept.train, streamed.val, "train")
+    whole = data.join(kept.train, kept.val, "train")
+    assert (mixed.images.decoded, whole.images.decoded) == (False, True)
+    order = np.random.default_rng(0).permutation(len(mixed))
+    for joined in (mixed, whole):
+        assert joined.images.size is None
+        expected = [joined.image(int(index)) for index in order]
+        assert all(map(torch.equal, joined.images.look(order), expected))
+        names = joined.images.take(order).names()
+        assert names == [(kept.train.images.names() + kept.val.images.names())[i] for i in order.tolist()]  # type: ignore[operator]

@@ -118,6 +118,20 @@ class Watched:
         self.log.append((self.name, int(self.indices[index])))
         return self.images.read(int(self.indices[index]))
 
+    def look(self, indices: Indices) -> list[Tensor]:
+        return [self.read(index) for index in indices.tolist()]
+
+    def names(self) -> list[str] | None:
+        return self.images.names()
+
+    @property
+    def decoded(self) -> bool:
+        return self.images.decoded
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.images.size
+
     def take(self, indices: Indices) -> "Watched":
         return Watched(self.name, self.images, self.indices[indices], self.log)
 
