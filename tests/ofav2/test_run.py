@@ -349,6 +349,7 @@ def test_an_empty_folder_will_do(tmp_path: Path) -> None:
         "metrics.jsonl",
         "recipe.yaml",
         "run.json",
+        "split.json",
     ]
 
 
