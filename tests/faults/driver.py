@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -23,6 +24,8 @@ STEPS = 4
 """Steps of each phase."""
 PATIENCE = 300.0
 """Seconds after which a process hangs."""
+STOPPING = 0.005
+"""Seconds that a process may take to hold after it was told to."""
 
 # Six phases of four steps, of all that there is, validated and saved on the way; saved after every step, so that there
 # is a state before the newest one.
@@ -58,12 +61,12 @@ class Straight:
 
 @dataclass(frozen=True)
 class Moment:
-    """When to act: some seconds after a line of `metrics.jsonl` was written, or after the next saving then begins."""
+    """When to act: some seconds after a line of `metrics.jsonl` was written, or amid the next saving after it."""
 
     line: int
     """The line's number, from 1."""
     seconds: float
-    """Seconds after it."""
+    """Seconds after it; amid a saving, nothing."""
     saving: bool = False
     """Whether a file has to be half-written."""
 
@@ -120,7 +123,7 @@ def run(arguments: Sequence[str], log: Path, largest_file: int = 0) -> int:
 
 
 def wait_for(process: ForkServerProcess, run_folder: Path, moment: Moment) -> bool:
-    """Waits until a run comes to a moment; False if it ended before."""
+    """Waits until a run comes to a moment, and holds it there if it is amid a saving; False if it ended before."""
     metrics = run_folder / folder.METRICS
     deadline = time.monotonic() + PATIENCE
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < moment.line:
@@ -128,11 +131,23 @@ def wait_for(process: ForkServerProcess, run_folder: Path, moment: Moment) -> bo
         if process.exitcode is not None:
             return False
         time.sleep(0.001)
-    while moment.saving and not _is_saving(run_folder):
-        if process.exitcode is not None:
-            return False
+    if moment.saving:
+        return _hold_amid_saving(process, run_folder)
     time.sleep(moment.seconds)
     return process.exitcode is None
+
+
+def _hold_amid_saving(process: ForkServerProcess, run_folder: Path) -> bool:
+    """Stops a process that is writing a file; a saving takes milliseconds, so only what is stopped can be looked at."""
+    assert process.pid is not None
+    while process.exitcode is None:
+        if _is_saving(run_folder):
+            os.kill(process.pid, signal.SIGSTOP)
+            time.sleep(STOPPING)
+            if _is_saving(run_folder):
+                return True
+            os.kill(process.pid, signal.SIGCONT)
+    return False
 
 
 def _is_saving(run_folder: Path) -> bool:
@@ -140,12 +155,14 @@ def _is_saving(run_folder: Path) -> bool:
 
 
 def send(process: ForkServerProcess, number: signal.Signals, to_group: bool) -> None:
-    """Sends a signal to a process, or to all of its group: the workers that load its images, too."""
+    """Sends a signal to a process, or to all of its group: the workers that load its images, too; lets it go on."""
     assert process.pid is not None
-    if to_group:
-        os.killpg(process.pid, number)
-    else:
-        os.kill(process.pid, number)
+    for each in (number, signal.SIGCONT):
+        with suppress(ProcessLookupError):
+            if to_group:
+                os.killpg(process.pid, each)
+            else:
+                os.kill(process.pid, each)
 
 
 def what_was_hit(run_folder: Path, lines: Sequence[Mapping[str, object]]) -> Hit:
