@@ -5,6 +5,7 @@ Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 1 anothe
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -164,8 +165,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say("ofav2: interrupted")
         return 130
     except BrokenPipeError:
-        # Whoever reads the output has seen enough, as `head` does.
-        sys.stderr.close()
+        # Whoever reads the output has seen enough, as `head` does; what is left in buffers is written when Python ends.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         return 0
     except ValueError as error:
         if not _is_the_users(error):
