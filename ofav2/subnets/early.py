@@ -131,14 +131,19 @@ class EarlyExits(nn.Module):
             outputs.append(logits)
         return tuple(outputs)
 
-    def said(self, images: Tensor, ensemble: bool) -> tuple[Tensor, ...]:
-        """What each exit says, its own logits or the ensemble's up to there; (N, classes) each, no image leaves."""
+    def said(self, outputs: Sequence[Tensor], ensemble: bool) -> tuple[Tensor, ...]:
+        """What each exit says, its own logits or the ensemble's up to there; (N, classes) each.
+
+        Args:
+            outputs: The logits of every exit, as a call gives them.
+            ensemble: Whether an exit speaks for all exits up to it.
+        """
         total: Tensor | None = None
-        outputs = []
-        for place, logits in enumerate(self(images)):
+        said = []
+        for place, logits in enumerate(outputs):
             own, total = self._speak(place, logits, total, ensemble)
-            outputs.append(own)
-        return tuple(outputs)
+            said.append(own)
+        return tuple(said)
 
     def predict(
         self,

@@ -306,9 +306,10 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Curv
     alone_right: list[npt.NDArray[np.bool_]] = []
     with torch.inference_mode(), opened.runtime.autocast():
         for images, labels in _inputs(opened, opened.data.val):
+            own = opened.net(images)
             if not sure:
-                require_same(opened.net(images), opened.module(images), "network split at its exits")
-            own, said = opened.net(images), opened.net.said(images, ensemble)
+                require_same(own, opened.module(images), "network split at its exits")
+            said = opened.net.said(own, ensemble)
             sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in said[:-1]]))
             right.append(_right(said, labels))
             alone_right.append(_right(own, labels))

@@ -155,7 +155,7 @@ def train_steps(
         optim: Its settings.
         guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
         start_step: Steps that are taken already.
-        prepare: Makes uint8 images (N, C, H, W) the network's normalised input.
+        prepare: Makes a batch's images (N, C, H, W) the network's normalised input.
         runtime: Device, precision and processes.
         seed: Seed of the draws.
 
