@@ -104,6 +104,18 @@ def test_tight_limits_are_kept_by_many_different_networks(seed: int) -> None:
     assert found != draw_within(numbers, space, limits, candidates=40, seed=seed + 1)
 
 
+def test_a_loose_limit_is_used_up() -> None:
+    """Uniform draws cost about half of the largest network; whoever allows 80 % of it wants more than that."""
+    net = supernets.create("se_b", num_classes=10, resolutions=(64,))
+    numbers, space = net.architecture, net.space
+    largest = price_of(numbers, None, space.largest()).macs
+    draws = np.random.default_rng(0)
+    assert max(price_of(numbers, None, space.sample(draws)).macs for _ in range(100)) < 0.7 * largest
+    found = draw_within(numbers, space, Limits(macs=largest * 8 // 10), candidates=40)
+    assert sum(price_of(numbers, None, subnet).macs > 0.7 * largest for subnet in found) >= 10
+    assert space.largest() in draw_within(numbers, space, Limits(macs=largest), candidates=40)
+
+
 def test_without_limits_draws_reach_the_whole_space() -> None:
     net = small("ee_dp")
     found = draw_within(net.architecture, net.space, Limits(), candidates=300)
