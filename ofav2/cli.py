@@ -6,6 +6,7 @@ Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 1 anothe
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -150,7 +151,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = parser().parse_args(argv)
+    arguments = _parsed(argv)
     try:
         arguments.verb(arguments)
     except Stopped as stopped:
@@ -182,6 +183,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.say(f"ofav2: process {_rank()}: {message}" if _rank() else f"ofav2: {message}")
         return 2
     return 0
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; settings may stand before options and after them.
+
+    argparse takes positional arguments in one go, and leaves over what follows an option.
+    """
+    top = parser()
+    arguments, left = top.parse_known_args(argv)
+    if left and not (hasattr(arguments, "overrides") and all(re.match(r"[^-=][^=]*=", text) for text in left)):
+        top.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
 
 
 def _rank() -> int:

@@ -61,6 +61,30 @@ def two(tmp_path: Path) -> str:
     return tiny.written(tmp_path / "recipes", tiny.TWO, "two")
 
 
+# Settings
+
+
+@pytest.mark.parametrize("settings", [["run.seed=3"], ["run.seed=2", "run.seed=3"]])
+def test_settings_may_follow_options(settings: list[str], two: str, tmp_path: Path, capsys: Capture) -> None:
+    run_ok(capsys, "train", two, *settings[:-1], "--run-dir", str(tmp_path / "run"), settings[-1])
+    assert recipe.load(str(tmp_path / "run" / folder.RECIPE)).run.seed == 3
+
+
+@pytest.mark.parametrize("left", ["surplus", "=3", "--seed=3", "-x"])
+def test_what_is_no_setting_is_refused(left: str, two: str, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", two, "--run-dir", str(tmp_path / "run"), left])
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {left}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_verb_without_settings_takes_none(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", str(tiny_run.folder), "--out", str(tmp_path / "page.html"), "run.seed=3"])
+    assert "unrecognized arguments: run.seed=3" in capsys.readouterr().err
+
+
 # Help
 
 
