@@ -35,8 +35,9 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/ofav2 train digits
 
+# A file's tests stay in one process, so that what they share is made once.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-browser: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m browser

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from benchmarks import step
-from benchmarks.plots import curves
 from benchmarks.step import PlainNetworks, Work, our_step, peers_step
 from ofav2.training.runtime import Runtime
 from supernets import load_ofa_state_dict
@@ -84,19 +83,12 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
         "side in pixels": [32, 48, 64],
     }
     drawing = ElementTree.parse(tmp_path / "new" / "plot.svg")
-    assert len(drawing.findall(".//{http://www.w3.org/2000/svg}circle")) == 10
+    assert {"sub-networks", "images", "side in pixels", "ms a step"} <= {part.text for part in drawing.iter()}
 
 
 def test_the_power_of_growth() -> None:
     assert step.power({1: 3.0, 2: 5.0, 4: 12.0}) == pytest.approx(1.0)
     assert step.power({32: 1.0, 64: 4.0}) == pytest.approx(2.0)
-
-
-def test_plots_hold_what_they_are_given() -> None:
-    texts = [
-        text.text for text in ElementTree.fromstring(curves({"a < b": {1: 5.0, 2: 9.6}}, "ms")).iter() if text.text
-    ]
-    assert {"a < b", "1", "2", "5", "10", "ms"} <= set(texts)
 
 
 @pytest.mark.slow

@@ -1,0 +1,254 @@
+"""OFAv2 beside OFA, its own parts one by one, and networks trained alone; docs/results.md has the results.
+
+python -m benchmarks.proof train DATA_ROOT             # CIFAR-10 as folders of images: train/CLASS, test/CLASS
+python -m benchmarks.proof measure                     # random and chosen sub-networks of every finished run
+python -m benchmarks.proof show                        # tables as Markdown, plots as SVG
+
+`--rows ofa ofav2` takes some rows only, so that several processes can share the work. Every row is a shipped recipe and
+a few settings, so that it can also be trained by itself: `train` says the command before it starts. What was
+interrupted goes on where it was.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ofav2
+from benchmarks.proof_tables import RESULTS, show
+from benchmarks.sides import machine
+from ofav2 import console, folder, run
+from ofav2.draws import generator
+from ofav2.errors import UserError
+from ofav2.report.curves import phase_seconds
+from ofav2.report.networks import Table, tables
+from ofav2.report.reading import RunRecord, read_run
+from ofav2.subnets.cost import subnet_cost
+from ofav2.subnets.extract import OpenedRun
+from supernets import Space, Subnet
+
+RUNS = Path("runs/proof")
+SHARES = (25, 50, 100)
+"""Limits of the chosen networks, in percent of the largest network's multiply-adds."""
+BODIES = 100
+"""Random networks per run: the same ones for all, up to the exits, which single-exit supernets lack."""
+CANDIDATES = 24
+"""Networks that are ranked on validation per limit."""
+TEST_IMAGES = 2000
+"""Test images that the random networks are measured on, the same ones for all; all other numbers are of all of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training of the comparison."""
+
+    name: str
+    """Its run folder, and its file of results."""
+    title: str
+    """What a reader calls it."""
+    recipe: str
+    """A shipped recipe."""
+    settings: tuple[str, ...] = ()
+    """What is changed in it."""
+
+
+OFA = ("supernet.variant=se_b", "teacher.policy=fixed")
+LONGER = "phases.expand.epochs=4"
+"""Single-exit supernets skip the two epochs of the height phase; with these they see as many images."""
+SIZES = {
+    "small": {"kernel": 3, "depth": 2, "expand": 3},
+    "middle": {"kernel": 5, "depth": 3, "expand": 4},
+    "large": {"kernel": 7, "depth": 4, "expand": 6},
+}
+"""Networks that are also trained alone; they end at the last exit."""
+
+
+def alone(size: str) -> Row:
+    """The row of a network that is trained by itself."""
+    settings = tuple(f"supernet.{name}=[{value}]" for name, value in SIZES[size].items())
+    return Row(f"alone-{size}", f"{size}, alone", "cifar10_proof_alone", settings)
+
+
+ROWS = (
+    Row("ofa", "OFA: SE_B, fixed teacher", "cifar10_proof", OFA),
+    Row("ofav2", "OFAv2: EE_D, progressive teacher", "cifar10_proof"),
+    Row("ofa-seed1", "OFA, seed 1", "cifar10_proof", (*OFA, "run.seed=1")),
+    Row("ofav2-seed1", "OFAv2, seed 1", "cifar10_proof", ("run.seed=1",)),
+    Row("ofa-longer", "OFA, expand twice as long", "cifar10_proof", (*OFA, LONGER)),
+    Row("ofav2-fixed", "OFAv2, fixed teacher", "cifar10_proof", ("teacher.policy=fixed",)),
+    Row("ee_b", "EE_B, progressive teacher", "cifar10_proof", ("supernet.variant=ee_b",)),
+    Row("se_d", "SE_D, progressive teacher, expand twice as long", "cifar10_proof", ("supernet.variant=se_d", LONGER)),
+    Row("sandwich", "EE_D, one elastic phase, sandwich", "cifar10_proof_sandwich"),
+    *(alone(size) for size in SIZES),
+)
+"""Everything that is compared, in the order in which it is trained."""
+
+
+def command(row: Row, root: str, runs: Path) -> str:
+    """The shell command that trains a row by itself."""
+    where = ("--run-dir", str(runs / row.name), "--resume", "auto")
+    return shlex.join(["ofav2", "train", row.recipe, *_data(root), *row.settings, *where])
+
+
+def train(rows: Iterable[Row], root: str, runs: Path) -> None:
+    """Trains rows one after the other; those that are finished are left as they are.
+
+    Raises:
+        UserError, RunError: As `ofav2.train` and `ofav2.resume` raise them.
+    """
+    for row in rows:
+        console.say(command(row, root, runs))
+        run.train_or_resume(runs / row.name, row.recipe, (*_data(root), *row.settings))
+
+
+def measure(rows: Iterable[Row], runs: Path, results: Path = RESULTS) -> None:
+    """Measures what each finished run's supernet holds, and writes it as a file of results.
+
+    Raises:
+        RunError: If a folder is damaged.
+    """
+    for row in rows:
+        path = runs / row.name
+        if not (path / folder.FACTS).exists() or read_run(path).state != "finished":
+            console.say(f"{row.name} is not finished: left out")
+            continue
+        results.mkdir(parents=True, exist_ok=True)
+        folder.write_text(results / f"{row.name}.json", json.dumps(facts_of(row, path)) + "\n")
+        console.say(f"made {results / f'{row.name}.json'}")
+
+
+def facts_of(row: Row, path: Path) -> dict[str, Any]:
+    """Everything that the tables say of a run."""
+    record = read_run(path)
+    return {
+        **asdict(row),
+        "seed": record.seed,
+        "versions": record.versions,
+        "machine": machine(),
+        "split": record.data["images"],
+        "phases": phases(record),
+        "test": record.test,
+        **({} if row.name.startswith("alone") else supernet_facts(ofav2.open_for_judging(path))),
+    }
+
+
+def supernet_facts(opened: OpenedRun) -> dict[str, Any]:
+    """What is measured of a supernet's networks after its training."""
+    return {
+        "random": random_networks(opened),
+        "chosen": {str(share): chosen(opened, share) for share in SHARES},
+        "sizes": sizes(opened),
+    }
+
+
+def phases(record: RunRecord) -> list[dict[str, Any]]:
+    """What each phase of a run took, and what its corner networks reached on validation (top-1 in 0..1)."""
+    corners = {table.name.split("/")[0]: table for table in tables(record) if table.split == "validation"}
+    return [_phase(record, number, corners[phase.name]) for number, phase in enumerate(record.phases)]
+
+
+def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
+    phase, top1 = record.phases[number], {network.subnet: network.top1 for network in corners.networks}
+    images = phase.steps * record.config.data.batch_size
+    rates = [
+        line["images_per_second"]
+        for line in record.metrics
+        if line.get("kind") == "train" and line["phase"] == phase.name
+    ]
+    return {
+        "name": phase.name,
+        "steps": phase.steps,
+        "images": images,
+        "subnet_images": images * (record.config.phases[phase.name].subnets if number else 1),
+        "seconds": phase_seconds(record)[phase.name],
+        "images_per_second": statistics.median(rates),
+        "corners": len(top1),
+        "mean": phase.mean_corner_top1,
+        "largest": top1[phase.space.largest()],
+        "smallest": top1[phase.space.smallest()],
+        "lowest": min(top1.values()),
+    }
+
+
+def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
+    """The same random networks for every run, at all exits that there are, on the same test images."""
+    net, test = opened.loaded.net, opened.data.test
+    some = test.take("some-test", generator("proof images").permutation(len(test))[:TEST_IMAGES])
+    subnets = [replace(body, height=exit) for body in bodies(net.space) for exit in net.space.height]
+    with console.progress("random networks", len(subnets)) as advance:
+        found = []
+        for score in opened.judge.scores(net, subnets, some):
+            found.append(_point(opened, score.subnet, score.top1))
+            advance(top1=score.top1)
+    return found
+
+
+def bodies(space: Space) -> tuple[Subnet, ...]:
+    """Random networks that end at the last exit, drawn from the same numbers whatever else the supernet has."""
+    draws = generator("proof bodies")
+    return tuple(space.restrict(height=(max(space.height),)).sample(draws) for _ in range(BODIES))
+
+
+def chosen(opened: OpenedRun, share: int) -> dict[str, Any] | None:
+    """What `ofav2 extract` takes out at `share` percent of the largest network's multiply-adds, measured on test."""
+    net = opened.loaded.net
+    limits = ofav2.Limits(macs=subnet_cost(net.architecture, net.space.largest()).macs * share // 100)
+    try:
+        choice = ofav2.choose(opened, limits, candidates=CANDIDATES)
+    except UserError as error:
+        console.say(str(error))
+        return None
+    (score,) = opened.judge.scores(net, [choice.best.subnet], opened.data.test)
+    return {**_point(opened, score.subnet, score.top1), "val": choice.best.top1, "candidates": len(choice.ranked)}
+
+
+def sizes(opened: OpenedRun) -> dict[str, dict[str, Any]]:
+    """The networks that are also trained alone, as this supernet has them, on test."""
+    net = opened.loaded.net
+    subnets = {size: net.space.uniform(**choices) for size, choices in SIZES.items()}
+    top1 = {score.subnet: score.top1 for score in opened.judge.scores(net, subnets.values(), opened.data.test)}
+    return {size: _point(opened, subnet, top1[subnet]) for size, subnet in subnets.items()}
+
+
+def _point(opened: OpenedRun, subnet: Subnet, top1: float) -> dict[str, Any]:
+    cost = subnet_cost(opened.loaded.net.architecture, subnet)
+    return {"exit": subnet.height, "macs": cost.macs, "params": cost.params, "top1": top1}
+
+
+def _data(root: str) -> tuple[str, ...]:
+    return ("data.name=imagefolder", f"data.root={root}", f"data.cache={root.rstrip('/')}-decoded")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    names = [row.name for row in ROWS]
+    top = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__.splitlines()[0])
+    verbs = top.add_subparsers(dest="verb", required=True)
+    training = verbs.add_parser("train", help="train the rows")
+    training.add_argument("root", metavar="DATA_ROOT", help="CIFAR-10 as folders of images: train/CLASS, test/CLASS")
+    for verb in (training, verbs.add_parser("measure", help="measure sub-networks of the trained rows")):
+        verb.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
+        verb.add_argument("--runs", type=Path, default=RUNS, help=f"where the run folders are ({RUNS})")
+    verbs.add_parser("show", help="tables as Markdown, plots as SVG")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line."""
+    given = parser().parse_args(argv)
+    if given.verb == "show":
+        show([row.name for row in ROWS])
+        return
+    rows = [row for row in ROWS if row.name in given.rows]
+    if given.verb == "train":
+        train(rows, given.root, given.runs)
+    else:
+        measure(rows, given.runs)
+
+
+if __name__ == "__main__":
+    main()

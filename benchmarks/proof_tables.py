@@ -1,0 +1,159 @@
+"""The tables and plots of the comparison that `benchmarks.proof` measures, from its files of results."""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.plots import Panel, Series, chart
+from ofav2 import console
+from ofav2.errors import UserError
+
+RESULTS = Path("docs/proof")
+FRONT, PHASES = "front.svg", "phases.svg"
+"""The plots, beside the results."""
+
+Result = Mapping[str, Any]
+
+
+def show(names: Iterable[str], results: Path = RESULTS) -> None:
+    """Prints the tables as Markdown, and draws the plots beside the results.
+
+    Args:
+        names: The rows in the order in which they are shown; those without results are left out.
+        results: Where the files of results are.
+
+    Raises:
+        UserError: If there are no results.
+    """
+    paths = [results / f"{name}.json" for name in names]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
+    if not found:
+        raise UserError(f"results ({results}) are empty: make them with `python -m benchmarks.proof measure`")
+    supernets = [result for result in found if "random" in result]
+    for table in (runs_table(found), phase_table(supernets), random_table(supernets), chosen_table(supernets)):
+        console.show(table + "\n")
+    console.show(alone_table(found))
+    (results / FRONT).write_text(chart([front_panel(supernets)], width=7.0, height=4.6), encoding="utf-8")
+    (results / PHASES).write_text(
+        chart([phase_panel(supernets, end) for end in ("largest", "smallest")], width=4.6, height=3.8), encoding="utf-8"
+    )
+    console.say(f"made {results / FRONT} and {results / PHASES}")
+
+
+def runs_table(found: Iterable[Result]) -> str:
+    """What each run took, and its corner networks on test."""
+    columns = ("row", "steps", "images drawn", "sub-network images", "minutes", "largest", "smallest", "corner mean")
+    rows = []
+    for result in found:
+        total = {key: sum(phase[key] for phase in result["phases"]) for key in ("steps", "images", "subnet_images")}
+        minutes = sum(phase["seconds"] for phase in result["phases"]) / 60
+        test = [_percent(result["test"][name]) for name in ("largest", "smallest", "mean")]
+        rows.append((result["title"], *(f"{value:,}" for value in total.values()), f"{minutes:.0f}", *test))
+    return _markdown(columns, rows)
+
+
+def phase_table(found: Iterable[Result]) -> str:
+    """Largest, mean and smallest corner network on validation after each phase."""
+    names = _phase_names(found)
+    rows = []
+    for result in found:
+        by_name = {phase["name"]: phase for phase in result["phases"]}
+        cells = [
+            " / ".join(_percent(by_name[name][key]) for key in ("largest", "mean", "smallest"))
+            if name in by_name
+            else "–"
+            for name in names
+        ]
+        rows.append((result["title"], *cells))
+    return _markdown(("largest / mean / smallest after", *names), rows)
+
+
+def random_table(found: Iterable[Result]) -> str:
+    """Mean top-1 of the random networks by exit, and the spread over them at the last exit."""
+    rows = []
+    for result in found:
+        top1 = _by_exit(result["random"])
+        means = [_percent(statistics.mean(top1[exit])) if exit in top1 else "–" for exit in range(1, 6)]
+        rows.append((result["title"], *means, f"{100 * statistics.stdev(top1[5]):.1f}", _percent(min(top1[5]))))
+    columns = ("mean at exit", "1", "2", "3", "4", "5", "standard deviation at 5", "lowest at 5")
+    return _markdown(columns, rows)
+
+
+def chosen_table(found: Iterable[Result]) -> str:
+    """The networks that were chosen under limits of multiply-adds, on test."""
+    rows = []
+    for result in found:
+        cells = [
+            f"{_percent(one['top1'])} ({one['macs'] / 1e6:.2f} M, exit {one['exit']})" if one else "–"
+            for one in result["chosen"].values()
+        ]
+        rows.append((result["title"], *cells))
+    shares = [f"at most {share} %" for share in next(iter(found))["chosen"]]
+    return _markdown(("chosen on validation", *shares), rows)
+
+
+def alone_table(found: Iterable[Result]) -> str:
+    """The same networks out of each supernet, and trained alone, on test."""
+    sizes = ("small", "middle", "large")
+    by_name = {result["name"]: result for result in found}
+    rows = [
+        (result["title"], *(_percent(result["sizes"][size]["top1"]) for size in sizes))
+        for result in by_name.values()
+        if "sizes" in result
+    ]
+    alone = [by_name.get(f"alone-{size}") for size in sizes]
+    cells = [_percent(result["test"]["largest"]) if result else "–" for result in alone]
+    return _markdown(("network", *sizes), [*rows, ("trained alone", *cells)])
+
+
+def front_panel(found: Iterable[Result]) -> Panel:
+    """Per run, the random networks that no cheaper one beats."""
+    series = []
+    for result in found:
+        kept = front(result["random"])
+        macs, top1 = tuple(one["macs"] / 1e6 for one in kept), tuple(100 * one["top1"] for one in kept)
+        series.append(Series(result["title"], macs, top1))
+    return Panel("random sub-networks that no cheaper one beats", "multiply-adds, M", "test top-1, %", tuple(series))
+
+
+def front(networks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The networks that are more accurate than all that cost no more, from the cheapest on."""
+    kept: list[Mapping[str, Any]] = []
+    for one in sorted(networks, key=lambda one: (one["macs"], -one["top1"])):
+        if not kept or one["top1"] > kept[-1]["top1"]:
+            kept.append(one)
+    return kept
+
+
+def phase_panel(found: Iterable[Result], end: str) -> Panel:
+    """One corner network on validation after each phase, per run; `end` is `largest` or `smallest`."""
+    names = _phase_names(found)
+    series = []
+    for result in found:
+        points = [(names.index(phase["name"]), 100 * phase[end]) for phase in result["phases"]]
+        series.append(Series(result["title"], *(tuple(values) for values in zip(*points, strict=True))))
+    return Panel(f"{end} network of the space so far", "after phase", "validation top-1, %", tuple(series), names)
+
+
+def _phase_names(found: Iterable[Result]) -> tuple[str, ...]:
+    """All phases in the order of the runs that have most of them."""
+    ordered = sorted((result["phases"] for result in found), key=len, reverse=True)
+    return tuple(dict.fromkeys(phase["name"] for phases in ordered for phase in phases))
+
+
+def _by_exit(networks: Iterable[Mapping[str, Any]]) -> dict[int, list[float]]:
+    found: dict[int, list[float]] = {}
+    for one in networks:
+        found.setdefault(one["exit"], []).append(one["top1"])
+    return found
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def _markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
