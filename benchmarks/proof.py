@@ -154,6 +154,7 @@ def phases(record: RunRecord) -> list[dict[str, Any]]:
 def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
     phase, top1 = record.phases[number], {network.subnet: network.top1 for network in corners.networks}
     images = phase.steps * record.config.data.batch_size
+    whole = phase.space.restrict(height=(max(phase.space.height),))
     rates = [
         line["images_per_second"]
         for line in record.metrics
@@ -170,6 +171,7 @@ def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
         "mean": phase.mean_corner_top1,
         "largest": top1[phase.space.largest()],
         "smallest": top1[phase.space.smallest()],
+        "smallest_at_last_exit": top1[whole.smallest()],
         "lowest": min(top1.values()),
     }
 
