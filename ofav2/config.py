@@ -19,6 +19,9 @@ class ComputeConfig:
     """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass: `bfloat16` runs it under autocast, weights stay float32."""
+    tf32: bool = True
+    """Whether training steps on CUDA multiply float32 numbers as TF32, which keeps 10 of their 23 bits; all that is
+    measured, compared or written is float32 either way. Without effect on the CPU."""
     threads: int = 0
     """CPU threads that torch may use; 0 leaves torch's own choice."""
 
