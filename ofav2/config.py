@@ -157,6 +157,8 @@ class TeacherConfig:
     """`fixed`, `progressive`, `best`, `none`, or an outside teacher as `timm:NAME`."""
     checkpoint: str | None = None
     """Weights file (.safetensors or .pth) of the outside teacher; null takes timm's pretrained weights."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
     exit_weights: Any = "ascending"
     """Scheme name (one of `distill.schemes()`) or one number per exit; weighs the joint loss and the ensemble."""
     distance: Literal["cross_entropy", "mse"] = "cross_entropy"

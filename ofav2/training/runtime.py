@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +35,8 @@ class Runtime:
     """Whether training steps on CUDA multiply float32 numbers as TF32."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        """The context in which forward passes run, inside of another one's context, too."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @contextmanager
     def training_products(self) -> Iterator[None]:

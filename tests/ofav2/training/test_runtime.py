@@ -76,6 +76,15 @@ def test_bfloat16_is_of_the_forward_pass_and_weights_stay_wide() -> None:
     assert layer.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("outer", "inner"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_context_inside_of_another_one_has_its_own_precision(outer: str, inner: str) -> None:
+    layer, images, cpu = nn.Linear(4, 3), torch.ones(2, 4), torch.device("cpu")
+    with Runtime(cpu, outer).autocast():
+        with Runtime(cpu, inner).autocast():
+            assert layer(images).dtype == getattr(torch, inner)
+        assert layer(images).dtype == getattr(torch, outer)
+
+
 def test_on_cuda_float32_means_float32_outside_of_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
