@@ -19,6 +19,9 @@ class ComputeConfig:
     """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the forward pass: `bfloat16` runs it under autocast, weights stay float32."""
+    tf32: bool = True
+    """Whether training steps on CUDA multiply float32 numbers as TF32, which keeps 10 of their 23 bits; all that is
+    measured, compared or written is float32 either way. Without effect on the CPU."""
     threads: int = 0
     """CPU threads that torch may use; 0 leaves torch's own choice."""
 
@@ -154,6 +157,8 @@ class TeacherConfig:
     """`fixed`, `progressive`, `best`, `none`, or an outside teacher as `timm:NAME`."""
     checkpoint: str | None = None
     """Weights file (.safetensors or .pth) of the outside teacher; null takes timm's pretrained weights."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
     exit_weights: Any = "ascending"
     """Scheme name (one of `distill.schemes()`) or one number per exit; weighs the joint loss and the ensemble."""
     distance: Literal["cross_entropy", "mse"] = "cross_entropy"

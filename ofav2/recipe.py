@@ -16,7 +16,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 from types import MappingProxyType, NoneType, UnionType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import Container, OmegaConf
@@ -336,7 +336,8 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
         return _items(get_args(kind), value, key)
     if origin is Literal:
         return _choice(get_args(kind), value, key)
-    if origin is UnionType:
+    # Up to Python 3.13, a union with a Literal is of the older kind.
+    if origin in (UnionType, Union):
         (inner,) = (arm for arm in get_args(kind) if arm is not NoneType)
         return None if value is None else _fit(inner, value, key)
     if kind is Any:

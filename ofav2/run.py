@@ -295,6 +295,7 @@ def _run_phase(
         outside=setup.outside,
         weights=setup.weights,
         judge=judge,
+        precision=setup.config.teacher.precision,
     )
     if "reason" in taught.record:
         console.say(f"teacher of {phase.name}: {taught.record['reason']}")

@@ -7,13 +7,19 @@ workers may load batches in any order, and a run may start at any step.
 Worker processes decode files. Images that are decoded already are taken by the training process, which has them sooner
 than another one could send them. They are cut to the resolution one by one on the CPU, where torch's routine for bytes
 is the fastest, and all at once on other devices; what torchvision adds is done to the batch, on the device.
+
+While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. All that draws
+from torch's global generator waits until the batch is asked for: a step in progress draws from it as well.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -67,6 +73,14 @@ class _Loaded(NamedTuple):
     boxes: Tensor | None
     mirrored: Tensor | None
     request: Request
+
+    def on(self, device: torch.device) -> "_Loaded":
+        """The same on a device; the copy may still be under way."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        boxes, mirrored = (
+            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.mirrored)
+        )
+        return _Loaded(images, labels, boxes, mirrored, self.request)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -240,15 +254,59 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Give batch after batch."""
+        sent = _sent_ahead(self.loader, self.device) if self.device.type == "cuda" else self._sent()
+        # An iteration that is given up must not leave a thread behind.
+        with closing(sent):
+            for loaded in sent:
+                yield _finished(loaded, self.settings)
+
+    def _sent(self) -> Generator[_Loaded]:
         for loaded in self.loader:
-            yield _finished(loaded, self.settings, self.device)
+            yield loaded.on(self.device)
 
 
-def _finished(loaded: _Loaded, settings: Augmentation, device: torch.device) -> Batch:
-    request = loaded.request
-    images, labels = (tensor.to(device, non_blocking=True) for tensor in (loaded.images, loaded.labels))
-    if loaded.boxes is not None and loaded.mirrored is not None:
-        boxes, mirrored = (tensor.to(device, non_blocking=True) for tensor in (loaded.boxes, loaded.mirrored))
+def _sent_ahead(loader: Iterable[_Loaded], device: torch.device) -> Generator[_Loaded]:
+    """What a loader loads, each sent to a CUDA device, by a thread and a stream of its own, before it is asked for."""
+    stream = torch.cuda.Stream(device)
+
+    def send(loaded: _Loaded) -> tuple[_Loaded, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return loaded.on(device), stream.record_event()
+
+    # `map` has the loader start its workers here and now: the thread could not, as it hears no signals.
+    with closing(one_ahead(map(send, loader))) as ahead:
+        for loaded, there in ahead:
+            reading = torch.cuda.current_stream(device)
+            reading.wait_event(there)
+            for tensor in (loaded.images, loaded.labels, loaded.boxes, loaded.mirrored):
+                if tensor is not None:
+                    # Or its memory would be handed out again, to a later copy, while this stream may still read it.
+                    tensor.record_stream(reading)
+            yield loaded
+
+
+def one_ahead(items: Iterable[T]) -> Generator[T]:
+    """The items in their order; while one is in use, a thread gets the next one.
+
+    An error comes where its item would have come. Whoever gives up early closes the iterator, which waits for the item
+    that is on its way.
+    """
+    iterator = iter(items)
+
+    def take() -> list[T]:
+        return list(islice(iterator, 1))
+
+    with ThreadPoolExecutor(1, "one-ahead") as thread:
+        following = thread.submit(take)
+        while found := following.result():
+            following = thread.submit(take)
+            yield from found
+
+
+def _finished(loaded: _Loaded, settings: Augmentation) -> Batch:
+    """A batch on its device, cut and augmented there."""
+    images, labels, boxes, mirrored, request = loaded
+    if boxes is not None and mirrored is not None:
         images = cut_together(images, boxes, mirrored, request.resolution)
     if settings.recolours:
         images = recoloured(images, request.positions, settings, request.key)

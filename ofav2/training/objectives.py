@@ -4,6 +4,7 @@ This is where the task stands: today classification with one or several exits.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from fractions import Fraction
 
 import torch
@@ -50,7 +51,11 @@ def students(teacher: Teacher | None, distance: distill.Distance, kd_ratio: floa
     return losses
 
 
-def as_teacher(module: nn.Module, weights: Sequence[Fraction]) -> Teacher:
+def as_teacher(
+    module: nn.Module,
+    weights: Sequence[Fraction],
+    arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Teacher:
     """A network in evaluation mode as teacher.
 
     It runs in inference mode; what it says does not, so that a loss may save it for its backward pass.
@@ -58,10 +63,12 @@ def as_teacher(module: nn.Module, weights: Sequence[Fraction]) -> Teacher:
     Args:
         module: Images -> logits, or a tuple of the exits' logits.
         weights: One ensemble weight b_i per exit.
+        arithmetic: Makes the context in which the module runs, such as `Runtime.autocast`; the target is computed
+            outside of it, in float32 or wider.
     """
 
     def teach(images: Tensor) -> distill.Target:
-        with torch.inference_mode():
+        with torch.inference_mode(), arithmetic():
             logits = exit_logits(module(images))
         with torch.no_grad():
             return distill.teacher_target([exit.clone() for exit in logits], weights)

@@ -2,7 +2,8 @@
 
 import ctypes
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,12 +31,24 @@ class Runtime:
     """`float32` or `bfloat16`."""
     processes: Processes = ALONE
     """The processes that compute together."""
+    tf32: bool = False
+    """Whether training steps on CUDA multiply float32 numbers as TF32."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return nullcontext()
+        """The context in which forward passes run, inside of another one's context, too."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def training_products(self) -> Iterator[None]:
+        """The context of a training step's passes, forward and backward; outside of it, float32 is float32."""
+        wanted = self.tf32 and self.device.type == "cuda"
+        if wanted:
+            _allow_tf32(True)
+        try:
+            yield
+        finally:
+            if wanted:
+                _allow_tf32(False)
 
     def place(self, module: nn.Module) -> nn.Module:
         """Moves a module to the device, in place, with channels last, the layout that convolutions run fastest in."""
@@ -50,7 +63,8 @@ def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime
     """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
 
     Of several processes, each takes the CUDA device of its number on its machine. On the CPU, the process keeps memory
-    that it freed (`keep_freed_memory`).
+    that it freed (`keep_freed_memory`). On CUDA, float32 means float32 from here on: torch would have convolutions use
+    TF32, and an extracted network would differ from the supernet by more than the order of additions explains.
 
     Args:
         config: The run part of a recipe, or of a fine-tuning's settings.
@@ -68,7 +82,9 @@ def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime
         device = _own_device(config.device, processes)
         # Without it, whatever speaks of "the" CUDA device would mean the first one in every process.
         torch.cuda.set_device(device)
-    return Runtime(device, config.precision, processes)
+    if device.type == "cuda":
+        _allow_tf32(False)
+    return Runtime(device, config.precision, processes, config.tf32)
 
 
 def keep_freed_memory() -> None:
@@ -89,6 +105,12 @@ def seed_torch(seed: int, phase: int, step: int, rank: int = 0) -> None:
     Processes draw apart from each other, or the parts of a batch would have the same dropout masks.
     """
     torch.manual_seed(int(generator("torch", seed, phase, step).integers(2**63, size=rank + 1)[rank]))
+
+
+def _allow_tf32(allowed: bool) -> None:
+    # The newer settings, `fp32_precision`, break torch.compile up to torch 2.12: it reads these, and refuses a mixture.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _own_device(name: str, processes: Processes) -> torch.device:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +78,23 @@ def choose_teacher(
     outside: Mapping[str, nn.Module],
     weights: distill.ExitWeights,
     judge: Judge,
+    precision: str | None = None,
 ) -> Taught:
     """The teacher of a phase by its policy.
 
     A candidate is the largest network as a phase left it: its weights are read from that phase's checkpoint.
+
+    Args:
+        phase: The phase.
+        run_folder: Where earlier phases left their checkpoints.
+        net: The supernet, of which the teacher is the largest network with other weights.
+        candidates: What earlier phases left.
+        outside: Teachers from timm by policy.
+        weights: Weights of the exits.
+        judge: What measures an outside teacher, and where it runs.
+        precision: Arithmetic of the teacher's forward pass; None takes the run's, in which it is measured either way.
     """
+    arithmetic = replace(judge.runtime, precision=precision or judge.runtime.precision).autocast
     if phase.teacher == "none":
         return Taught(None, {"policy": "none"})
     if phase.teacher in outside:
@@ -90,13 +102,13 @@ def choose_teacher(
         accuracy = judge.single_top1(module, max(net.space.resolution), judge.data.val)
         reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
         record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
-        return Taught(as_teacher(module, distill.exit_weights("uniform", 1).ensemble), record)
+        return Taught(as_teacher(module, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
     choice = distill.choose(phase.teacher, candidates)
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
     module = judge.runtime.place(supernets.fold_norms(largest_of(net, tensors)))
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
-    return Taught(as_teacher(module, weights.ensemble), record)
+    return Taught(as_teacher(module, weights.ensemble, arithmetic), record)
 
 
 def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:

@@ -237,11 +237,12 @@ def _backward(
     """A backward pass for every loss of the objective, gradients summed; returns the sums of losses and their parts."""
     totals: dict[str, Tensor] = {}
     losses = objective(net, images, labels, subnets)
-    while True:
-        with runtime.autocast():
-            parts = next(losses, None)
-        if parts is None:
-            return totals
-        parts["loss"].backward()
-        for name, value in parts.items():
-            totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+    with runtime.training_products():
+        while True:
+            with runtime.autocast():
+                parts = next(losses, None)
+            if parts is None:
+                return totals
+            parts["loss"].backward()
+            for name, value in parts.items():
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()

@@ -144,7 +144,7 @@ def test_tiny_imagenet_paper_follows_the_paper() -> None:
     # As a list: a mapping would compare without its order.
     assert list(config.phases.items()) == paper_phases("full", "kernel", "level", "height", "depth", "expand")
     assert config.supernet == SupernetConfig("ee_d", 1.0, (3, 5, 7), (3, 4, 6), (2, 3, 4), 2)
-    assert config.teacher == TeacherConfig("progressive", None, "ascending_paper", "cross_entropy", 1.0)
+    assert config.teacher == TeacherConfig(exit_weights="ascending_paper")
     data, optim, evaluation = config.data, config.optim, config.evaluation
     assert (data.name, data.batch_size, data.val_fraction) == ("tiny_imagenet", 64, 0.15)
     assert data.resolutions == (48, 52, 56, 60, 64)
@@ -186,6 +186,8 @@ def test_defaults_are_the_schemas(small: str) -> None:
         ("data.resolutions=[16, 20]", "data.resolutions", (16, 20)),
         ("data.root=a=b", "data.root", "a=b"),
         ("data.root=", "data.root", None),
+        ("teacher.precision=", "teacher.precision", None),
+        ("teacher.precision=bfloat16", "teacher.precision", "bfloat16"),
         ("data.flip=no", "data.flip", False),
         ("data={root: here, flip: false}", "data.root", "here"),
         ("phases.full.unlock.kernel=[]", "phases.full.unlock.kernel", ()),
@@ -307,6 +309,8 @@ def test_what_loads_is_written_so_that_it_loads_again(
         ("data.mean=[0.5,0.5,0.5,0.5]", "data.mean", "[0.5, 0.5, 0.5, 0.5]", "list of 3"),
         ("run.precision=float23", "run.precision", '"float23"', "did you mean float32?"),
         ("run.precision=", "run.precision", "null", "one of float32, bfloat16"),
+        ("teacher.precision=bfloat61", "teacher.precision", '"bfloat61"', "did you mean bfloat16?"),
+        ("teacher.precision=16", "teacher.precision", "16", "one of float32, bfloat16"),
         ("data=3", "data", "3", "mapping"),
         ("data=[1]", "data", "[1]", "mapping"),
         ("phases.full.unlock=[3]", "phases.full.unlock", "[3]", "mapping"),
@@ -511,7 +515,7 @@ def test_a_fine_tunings_settings_survive_writing_in_their_order() -> None:
     text = recipe.dump(config)
     assert recipe.parse_tuning(text, "here") == config
     assert list(yaml.safe_load(text)) == ["run", "data", "finetune", "optim"]
-    assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "threads"]
+    assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "tf32", "threads"]
 
 
 def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path) -> None:
@@ -524,7 +528,7 @@ def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path)
 def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path: Path) -> None:
     assert "no such key here (run, data, finetune, optim)" in tuning_refusal("phases.full.lr=1")
     assert "did you mean finetune.lr?" in tuning_refusal("optim.lr=1")
-    assert "no such key here (seed, device, precision, threads)" in tuning_refusal("run.folder=runs")
+    assert "no such key here (seed, device, precision, tf32, threads)" in tuning_refusal("run.folder=runs")
     assert tuning_refusal(file=str(tmp_path / "no.yaml")).endswith(
         "there is no such file; give the path of a .yaml file"
     )

@@ -114,8 +114,8 @@ def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torc
 def tiny_judge(data: ImageData, **changes: Any) -> Judge:
     """A judge whose last batches, of evaluation and of calibration, are smaller than the others."""
     config = EvaluationConfig(batch_size=9, calibration_images=19, calibration_batch=8)
-    settings: dict[str, Any] = {"eval_crop": 0.875, "workers": 0, "seed": 3}
-    return Judge(data, config, runtime=CPU, **(settings | changes))
+    settings: dict[str, Any] = {"eval_crop": 0.875, "workers": 0, "seed": 3, "runtime": CPU}
+    return Judge(data, config, **(settings | changes))
 
 
 def plan_phases(

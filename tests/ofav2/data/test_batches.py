@@ -1,10 +1,14 @@
 """Batches are functions of seed, phase and step: with any workers, from any start, and beside any other draws."""
 
+import itertools
 import random
+import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ import torch
 from ofav2 import data
 from ofav2.config import DataConfig
 from ofav2.data import Batch, ImageData, Request
+from ofav2.data.batches import _finished, _Loaded, _sent_ahead, one_ahead
 from ofav2.data.views import draw_views, evaluation_view
 from ofav2.errors import UserError
 from tests.ofav2.data.plainly import plain_cut, plain_view
@@ -153,6 +158,135 @@ def test_a_training_split_smaller_than_a_batch_is_refused(digits: ImageData) -> 
 def test_a_negative_seed_is_refused(digits: ImageData) -> None:
     with pytest.raises(UserError, match=r"seed \(-1\)"):
         load(digits, seed=-1)
+
+
+# Loading ahead
+
+
+def test_one_ahead_gives_the_items_in_their_order_and_takes_one_more_at_most() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(5):
+            taken.append(number)
+            yield number
+
+    ahead = one_ahead(items())
+    assert not taken, "nothing is loaded before the first one is asked for"
+    for number, item in enumerate(ahead):
+        assert item == number
+        assert len(taken) <= number + 2
+    assert taken == list(range(5))
+    assert list(one_ahead([])) == []
+
+
+def test_the_next_item_is_made_while_one_is_in_use() -> None:
+    made, used = threading.Event(), threading.Event()
+
+    def items() -> Iterator[str]:
+        yield "first"
+        made.set()
+        assert used.wait(60), "the first item is still in use while the second one is made"
+        yield "second"
+
+    ahead = one_ahead(items())
+    assert next(ahead) == "first"
+    assert made.wait(60), "it is made without being asked for"
+    used.set()
+    assert list(ahead) == ["second"]
+
+
+def test_an_error_comes_where_its_item_would_have_come() -> None:
+    def items() -> Iterator[int]:
+        yield 0
+        raise ZeroDivisionError
+
+    ahead = one_ahead(items())
+    assert next(ahead) == 0
+    with pytest.raises(ZeroDivisionError):
+        next(ahead)
+
+
+def test_who_gives_up_early_leaves_no_thread() -> None:
+    ahead = one_ahead(itertools.count())
+    assert next(ahead) == 0
+    assert any(thread.name.startswith("one-ahead") for thread in threading.enumerate())
+    ahead.close()
+    assert not any(thread.name.startswith("one-ahead") for thread in threading.enumerate())
+
+
+class Stream:
+    """Stands for a CUDA stream, and notes what it is told."""
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name, self.told, self.events = name, told, 0
+
+    def record_event(self) -> int:
+        self.events += 1
+        self.told.append(f"{self.name} records {self.events}")
+        return self.events
+
+    def wait_event(self, event: int) -> None:
+        self.told.append(f"{self.name} waits for {event}")
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What CUDA's streams are told: there is no card, and the device is the CPU."""
+    notes: list[str] = []
+    side, main = Stream("side", notes), Stream("main", notes)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: notes.append(f"{stream.name} reads"))
+    return notes
+
+
+def ahead(digits: ImageData, config: DataConfig, **named: Any) -> list[Batch]:
+    """The batches as they come on CUDA, but for the place where tensors live."""
+    batches = data.train_batches(digits, config, seed=3, phase="full", **named)
+    sent = _sent_ahead(batches.loader, torch.device("cpu"))
+    return [_finished(loaded, batches.settings) for loaded in sent]
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [({}, 0), ({}, 11), ({}, 15), ({"workers": 2}, 11), ({"jitter": (0.4, 0.4, 0.4, 0.1), "mixup": 0.2}, 13)],
+)
+def test_loaded_ahead_batches_are_the_same_from_any_start(
+    digits: ImageData, told: list[str], changes: dict[str, Any], start: int
+) -> None:
+    config = replace(CONFIG, **changes)
+    assert same(ahead(digits, config, steps=15, start_step=start), load(digits, config, start=start))
+
+
+def test_each_batch_is_waited_for_and_kept_until_it_was_read(digits: ImageData, told: list[str]) -> None:
+    ahead(digits, CONFIG, steps=3)
+    assert [note for note in told if note.startswith("side")] == ["side records 1", "side records 2", "side records 3"]
+    read = ["main reads", "main reads"]
+    assert [note for note in told if note.startswith("main")] == [
+        line for event in (1, 2, 3) for line in (f"main waits for {event}", *read)
+    ]
+    assert all(told.index(f"side records {event}") < told.index(f"main waits for {event}") for event in (1, 2, 3))
+
+
+def test_loading_ahead_leaves_torchs_random_state_to_the_step(digits: ImageData, told: list[str]) -> None:
+    config = replace(CONFIG, jitter=(0.4, 0.4, 0.4, 0.1), cutmix=1.0)
+    batches = data.train_batches(digits, config, seed=3, phase="full", steps=2)
+    before = torch.get_rng_state()
+    for _ in _sent_ahead(batches.loader, torch.device("cpu")):
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_batches_on_cuda_are_loaded_ahead(digits: ImageData, told: list[str]) -> None:
+    batches = data.train_batches(digits, CONFIG, seed=3, phase="full", steps=4)
+    on_cuda = replace(batches, device=torch.device("cuda"))
+    plain, loaded = list(batches), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_Loaded, "on", lambda sent, device: loaded.append(device) or sent)
+        assert same(list(on_cuda), plain)
+    assert loaded == [torch.device("cuda")] * 4
+    assert "main waits for 4" in told
 
 
 def test_files_of_many_shapes_share_a_batch(

@@ -21,10 +21,16 @@ PLACES = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 @pytest.fixture(autouse=True)
 def _as_found() -> object:
-    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    threads, state, found = torch.get_num_threads(), torch.get_rng_state(), tf32()
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = found
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether matrix products and convolutions on CUDA would use TF32; torch tells without a card, too."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
 def test_devices_that_are_there() -> None:
@@ -68,6 +74,49 @@ def test_bfloat16_is_of_the_forward_pass_and_weights_stay_wide() -> None:
         with Runtime(torch.device("cpu"), precision).autocast():
             assert layer(images).dtype == dtype
     assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_context_inside_of_another_one_has_its_own_precision(outer: str, inner: str) -> None:
+    layer, images, cpu = nn.Linear(4, 3), torch.ones(2, 4), torch.device("cpu")
+    with Runtime(cpu, outer).autocast():
+        with Runtime(cpu, inner).autocast():
+            assert layer(images).dtype == getattr(torch, inner)
+        assert layer(images).dtype == getattr(torch, outer)
+
+
+def test_on_cuda_float32_means_float32_outside_of_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    runtime = open_runtime(RunConfig(device="cuda"))
+    assert tf32() == (False, False)
+    with runtime.training_products():
+        assert tf32() == (True, True)
+    assert tf32() == (False, False)
+    with pytest.raises(ZeroDivisionError), runtime.training_products():
+        raise ZeroDivisionError
+    assert tf32() == (False, False)
+    with open_runtime(RunConfig(device="cuda", tf32=False)).training_products():
+        assert tf32() == (False, False)
+
+
+def test_on_the_cpu_tf32_has_no_effect() -> None:
+    for found in (True, False):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = found
+        with open_runtime(RunConfig(device="cpu")).training_products():
+            assert tf32() == (found, found)
+
+
+def test_both_ways_of_asking_torch_agree_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has old and new settings of it, refuses a mixture, and torch.compile reads both."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    runtime = open_runtime(RunConfig(device="cuda"))
+    assert "tf32" not in (matmul.fp32_precision, conv.fp32_precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+    with runtime.training_products():
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
+        assert torch.get_float32_matmul_precision() == "high"
 
 
 def test_modules_are_placed_channels_last_with_their_values() -> None:

@@ -95,6 +95,33 @@ def test_a_teacher_does_not_move_with_the_supernet(run_folder: Path) -> None:
     assert torch.equal(teacher(images).logits, before)
 
 
+@pytest.mark.parametrize("runs", ["float32", "bfloat16"])
+def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
+    """Its target is float32, near that of float32 arithmetic; a student after it is the run's."""
+    net, images = tiny_net(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    runtime = replace(CPU, precision=runs)
+    judge = tiny_judge(DATA, runtime=runtime)
+    plain = choose("fixed", run_folder, net).teacher
+    wide, narrow, own = (
+        choose("fixed", run_folder, net, judge=judge, precision=precision).teacher
+        for precision in ("float32", "bfloat16", None)
+    )
+    assert plain is not None
+    assert wide is not None
+    assert narrow is not None
+    assert own is not None
+    expected = plain(images)
+    with runtime.autocast():
+        targets = [teacher(images) for teacher in (wide, narrow, own)]
+        student = net(images, net.space.largest())
+    assert all(target.logits.dtype == target.probabilities.dtype == torch.float32 for target in targets)
+    assert torch.equal(targets[0].logits, expected.logits)
+    assert not torch.equal(targets[1].logits, expected.logits)
+    torch.testing.assert_close(targets[1].logits, expected.logits, rtol=0.05, atol=0.05 * float(expected.logits.std()))
+    assert torch.equal(targets[2].logits, targets[runs == "bfloat16"].logits)
+    assert student.dtype == getattr(torch, runs)
+
+
 def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     net = tiny_net("se_b", seed=4)
     checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})

@@ -19,7 +19,8 @@ from ofav2.data import Batch
 from ofav2.training.objectives import Losses, Objective, as_teacher, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase
-from ofav2.training.trainer import Guard, Step, step_subnets, train_phase
+from ofav2.training.runtime import Runtime
+from ofav2.training.trainer import Guard, Step, step_gradients, step_subnets, train_phase
 from supernets import Subnet, Supernet
 from supernets.elastic import Dropout
 from tests.ofav2.tiny import (
@@ -67,6 +68,34 @@ def train(
         runtime=CPU,
         seed=seed,
     )
+
+
+# How it multiplies
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wanted: bool) -> None:
+    seen: list[bool] = []
+
+    def look(*_: Any) -> None:
+        seen.append(torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32)
+
+    def objective(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
+        look()
+        loss = net(images, subnets[0]).sum()
+        loss.register_hook(look)
+        yield {"loss": loss}
+
+    net, found = tiny_net(), torch.backends.cudnn.allow_tf32
+    # As a run on CUDA has it between its steps; the tensors are on the CPU all the same.
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        runtime = Runtime(torch.device("cuda"), "float32", tf32=wanted)
+        step_gradients(net, objective, torch.ones(2, 3, 16, 16), torch.zeros(2), (net.space.largest(),), runtime)
+        look()
+    finally:
+        torch.backends.cudnn.allow_tf32 = found
+    assert seen == [wanted, wanted, False]
 
 
 # What a step draws
