@@ -2,9 +2,13 @@
 
 python -m benchmarks.step peer                 SE_B beside the package `ofa`
 python -m benchmarks.step overhead             EE_D with ENS-KD beside the plain extracted networks
+python -m benchmarks.step forms                the full phase's step and the teacher alone, compiled and narrow as well
 python -m benchmarks.step memory               peak memory of both, each in a process of its own
 python -m benchmarks.step growth               time over sub-networks a step, batch size and resolution, with a plot
 python -m benchmarks.step profile              where the time of EE_D's step goes
+
+All but memory take --device cuda, --no-tf32 and --compile, of which the settings are our side's; TF32 is the card's in
+a timed call, so of the other sides' as well.
 """
 
 import argparse
@@ -32,7 +36,8 @@ from benchmarks.sides import RESULTS, Times, report, time_sides, write
 from ofav2 import console
 from ofav2.config import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
 from ofav2.data import Batch, normalise
-from ofav2.training.objectives import as_teacher, students
+from ofav2.training.compiling import compiled
+from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.runtime import Runtime, open_runtime
@@ -43,6 +48,7 @@ from supernets.depthwise import depthwise_conv2d
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 CLASSES = 200
 SMOOTHING = 0.1
+CPU = torch.device("cpu")
 OPTIM = OptimConfig()
 
 
@@ -97,17 +103,33 @@ class Work:
         return normalise(batch.images, MEAN, STD), batch.labels
 
 
-def our_step(work: Work, runtime: Runtime) -> Callable[[], float]:
+def our_step(work: Work, runtime: Runtime, teachers_precision: str | None = None) -> Callable[[], float]:
     """A step of our training loop as it is, teacher included; returns its loss."""
-    net, batch = work.net(), work.images()
+    teacher = our_teacher(work, runtime, teachers_precision)
+    return _step_of(work, runtime, work.phase(), students(teacher, distill.soft_cross_entropy, 1.0, SMOOTHING))
+
+
+def our_full_step(work: Work, runtime: Runtime) -> Callable[[], float]:
+    """A step of the full phase, the largest network with all its exits; returns its loss."""
+    config = PhaseConfig(epochs=1.0, lr=0.0075, dropout=work.dropout)
+    net = runtime.place(work.net())
+    assert isinstance(net, Supernet)
+    phase = make_plan({"full": config}, "none", net.space, 10**6).phases[0]
+    weights = distill.exit_weights("ascending", len(net.architecture.exits)).losses
+    forward = compiled_exits(net, phase.space.largest(), runtime.compiler)
+    return _step_of(work, runtime, phase, joint(weights, SMOOTHING, forward), net)
+
+
+def _step_of(
+    work: Work, runtime: Runtime, phase: Phase, objective: Objective, net: Supernet | None = None
+) -> Callable[[], float]:
+    net, batch = net or work.net(), work.images()
     runtime.place(net)
-    teacher = runtime.place(our_teacher(work))
-    weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
     steps = train_phase(
         net,
-        work.phase(),
+        phase,
         itertools.repeat(batch),
-        students(as_teacher(teacher, weights), distill.soft_cross_entropy, 1.0, SMOOTHING),
+        objective,
         optimizer=build_optimizer(net, OPTIM),
         optim=OPTIM,
         guard=Guard(0.0),
@@ -118,10 +140,19 @@ def our_step(work: Work, runtime: Runtime) -> Callable[[], float]:
     return lambda: next(steps).numbers["loss"]
 
 
-def our_teacher(work: Work) -> GraphModule:
-    """The largest network with all its exits, as a phase's teacher is made."""
+def our_teacher(work: Work, runtime: Runtime, precision: str | None = None) -> Teacher:
+    """The largest network with all its exits, as a phase's teacher is made.
+
+    Args:
+        work: What to do.
+        runtime: Where.
+        precision: Arithmetic of the teacher; None takes the runtime's.
+    """
     net = work.net()
-    return supernets.fold_norms(net.extract(net.space.largest(), exits="all"))
+    module = runtime.place(supernets.fold_norms(net.extract(net.space.largest(), exits="all")))
+    weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
+    arithmetic = replace(runtime, precision=precision or runtime.precision).autocast
+    return as_teacher(compiled("teacher", module, module, runtime.compiler), weights, arithmetic)
 
 
 def drawn(work: Work) -> Iterator[tuple[Subnet, ...]]:
@@ -130,12 +161,15 @@ def drawn(work: Work) -> Iterator[tuple[Subnet, ...]]:
     return (step_subnets(phase, work.seed, number, work.side) for number in itertools.count())
 
 
-def peers_step(work: Work, layout: torch.memory_format = torch.contiguous_format) -> Callable[[], float]:
+def peers_step(
+    work: Work, layout: torch.memory_format = torch.contiguous_format, device: torch.device = CPU
+) -> Callable[[], float]:
     """A step as the package `ofa` trains: `train_one_epoch` of its progressive shrinking, without data and meters.
 
     Args:
         work: What to do.
         layout: Memory layout of the images, which its layers take over; its own loader's is contiguous.
+        device: Where.
     """
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
     from ofa.imagenet_classification.networks import MobileNetV3Large
@@ -144,12 +178,12 @@ def peers_step(work: Work, layout: torch.memory_format = torch.contiguous_format
     warnings.filterwarnings("ignore", message="Implicit dimension choice for log_softmax")
     norm = {"bn_param": (0.1, 1e-5), "width_mult": work.width}
     choices = {"ks_list": [3, 5, 7], "expand_ratio_list": [3, 4, 6], "depth_list": [2, 3, 4]}
-    net = OFAMobileNetV3(n_classes=CLASSES, dropout_rate=work.dropout, **norm, **choices)
-    teacher = MobileNetV3Large(CLASSES, dropout_rate=0, ks=7, expand_ratio=6, depth_param=4, **norm)
+    net = OFAMobileNetV3(n_classes=CLASSES, dropout_rate=work.dropout, **norm, **choices).to(device)
+    teacher = MobileNetV3Large(CLASSES, dropout_rate=0, ks=7, expand_ratio=6, depth_param=4, **norm).to(device)
     decayed, free = net.get_parameters(["bn", "bias"], "exclude"), net.get_parameters(["bn", "bias"], "include")
     groups = [{"params": decayed, "weight_decay": OPTIM.weight_decay}, {"params": free, "weight_decay": 0.0}]
     optimizer = torch.optim.SGD(groups, lr=0.0075, momentum=OPTIM.momentum, nesterov=True)
-    images, labels = work.inputs()
+    images, labels = (tensor.to(device) for tensor in work.inputs())
     images = images.contiguous(memory_format=layout)
     subnets = drawn(work)
 
@@ -195,9 +229,8 @@ class PlainNetworks:
     def __init__(self, work: Work, runtime: Runtime) -> None:
         self.net = work.net().train()
         self.runtime = runtime
-        weights = distill.exit_weights("ascending", len(self.net.architecture.exits)).ensemble
-        self.teach = as_teacher(runtime.place(our_teacher(work)), weights)
-        self.images, self.labels = work.inputs()
+        self.teach = our_teacher(work, runtime)
+        self.images, self.labels = map(runtime.send, work.inputs())
         self.subnets = drawn(work)
         self.ready: list[GraphModule] = []
 
@@ -266,11 +299,11 @@ def _layer(node: Node) -> bool:
 def peer(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
     """SE_B's step beside that of the package `ofa`."""
     sides = {
-        "ofa": peers_step(work),
-        "ofa, given channels-last images": peers_step(work, torch.channels_last),
+        "ofa": _as_ours(peers_step(work, device=runtime.device), runtime),
+        "ofa, given channels-last images": _as_ours(peers_step(work, torch.channels_last, runtime.device), runtime),
         "ofav2": our_step(work, runtime),
     }
-    times = time_sides(sides, repeats=repeats)
+    times = time_sides(sides, repeats=repeats, device=runtime.device.type)
     title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
     report("step-peer", title, times, "ofa", {"work": asdict(work), "load": os.getloadavg()})
     return times
@@ -280,14 +313,54 @@ def overhead(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
     """EE_D's step beside its plain parts."""
     plain = PlainNetworks(work, runtime)
     sides = {
-        "plain networks": plain.step,
-        "plain networks, gradients in strips": plain.step_in_strips,
+        "plain networks": _as_ours(plain.step, runtime),
+        "plain networks, gradients in strips": _as_ours(plain.step_in_strips, runtime),
         "ofav2": our_step(work, runtime),
     }
-    times = time_sides(sides, repeats=repeats, before=plain.prepare)
+    times = time_sides(sides, repeats=repeats, before=plain.prepare, device=runtime.device.type)
     title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
     report("step-overhead", title, times, "plain networks", {"work": asdict(work), "load": os.getloadavg()})
     return times
+
+
+def _as_ours(step: Callable[[], float], runtime: Runtime) -> Callable[[], float]:
+    """A step of another side, its products rounded as our training loop rounds its own."""
+
+    def same_products() -> float:
+        with runtime.training_products():
+            return step()
+
+    return same_products
+
+
+def forms(work: Work, runtime: Runtime, repeats: int) -> dict[str, dict[str, Times]]:
+    """The full phase's step, and the teacher alone, in each of their forms; compiled ones where the runtime has any."""
+    plain = replace(runtime, compiler=None)
+    images = runtime.send(work.inputs()[0])
+    ways = {"as it is": plain} | ({"compiled": runtime} if runtime.compiler else {})
+    sides: dict[str, dict[str, Callable[[], object]]] = {
+        "full": {way: our_full_step(work, where) for way, where in ways.items()},
+        "teacher": {
+            f"{way}, {precision}": _teaching(our_teacher(work, where, precision), images, where)
+            for way, where in ways.items()
+            for precision in ("float32", "bfloat16")
+        },
+    }
+    found = {}
+    for name, steps in sides.items():
+        found[name] = time_sides(steps, repeats=repeats, device=runtime.device.type)
+        facts = {"work": asdict(work), "load": os.getloadavg(), "tf32": runtime.tf32}
+        title = f"{name}, {work.variant}, the largest network with all exits, {work.batch} x {work.side} px"
+        report(f"step-forms-{name}", title, found[name], next(iter(steps)), facts)
+    return found
+
+
+def _teaching(teacher: Teacher, images: Tensor, runtime: Runtime) -> Callable[[], object]:
+    def teach() -> object:
+        with runtime.training_products():
+            return teacher(images)
+
+    return teach
 
 
 def memory(work: Work, steps: int) -> dict[str, float]:
@@ -332,7 +405,8 @@ def growth(work: Work, runtime: Runtime, repeats: int, plot: Path) -> dict[str, 
     }
     found: dict[str, dict[int, float]] = {}
     for axis, works in axes.items():
-        times = time_sides({str(at): our_step(one, runtime) for at, one in works.items()}, repeats=repeats)
+        steps = {str(at): our_step(one, runtime) for at, one in works.items()}
+        times = time_sides(steps, repeats=repeats, device=runtime.device.type)
         found[axis] = {at: times[str(at)].median for at in works}
     powers = {axis: power(points) for axis, points in found.items()}
     rows = [(axis, at, ms, powers[axis]) for axis, points in found.items() for at, ms in points.items()]
@@ -355,16 +429,22 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
     """torch.profiler's table of one step."""
     step = our_step(work, runtime)
     step()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+    on_cuda = runtime.device.type == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_cuda else [kinds.CPU]) as seen:
         step()
-    table: str = seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=rows, max_name_column_width=60)
+    order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
+    table: str = seen.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60)
     return table
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("peer", "overhead", "memory", "growth", "profile"))
+    parser.add_argument("what", choices=("peer", "overhead", "forms", "memory", "growth", "profile"))
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="as run.tf32")
+    parser.add_argument("--compile", action="store_true", help="as run.compile")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves torch's choice")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="of our side")
     parser.add_argument("--repeats", type=int, default=11)
@@ -377,13 +457,24 @@ def main() -> None:
     variant = "se_b" if chosen.what in ("peer", "memory") else "ee_d"
     work = Work(variant, width=chosen.width, side=chosen.side, batch=chosen.batch, subnets=chosen.subnets)
     if chosen.what == "memory":
+        if chosen.device != "cpu":
+            parser.error(f"--device {chosen.device}: memory is a process's, which has a meaning on the CPU alone")
         memory(work, chosen.repeats)
         return
-    runtime = open_runtime(RunConfig(device="cpu", threads=chosen.threads, precision=chosen.precision))
+    settings = RunConfig(
+        device=chosen.device,
+        precision=chosen.precision,
+        tf32=chosen.tf32,
+        compile=chosen.compile,
+        threads=chosen.threads,
+    )
+    runtime = open_runtime(settings)
     if chosen.what == "peer":
         peer(work, runtime, chosen.repeats)
     elif chosen.what == "overhead":
         overhead(work, runtime, chosen.repeats)
+    elif chosen.what == "forms":
+        forms(work, runtime, chosen.repeats)
     elif chosen.what == "growth":
         growth(work, runtime, chosen.repeats, chosen.plot)
     else:

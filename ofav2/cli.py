@@ -101,7 +101,7 @@ examples:
 The first training finds, on validation, after how many epochs the network is best; the second one starts again from the
 same weights and takes that many epochs on training and validation images together. Test images are looked at once.
 
-Keys: run.{seed,device,precision,tf32,threads}, data.*, optim.* as in recipes, and
+Keys: run.{seed,device,precision,tf32,compile,threads}, data.*, optim.* as in recipes, and
 finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
 
 Ctrl-C or SIGTERM leaves nothing behind.

@@ -20,7 +20,7 @@ from ofav2.subnets import corners
 from ofav2.training import checkpoint
 from ofav2.training.evaluation import Score, mean_top1
 from ofav2.training.interrupt import Stopped, stop_requests
-from ofav2.training.objectives import Objective, joint, students
+from ofav2.training.objectives import Objective, compiled_exits, joint, students
 from ofav2.training.phases import Phase
 from ofav2.training.processes import Processes, together
 from ofav2.training.recalibration import adopt_statistics
@@ -303,7 +303,11 @@ def _run_phase(
         supernets.sort_channels(net, phase.unlocked["expand"])
     config = setup.config
     objective: Objective = (
-        joint(setup.weights.losses, config.optim.label_smoothing)
+        joint(
+            setup.weights.losses,
+            config.optim.label_smoothing,
+            compiled_exits(net, phase.space.largest(), setup.runtime.compiler),
+        )
         if phase.joint
         else students(
             taught.teacher,

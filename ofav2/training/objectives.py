@@ -5,12 +5,14 @@ This is where the task stands: today classification with one or several exits.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import distill
+from ofav2.training.compiling import Compiler, Forward, Outputs, compiled
 from supernets import Subnet, Supernet
 
 Losses = Mapping[str, Tensor]
@@ -19,16 +21,47 @@ Objective = Callable[[Supernet, Tensor, Tensor, Sequence[Subnet]], Iterator[Loss
 """(net, images (N, C, H, W), labels, the step's sub-networks) -> losses, each to be differentiated on its own.
 
 Labels are classes (N,), or of mixed images probabilities (N, classes)."""
+AllExits = Callable[[Supernet, Tensor, Subnet], tuple[Tensor, ...]]
+"""(net, images (N, C, H, W), sub-network) -> the logits of all its exits."""
 Teacher = Callable[[Tensor], "distill.Target"]
 """Images (N, C, H, W) -> what the teacher says of them."""
 
 
-def joint(weights: Sequence[Fraction], label_smoothing: float) -> Objective:
+def all_exits(net: Supernet, images: Tensor, subnet: Subnet) -> tuple[Tensor, ...]:
+    """The logits of all exits that a sub-network passes."""
+    return net(images, subnet, exits="all")
+
+
+def compiled_exits(net: Supernet, subnet: Subnet, compiler: Compiler | None) -> AllExits:
+    """`all_exits` for one network, which trains the supernet's own parameters and statistics, compiled.
+
+    Args:
+        net: The supernet.
+        subnet: The network, at any resolution.
+        compiler: What compiles it; None: it is `all_exits`.
+    """
+    if compiler is None:
+        return all_exits
+
+    def exits(images: Tensor) -> Outputs:
+        return net(images, subnet, exits="all")
+
+    forward = compiled("largest network", exits, net, compiler)
+
+    def of_this_network(asked: Supernet, images: Tensor, other: Subnet) -> tuple[Tensor, ...]:
+        assert asked is net
+        assert replace(other, resolution=subnet.resolution) == subnet
+        return exit_logits(forward(images))
+
+    return of_this_network
+
+
+def joint(weights: Sequence[Fraction], label_smoothing: float, forward: AllExits = all_exits) -> Objective:
     """All exits of each sub-network together: sum of a_i * CE_i (AEP; OFAv2, full phase)."""
 
     def losses(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
         for subnet in subnets:
-            yield distill.joint_loss(net(images, subnet, exits="all"), labels, weights, label_smoothing)
+            yield distill.joint_loss(forward(net, images, subnet), labels, weights, label_smoothing)
 
     return losses
 
@@ -52,7 +85,7 @@ def students(teacher: Teacher | None, distance: distill.Distance, kd_ratio: floa
 
 
 def as_teacher(
-    module: nn.Module,
+    forward: Forward,
     weights: Sequence[Fraction],
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Teacher:
@@ -61,21 +94,21 @@ def as_teacher(
     It runs in inference mode; what it says does not, so that a loss may save it for its backward pass.
 
     Args:
-        module: Images -> logits, or a tuple of the exits' logits.
+        forward: The network, or a compiled form of it.
         weights: One ensemble weight b_i per exit.
-        arithmetic: Makes the context in which the module runs, such as `Runtime.autocast`; the target is computed
+        arithmetic: Makes the context in which it runs, such as `Runtime.autocast`; the target is computed
             outside of it, in float32 or wider.
     """
 
     def teach(images: Tensor) -> distill.Target:
         with torch.inference_mode(), arithmetic():
-            logits = exit_logits(module(images))
+            logits = exit_logits(forward(images))
         with torch.no_grad():
             return distill.teacher_target([exit.clone() for exit in logits], weights)
 
     return teach
 
 
-def exit_logits(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def exit_logits(outputs: Outputs) -> tuple[Tensor, ...]:
     """A network's outputs as one tensor per exit."""
     return (outputs,) if isinstance(outputs, Tensor) else outputs

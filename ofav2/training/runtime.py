@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ofav2.config import ComputeConfig
 from ofav2.draws import generator
 from ofav2.errors import UserError
+from ofav2.training.compiling import Compiler, inductor
 from ofav2.training.processes import ALONE, Processes
 
 # The numbers of glibc's malloc.h.
@@ -33,6 +34,8 @@ class Runtime:
     """The processes that compute together."""
     tf32: bool = False
     """Whether training steps on CUDA multiply float32 numbers as TF32."""
+    compiler: Compiler | None = None
+    """What compiles forward passes that are the same in every step; None: nothing does."""
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which forward passes run, inside of another one's context, too."""
@@ -84,7 +87,7 @@ def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime
         torch.cuda.set_device(device)
     if device.type == "cuda":
         _allow_tf32(False)
-    return Runtime(device, config.precision, processes, config.tf32)
+    return Runtime(device, config.precision, processes, config.tf32, inductor if config.compile else None)
 
 
 def keep_freed_memory() -> None:

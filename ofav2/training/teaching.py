@@ -17,6 +17,7 @@ from ofav2.config import TeacherConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.training import checkpoint
+from ofav2.training.compiling import compiled
 from ofav2.training.evaluation import Judge
 from ofav2.training.objectives import Teacher, as_teacher
 from ofav2.training.phases import Phase, Plan
@@ -94,6 +95,7 @@ def choose_teacher(
         judge: What measures an outside teacher, and where it runs.
         precision: Arithmetic of the teacher's forward pass; None takes the run's, in which it is measured either way.
     """
+    compiler = judge.runtime.compiler
     arithmetic = replace(judge.runtime, precision=precision or judge.runtime.precision).autocast
     if phase.teacher == "none":
         return Taught(None, {"policy": "none"})
@@ -102,13 +104,15 @@ def choose_teacher(
         accuracy = judge.single_top1(module, max(net.space.resolution), judge.data.val)
         reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
         record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
-        return Taught(as_teacher(module, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
+        forward = compiled("teacher", module, module, compiler)
+        return Taught(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
     choice = distill.choose(phase.teacher, candidates)
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
     module = judge.runtime.place(supernets.fold_norms(largest_of(net, tensors)))
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
-    return Taught(as_teacher(module, weights.ensemble, arithmetic), record)
+    forward = compiled("teacher", module, module, compiler)
+    return Taught(as_teacher(forward, weights.ensemble, arithmetic), record)
 
 
 def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:

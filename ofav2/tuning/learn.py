@@ -12,6 +12,7 @@ import distill
 from ofav2 import console
 from ofav2.data import ImageData, steps_per_epoch, train_batches
 from ofav2.errors import RunError
+from ofav2.training.compiling import Forward, compiled
 from ofav2.training.objectives import Losses, exit_logits
 from ofav2.training.optim import build_optimizer, learning_rate
 from ofav2.training.trainer import Guard, Step, train_steps
@@ -129,7 +130,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
     steps = train_steps(
         module,
         train_batches(data, config.data, seed=seed, phase=name, steps=epochs * per_epoch, device=tuning.runtime.device),
-        partial(_losses, tuning),
+        partial(_losses, tuning, compiled("network", module, module, tuning.runtime.compiler)),
         name=name,
         draw=lambda step, resolution: (tuning.source.subnet,),
         schedule=partial(
@@ -157,10 +158,10 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
 
 
 def _losses(
-    tuning: Tuning, module: nn.Module, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]
+    tuning: Tuning, forward: Forward, module: nn.Module, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]
 ) -> Iterator[Losses]:
     """All exits together, as in the full phase; a single one is its cross-entropy."""
-    logits = exit_logits(module(images))
+    logits = exit_logits(forward(images))
     yield distill.joint_loss(logits, labels, tuning.weights.losses, tuning.config.optim.label_smoothing)
 
 

@@ -1,6 +1,7 @@
 """The benchmark of the training step in a quick form: numbers come out, and all sides compute the same."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -73,6 +74,19 @@ def test_numbers_come_out(tmp_path: Path) -> None:
     assert set(times) == {"ofa", "ofa, given channels-last images", "ofav2"}
     assert len(step.overhead(quick("ee_d"), HERE, 1)) == 3
     assert {path.name for path in (tmp_path / "build/benchmarks").iterdir()} == {"step-peer.json", "step-overhead.json"}
+
+
+def test_forms_compute_the_same(tmp_path: Path) -> None:
+    compiling = replace(HERE, compiler=lambda forward: forward)
+    work = quick("ee_d")
+    images, _ = work.inputs()
+    targets = [step.our_teacher(work, where)(images).logits for where in (HERE, compiling)]
+    assert torch.equal(*targets)
+    assert step.our_full_step(work, compiling)() == step.our_full_step(work, HERE)()
+    found = step.forms(work, compiling, 1)
+    assert list(found["full"]) == ["as it is", "compiled"]
+    assert len(found["teacher"]) == 4
+    assert list(step.forms(work, HERE, 1)["full"]) == ["as it is"]
 
 
 def test_growth_is_drawn(tmp_path: Path) -> None:

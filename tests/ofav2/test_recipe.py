@@ -515,7 +515,7 @@ def test_a_fine_tunings_settings_survive_writing_in_their_order() -> None:
     text = recipe.dump(config)
     assert recipe.parse_tuning(text, "here") == config
     assert list(yaml.safe_load(text)) == ["run", "data", "finetune", "optim"]
-    assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "tf32", "threads"]
+    assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "tf32", "compile", "threads"]
 
 
 def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path) -> None:
@@ -528,7 +528,7 @@ def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path)
 def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path: Path) -> None:
     assert "no such key here (run, data, finetune, optim)" in tuning_refusal("phases.full.lr=1")
     assert "did you mean finetune.lr?" in tuning_refusal("optim.lr=1")
-    assert "no such key here (seed, device, precision, tf32, threads)" in tuning_refusal("run.folder=runs")
+    assert "no such key here (seed, device, precision, tf32, compile, threads)" in tuning_refusal("run.folder=runs")
     assert tuning_refusal(file=str(tmp_path / "no.yaml")).endswith(
         "there is no such file; give the path of a .yaml file"
     )
