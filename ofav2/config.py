@@ -24,7 +24,7 @@ class ComputeConfig:
     measured, compared or written is float32 either way. Without effect on the CPU."""
     compile: bool = False
     """Whether torch.compile makes faster forms of what is the same network in every step: the teacher, the full phase's
-    largest network, a network that is fine-tuned. It takes minutes per resolution, and a C++ compiler or CUDA."""
+    largest network, a network that is fine-tuned. It takes time per resolution, and a C++ compiler or CUDA."""
     threads: int = 0
     """CPU threads that torch may use; 0 leaves torch's own choice."""
 
