@@ -48,13 +48,25 @@ def show(names: Iterable[str], results: Path = RESULTS) -> None:
 
 def runs_table(found: Iterable[Result]) -> str:
     """What each run took, and its corner networks on test."""
-    columns = ("row", "steps", "images drawn", "sub-network images", "minutes", "largest", "smallest", "corner mean")
+    columns = (
+        "row",
+        "steps",
+        "images drawn",
+        "sub-network images",
+        "minutes of steps",
+        "images/s",
+        "largest",
+        "smallest",
+        "corner mean",
+    )
     rows = []
     for result in found:
         total = {key: sum(phase[key] for phase in result["phases"]) for key in ("steps", "images", "subnet_images")}
-        minutes = sum(phase["seconds"] for phase in result["phases"]) / 60
+        # By each phase's median rate: the clock would count the pauses of a run that was stopped.
+        seconds = sum(phase["images"] / phase["images_per_second"] for phase in result["phases"])
         test = [_percent(result["test"][name]) for name in ("largest", "smallest", "mean")]
-        rows.append((result["title"], *(f"{value:,}" for value in total.values()), f"{minutes:.0f}", *test))
+        counts = [f"{value:,}" for value in total.values()]
+        rows.append((result["title"], *counts, f"{seconds / 60:.0f}", f"{total['images'] / seconds:.0f}", *test))
     return _markdown(columns, rows)
 
 

@@ -85,7 +85,6 @@ def test_rows_are_trained_measured_and_shown(
 ) -> None:
     for name, value in {"BODIES": 2, "CANDIDATES": 2, "TEST_IMAGES": 5}.items():
         monkeypatch.setattr(proof, name, value)
-    tiny.only_ends(monkeypatch)
     for split, classes in IMAGES.items():
         write_classes(tmp_path / "images" / split, classes)
     little = ("data.val_fraction=0.2", "data.mean=null", "data.std=null")
