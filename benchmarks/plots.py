@@ -62,6 +62,11 @@ def chart(panels: Sequence[Panel], width: float = 4.2, height: float = 3.4) -> s
         figure = Figure(figsize=(width * len(panels), height), layout="constrained")
         for place, panel in enumerate(panels, start=1):
             _draw(figure.add_subplot(1, len(panels), place), panel)
+        named = {
+            label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        # Below the panels, where it hides nothing; a name that several panels share is there once.
+        figure.legend(named.values(), named, loc="outside lower center", ncols=2 * len(panels), fontsize=7)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
@@ -75,4 +80,3 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y)
     if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks)
-    axes.legend(fontsize=7)
