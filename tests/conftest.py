@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,8 @@ class NetworkRefusedError(RuntimeError):
 
 def pytest_configure() -> None:
     """Set what libraries read when they are imported or when a child process starts."""
+    # What runs in the background of a shell script is started with SIGINT ignored, and would hand that on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # One thread: sums are added in one order, and parallel test runs do not fight for the cores.
     os.environ.update({"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"})
     os.environ["HF_HUB_OFFLINE"] = "1"
