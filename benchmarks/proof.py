@@ -13,6 +13,7 @@ import argparse
 import json
 import shlex
 import statistics
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -253,4 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as wrong:
+        sys.exit(f"proof: {wrong}")
