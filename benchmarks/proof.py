@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ofav2
@@ -60,11 +61,13 @@ class Row:
 OFA = ("supernet.variant=se_b", "teacher.policy=fixed")
 LONGER = "phases.expand.epochs=4"
 """Single-exit supernets skip the two epochs of the height phase; with these they see as many images."""
-SIZES = {
-    "small": {"kernel": 3, "depth": 2, "expand": 3},
-    "middle": {"kernel": 5, "depth": 3, "expand": 4},
-    "large": {"kernel": 7, "depth": 4, "expand": 6},
-}
+SIZES = MappingProxyType(
+    {
+        "small": {"kernel": 3, "depth": 2, "expand": 3},
+        "middle": {"kernel": 5, "depth": 3, "expand": 4},
+        "large": {"kernel": 7, "depth": 4, "expand": 6},
+    }
+)
 """Networks that are also trained alone; they end at the last exit."""
 
 
