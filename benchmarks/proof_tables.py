@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.plots import Panel, Series, chart
 from ofav2 import console
 from ofav2.errors import UserError
+from ofav2.report.networks import front_of
 
 RESULTS = Path("docs/proof")
 FRONT, PHASES = "front.svg", "phases.svg"
@@ -128,19 +129,11 @@ def front_panel(found: Iterable[Result]) -> Panel:
     """Per run, the random networks that no cheaper one beats."""
     series = []
     for result in found:
-        kept = front(result["random"])
+        networks = result["random"]
+        kept = [networks[index] for index in front_of([(one["macs"], one["top1"]) for one in networks])]
         macs, top1 = tuple(one["macs"] / 1e6 for one in kept), tuple(100 * one["top1"] for one in kept)
         series.append(Series(result["title"], macs, top1))
     return Panel("random sub-networks that no cheaper one beats", "multiply-adds, M", "test top-1, %", tuple(series))
-
-
-def front(networks: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The networks that are more accurate than all that cost no more, from the cheapest on."""
-    kept: list[Mapping[str, Any]] = []
-    for one in sorted(networks, key=lambda one: (one["macs"], -one["top1"])):
-        if not kept or one["top1"] > kept[-1]["top1"]:
-            kept.append(one)
-    return kept
 
 
 def phase_panel(found: Iterable[Result], end: str, title: str) -> Panel:

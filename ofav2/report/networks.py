@@ -65,11 +65,19 @@ def front(networks: Sequence[Measured]) -> tuple[int, ...]:
     Args:
         networks: Networks from the cheapest to the dearest, in multiply-adds.
     """
+    return front_of([(network.cost.macs, network.top1) for network in networks])
+
+
+def front_of(points: Sequence[tuple[int, float]]) -> tuple[int, ...]:
+    """Positions of the points that no other one beats, from the cheapest on.
+
+    Args:
+        points: Multiply-adds and top-1 (0..1) of networks, in any order.
+    """
     best, kept = -1.0, []
-    order = sorted(range(len(networks)), key=lambda index: (networks[index].cost.macs, -networks[index].top1))
-    for index in order:
-        if networks[index].top1 > best:
-            best = networks[index].top1
+    for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
+        if points[index][1] > best:
+            best = points[index][1]
             kept.append(index)
     return tuple(kept)
 

@@ -7,7 +7,6 @@ from operator import mul
 from pathlib import Path
 from xml.etree import ElementTree
 
-import numpy as np
 import pytest
 
 import ofav2
@@ -61,18 +60,6 @@ def test_all_supernets_are_asked_for_the_same_bodies() -> None:
     drawn = [proof.bodies(space) for space in spaces]
     assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
     assert len(set(drawn[0])) == proof.BODIES
-
-
-def test_a_front_holds_what_nothing_cheaper_beats() -> None:
-    draws = np.random.default_rng(0)
-    networks = [{"macs": int(draws.integers(1, 30)), "top1": int(draws.integers(1, 30)) / 30} for _ in range(60)]
-    kept = proof_tables.front(networks)
-    beaten = [
-        one
-        for one in networks
-        if any(other["macs"] <= one["macs"] and other["top1"] >= one["top1"] and other != one for other in networks)
-    ]
-    assert {tuple(one.items()) for one in kept} == {tuple(one.items()) for one in networks if one not in beaten}
 
 
 def test_nothing_measured_is_said(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofav2.errors import UserError
-from ofav2.report.networks import Measured, cheapest_near_best, front, part_costs, part_names, tables
+from ofav2.report.networks import Measured, cheapest_near_best, front, front_of, part_costs, part_names, tables
 from ofav2.report.reading import read_run
 from ofav2.run import Run
 from ofav2.subnets.cost import Cost, subnet_cost
@@ -19,6 +19,15 @@ POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=12)
 
 def measured(points: list[tuple[int, int]]) -> list[Measured]:
     return [Measured(SUBNET, Cost(1, macs), top1 / 9) for macs, top1 in sorted(points)]
+
+
+def test_a_front_of_points_in_any_order() -> None:
+    draws = np.random.default_rng(0)
+    points = [(int(macs), int(top1) / 30) for macs, top1 in draws.integers(1, 30, size=(60, 2))]
+    beaten = {
+        one for one in points if any(other[0] <= one[0] and other[1] >= one[1] and other != one for other in points)
+    }
+    assert [points[index] for index in front_of(points)] == sorted(set(points) - beaten)
 
 
 @given(POINTS)
