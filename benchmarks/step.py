@@ -4,8 +4,10 @@ python -m benchmarks.step peer                 SE_B beside the package `ofa`
 python -m benchmarks.step overhead             EE_D with ENS-KD beside the plain extracted networks
 python -m benchmarks.step forms                the full phase's step and the teacher alone, compiled and narrow as well
 python -m benchmarks.step memory               peak memory of both, each in a process of its own
-python -m benchmarks.step growth               time over sub-networks a step, batch size and resolution, with a plot
+python -m benchmarks.step growth               time over sub-networks, batch, resolution and processes, with a plot
 python -m benchmarks.step profile              where the time of EE_D's step goes
+torchrun --standalone --nproc-per-node N -m benchmarks.step together --threads 1
+                                               EE_D's step in N processes, each with a batch of its own
 
 All but memory take --device cuda, --no-tf32 and --compile, of which the settings are our side's; TF32 is the card's in
 a timed call, so of the other sides' as well.
@@ -13,10 +15,13 @@ a timed call, so of the other sides' as well.
 
 import argparse
 import itertools
+import json
 import math
 import multiprocessing
 import os
 import statistics
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -40,16 +45,19 @@ from ofav2.training.compiling import compiled
 from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
+from ofav2.training.processes import together
 from ofav2.training.runtime import Runtime, open_runtime
 from ofav2.training.trainer import Guard, step_subnets, train_phase
 from supernets import Subnet, Supernet
-from supernets.depthwise import depthwise_conv2d
+from supernets.convolution import depthwise_conv2d
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 CLASSES = 200
 SMOOTHING = 0.1
 CPU = torch.device("cpu")
 OPTIM = OptimConfig()
+PROCESSES = 1, 2
+"""How many processes growth is measured with: as many as cores, on the machine that the goals are set for."""
 
 
 @dataclass(frozen=True)
@@ -396,8 +404,49 @@ def _peak() -> float:
     return int(line.split()[1]) / 1024
 
 
-def growth(work: Work, runtime: Runtime, repeats: int, plot: Path) -> dict[str, dict[int, float]]:
-    """Milliseconds of a step over its sub-networks, its batch and its resolution; the smallest one is timed, too."""
+def together_step(work: Work, settings: RunConfig, repeats: int) -> None:
+    """A step of the processes that torchrun started, each with a batch of its own; the first one reports."""
+    with together() as processes:
+        step = our_step(work, open_runtime(settings, processes))
+        times = time_sides({"ofav2": step}, repeats=repeats, device=settings.device)
+        if processes.rank == 0:
+            title = f"training step, {work.variant}, {processes.count} processes of {work.batch} images each"
+            facts = {"work": asdict(work), "load": os.getloadavg(), "processes": processes.count}
+            report("step-together", title, times, "ofav2", facts)
+
+
+def over_processes(
+    work: Work, settings: RunConfig, repeats: int, counts: Sequence[int] = PROCESSES
+) -> dict[int, float]:
+    """Milliseconds of a step of several processes, each of one thread and with a batch of its own.
+
+    As many times the images take as many times the time in one process; on idle cores, all of it is to be saved.
+    """
+    options = {"device": settings.device, "precision": settings.precision, "repeats": repeats, "threads": 1}
+    options |= {name: getattr(work, name) for name in ("variant", "batch", "side", "subnets", "width")}
+    found = {}
+    for count in counts:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+        command = ["-m", "benchmarks.step", "together", *(f"--{name}={value}" for name, value in options.items())]
+        subprocess.run(torchrun + command, check=True)
+        measured = json.loads((RESULTS / "step-together.json").read_text())
+        assert measured["processes"] == count
+        found[count] = measured["sides"]["ofav2"]["median"]
+    return found
+
+
+def growth(
+    work: Work, runtime: Runtime, repeats: int, plot: Path, processes: Mapping[int, float]
+) -> dict[str, dict[int, float]]:
+    """Milliseconds of a step over its sub-networks, its batch and its resolution; the smallest one is timed, too.
+
+    Args:
+        work: What to do, at most.
+        runtime: Where.
+        repeats: Timed steps of each.
+        plot: Where to draw.
+        processes: What `over_processes` found, which is shown as well.
+    """
     axes: dict[str, dict[int, Work]] = {
         "sub-networks": {count: replace(work, subnets=count) for count in (1, 2, 4, 8)},
         "images": {count: replace(work, batch=count) for count in (work.batch // 4, work.batch // 2, work.batch)},
@@ -408,6 +457,7 @@ def growth(work: Work, runtime: Runtime, repeats: int, plot: Path) -> dict[str, 
         steps = {str(at): our_step(one, runtime) for at, one in works.items()}
         times = time_sides(steps, repeats=repeats, device=runtime.device.type)
         found[axis] = {at: times[str(at)].median for at in works}
+    found["processes, a batch each"] = dict(processes)
     powers = {axis: power(points) for axis, points in found.items()}
     rows = [(axis, at, ms, powers[axis]) for axis, points in found.items() for at, ms in points.items()]
     columns = ("over", "at", "median ms", "power between the ends")
@@ -441,7 +491,8 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("peer", "overhead", "forms", "memory", "growth", "profile"))
+    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "together")
+    parser.add_argument("what", choices=kinds)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="as run.tf32")
     parser.add_argument("--compile", action="store_true", help="as run.compile")
@@ -452,9 +503,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=64)
     parser.add_argument("--subnets", type=int, default=2)
     parser.add_argument("--width", type=float, default=1.0)
+    parser.add_argument("--variant", choices=supernets.names(), help="by default what the benchmark is about")
     parser.add_argument("--plot", type=Path, default=RESULTS / "step-growth.svg", help="where growth draws")
     chosen = parser.parse_args()
-    variant = "se_b" if chosen.what in ("peer", "memory") else "ee_d"
+    variant = chosen.variant or ("se_b" if chosen.what in ("peer", "memory") else "ee_d")
     work = Work(variant, width=chosen.width, side=chosen.side, batch=chosen.batch, subnets=chosen.subnets)
     if chosen.what == "memory":
         if chosen.device != "cpu":
@@ -468,6 +520,9 @@ def main() -> None:
         compile=chosen.compile,
         threads=chosen.threads,
     )
+    if chosen.what == "together":
+        together_step(work, settings, chosen.repeats)
+        return
     runtime = open_runtime(settings)
     if chosen.what == "peer":
         peer(work, runtime, chosen.repeats)
@@ -476,7 +531,7 @@ def main() -> None:
     elif chosen.what == "forms":
         forms(work, runtime, chosen.repeats)
     elif chosen.what == "growth":
-        growth(work, runtime, chosen.repeats, chosen.plot)
+        growth(work, runtime, chosen.repeats, chosen.plot, over_processes(work, settings, chosen.repeats))
     else:
         console.say(profile(work, runtime, 25))
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from supernets.depthwise import depthwise_conv2d
+from supernets.convolution import depthwise_conv2d, pointwise_conv2d, pointwise_norm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,6 +50,7 @@ class ElasticConv2d(Layer):
     ) -> None:
         super().__init__()
         self.stride = stride
+        self.pointwise = kernel == stride == 1
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
@@ -60,6 +61,8 @@ class ElasticConv2d(Layer):
     def forward(self, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
         weight, bias = self.slice(in_channels, out_channels)
+        if self.pointwise:
+            return pointwise_conv2d(x, weight, bias)
         return functional.conv2d(x, weight, bias, self.stride, self.weight.shape[-1] // 2)
 
     def plain(self, in_channels: int, out_channels: int) -> nn.Conv2d:
@@ -158,10 +161,47 @@ class ElasticBatchNorm2d(Layer):
         part = self.slice(channels)
         return functional.batch_norm(x, training=self.training, momentum=self.momentum, eps=self.eps, **part)
 
+    @torch.no_grad()
+    def observe(self, mean: Tensor, variance: Tensor, values: int) -> None:
+        """Updates the running statistics of the first channels as a batch in training mode does.
+
+        Args:
+            mean: The batch's mean (channels,).
+            variance: The batch's own (biased) variance (channels,).
+            values: Values per channel in the batch.
+        """
+        part = self.slice(len(mean))
+        part["running_mean"].lerp_(mean, self.momentum)
+        part["running_var"].lerp_(variance * (values / (values - 1)), self.momentum)
+
     def plain(self, channels: int) -> nn.BatchNorm2d:
         """A stock batch norm of this size."""
         norm = nn.BatchNorm2d(channels, self.eps, self.momentum, device="meta")
         return _filled(norm, **self.slice(channels), num_batches_tracked=torch.zeros((), dtype=torch.long))
+
+
+def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
+    """A convolution without bias and its norm, which are computed together in training where that is quicker.
+
+    Args:
+        conv: The convolution.
+        norm: The norm of its output.
+        x: (N, in, H, W).
+        in_channels: Input channels.
+        out_channels: Output channels.
+
+    Returns:
+        (N, out, ceil(H / stride), ceil(W / stride)).
+    """
+    assert conv.bias is None
+    if conv.pointwise and norm.training and not isinstance(x, Proxy):
+        weight, _ = conv.slice(in_channels, out_channels)
+        part = norm.slice(out_channels)
+        normed = pointwise_norm(x, weight, part["weight"], part["bias"], norm.eps)
+        if normed is not None:
+            norm.observe(normed.mean, normed.variance, x.numel() // in_channels)
+            return normed.y
+    return norm(conv(x, in_channels, out_channels), out_channels)
 
 
 class Linear(Layer):

@@ -192,7 +192,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Te
 
 
 def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
-    return torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor.clone()
+    return torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor.to(parameter.device, copy=True)
 
 
 def cloned(net: nn.Module) -> dict[str, Tensor]:

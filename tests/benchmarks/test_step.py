@@ -10,6 +10,7 @@ import torch
 
 from benchmarks import step
 from benchmarks.step import PlainNetworks, Work, our_step, peers_step
+from ofav2.config import RunConfig
 from ofav2.training.runtime import Runtime
 from supernets import load_ofa_state_dict
 
@@ -90,11 +91,13 @@ def test_forms_compute_the_same(tmp_path: Path) -> None:
 
 
 def test_growth_is_drawn(tmp_path: Path) -> None:
-    found = step.growth(quick("ee_d", batch=8, side=64), HERE, 1, tmp_path / "new" / "plot.svg")
+    work, over_processes = quick("ee_d", batch=8, side=64), {1: 2.0, 2: 2.5}
+    found = step.growth(work, HERE, 1, tmp_path / "new" / "plot.svg", over_processes)
     assert {axis: list(points) for axis, points in found.items()} == {
         "sub-networks": [1, 2, 4, 8],
         "images": [2, 4, 8],
         "side in pixels": [32, 48, 64],
+        "processes, a batch each": [1, 2],
     }
     drawing = ElementTree.parse(tmp_path / "new" / "plot.svg")
     assert {"sub-networks", "images", "side in pixels", "ms a step"} <= {part.text for part in drawing.iter()}
@@ -103,6 +106,14 @@ def test_growth_is_drawn(tmp_path: Path) -> None:
 def test_the_power_of_growth() -> None:
     assert step.power({1: 3.0, 2: 5.0, 4: 12.0}) == pytest.approx(1.0)
     assert step.power({32: 1.0, 64: 4.0}) == pytest.approx(2.0)
+
+
+@pytest.mark.slow
+def test_a_step_is_timed_in_several_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(step.__file__).parents[1]))
+    found = step.over_processes(quick("ee_d"), RunConfig(device="cpu"), 1)
+    assert list(found) == [1, 2]
+    assert all(ms > 0 for ms in found.values())
 
 
 @pytest.mark.slow

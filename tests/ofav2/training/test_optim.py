@@ -43,6 +43,33 @@ def test_adamw_takes_its_betas() -> None:
     assert all(group["betas"] == (0.5, 0.75) for group in optimizer.param_groups)
 
 
+@pytest.mark.parametrize("config", [OptimConfig(), OptimConfig(momentum=0.0), OptimConfig(name="adamw")])
+def test_parameters_may_take_part_at_different_times(config: OptimConfig) -> None:
+    """Beside torch's plain optimisers, which pass over the parameters one by one."""
+    ours, plain = nn.ModuleList(), nn.ModuleList()
+    for net in (ours, plain):
+        torch.manual_seed(0)
+        net.extend(nn.Linear(3, 2) for _ in range(3))
+    optimizer = build_optimizer(ours, config)
+    kind, groups = type(optimizer), optimizer.param_groups
+    settings = {"momentum", "nesterov", "betas"} & groups[0].keys()
+    decays = {p.ndim: group["weight_decay"] for group in groups for p in group["params"]}
+    of_plain = [{"params": [p], "weight_decay": decays[p.ndim]} for p in plain.parameters()]
+    reference = kind(of_plain, lr=0.0, fused=False, foreach=False, **{name: groups[0][name] for name in settings})
+    draws = torch.Generator().manual_seed(1)
+    for step, parts in enumerate([(1,), (0, 1), (2,), (0, 2), ()]):
+        for group in (*groups, *reference.param_groups):
+            group["lr"] = 0.1 / (step + 1)
+        for part in parts:
+            for one, other in zip(ours[part].parameters(), plain[part].parameters(), strict=True):
+                one.grad = torch.randn(one.shape, generator=draws)
+                other.grad = one.grad.clone()
+        for each in (optimizer, reference):
+            each.step()
+            each.zero_grad(set_to_none=True)
+        torch.testing.assert_close(list(ours.parameters()), list(plain.parameters()))
+
+
 @pytest.mark.parametrize(("steps", "warmup"), [(10, 0), (10, 3), (10, 9), (1, 0), (2, 1)])
 def test_the_learning_rate_warms_up_and_follows_a_cosine(steps: int, warmup: int) -> None:
     rates = [learning_rate(step, steps=steps, warmup_steps=warmup, peak=0.4) for step in range(steps)]

@@ -59,7 +59,7 @@ def plain_reference(source: Path, data: ImageData, epochs: int, lr: float) -> tu
         weights = [p for p in module.parameters() if p.ndim > 1]
         others = [p for p in module.parameters() if p.ndim <= 1]
         groups = [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=0.0)
+        optimizer = torch.optim.AdamW(groups, lr=0.0, fused=True)
         for layer in module.modules():
             if isinstance(layer, nn.Dropout):
                 layer.p = 0.0
