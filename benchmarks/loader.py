@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ BASE = "PIL + torchvision"
 STREAMED = "ofav2, streaming"
 CACHED = "ofav2, cached"
 ENDLESS = 10**9
+QUEUED = 2
+"""Batches that a worker of torch's DataLoader loads ahead."""
+SETTLED = 0.5
+"""Seconds in which workers fill their queues, several times over."""
 
 
 def compare(config: DataConfig, *, batches: int, repeats: int) -> dict[str, Any]:
@@ -48,7 +53,10 @@ def compare(config: DataConfig, *, batches: int, repeats: int) -> dict[str, Any]
             CACHED: _ours(cached, one),
         }
         times = time_sides(
-            {name: _taking(loader, batches) for name, loader in loaders.items()}, repeats=repeats, warmup=1
+            {name: _taking(loader, batches) for name, loader in loaders.items()},
+            repeats=repeats,
+            warmup=1,
+            ready={name: partial(_steady, loader, config.workers) for name, loader in loaders.items()},
         )
         rates = {name: 1000 * batches * config.batch_size / taken.median for name, taken in times.items()}
         found[str(side)] = {
@@ -135,6 +143,16 @@ def _taking(loader: Iterator[Any], batches: int) -> Callable[[], None]:
             next(loader)
 
     return take
+
+
+def _steady(loader: Iterator[Any], workers: int) -> None:
+    """Waits until all sides' workers have filled their queues, and takes what lay in this side's.
+
+    Or one side's workers would still fill theirs while the next side is timed, and find those batches made.
+    """
+    time.sleep(SETTLED)
+    for _ in range(workers * QUEUED):
+        next(loader)
 
 
 def _equal(streamed: ImageData, cached: ImageData, config: DataConfig) -> bool:

@@ -37,6 +37,7 @@ def time_sides(
     warmup: int = 2,
     device: str = "cpu",
     before: Callable[[], object] | None = None,
+    ready: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, Times]:
     """Calls every side once per round, in an order that turns, and summarises each side's times.
 
@@ -46,6 +47,7 @@ def time_sides(
         warmup: Rounds before the first one that is timed.
         device: `cuda` waits for the card before and after each call.
         before: Called before each round, untimed.
+        ready: Called before each call of the side of that name, untimed.
     """
     taken: dict[str, list[float]] = {name: [] for name in sides}
     names = list(sides)
@@ -55,6 +57,8 @@ def time_sides(
                 before()
             turn = round_number % len(names)
             for name in names[turn:] + names[:turn]:
+                if ready is not None:
+                    ready[name]()
                 gc.collect()
                 _finish(device)
                 started = time.perf_counter()
