@@ -252,9 +252,9 @@ class PlainNetworks:
         """As torch has them."""
         return self._step(self.ready)
 
-    def step_in_strips(self) -> float:
-        """With our depthwise convolution, so that what is left is the price of elasticity."""
-        return self._step([with_strips(module) for module in self.ready])
+    def step_with_our_depthwise(self) -> float:
+        """With our depthwise convolution, so that other layers and elasticity are what is left of the difference."""
+        return self._step([with_our_depthwise(module) for module in self.ready])
 
     def _step(self, modules: Sequence[nn.Module]) -> float:
         target = self.teach(self.images)
@@ -274,7 +274,7 @@ class PlainNetworks:
         return statistics.mean(losses)
 
 
-class Strips(nn.Module):
+class OurDepthwise(nn.Module):
     """A depthwise convolution with the supernet's gradient.
 
     Args:
@@ -290,11 +290,11 @@ class Strips(nn.Module):
         return depthwise_conv2d(x, self.weight, self.stride)
 
 
-def with_strips(module: GraphModule) -> GraphModule:
+def with_our_depthwise(module: GraphModule) -> GraphModule:
     """The same network, sharing all weights, with our depthwise convolutions."""
     layers = {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if _layer(node)}
     replaced = {
-        name: Strips(layer) if isinstance(layer, nn.Conv2d) and layer.groups > 1 else layer
+        name: OurDepthwise(layer) if isinstance(layer, nn.Conv2d) and layer.groups > 1 else layer
         for name, layer in layers.items()
     }
     return GraphModule(replaced, module.graph)
@@ -322,7 +322,7 @@ def overhead(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
     plain = PlainNetworks(work, runtime)
     sides = {
         "plain networks": _as_ours(plain.step, runtime),
-        "plain networks, gradients in strips": _as_ours(plain.step_in_strips, runtime),
+        "plain networks, our depthwise gradients": _as_ours(plain.step_with_our_depthwise, runtime),
         "ofav2": our_step(work, runtime),
     }
     times = time_sides(sides, repeats=repeats, before=plain.prepare, device=runtime.device.type)

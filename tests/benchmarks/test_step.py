@@ -33,7 +33,7 @@ def test_plain_networks_have_the_steps_loss(variant: str) -> None:
     plain.prepare()
     loss = plain.step()
     assert all(parameter.grad is not None for module in plain.ready for parameter in module.parameters())
-    assert plain.step_in_strips() == pytest.approx(loss, rel=1e-6)
+    assert plain.step_with_our_depthwise() == pytest.approx(loss, rel=1e-6)
     step_of_ours = our_step(work, HERE)
     assert step_of_ours() == pytest.approx(loss, rel=1e-5)
     plain.prepare()
