@@ -84,8 +84,21 @@ class Normed(NamedTuple):
     """Of the convolution's output, per channel (K,), of the batch itself (biased)."""
 
 
-def pointwise_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Normed | None:
-    """A widening 1x1 convolution and a training batch norm in one pass; None where two passes are quicker.
+def joins_norm(x: Tensor, weight: Tensor, inputs: int, outputs: int) -> bool:
+    """Whether a 1x1 convolution is quicker together with its norm (`pointwise_norm`) than before it.
+
+    Args:
+        x: (N, inputs, H, W).
+        weight: The convolution's weight, or a larger one of which it takes a part.
+        inputs: Input channels.
+        outputs: Output channels.
+    """
+    pixels = x.shape[0] * x.shape[2] * x.shape[3]
+    return pixels >= PIXELS_PER_CHANNEL * inputs and outputs >= 2 * inputs and _trains_on_cpu(x, weight)
+
+
+def pointwise_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Normed:
+    """A widening 1x1 convolution and a training batch norm in one pass, where `joins_norm` says so.
 
     The statistics of a 1x1 convolution's output follow from those of its input, of fewer channels: with the input's
     mean m and covariance C, a channel of weights w has mean w.m and variance w.C.w. So the norm becomes a part of the
@@ -99,12 +112,10 @@ def pointwise_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps:
         shift: The norm's bias (K,).
         eps: Added to the variance.
     """
-    pixels, (outputs, inputs) = x.shape[0] * x.shape[2] * x.shape[3], weight.shape[:2]
-    if pixels < PIXELS_PER_CHANNEL * inputs or outputs < 2 * inputs or not _trains_on_cpu(x, weight):
-        return None
     mean_in, flat = _rows(x).mean(0), weight.flatten(1)
     centred = x - mean_in[:, None, None]
-    covariance = _rows(centred).t() @ _rows(centred) / pixels
+    rows = _rows(centred)
+    covariance = rows.t() @ rows / len(rows)
     # Rounding may leave a channel that hardly varies with less than nothing.
     variance = ((flat @ covariance) * flat).sum(1).clamp_min(0)
     folded = weight * (scale * torch.rsqrt(variance + eps))[:, None, None, None]

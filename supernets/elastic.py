@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from supernets.convolution import depthwise_conv2d, pointwise_conv2d, pointwise_norm
+from supernets.convolution import depthwise_conv2d, joins_norm, pointwise_conv2d, pointwise_norm
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -194,13 +194,13 @@ def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_chann
         (N, out, ceil(H / stride), ceil(W / stride)).
     """
     assert conv.bias is None
-    if conv.pointwise and norm.training and not isinstance(x, Proxy):
+    trains = conv.pointwise and norm.training and not isinstance(x, Proxy)
+    if trains and joins_norm(x, conv.weight, in_channels, out_channels):
         weight, _ = conv.slice(in_channels, out_channels)
         part = norm.slice(out_channels)
         normed = pointwise_norm(x, weight, part["weight"], part["bias"], norm.eps)
-        if normed is not None:
-            norm.observe(normed.mean, normed.variance, x.numel() // in_channels)
-            return normed.y
+        norm.observe(normed.mean, normed.variance, x.numel() // in_channels)
+        return normed.y
     return norm(conv(x, in_channels, out_channels), out_channels)
 
 
