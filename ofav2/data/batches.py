@@ -357,12 +357,12 @@ class _TrainImages(Dataset[_Loaded]):
     def __getitem__(self, request: Request) -> _Loaded:
         images = self.split.images.look(request.indices)
         draws = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
-        sizes = np.array([image.shape[1:] for image in images], dtype=np.int64)
-        boxes = crop_boxes(sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
+        boxes = crop_boxes(images.sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
         mirrored = (draws.mirrors < 0.5) & self.flip
         labels = torch.from_numpy(self.split.labels[request.indices])
         if self.together:
-            return _Loaded(torch.stack(images), labels, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
+            whole = torch.stack(images.images())
+            return _Loaded(whole, labels, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
         return _Loaded(cut_each(images, boxes, mirrored, request.resolution), labels, None, None, request)
 
 
@@ -376,7 +376,7 @@ class _EvalImages(Dataset[Batch]):
     together: bool
 
     def __getitem__(self, indices: Indices) -> Batch:
-        images = self.split.images.look(indices)
+        images = self.split.images.look(indices).images()
         labels = torch.from_numpy(self.split.labels[indices])
         if self.together:
             return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), labels)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from ofav2 import console, folder
-from ofav2.data.images import FileImages, Indices, Size, decode
+from ofav2.data.images import FileImages, Indices, Pixels, Size, decode
 from ofav2.errors import RunError, UserError
 
 FORMAT = "ofav2-images/1"
@@ -82,19 +82,17 @@ class CheckedImages:
 
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
-        (image,) = self.look(np.array([index]))
+        (image,) = self.look(np.array([index])).images()
         return image.clone()
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        """Give images as uint8 tensors (3, H, W), not to be written."""
+    def look(self, indices: Indices) -> Pixels:
+        """Give images where they are kept."""
         pixels, numbers = self.store.pixels, self.numbers[indices]
         if pixels is None:
             return self.files.look(indices)
-        starts, shapes = self.store.offsets[numbers].tolist(), self.store.shapes[numbers].tolist()
-        return [
-            pixels.as_strided((3, height, width), (1, width * 3, 3), start)
-            for start, (height, width) in zip(starts, shapes, strict=True)
-        ]
+        sizes = self.store.shapes[numbers]
+        strides = np.array([1, 0, 3]) + np.array([0, 3, 0]) * sizes[:, 1:]
+        return Pixels([pixels] * len(numbers), self.store.offsets[numbers], strides, sizes)
 
     def take(self, indices: Indices) -> "CheckedImages":
         """Give the images at `indices`, in that order."""

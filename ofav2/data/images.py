@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,57 @@ from ofav2.errors import UserError
 Indices = npt.NDArray[np.int64]
 Size = tuple[int, int]
 """Height and width in pixels."""
+
+
+class Pixels(NamedTuple):
+    """Images of any sizes where they are kept, not to be written: uint8, 3 channels."""
+
+    memory: list[Tensor]
+    """For each image, a tensor in whose memory it lies."""
+    starts: Indices
+    """Where in that memory (N,)."""
+    strides: Indices
+    """How far apart channels, rows and columns lie (N, 3)."""
+    sizes: Indices
+    """Heights and widths in pixels (N, 2)."""
+
+    def images(self) -> list[Tensor]:
+        """Give each image (3, H, W)."""
+        return [
+            memory.as_strided((3, *size), stride, start)
+            for memory, start, stride, size in zip(
+                self.memory, self.starts.tolist(), self.strides.tolist(), self.sizes.tolist(), strict=True
+            )
+        ]
+
+    def boxes(self, boxes: Indices) -> list[Tensor]:
+        """Give a box of each image as a batch of one (1, 3, height, width).
+
+        Slices of images would do, but take longer, and hide from torch that a pixel's channels lie side by side.
+
+        Args:
+            boxes: Top, left, height and width of each box in pixels (N, 4).
+        """
+        starts = self.starts + (boxes[:, :2] * self.strides[:, 1:]).sum(1)
+        parts = zip(self.memory, starts.tolist(), self.strides.tolist(), boxes[:, 2:].tolist(), strict=True)
+        # A batch of one never takes its first stride; torch only wants one that looks like a batch's.
+        return [
+            memory.as_strided((1, 3, height, width), (height * row, channel, row, column), start)
+            for memory, start, (channel, row, column), (height, width) in parts
+        ]
+
+    def at(self, order: Indices) -> "Pixels":
+        """Give the images at these places, in this order."""
+        memory = [self.memory[place] for place in order.tolist()]
+        return Pixels(memory, self.starts[order], self.strides[order], self.sizes[order])
+
+
+def pixels_of(images: Sequence[Tensor]) -> Pixels:
+    """Describe images (3, H, W) of their own by where they lie."""
+    starts = np.array([image.storage_offset() for image in images], dtype=np.int64)
+    strides = np.array([image.stride() for image in images], dtype=np.int64).reshape(-1, 3)
+    sizes = np.array([image.shape[1:] for image in images], dtype=np.int64).reshape(-1, 2)
+    return Pixels(list(images), starts, strides, sizes)
 
 
 class Images(Protocol):
@@ -42,8 +93,8 @@ class Images(Protocol):
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         ...
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        """Give images as uint8 tensors (3, H, W) that are not to be written: they may lie where they are kept."""
+    def look(self, indices: Indices) -> Pixels:
+        """Give images where they are kept."""
         ...
 
     def take(self, indices: Indices) -> "Images":
@@ -79,10 +130,11 @@ class ArrayImages:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
         return torch.from_numpy(self.array[index]).clone()
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        """Give images as uint8 tensors (3, H, W), not to be written."""
-        images = torch.from_numpy(self.array)
-        return [images[index] for index in indices.tolist()]
+    def look(self, indices: Indices) -> Pixels:
+        """Give images where they are kept."""
+        array, count = torch.from_numpy(self.array), len(indices)
+        each, *strides = array.stride()
+        return Pixels([array] * count, each * indices, np.tile(strides, (count, 1)), np.tile(self.size, (count, 1)))
 
     def take(self, indices: Indices) -> "ArrayImages":
         """Give the images at `indices`, in that order."""
@@ -126,9 +178,9 @@ class FileImages:
         """Decode image `index` to a uint8 tensor (3, H, W), see `decode_file`."""
         return decode_file(self.path(index))
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        """Decode images to uint8 tensors (3, H, W)."""
-        return [self.read(index) for index in indices.tolist()]
+    def look(self, indices: Indices) -> Pixels:
+        """Decode images."""
+        return pixels_of([self.read(index) for index in indices.tolist()])
 
     def take(self, indices: Indices) -> "FileImages":
         """Give the images at `indices`, in that order."""
@@ -168,12 +220,14 @@ class JoinedImages:
         place = int(self.places[index])
         return self.first.read(place) if place < self.count else self.second.read(place - self.count)
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        """Give images as uint8 tensors (3, H, W), not to be written."""
+    def look(self, indices: Indices) -> Pixels:
+        """Give images where they are kept."""
         places = self.places[indices]
         second = places >= self.count
-        rows = (iter(self.first.look(places[~second])), iter(self.second.look(places[second] - self.count)))
-        return [next(rows[int(which)]) for which in second]
+        one, other = self.first.look(places[~second]), self.second.look(places[second] - self.count)
+        both = Pixels(one.memory + other.memory, *map(np.concatenate, zip(one[1:], other[1:], strict=True)))
+        # The first row's come first: a second sorting of a stable one says where each of them is.
+        return both.at(np.argsort(np.argsort(second, kind="stable")))
 
     def take(self, indices: Indices) -> "JoinedImages":
         """Give the images at `indices`, in that order."""

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch._C._nn import _upsample_bilinear2d_aa
 from torchvision.transforms.v2 import functional
 
-from ofav2.data.images import Indices
+from ofav2.data.images import Indices, Pixels
 
 ATTEMPTS = 10
 
@@ -77,11 +78,11 @@ def _centred_boxes(sizes: Indices, ratio: tuple[float, float]) -> Indices:
     return np.minimum(sizes, np.maximum(1, wished))
 
 
-def cut_each(images: Sequence[Tensor], boxes: Indices, mirrored: npt.NDArray[np.bool_], resolution: int) -> Tensor:
+def cut_each(images: Pixels, boxes: Indices, mirrored: npt.NDArray[np.bool_], resolution: int) -> Tensor:
     """Cut a box out of each image, resize it (bilinear, antialiased), and mirror some: one by one, on the CPU.
 
     Args:
-        images: uint8 (3, H, W) each.
+        images: N images, of any sizes.
         boxes: As of `crop_boxes` (N, 4).
         mirrored: Which images are mirrored left to right (N,).
         resolution: Side of the results in pixels.
@@ -90,21 +91,9 @@ def cut_each(images: Sequence[Tensor], boxes: Indices, mirrored: npt.NDArray[np.
         uint8 (N, 3, resolution, resolution).
     """
     side = [resolution, resolution]
-    views = [
-        interpolate(_box(image, *box), side, mode="bilinear", antialias=True)
-        for image, box in zip(images, boxes.tolist(), strict=True)
-    ]
+    # What `interpolate` calls; for small images, its own work would be a tenth of the loading.
+    views = [_upsample_bilinear2d_aa(box, side, False, None) for box in images.boxes(boxes)]
     return torch.cat([view.flip(-1) if turn else view for view, turn in zip(views, mirrored.tolist(), strict=True)])
-
-
-def _box(image: Tensor, top: int, left: int, height: int, width: int) -> Tensor:
-    """Give a box of an image as a batch of one, (1, 3, height, width), in the image's memory.
-
-    Slices would do, but hide from torch that a pixel's channels lie side by side, and it then takes a slower way.
-    """
-    channel, row, column = image.stride()
-    start = image.storage_offset() + top * row + left * column
-    return image.as_strided((1, len(image), height, width), (image.numel(), channel, row, column), start)
 
 
 def cut_together(images: Tensor, boxes: Tensor, mirrored: Tensor, resolution: int) -> Tensor:
@@ -187,12 +176,27 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     floats = images.to(dtype=torch.float32, memory_format=torch.channels_last, copy=True)
     # Whole lines of pixels beside each other: torch is several times slower where it repeats three values at a time.
     lines = floats.permute(0, 2, 3, 1).view(count * height, width * channels)
-    lines.sub_(_per_value(mean, width, floats)).div_(_per_value(std, width, floats))
+    scale, shift = _per_value(tuple(mean), tuple(std), width, floats.device)
+    torch.addcmul(shift, lines, scale, out=lines)
     return floats
 
 
-def _per_value(colour: Sequence[float], width: int, like: Tensor) -> Tensor:
-    return torch.tensor([255 * value for value in colour], dtype=like.dtype, device=like.device).repeat(width)
+@lru_cache(maxsize=256)
+def _per_value(
+    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Give what a line of pixels is multiplied by, and what is added (width * channels,).
+
+    They are made once: a copy to a card would have it waited for in every step.
+    """
+    scale = [1 / (255 * deviation) for deviation in std]
+    shift = [-colour / deviation for colour, deviation in zip(mean, std, strict=True)]
+    # Made in an evaluation, they are still to be used in training.
+    with torch.inference_mode(False):
+        first, second = (
+            torch.tensor(values, dtype=torch.float32).repeat(width).to(device) for values in (scale, shift)
+        )
+    return first, second
 
 
 def _tensor(value: Any) -> Tensor:

@@ -282,6 +282,6 @@ def test_joined_splits_are_looked_at_as_they_are_read(config: DataConfig) -> Non
     for joined in (mixed, whole):
         assert joined.images.size is None
         expected = [joined.image(int(index)) for index in order]
-        assert all(map(torch.equal, joined.images.look(order), expected))
+        assert all(map(torch.equal, joined.images.look(order).images(), expected))
         names = joined.images.take(order).names()
         assert names == [(kept.train.images.names() + kept.val.images.names())[i] for i in order.tolist()]  # type: ignore[operator]

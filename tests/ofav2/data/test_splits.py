@@ -120,7 +120,7 @@ def test_joined_splits_hold_the_images_of_both_in_order() -> None:
     assert numbers(some) == [numbers(whole)[index] for index in (6, 0, 3, 0)]
     assert numbers(pickle.loads(pickle.dumps(some))) == numbers(some), "workers get it so"
     chosen = np.array([3, 1, 1, 2])
-    looked = some.images.look(chosen)
+    looked = some.images.look(chosen).images()
     assert all(torch.equal(image, some.image(index)) for image, index in zip(looked, chosen, strict=True))
     assert (some.images.decoded, some.images.size, some.images.names()) == (True, (1, 2), None)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from ofav2.data import normalise
+from ofav2.data.images import pixels_of
 from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view, short_side
 from tests.ofav2.data.plainly import Crop, plain_view
 
@@ -31,7 +32,7 @@ def whole_view(image: torch.Tensor, resolution: int, flip: bool = False, seed: i
     draws = draw_views(1, np.random.default_rng(seed))
     sizes = np.array([image.shape[1:]])
     boxes = crop_boxes(sizes, draws, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    return cut_each([image], boxes, (draws.mirrors < 0.5) & flip, resolution)[0]
+    return cut_each(pixels_of([image]), boxes, (draws.mirrors < 0.5) & flip, resolution)[0]
 
 
 def drawn_boxes(
@@ -146,7 +147,7 @@ def test_cuts_are_torchvisions(height: int, width: int, resolution: int) -> None
         resize(v2.functional.crop(image, *box).contiguous()) for image, box in zip(images, boxes.tolist(), strict=True)
     ]
     expected = torch.stack([view.flip(-1) if turn else view for view, turn in zip(cropped, mirrored, strict=True)])
-    assert torch.equal(cut_each(list(images), boxes, mirrored, resolution), expected)
+    assert torch.equal(cut_each(pixels_of(list(images)), boxes, mirrored, resolution), expected)
     difference = cut(images, boxes, mirrored, resolution).int() - expected.int()
     assert difference.abs().max() <= 1
 
@@ -168,9 +169,20 @@ def test_images_of_many_sizes_and_layouts_are_cut_alike() -> None:
     images = [noise(20, 33), noise(64, 64, 1).contiguous(), noise(64, 64, 1).permute(1, 2, 0).contiguous()]
     images[2] = images[2].permute(2, 0, 1)
     boxes = np.array([[2, 3, 15, 20], [4, 4, 50, 60], [4, 4, 50, 60]])
-    views = cut_each(images, boxes, np.array([False, True, True]), 32)
+    views = cut_each(pixels_of(images), boxes, np.array([False, True, True]), 32)
     assert torch.equal(views[1], views[2])
     assert views.shape == (3, 3, 32, 32)
+
+
+def test_boxes_are_slices_in_the_images_own_memory() -> None:
+    kept = noise(40, 30, 1)
+    images = [noise(20, 33), kept[:, 3:, 4:], noise(9, 12, 2).permute(0, 2, 1)]
+    boxes = np.array([[0, 0, 20, 33], [5, 6, 7, 8], [11, 8, 1, 1]])
+    pixels = pixels_of(images)
+    for image, box, (top, left, height, width) in zip(images, pixels.boxes(boxes), boxes.tolist(), strict=True):
+        assert torch.equal(box, image[None, :, top : top + height, left : left + width])
+        assert box.untyped_storage().data_ptr() == image.untyped_storage().data_ptr()
+    assert all(map(torch.equal, pixels.at(np.array([2, 0, 0])).images(), [images[2], images[0], images[0]]))
 
 
 def test_half_of_the_views_are_mirrored() -> None:
