@@ -7,6 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
+from supernets.convolution import multiply_pointwise
 from supernets.extract import absorb_norms, fold_norms, lone_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa import infer_ofa_options, load_ofa_state_dict
@@ -31,6 +32,7 @@ __all__ = (
     "infer_ofa_options",
     "load_ofa_state_dict",
     "lone_norms",
+    "multiply_pointwise",
     "names",
     "sort_channels",
     "walk_blocks",

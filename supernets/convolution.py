@@ -13,7 +13,7 @@ per multiply-add, which made them a quarter of a training step. So
   that was shifted instead.
 
 **1x1 convolutions.** Their gradients are matrix products of tensors as they lie in memory, without the copies into
-other layouts that oneDNN makes of them; of an image of one pixel, the output is as well.
+other layouts that oneDNN makes of them; of small images, the output is as well.
 
 **1x1 convolutions and their norms.** Where a convolution widens, its output's statistics follow from its input's.
 """
@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
@@ -31,6 +31,8 @@ CHUNK_BYTES = 2**20
 """Images are shifted in chunks of about this size per thread, which the processor's cache holds."""
 PIXELS_PER_TAP = 2
 """Largest number of input pixels, per tap of the kernel, of which all pairs with the output's are multiplied."""
+PRODUCT_PIXELS = 64
+"""Largest number of an image's pixels from which a 1x1 convolution's output is made by a matrix product."""
 PIXELS_PER_CHANNEL = 64
 """Smallest number of pixels of a batch, per input channel, of which the channels' covariance is cheap."""
 
@@ -65,12 +67,38 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         (N, K, H, W).
     """
     if _trains_on_cpu(x, weight):
-        if x.shape[2:] == (1, 1):
-            # In place, as a view would have what follows in place, an activation, make copies in its backward pass.
-            return functional.linear(x.flatten(1), weight.flatten(1), bias).unsqueeze_(-1).unsqueeze_(-1)
         found: Tensor = _Pointwise.apply(x, weight, bias)
         return found
     return functional.conv2d(x, weight, bias)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """A stock 1x1 convolution that on a CPU, of small images in float32, is a matrix product. For inference.
+
+    oneDNN reorders the weights in each call, which takes longer than few images take.
+
+    Args:
+        conv: The stock layer, whose weight and bias it shares.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta")
+        self.weight, self.bias = conv.weight, conv.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H, W)."""
+        if _is_small(x) and _is_plain(x, self.weight):
+            images, _, height, width = x.shape
+            made = functional.linear(_rows(x), self.weight.flatten(1), self.bias)
+            return made.view(images, height, width, -1).permute(0, 3, 1, 2)
+        return super().forward(x)
+
+
+def multiply_pointwise(module: nn.Module) -> None:
+    """Makes the 1x1 convolutions of a plain module `PointwiseConv2d`, in place; sums are then added in other orders."""
+    for name, layer in list(module.named_modules()):
+        if type(layer) is nn.Conv2d and layer.kernel_size == layer.stride == (1, 1) and layer.groups == 1:
+            module.set_submodule(name, PointwiseConv2d(layer))
 
 
 class Normed(NamedTuple):
@@ -94,11 +122,11 @@ def joins_norm(x: Tensor, weight: Tensor, inputs: int, outputs: int) -> bool:
         outputs: Output channels.
     """
     pixels = x.shape[0] * x.shape[2] * x.shape[3]
-    return pixels >= PIXELS_PER_CHANNEL * inputs and outputs >= 2 * inputs and _trains_on_cpu(x, weight)
+    return pixels >= PIXELS_PER_CHANNEL * inputs and outputs >= 2 * inputs and _is_plain(x, weight)
 
 
 def pointwise_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Normed:
-    """A widening 1x1 convolution and a training batch norm in one pass, where `joins_norm` says so.
+    """A widening 1x1 convolution and a batch norm that takes the batch's statistics in one pass, see `joins_norm`.
 
     The statistics of a 1x1 convolution's output follow from those of its input, of fewer channels: with the input's
     mean m and covariance C, a channel of weights w has mean w.m and variance w.C.w. So the norm becomes a part of the
@@ -168,7 +196,16 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return functional.conv2d(x, weight, bias)
+        if not _is_small(x):
+            return functional.conv2d(x, weight, bias)
+        images, _, height, width = x.shape
+        # No view: what follows in place, an activation, would make copies in its backward pass.
+        made = torch.empty(images, len(weight), height, width, dtype=x.dtype, memory_format=torch.channels_last)
+        if bias is None:
+            torch.mm(_rows(x), weight.flatten(1).t(), out=_rows(made))
+        else:
+            torch.addmm(bias, _rows(x), weight.flatten(1).t(), out=_rows(made))
+        return made
 
     @staticmethod
     @once_differentiable
@@ -188,14 +225,21 @@ class _Pointwise(torch.autograd.Function):
 
 def _trains_on_cpu(x: Tensor, weight: Tensor) -> bool:
     """Whether these have the gradients of which oneDNN's are slow."""
+    return weight.requires_grad and torch.is_grad_enabled() and _is_plain(x, weight)
+
+
+def _is_plain(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are convolved by oneDNN, in float32 with channels last."""
     return (
         x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and weight.requires_grad
-        and torch.is_grad_enabled()
         and x.is_contiguous(memory_format=torch.channels_last)
     )
+
+
+def _is_small(x: Tensor) -> bool:
+    return x.shape[2] * x.shape[3] <= PRODUCT_PIXELS
 
 
 def _rows(x: Tensor) -> Tensor:

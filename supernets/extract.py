@@ -135,9 +135,9 @@ def absorb_norms(module: GraphModule) -> None:
         module.set_submodule(str(node.target), nn.Identity())
 
 
-def lone_norms(module: GraphModule) -> tuple[str, ...]:
-    """Names of the norms that alone read a convolution's output, which they may write over."""
-    return tuple(str(node.target) for _, node in _pairs(module.graph, _layers(module)))
+def lone_norms(module: GraphModule) -> dict[str, str]:
+    """Names of the norms that alone read a convolution's output, which they may write over, and of the convolutions."""
+    return {str(node.target): str(before.target) for before, node in _pairs(module.graph, _layers(module))}
 
 
 def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node, nn.Module]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import distill
+import supernets
 from ofav2.config import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.training.objectives import exit_logits
@@ -203,8 +204,9 @@ class Judge:
     def _parts(self, net: Supernet, family: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
         """A family's networks in one, in two parts, on the device."""
         first, rest = net.extract_parts(family[0], tuple(sorted(subnet.height for subnet in family)))
-        self.runtime.place(first)
-        self.runtime.place(rest)
+        for part in (first, rest):
+            self.runtime.place(part)
+            supernets.multiply_pointwise(part)
         return first, rest
 
     def _correct(self, module: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> list[int]:

@@ -171,7 +171,7 @@ def test_a_channel_that_does_not_vary_is_normed_as_by_torch() -> None:
     assert torch.isfinite(found.y).all()
 
 
-def test_two_passes_are_left_two_where_they_are_quicker_or_bits_count() -> None:
+def test_two_passes_are_left_two_where_they_are_quicker() -> None:
     def together(side: int, out: int, dtype: torch.dtype = torch.float32) -> bool:
         weight = drawn((out, 4, 1, 1), 2, dtype).requires_grad_()
         return joins_norm(drawn((4, 4, side, side), 1, dtype), weight, 4, out)
@@ -180,8 +180,6 @@ def test_two_passes_are_left_two_where_they_are_quicker_or_bits_count() -> None:
     assert not together(8, 7), "it does not widen enough"
     assert not together(7, 8), "too few pixels"
     assert not together(8, 8, torch.float64)
-    with torch.no_grad():
-        assert not together(8, 8)
 
 
 def is_ours(y: Tensor) -> bool:
