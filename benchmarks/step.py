@@ -47,6 +47,7 @@ from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.processes import together
 from ofav2.training.runtime import Runtime, open_runtime
+from ofav2.training.teaching import teaching_form
 from ofav2.training.trainer import Guard, step_subnets, train_phase
 from supernets import Subnet, Supernet
 from supernets.convolution import depthwise_conv2d
@@ -157,7 +158,7 @@ def our_teacher(work: Work, runtime: Runtime, precision: str | None = None) -> T
         precision: Arithmetic of the teacher; None takes the runtime's.
     """
     net = work.net()
-    module = runtime.place(supernets.fold_norms(net.extract(net.space.largest(), exits="all")))
+    module = teaching_form(net.extract(net.space.largest(), exits="all"), runtime)
     weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
     arithmetic = replace(runtime, precision=precision or runtime.precision).autocast
     return as_teacher(compiled("teacher", module, module, runtime.compiler), weights, arithmetic)

@@ -25,7 +25,7 @@ from ofav2.training.phases import Phase
 from ofav2.training.processes import Processes, together
 from ofav2.training.recalibration import adopt_statistics
 from ofav2.training.state import State, load_newest, set_aside_after
-from ofav2.training.teaching import choose_teacher
+from ofav2.training.teaching import choose_teacher, teaching_form
 from ofav2.training.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked
 
 
@@ -320,8 +320,7 @@ def _run_phase(
 
     largest = judge.calibrated(net, net.space.largest(), net.architecture.exits)
     adopt_statistics(net, largest)
-    # As it will teach: a folded network's sums are rounded otherwise.
-    teaching = supernets.fold_norms(largest)
+    teaching = teaching_form(largest, setup.runtime)
     accuracy = judge.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
     scores = list(judge.scores(net, phase.judged.corners(), setup.data.val))
     end = phase.first_step + phase.steps

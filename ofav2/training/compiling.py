@@ -1,8 +1,7 @@
 """Compiled forms of the forward passes that are the same in every step: the teacher's and the largest network's.
 
 A form is compiled once per shape of images, when it comes, and tried before it is used: a compiler that is missing or
-fails costs speed and no run. Which form is used depends on the setting, and on whether compiling works, never on a
-time: a form that turns out slower is used all the same, and said to be.
+fails costs speed and no run, and if the first form is slower than the pass as it is, that is said, and none is used.
 """
 
 import time
@@ -23,6 +22,9 @@ Compiler = Callable[[Forward], Forward]
 
 TRIALS = 3
 """Calls of each form that are timed."""
+SLOWER = 1.05
+"""From how many times the time of the pass as it is a compiled one is given up. Somewhat more than 1: where there is no
+difference, a run that goes on should choose as it did before."""
 _FORMS = 4096
 """More compiled forms of one function than a run has resolutions; torch would leave it at 8."""
 
@@ -46,17 +48,17 @@ def compiled(name: str, forward: Forward, module: nn.Module, compiler: Compiler 
 
 
 class _Compiled:
-    """A forward pass with a compiled form per shape of images; after a failure, those that there are remain."""
+    """A forward pass with a compiled form per shape of images; when they are given up, those that there are remain."""
 
     def __init__(self, name: str, forward: Forward, module: nn.Module, compiler: Compiler) -> None:
         self.name, self.forward, self.module, self.compiler = name, forward, module, compiler
-        self.failed = False
+        self.given_up = False
         self.forms: dict[tuple[int, ...], Forward] = {}
 
     def __call__(self, images: Tensor) -> Outputs:
         shape = tuple(images.shape)
         if shape not in self.forms:
-            self.forms[shape] = self.forward if self.failed else self._tried(images)
+            self.forms[shape] = self.forward if self.given_up else self._tried(images)
         return self.forms[shape](images)
 
     def _tried(self, images: Tensor) -> Forward:
@@ -69,21 +71,23 @@ class _Compiled:
                 form = self.compiler(self.forward)
                 _pass(form, images)
         except Exception as error:
-            self.failed = True
+            self.given_up = True
             reason = (str(error).strip().splitlines() or [""])[0][:200]
             console.say(f"{self.name} can't be compiled ({type(error).__name__}: {reason}): it runs as it is")
             return self.forward
         console.say(f"{self.name} compiled for {side} pixels in {console.duration(time.perf_counter() - started)}")
         if not self.forms:
-            self._compare(form, images)
-        return form
+            self.given_up = self._is_slower(form, images)
+        return self.forward if self.given_up else form
 
-    def _compare(self, form: Forward, images: Tensor) -> None:
+    def _is_slower(self, form: Forward, images: Tensor) -> bool:
         with _undone(self.module, images):
             _pass(self.forward, images)
             compiled_ms, plain_ms = ((_quickest(one, images)) for one in (form, self.forward))
-        verdict = "; run.compile=false would be faster" if compiled_ms > plain_ms else ""
+        slower = compiled_ms > SLOWER * plain_ms
+        verdict = ": it runs as it is" if slower else ""
         console.say(f"{self.name}, compiled: {compiled_ms:.1f} ms, as it is: {plain_ms:.1f} ms{verdict}")
+        return slower
 
 
 def _quickest(forward: Forward, images: Tensor) -> float:

@@ -109,10 +109,26 @@ def choose_teacher(
     choice = distill.choose(phase.teacher, candidates)
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
-    module = judge.runtime.place(supernets.fold_norms(largest_of(net, tensors)))
+    module = teaching_form(largest_of(net, tensors), judge.runtime)
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
     forward = compiled("teacher", module, module, compiler)
     return Taught(as_teacher(forward, weights.ensemble, arithmetic), record)
+
+
+def teaching_form(largest: GraphModule, runtime: Runtime) -> GraphModule:
+    """A largest network as it teaches: norms folded, 1x1 convolutions of small images multiplied, on the device.
+
+    Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.
+
+    Args:
+        largest: The network, in evaluation mode; it stays as it is.
+        runtime: Where it teaches. What is to be compiled is left to the compiler.
+    """
+    module = supernets.fold_norms(largest)
+    runtime.place(module)
+    if runtime.compiler is None:
+        supernets.multiply_pointwise(module)
+    return module
 
 
 def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:

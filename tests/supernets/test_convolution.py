@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import supernets
 from supernets import convolution
-from supernets.convolution import depthwise_conv2d, joins_norm, pointwise_conv2d, pointwise_norm
+from supernets.convolution import PointwiseConv2d, depthwise_conv2d, joins_norm, pointwise_conv2d, pointwise_norm
 from supernets.elastic import ElasticBatchNorm2d, ElasticConv2d, conv_norm
 from tests.supernets.randomise import images_for, small_net, some_subnets
 
@@ -96,7 +96,7 @@ def test_elsewhere_it_is_left_to_torch() -> None:
     assert not any(is_ours(y) for y in (*others, doubles))
 
 
-@pytest.mark.parametrize("side", [1, 2, 9])
+@pytest.mark.parametrize("side", [1, 2, 8, 9])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("sliced", [False, True])
 def test_a_pointwise_convolution_is_conv2d(side: int, biased: bool, sliced: bool) -> None:
@@ -114,7 +114,7 @@ def test_a_pointwise_convolution_is_conv2d(side: int, biased: bool, sliced: bool
     exact = gradients_of(functional.conv2d, torch.float64)
     assert_as_close(found, stocks, exact)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
-    assert side == 1 or torch.equal(found[0], stocks[0])
+    assert side < 9 or torch.equal(found[0], stocks[0])
 
 
 @pytest.mark.parametrize("compute", [pointwise_conv2d, lambda x, weight, _: depthwise_conv2d(x, weight, 1)])
@@ -132,6 +132,51 @@ def test_an_activation_in_place_may_follow() -> None:
     weight = drawn((40, 24, 1, 1), 2).requires_grad_()
     for side in (1, 3):
         assert not pointwise_conv2d(drawn((6, 24, side, side), 1), weight, None)._is_view()
+
+
+@pytest.mark.parametrize("side", [1, 4, 9])
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_plain_pointwise_layer_multiplies_small_images(
+    side: int, biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    multiplied: list[Tensor] = []
+
+    def linear(x: Tensor, *weights: Tensor | None) -> Tensor:
+        multiplied.append(x)
+        return torch._C._nn.linear(x, *weights)
+
+    monkeypatch.setattr(functional, "linear", linear)
+    x, conv = drawn((6, 24, side, side), 1), nn.Conv2d(24, 40, 1, bias=biased)
+    ours, exact = PointwiseConv2d(conv), copy.deepcopy(conv).double()
+    with torch.inference_mode():
+        found, stocks, expected = ours(x), conv(x), exact(x.double())
+        assert_as_close((found,), (stocks,), (expected,))
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        assert len(multiplied) == (side < 9)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours(x)
+        if side > 1:
+            ours(x.contiguous())
+        ours.double()(x.double())
+        assert len(multiplied) == (side < 9), "other layouts, types and autocast are torch's"
+
+
+@pytest.mark.parametrize("name", supernets.names())
+def test_a_network_with_plain_pointwise_layers_is_the_same(name: str) -> None:
+    net = small_net(name, seed=1).float()
+    images = images_for(net, 2, 24, 24).float().contiguous(memory_format=torch.channels_last)
+    for subnet in some_subnets(net, 1, seed=2):
+        module = net.extract(subnet, "all").to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        before = {key: tensor.data_ptr() for key, tensor in module.state_dict().items()}
+        with torch.inference_mode():
+            expected = module(images)
+            supernets.multiply_pointwise(module)
+            for got, wanted in zip(module(images), expected, strict=True):
+                torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+        assert {key: tensor.data_ptr() for key, tensor in module.state_dict().items()} == before, "weights are shared"
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                assert isinstance(layer, PointwiseConv2d) == (layer.kernel_size == layer.stride == (1, 1))
 
 
 @pytest.mark.parametrize(("channels", "out", "side"), [(4, 8, 8), (6, 36, 16), (3, 60, 5)])

@@ -18,8 +18,9 @@ from ofav2.config import PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.errors import RunError, UserError
 from ofav2.training import checkpoint
 from ofav2.training.phases import Phase, Plan, make_plan
-from ofav2.training.teaching import Taught, choose_teacher, largest_of, outside_teachers
+from ofav2.training.teaching import Taught, choose_teacher, largest_of, outside_teachers, teaching_form
 from supernets import Supernet
+from supernets.convolution import PointwiseConv2d
 from tests.ofav2.tiny import CPU, bits, same_bits, tiny_data, tiny_judge, tiny_net
 
 TINY_TIMM = "test_efficientnet"
@@ -152,6 +153,22 @@ def test_the_largest_network_of_some_weights_has_all_exits() -> None:
         for ours, theirs in zip(module(images), expected, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert not module.training
+
+
+def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
+    largest = largest_of(tiny_net(seed=1), tiny_net(seed=2).eval().state_dict())
+    kinds = [type(layer) for layer in largest.modules()]
+    images = torch.rand(2, 3, 20, 20).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        forms = {
+            runtime: teaching_form(largest, runtime) for runtime in (CPU, replace(CPU, compiler=lambda form: form))
+        }
+        for form in forms.values():
+            for ours, theirs in zip(form(images), largest(images), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    multiplied = [any(isinstance(layer, PointwiseConv2d) for layer in form.modules()) for form in forms.values()]
+    assert multiplied == [True, False], "what is compiled is left to the compiler"
+    assert [type(layer) for layer in largest.modules()] == kinds
 
 
 # Teachers from outside
