@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 # Text stays text: smaller, searchable, and in the reader's own font.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ofav2", "font.size": 9.0, "axes.grid": True, "grid.color": "#eeeeee"}
@@ -80,3 +81,6 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_ylabel(panel.y)
     if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+    elif all(float(x).is_integer() for series in panel.series for x in series.x):
+        # What is counted has no halves.
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))

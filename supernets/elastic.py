@@ -56,7 +56,8 @@ class ElasticConv2d(Layer):
 
     def slice(self, in_channels: int, out_channels: int) -> tuple[Tensor, Tensor | None]:
         """Weight (out, in, k, k) and bias (out,) of the first channels."""
-        return self.weight[:out_channels, :in_channels], None if self.bias is None else self.bias[:out_channels]
+        weight = _first(_first(self.weight, out_channels), in_channels, 1)
+        return weight, None if self.bias is None else _first(self.bias, out_channels)
 
     def forward(self, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
@@ -101,7 +102,7 @@ class ElasticDepthwise(Layer):
 
     def slice(self, channels: int, kernel: int) -> Tensor:
         """Weight (channels, 1, kernel, kernel) of the first channels."""
-        weight = self.weight[:channels]
+        weight = _first(self.weight, channels)
         for small, large in reversed(list(pairwise(self.kernels))):
             if small < kernel:
                 break
@@ -150,10 +151,10 @@ class ElasticBatchNorm2d(Layer):
     def slice(self, channels: int) -> dict[str, Tensor]:
         """Scale, shift, running mean and running variance (channels,) of the first channels."""
         return {
-            "weight": self.weight[:channels],
-            "bias": self.bias[:channels],
-            "running_mean": self.running_mean[:channels],
-            "running_var": self.running_var[:channels],
+            "weight": _first(self.weight, channels),
+            "bias": _first(self.bias, channels),
+            "running_mean": _first(self.running_mean, channels),
+            "running_var": _first(self.running_var, channels),
         }
 
     def forward(self, x: Tensor, channels: int) -> Tensor:
@@ -245,6 +246,11 @@ class Dropout(Layer):
     def plain(self) -> nn.Dropout:
         """A stock dropout."""
         return nn.Dropout(self.p)
+
+
+def _first(tensor: Tensor, count: int, dim: int = 0) -> Tensor:
+    """The first places of a dimension; the tensor itself where that is all, as a slice's gradient is a copy."""
+    return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
 
 
 def _filled(layer: M, **values: Tensor | None) -> M:

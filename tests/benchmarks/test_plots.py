@@ -35,6 +35,12 @@ def test_names_and_units_are_there() -> None:
     )
 
 
+def test_what_is_counted_has_whole_ticks() -> None:
+    drawn = texts(curves({"processes": {1: 5.0, 2: 9.5}}, "ms"))
+    assert {"0", "1", "2"} <= drawn
+    assert "1.5" not in drawn
+
+
 def test_points_are_where_they_belong() -> None:
     values = {1: 5.0, 2: 9.5, 8: 20.0}
     placed = points(curves({"sub-networks": values}, "ms"), len(values))
