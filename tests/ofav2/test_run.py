@@ -20,7 +20,7 @@ import ofav2
 from ofav2 import folder, prepare, recipe
 from ofav2.config import DataConfig
 from ofav2.data import ImageData, Split, open_data
-from ofav2.data.images import Images, Indices
+from ofav2.data.images import Images, Indices, Pixels, pixels_of
 from ofav2.errors import RunError
 from ofav2.run import Run
 from ofav2.subnets import corners
@@ -189,8 +189,8 @@ class Watched:
         self.seen.append(self.key.exists())
         return self.images.read(index)
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        return [self.read(index) for index in indices.tolist()]
+    def look(self, indices: Indices) -> Pixels:
+        return pixels_of([self.read(index) for index in indices.tolist()])
 
     def take(self, indices: Indices) -> "Watched":
         return Watched(self.images.take(indices), self.key, self.seen)

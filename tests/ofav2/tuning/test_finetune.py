@@ -17,7 +17,7 @@ from torch.nn import functional
 import ofav2
 from ofav2 import folder, recipe
 from ofav2.data import ImageData, Split, eval_batches, join, normalise, train_batches
-from ofav2.data.images import ArrayImages, Indices
+from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
 from ofav2.errors import RunError, UserError
 from ofav2.training.processes import Processes
 from ofav2.tuning import finetune as room
@@ -118,8 +118,8 @@ class Watched:
         self.log.append((self.name, int(self.indices[index])))
         return self.images.read(int(self.indices[index]))
 
-    def look(self, indices: Indices) -> list[Tensor]:
-        return [self.read(index) for index in indices.tolist()]
+    def look(self, indices: Indices) -> Pixels:
+        return pixels_of([self.read(index) for index in indices.tolist()])
 
     def names(self) -> list[str] | None:
         return self.images.names()
