@@ -12,8 +12,8 @@ per multiply-add, which made them a quarter of a training step. So
 - on larger ones the gradient of a larger kernel is put together from those of strips of its columns, each of an image
   that was shifted instead.
 
-**1x1 convolutions.** Their gradients are matrix products of tensors as they lie in memory, without the copies into
-other layouts that oneDNN makes of them; of small images, the output is as well.
+**1x1 convolutions of small images** are matrix products, forward and backward, of tensors as they lie in memory: oneDNN
+copies weights into another layout in every call, and is slow on images of one pixel.
 
 **1x1 convolutions and their norms.** Where a convolution widens, its output's statistics follow from its input's.
 """
@@ -32,7 +32,7 @@ CHUNK_BYTES = 2**20
 PIXELS_PER_TAP = 2
 """Largest number of input pixels, per tap of the kernel, of which all pairs with the output's are multiplied."""
 PRODUCT_PIXELS = 64
-"""Largest number of an image's pixels from which a 1x1 convolution's output is made by a matrix product."""
+"""Largest number of an image's pixels of which a 1x1 convolution is a matrix product."""
 PIXELS_PER_CHANNEL = 64
 """Smallest number of pixels of a batch, per input channel, of which the channels' covariance is cheap."""
 
@@ -66,7 +66,7 @@ def pointwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     Returns:
         (N, K, H, W).
     """
-    if _trains_on_cpu(x, weight):
+    if _is_small(x) and _trains_on_cpu(x, weight):
         if x.shape[2:] == (1, 1):
             # In place, as a view would have what follows in place, an activation, make copies in its backward pass.
             return functional.linear(x.flatten(1), weight.flatten(1), bias).unsqueeze_(-1).unsqueeze_(-1)
@@ -194,13 +194,11 @@ class _Depthwise(torch.autograd.Function):
 
 
 class _Pointwise(torch.autograd.Function):
-    """`conv2d`, but for its gradients."""
+    """A 1x1 convolution and its gradients as matrix products."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        if not _is_small(x):
-            return functional.conv2d(x, weight, bias)
         images, _, height, width = x.shape
         # No view: what follows in place, an activation, would make copies in its backward pass.
         made = torch.empty(images, len(weight), height, width, dtype=x.dtype, memory_format=torch.channels_last)
