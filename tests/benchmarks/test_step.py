@@ -82,7 +82,7 @@ def test_forms_compute_the_same(tmp_path: Path) -> None:
     work = quick("ee_d")
     images, _ = work.inputs()
     targets = [step.our_teacher(work, where)(images).logits for where in (HERE, compiling)]
-    assert torch.equal(*targets)
+    torch.testing.assert_close(*targets, rtol=1e-4, atol=1e-5, msg="what is compiled is left to the compiler")
     assert step.our_full_step(work, compiling)() == step.our_full_step(work, HERE)()
     found = step.forms(work, compiling, 1)
     assert list(found["full"]) == ["as it is", "compiled"]

@@ -54,8 +54,11 @@ class Killed(BaseException):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _two_corners() -> Iterator[None]:
-    """Judging all corners of a space takes most of a tiny run, and adds nothing to what is proved here."""
+def _two_corners(tiny_run: Any) -> Iterator[None]:
+    """Judging all corners of a space takes most of a tiny run, and adds nothing to what is proved here.
+
+    The run that other files share has all of them, so it is made before.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Space, "corners", lambda space: tuple(dict.fromkeys([space.largest(), space.smallest()])))
         yield
