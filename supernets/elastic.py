@@ -184,6 +184,8 @@ class ElasticBatchNorm2d(Layer):
 def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
     """A convolution without bias and its norm, which are computed together in training where that is quicker.
 
+    Without gradients they are one after the other, to the bit.
+
     Args:
         conv: The convolution.
         norm: The norm of its output.
@@ -195,7 +197,7 @@ def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_chann
         (N, out, ceil(H / stride), ceil(W / stride)).
     """
     assert conv.bias is None
-    trains = conv.pointwise and norm.training and not isinstance(x, Proxy)
+    trains = conv.pointwise and norm.training and torch.is_grad_enabled() and not isinstance(x, Proxy)
     if trains and joins_norm(x, conv.weight, in_channels, out_channels):
         weight, _ = conv.slice(in_channels, out_channels)
         part = norm.slice(out_channels)

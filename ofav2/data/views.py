@@ -91,7 +91,7 @@ def cut_each(images: Pixels, boxes: Indices, mirrored: npt.NDArray[np.bool_], re
         uint8 (N, 3, resolution, resolution).
     """
     side = [resolution, resolution]
-    # What `interpolate` calls; for small images, its own work would be a tenth of the loading.
+    # What `interpolate` calls, whose own checks in Python take as long as a part of a small image's resizing.
     views = [_upsample_bilinear2d_aa(box, side, False, None) for box in images.boxes(boxes)]
     return torch.cat([view.flip(-1) if turn else view for view, turn in zip(views, mirrored.tolist(), strict=True)])
 

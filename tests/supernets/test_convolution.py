@@ -227,6 +227,17 @@ def test_two_passes_are_left_two_where_they_are_quicker() -> None:
     assert not together(8, 8, torch.float64)
 
 
+def test_a_convolution_and_its_norm_are_two_to_the_bit_without_gradients() -> None:
+    conv, norm = ElasticConv2d(4, 20), ElasticBatchNorm2d(20)
+    nn.init.normal_(conv.weight)
+    x = drawn((16, 4, 8, 8), 1)
+    assert joins_norm(x, conv.weight, 4, 20), "with gradients they would be one"
+    other = copy.deepcopy(norm)
+    with torch.no_grad():
+        assert torch.equal(conv_norm(conv, norm, x, 4, 20), other(conv(x, 4, 20), 20))
+    assert torch.equal(norm.running_var, other.running_var)
+
+
 def is_ours(y: Tensor) -> bool:
     return type(y.grad_fn).__name__ == "_DepthwiseBackward"
 
