@@ -22,12 +22,12 @@ from torchvision import transforms
 
 import supernets
 from benchmarks.sides import Times, report, time_sides
-from ofav2.config import DataConfig, EvaluationConfig
+from ofav2.config.schema import DataConfig, EvaluationConfig
 from ofav2.data import ImageData, Split, open_data
 from ofav2.data.images import FileImages
 from ofav2.data.views import short_side
-from ofav2.training.evaluation import Judge
-from ofav2.training.runtime import Runtime
+from ofav2.evaluation.evaluator import Judge
+from ofav2.runtime.device import Runtime
 from supernets import Subnet, Supernet
 
 EVAL_CROP = 0.875

@@ -1,4 +1,4 @@
-"""A training step's layers one by one: torch's own way beside what `supernets/convolution.py` does on the CPU.
+"""A training step's layers one by one: torch's own way beside what `supernets/cpu_kernels.py` does on the CPU.
 
 python -m benchmarks.layers --threads 2
 
@@ -17,10 +17,10 @@ from torch.nn.grad import conv2d_weight
 import supernets
 from benchmarks.sides import time_sides, write
 from ofav2 import console
-from ofav2.config import OptimConfig
+from ofav2.config.schema import OptimConfig
+from ofav2.runtime.device import keep_freed_memory
 from ofav2.training.optim import build_optimizer
-from ofav2.training.runtime import keep_freed_memory
-from supernets import convolution
+from supernets import cpu_kernels as convolution
 
 Sides = Mapping[str, Callable[[], object]]
 

@@ -28,9 +28,9 @@ import distill
 import supernets
 from benchmarks.sides import time_sides, write
 from ofav2 import console
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, normalise, open_data, train_batches
-from ofav2.training.runtime import keep_freed_memory
+from ofav2.runtime.device import keep_freed_memory
 
 BASE = "PIL + torchvision"
 STREAMED = "ofav2, streaming"

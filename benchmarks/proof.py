@@ -23,15 +23,17 @@ from typing import Any
 import ofav2
 from benchmarks.proof_tables import RESULTS, show
 from benchmarks.sides import machine
-from ofav2 import console, folder, run
-from ofav2.draws import generator
+from ofav2 import console, files
 from ofav2.errors import UserError
+from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, tables
-from ofav2.report.reading import RunRecord, read_run
-from ofav2.subnets.cost import subnet_cost
-from ofav2.subnets.extract import OpenedRun
+from ofav2.rng import generator
+from ofav2.runs import folder
+from ofav2.runs.records import RunRecord, read_run
+from ofav2.training import run
 from supernets import Space, Subnet
+from supernets.cost import subnet_cost
 
 RUNS = Path("runs/proof")
 SHARES = (25, 50, 100)
@@ -121,7 +123,7 @@ def measure(rows: Iterable[Row], runs: Path, results: Path = RESULTS) -> None:
             console.say(f"{row.name} is not finished: left out")
             continue
         results.mkdir(parents=True, exist_ok=True)
-        folder.write_text(results / f"{row.name}.json", json.dumps(facts_of(row, path)) + "\n")
+        files.write_text(results / f"{row.name}.json", json.dumps(facts_of(row, path)) + "\n")
         console.say(f"made {results / f'{row.name}.json'}")
 
 

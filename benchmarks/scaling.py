@@ -18,14 +18,15 @@ from torch import Tensor
 
 import distill
 import supernets
-from ofav2 import console, recipe
-from ofav2.prepare import supernet_options
+from ofav2 import console
+from ofav2.config import recipe
+from ofav2.networks.build import supernet_options
+from ofav2.runs.tracking import read_metrics
+from ofav2.runtime.device import Runtime
+from ofav2.runtime.processes import ALONE, together
 from ofav2.training.objectives import joint, students
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.processes import ALONE, together
-from ofav2.training.runtime import Runtime
-from ofav2.training.tracking import read_metrics
-from ofav2.training.trainer import step_gradients, step_subnets
+from ofav2.training.step import step_gradients, step_subnets
 from supernets import Subnet, Supernet
 
 

@@ -39,18 +39,18 @@ import supernets
 from benchmarks.plots import curves
 from benchmarks.sides import RESULTS, Times, report, time_sides, write
 from ofav2 import console
-from ofav2.config import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
+from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
 from ofav2.data import Batch, normalise
-from ofav2.training.compiling import compiled
+from ofav2.runtime.compiling import compiled
+from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.processes import together
 from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.processes import together
-from ofav2.training.runtime import Runtime, open_runtime
-from ofav2.training.teaching import teaching_form
-from ofav2.training.trainer import Guard, step_subnets, train_phase
+from ofav2.training.step import Guard, step_subnets, train_phase
+from ofav2.training.teacher import teaching_form
 from supernets import Subnet, Supernet
-from supernets.convolution import depthwise_conv2d
+from supernets.cpu_kernels import depthwise_conv2d
 
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 CLASSES = 200

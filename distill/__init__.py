@@ -17,6 +17,7 @@ One training step of an elastic phase reads::
 """
 
 from distill.errors import DistillError
+from distill.external import outside_teacher
 from distill.losses import (
     Distance,
     Target,
@@ -30,8 +31,7 @@ from distill.losses import (
     student_loss,
     teacher_target,
 )
-from distill.outside import outside_teacher
-from distill.teachers import Candidate, Choice, check_policy, choose, policies
+from distill.policies import Candidate, Choice, check_policy, choose, policies
 from distill.weights import ExitWeights, exit_weights, schemes
 
 __all__ = (

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from ofav2.ofa import import_ofa
-    from ofav2.report.exits import Agreement, measure_exits
+    from ofav2.deploy.extract import extract
+    from ofav2.deploy.load import load_subnet
+    from ofav2.evaluation.measure import measure
+    from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_for_judging
+    from ofav2.exits.calibrate import calibrate_exits
+    from ofav2.exits.early import EarlyExits, LeavingRule, Prediction, early_exits
+    from ofav2.exits.exit_agreement import Agreement, measure_exits
+    from ofav2.exits.policy_file import load_early_exits, load_leaving_rule
+    from ofav2.finetuning.run import finetune
+    from ofav2.nas.candidates import Candidate, Choice, choose
+    from ofav2.nas.latency import Latency, measure_latency
+    from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
+    from ofav2.nas.limits import Limits, parse_limits
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
-    from ofav2.run import Run, resume, train
-    from ofav2.subnets.choose import Candidate, Choice, choose
-    from ofav2.subnets.cost import Cost, layer_costs, stage_costs, subnet_cost
-    from ofav2.subnets.early import EarlyExits, LeavingRule, Prediction, early_exits
-    from ofav2.subnets.early_study import calibrate_exits
-    from ofav2.subnets.extract import OpenedRun, extract, measure, open_for_judging
-    from ofav2.subnets.latency import Latency, measure_latency
-    from ofav2.subnets.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
-    from ofav2.subnets.limits import Limits, parse_limits
-    from ofav2.subnets.load import load_early_exits, load_leaving_rule, load_subnet, load_supernet
-    from ofav2.tuning.finetune import finetune
+    from ofav2.training.import_ofa import import_ofa
+    from ofav2.training.run import Run, resume, train
+    from supernets.cost import Cost, layer_costs, stage_costs, subnet_cost
 
 __all__ = (
     "Agreement",
@@ -74,54 +77,54 @@ __all__ = (
     "write_report",
 )
 
-_ROOMS = MappingProxyType(
+_HOMES = MappingProxyType(
     {
-        "import_ofa": "ofav2.ofa",
-        "Agreement": "ofav2.report.exits",
-        "measure_exits": "ofav2.report.exits",
+        "import_ofa": "ofav2.training.import_ofa",
+        "Agreement": "ofav2.exits.exit_agreement",
+        "measure_exits": "ofav2.exits.exit_agreement",
         "Comparison": "ofav2.report.several",
         "compare_runs": "ofav2.report.several",
         "write_report": "ofav2.report.single",
-        "Run": "ofav2.run",
-        "train": "ofav2.run",
-        "resume": "ofav2.run",
-        "Candidate": "ofav2.subnets.choose",
-        "Choice": "ofav2.subnets.choose",
-        "choose": "ofav2.subnets.choose",
-        "Cost": "ofav2.subnets.cost",
-        "layer_costs": "ofav2.subnets.cost",
-        "stage_costs": "ofav2.subnets.cost",
-        "subnet_cost": "ofav2.subnets.cost",
-        "Latency": "ofav2.subnets.latency",
-        "measure_latency": "ofav2.subnets.latency",
-        "LatencyTable": "ofav2.subnets.latency_table",
-        "load_table": "ofav2.subnets.latency_table",
-        "measure_table": "ofav2.subnets.latency_table",
-        "predict_latency": "ofav2.subnets.latency_table",
-        "save_table": "ofav2.subnets.latency_table",
-        "Limits": "ofav2.subnets.limits",
-        "parse_limits": "ofav2.subnets.limits",
-        "OpenedRun": "ofav2.subnets.extract",
-        "extract": "ofav2.subnets.extract",
-        "measure": "ofav2.subnets.extract",
-        "open_for_judging": "ofav2.subnets.extract",
-        "EarlyExits": "ofav2.subnets.early",
-        "LeavingRule": "ofav2.subnets.early",
-        "Prediction": "ofav2.subnets.early",
-        "early_exits": "ofav2.subnets.early",
-        "calibrate_exits": "ofav2.subnets.early_study",
-        "load_early_exits": "ofav2.subnets.load",
-        "load_leaving_rule": "ofav2.subnets.load",
-        "load_subnet": "ofav2.subnets.load",
-        "load_supernet": "ofav2.subnets.load",
-        "finetune": "ofav2.tuning.finetune",
+        "Run": "ofav2.training.run",
+        "train": "ofav2.training.run",
+        "resume": "ofav2.training.run",
+        "Candidate": "ofav2.nas.candidates",
+        "Choice": "ofav2.nas.candidates",
+        "choose": "ofav2.nas.candidates",
+        "Cost": "supernets.cost",
+        "layer_costs": "supernets.cost",
+        "stage_costs": "supernets.cost",
+        "subnet_cost": "supernets.cost",
+        "Latency": "ofav2.nas.latency",
+        "measure_latency": "ofav2.nas.latency",
+        "LatencyTable": "ofav2.nas.latency_table",
+        "load_table": "ofav2.nas.latency_table",
+        "measure_table": "ofav2.nas.latency_table",
+        "predict_latency": "ofav2.nas.latency_table",
+        "save_table": "ofav2.nas.latency_table",
+        "Limits": "ofav2.nas.limits",
+        "parse_limits": "ofav2.nas.limits",
+        "OpenedRun": "ofav2.evaluation.opened_run",
+        "extract": "ofav2.deploy.extract",
+        "measure": "ofav2.evaluation.measure",
+        "open_for_judging": "ofav2.evaluation.opened_run",
+        "EarlyExits": "ofav2.exits.early",
+        "LeavingRule": "ofav2.exits.early",
+        "Prediction": "ofav2.exits.early",
+        "early_exits": "ofav2.exits.early",
+        "calibrate_exits": "ofav2.exits.calibrate",
+        "load_early_exits": "ofav2.exits.policy_file",
+        "load_leaving_rule": "ofav2.exits.policy_file",
+        "load_subnet": "ofav2.deploy.load",
+        "load_supernet": "ofav2.evaluation.opened_run",
+        "finetune": "ofav2.finetuning.run",
     }
 )
 
 
 def __getattr__(name: str) -> object:
-    """Finds a public name in its room."""
-    if name in _ROOMS:
-        found: object = getattr(import_module(_ROOMS[name]), name)
+    """Finds a public name in its module."""
+    if name in _HOMES:
+        found: object = getattr(import_module(_HOMES[name]), name)
         return found
     raise AttributeError(f"module 'ofav2' has no attribute {name!r}")

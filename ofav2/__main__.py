@@ -1,5 +1,5 @@
 """`python -m ofav2` is the command `ofav2`."""
 
-from ofav2.cli import main
+from ofav2.cli.main import main
 
 raise SystemExit(main())

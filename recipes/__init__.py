@@ -1,1 +1,1 @@
-"""The shipped recipes: complete YAML files, read by `ofav2.recipe`. A package, so that an installation carries them."""
+"""The shipped recipes: YAML files, read by `ofav2.config.recipe`; a package, so that an installation carries them."""

@@ -7,13 +7,13 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageNumbers
-from supernets.convolution import multiply_pointwise
-from supernets.extract import absorb_norms, fold_norms, lone_norms
+from supernets.cpu_kernels import multiply_pointwise
+from supernets.graphs import GraphError, absorb_norms, fold_norms, lone_norms
 from supernets.mobilenetv3 import Exits, Supernet
-from supernets.ofa import infer_ofa_options, load_ofa_state_dict
+from supernets.ofa_weights import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
+from supernets.reorder import sort_channels
 from supernets.space import BRANCHES, DIMENSIONS, BlockChoice, Space, SpaceError, Subnet, walk_blocks
-from supernets.surgery import sort_channels
 
 __all__ = (
     "BRANCHES",
@@ -21,6 +21,7 @@ __all__ = (
     "Architecture",
     "BlockChoice",
     "Exits",
+    "GraphError",
     "Space",
     "SpaceError",
     "StageNumbers",

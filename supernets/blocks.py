@@ -7,15 +7,7 @@ choices, never read off a tensor, so that extraction can send a stand-in through
 from torch import Tensor, nn
 
 from supernets.architecture import Architecture, StageNumbers, hidden_channels, squeeze_channels
-from supernets.elastic import (
-    Dropout,
-    ElasticBatchNorm2d,
-    ElasticConv2d,
-    ElasticDepthwise,
-    Linear,
-    activation,
-    conv_norm,
-)
+from supernets.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepthwise, activation, conv_norm
 from supernets.space import BlockChoice
 
 
@@ -224,39 +216,6 @@ class Stage(nn.Module):
             skipped = outputs[:-2] if self.dense else []
             x = _total([outputs[-1], *skipped])
         return x
-
-
-class ExitHead(nn.Module):
-    """Features to logits: 1x1 conv and norm, mean over the image, 1x1 conv, dropout, linear.
-
-    Args:
-        in_channels: Channels of the features.
-        middle_channels: Channels before the pooling.
-        last_channels: Channels after the pooling.
-        num_classes: Classes.
-        dropout: Probability of dropping a value before the linear layer.
-    """
-
-    def __init__(
-        self, in_channels: int, middle_channels: int, last_channels: int, num_classes: int, dropout: float
-    ) -> None:
-        super().__init__()
-        self.channels = middle_channels, last_channels
-        self.widen = ConvNorm(in_channels, middle_channels)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.mix = ElasticConv2d(middle_channels, last_channels)
-        self.act = nn.Hardswish()
-        self.flatten = nn.Flatten()
-        self.dropout = Dropout(dropout)
-        self.classifier = Linear(last_channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> logits (N, classes)."""
-        middle, last = self.channels
-        x = self.pool(self.act(self.widen(x)))
-        x = self.flatten(self.act(self.mix(x, middle, last)))
-        logits: Tensor = self.classifier(self.dropout(x))
-        return logits
 
 
 def build_stage(numbers: Architecture, stage: int) -> Stage:

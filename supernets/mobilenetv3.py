@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from supernets.architecture import Architecture
-from supernets.blocks import ConvNorm, ExitHead, InvertedResidual, build_stage
-from supernets.elastic import Dropout, ElasticConv2d, ElasticDepthwise, Linear
-from supernets.extract import record, record_parts
+from supernets.blocks import ConvNorm, InvertedResidual, build_stage
+from supernets.heads import ExitHead
+from supernets.layers import Dropout, ElasticConv2d, ElasticDepthwise, Linear
+from supernets.recorder import record, record_parts
 from supernets.space import Space, SpaceError, Subnet
 
 Exits = Literal["last", "all"] | Sequence[int]

@@ -9,7 +9,8 @@ import configparser
 import re
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType
 
@@ -20,28 +21,28 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("ofav2", "supernets", "distill", "recipes")
 LEAVES = ("supernets", "distill", "recipes")
 
-# Earlier rooms know nothing of later ones. The package's own front is last: it may gather from every room.
-ROOMS = (
+# Packages and single modules of `ofav2`, lowest first: a file imports from lines above its own, and inside a
+# package no two files import each other, directly or by way of others. The package's own front is last: it may
+# gather from everywhere.
+LAYERS = (
     "errors",
-    "draws",
-    "config",
-    "wording",
-    "rules",
+    "rng",
+    "messages",
+    "files",
     "console",
-    "folder",
-    "recipe",
+    "config",
+    "runtime",
     "data",
+    "networks",
+    "runs",
+    "evaluation",
     "training",
-    "subnets",
+    "nas",
+    "deploy",
+    "exits",
+    "finetuning",
     "timm_plugin",
-    "facts",
     "report",
-    "prepare",
-    "learn",
-    "run",
-    "ofa",
-    "tuning",
-    "verbs",
     "cli",
     "__init__",
     "__main__",
@@ -50,24 +51,24 @@ ROOMS = (
 # A folder ends in a slash and owns for all its files.
 OWNERS = MappingProxyType(
     {
-        "omegaconf": ("ofav2/recipe.py",),
-        "yaml": ("ofav2/recipe.py",),
-        "wandb": ("ofav2/training/tracking.py",),
+        "omegaconf": ("ofav2/config/recipe.py",),
+        "yaml": ("ofav2/config/recipe.py",),
+        "wandb": ("ofav2/runs/tracking.py",),
         "torchvision": ("ofav2/data/",),
         "sklearn": ("ofav2/data/",),
         "PIL": ("ofav2/data/",),
-        "timm": ("distill/outside.py", "ofav2/timm_plugin/"),
-        "onnxruntime": ("ofav2/subnets/export.py",),
+        "timm": ("distill/external.py", "ofav2/timm_plugin/"),
+        "onnxruntime": ("ofav2/deploy/export.py",),
         "rich": ("ofav2/console.py",),
-        "torch.distributed": ("ofav2/training/processes.py",),
+        "torch.distributed": ("ofav2/runtime/processes.py",),
         "plotly": ("ofav2/report/page.py",),
         "jinja2": ("ofav2/report/page.py",),
-        "safetensors": ("ofav2/training/checkpoint.py", "ofav2/subnets/", "distill/outside.py"),
+        "safetensors": ("ofav2/runs/checkpoint.py", "distill/external.py"),
     }
 )
 # Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
 # numbers, the second one only for as long as a transform draws.
-SEEDERS = ("ofav2/training/runtime.py", "ofav2/data/augment.py")
+SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 TORCH_FREE = ("supernets/space.py",)
 DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})
 
@@ -138,20 +139,20 @@ def leaves_stand_alone(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{path}:{line}: {own} is a leaf and imports {name}"
 
 
-def rooms_import_downwards(path: str, tree: ast.Module) -> Iterator[str]:
+def packages_import_downwards(path: str, tree: ast.Module) -> Iterator[str]:
     if not path.startswith("ofav2/"):
         return
     own = path.split("/")[1].removesuffix(".py")
-    if own not in ROOMS:
-        yield f"{path}:1: room {own} has no place in the order of rooms; give it one in ROOMS"
+    if own not in LAYERS:
+        yield f"{path}:1: {own} has no place in the order of packages; give it one in LAYERS"
         return
     for line, name in imports(path, tree):
         if name.split(".")[0] != "ofav2":
             continue
         second = [*name.split("."), ""][1]
-        other = second if second in ROOMS else "__init__"
-        if ROOMS.index(other) > ROOMS.index(own):
-            yield f"{path}:{line}: {own} imports the later {other} ({name})"
+        other = second if second in LAYERS else "__init__"
+        if LAYERS.index(other) > LAYERS.index(own):
+            yield f"{path}:{line}: {own} imports the higher {other} ({name})"
 
 
 def libraries_have_one_owner(path: str, tree: ast.Module) -> Iterator[str]:
@@ -254,7 +255,7 @@ def public_names_have_docstrings(path: str, tree: ast.Module) -> Iterator[str]:
 
 RULES: tuple[Rule, ...] = (
     leaves_stand_alone,
-    rooms_import_downwards,
+    packages_import_downwards,
     libraries_have_one_owner,
     search_space_is_torch_free,
     nothing_mutable_is_shared,
@@ -280,26 +281,77 @@ def test_every_package_has_sources() -> None:
     assert {path.split("/")[0] for path, _ in sources()} == set(PACKAGES)
 
 
+def module_name(path: str) -> str:
+    return path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def import_graph(files: Iterable[tuple[str, ast.Module]]) -> dict[str, set[str]]:
+    """Every module, and the modules of ours that it imports; imports for type checkers alone do not count."""
+    trees = {module_name(path): (path, tree) for path, tree in files}
+    graph: dict[str, set[str]] = {}
+    for name, (path, tree) in trees.items():
+        for_types = {
+            id(inner)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for inner in ast.walk(node)
+        }
+        seen = ast.Module([node for node in ast.walk(tree) if id(node) not in for_types and _imports(node)], [])
+        graph[name] = {found for _, full in imports(path, seen) if (found := _home(full, trees))} - {name}
+    return graph
+
+
+def _imports(node: ast.AST) -> bool:
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def _home(full: str, known: Collection[str]) -> str | None:
+    """The module that a dotted name is, or is defined in."""
+    while full and full not in known:
+        full = full.rpartition(".")[0]
+    return full or None
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import each other in a ring; empty where there is none."""
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_two_files_import_each_other() -> None:
+    assert not cycle(import_graph(sources()))
+
+
+def test_a_ring_of_imports_is_found() -> None:
+    files = {"a/b.py": "from a import c", "a/c.py": "import a.d", "a/d.py": "from a.b import x", "a/e.py": "import a.b"}
+    parsed = [(path, ast.parse(source)) for path, source in files.items()]
+    assert set(cycle(import_graph(parsed))) == {"a.b", "a.c", "a.d"}
+    assert not cycle(import_graph([*parsed[:2], parsed[3]]))
+
+
 BAD = (
-    (leaves_stand_alone, "supernets/space.py", "import ofav2.config"),
+    (leaves_stand_alone, "supernets/space.py", "import ofav2.config.schema"),
     (leaves_stand_alone, "supernets/space.py", "from distill import losses"),
     (leaves_stand_alone, "distill/losses.py", "def f():\n    from supernets.space import Subnet"),
     (leaves_stand_alone, "distill/losses.py", "import importlib\nimportlib.import_module('ofav2.errors')"),
-    (rooms_import_downwards, "ofav2/config.py", "from ofav2.recipe import load"),
-    (rooms_import_downwards, "ofav2/recipe.py", "from ofav2 import data"),
-    (rooms_import_downwards, "ofav2/data/__init__.py", "from ofav2.training.phases import plan"),
-    (rooms_import_downwards, "ofav2/training/trainer.py", "from ..subnets import extract"),
-    (rooms_import_downwards, "ofav2/subnets/cost.py", "import ofav2.run"),
-    (rooms_import_downwards, "ofav2/run.py", "from . import cli"),
-    (rooms_import_downwards, "ofav2/run.py", "from ofav2 import train"),
-    (rooms_import_downwards, "ofav2/cellar.py", ""),
-    (libraries_have_one_owner, "ofav2/config.py", "from omegaconf import MISSING"),
-    (libraries_have_one_owner, "ofav2/training/trainer.py", "def f():\n    import wandb"),
+    (packages_import_downwards, "ofav2/config/schema.py", "from ofav2.data import open_data"),
+    (packages_import_downwards, "ofav2/config/recipe.py", "from ofav2 import data"),
+    (packages_import_downwards, "ofav2/data/__init__.py", "from ofav2.training.phases import plan"),
+    (packages_import_downwards, "ofav2/training/step.py", "from ..deploy import extract"),
+    (packages_import_downwards, "ofav2/nas/limits.py", "import ofav2.deploy.extract"),
+    (packages_import_downwards, "ofav2/training/run.py", "from .. import cli"),
+    (packages_import_downwards, "ofav2/training/run.py", "from ofav2 import train"),
+    (packages_import_downwards, "ofav2/cellar.py", ""),
+    (libraries_have_one_owner, "ofav2/config/schema.py", "from omegaconf import MISSING"),
+    (libraries_have_one_owner, "ofav2/training/step.py", "def f():\n    import wandb"),
     (libraries_have_one_owner, "ofav2/training/data.py", "import torchvision.transforms.v2 as v2"),
     (libraries_have_one_owner, "distill/losses.py", "import timm"),
-    (libraries_have_one_owner, "ofav2/cli.py", "from rich.table import Table"),
-    (libraries_have_one_owner, "ofav2/training/trainer.py", "import torch.distributed as dist"),
-    (libraries_have_one_owner, "ofav2/run.py", "from torch import distributed"),
+    (libraries_have_one_owner, "ofav2/cli/main.py", "from rich.table import Table"),
+    (libraries_have_one_owner, "ofav2/training/step.py", "import torch.distributed as dist"),
+    (libraries_have_one_owner, "ofav2/training/run.py", "from torch import distributed"),
     (search_space_is_torch_free, "supernets/space.py", "from torch import nn"),
     (nothing_mutable_is_shared, "a.py", "REGISTRY = {}"),
     (nothing_mutable_is_shared, "a.py", "seen: set[int] = set()"),
@@ -329,12 +381,16 @@ BAD = (
 
 GOOD = (
     (leaves_stand_alone, "supernets/registry.py", "from supernets.space import Space\nimport torch"),
-    (leaves_stand_alone, "ofav2/run.py", "import supernets, distill"),
-    (rooms_import_downwards, "ofav2/training/trainer.py", "from ofav2.data import Batch\nfrom . import phases"),
-    (rooms_import_downwards, "ofav2/recipe.py", "from ofav2 import config\nfrom importlib import resources"),
-    (rooms_import_downwards, "ofav2/__init__.py", "from ofav2.run import train\nfrom ofav2.cli import main"),
+    (leaves_stand_alone, "ofav2/training/run.py", "import supernets, distill"),
+    (packages_import_downwards, "ofav2/training/step.py", "from ofav2.data import Batch\nfrom . import phases"),
+    (packages_import_downwards, "ofav2/config/recipe.py", "from ofav2 import config\nfrom importlib import resources"),
+    (
+        packages_import_downwards,
+        "ofav2/__init__.py",
+        "from ofav2.training.run import train\nfrom ofav2.cli.main import main",
+    ),
     (libraries_have_one_owner, "ofav2/data/reading.py", "import torchvision"),
-    (libraries_have_one_owner, "ofav2/recipe.py", "import omegaconf"),
+    (libraries_have_one_owner, "ofav2/config/recipe.py", "import omegaconf"),
     (search_space_is_torch_free, "supernets/blocks.py", "import torch"),
     (
         nothing_mutable_is_shared,

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torchvision.transforms import v2
 
-from ofav2 import cli, recipe
+from ofav2.cli import main as cli
+from ofav2.config import recipe
 from ofav2.data.views import evaluation_view, normalise
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own_data.md").read_text(encoding="utf-8")

@@ -6,10 +6,12 @@ import pytest
 
 import ofav2
 import supernets
-from ofav2 import folder, prepare, recipe
-from ofav2.config import DataConfig
+from ofav2.config import recipe
+from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
-from ofav2.training.tracking import read_metrics
+from ofav2.runs import folder
+from ofav2.runs.tracking import read_metrics
+from ofav2.training import setup as prepare
 from tests.ofav2 import tiny
 
 CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000}

@@ -5,7 +5,8 @@ Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arr
 `augment` (what torchvision does to a batch), `batches` (the loaders).
 """
 
-from ofav2.data.batches import (
+from ofav2.data.catalogue import names, open_data
+from ofav2.data.loaders import (
     Batch,
     Request,
     batch_resolution,
@@ -14,7 +15,6 @@ from ofav2.data.batches import (
     steps_per_epoch,
     train_batches,
 )
-from ofav2.data.catalogue import names, open_data
 from ofav2.data.settings import check_settings
 from ofav2.data.splits import ImageData, Split, join, split_record
 from ofav2.data.views import normalise

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data.images import Indices
-from ofav2.draws import generator
+from ofav2.rng import generator
 
 GROUP = 8
 """Images, side by side in a batch, that share a draw of colour and of RandAugment's operations."""

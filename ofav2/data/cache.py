@@ -27,7 +27,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ofav2 import console, folder
+from ofav2 import console, files
 from ofav2.data.images import FileImages, Indices, Pixels, Size, decode
 from ofav2.errors import RunError, UserError
 
@@ -193,7 +193,7 @@ def _load(entry: Path, key: str, budget: int) -> Store | None:
     if not entry.exists():
         return None
     try:
-        about = folder.read_json(entry / ABOUT)
+        about = files.read_json(entry / ABOUT)
         store = _open(entry, about, key)
     except (RunError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         console.say(f"cache {entry}: is damaged ({error}); decoding again")
@@ -260,14 +260,14 @@ def _look(path: Path) -> _Look:
 def _make(entry: Path, trees: Sequence[FileImages], about: Mapping[str, Any], budget: int, keep: bool) -> None:
     """Decode all files into an entry; over the budget, go on without keeping pixels."""
     try:
-        with folder.making(entry) as staging:
+        with files.making(entry) as staging:
             index, facts = _decode_all(staging / PIXELS, trees, str(about["name"]), budget if keep else -1)
             np.savez(staging / INDEX, allow_pickle=False, **index)
             sha256 = hashlib.sha256((staging / INDEX).read_bytes()).hexdigest()
-            folder.write_json(staging / ABOUT, {"format": FORMAT, **about, **facts, "index_sha256": sha256})
+            files.write_json(staging / ABOUT, {"format": FORMAT, **about, **facts, "index_sha256": sha256})
             for path in (*staging.iterdir(), staging):
-                folder.flush_to_disk(path)
-        folder.flush_to_disk(entry.parent)
+                files.flush_to_disk(path)
+        files.flush_to_disk(entry.parent)
     except OSError as error:
         raise _unusable(entry.parent, error) from error
     except UserError as error:
@@ -335,7 +335,7 @@ def _remove_stale(entry: Path, name: str, root: Path) -> None:
         if other == entry:
             continue
         try:
-            about = folder.read_json(other / ABOUT)
+            about = files.read_json(other / ABOUT)
         except RunError:
             continue
         if about.get("root") == str(root.resolve()):

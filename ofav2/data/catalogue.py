@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ofav2.config import DataConfig
-from ofav2.data import arrays, folders
+from ofav2.config.schema import DataConfig
 from ofav2.data.checks import checked_files, say_doubles
+from ofav2.data.readers import arrays, folders
 from ofav2.data.settings import check_settings
 from ofav2.data.splits import Colour, ImageData, Listed, divide, fingerprint
 from ofav2.errors import UserError

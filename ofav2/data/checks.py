@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ofav2 import console
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, open_store
 from ofav2.data.images import FileImages, Indices
 from ofav2.data.splits import Listed, Parts, Split

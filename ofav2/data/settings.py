@@ -1,6 +1,6 @@
 """The values that a recipe's data part may have."""
 
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.errors import UserError
 
 

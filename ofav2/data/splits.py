@@ -12,8 +12,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ofav2.data.images import Images, Indices, JoinedImages
-from ofav2.draws import generator
 from ofav2.errors import UserError
+from ofav2.rng import generator
 
 Colour = tuple[float, float, float]
 

@@ -6,8 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from ofav2.data import steps_per_epoch
-from ofav2.folder import METRICS
-from ofav2.report.reading import RunRecord, checked
+from ofav2.runs.folder import METRICS
+from ofav2.runs.records import RunRecord, checked
 from ofav2.training.phases import make_plan
 
 

@@ -4,8 +4,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ofav2.exits.calibrate import BATCHES, Study
 from ofav2.report.page import write_page
-from ofav2.subnets.early_study import BATCHES, Study
 
 PAGE = "early_exits.html"
 _POINTS = 400

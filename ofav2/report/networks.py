@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ofav2.folder import METRICS
-from ofav2.report.reading import RunRecord, checked
-from ofav2.subnets.cost import Cost, stage_costs, subnet_cost
+from ofav2.runs.folder import METRICS
+from ofav2.runs.records import RunRecord, checked
 from supernets import Architecture, Space, Subnet
+from supernets.cost import Cost, stage_costs, subnet_cost
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from ofav2 import console, folder
+from ofav2 import console, files
 from ofav2.errors import UserError
 
 
@@ -31,7 +31,7 @@ def write_page(out: Path, template: str, values: Mapping[str, Any]) -> None:
         raise UserError(f"output file ({out}): folder {out.parent} does not exist; make it, or name another file")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"output file ({out}): folder {out.parent} can't be written to; name another file with --out")
-    folder.write_text(out, _render(template, values))
+    files.write_text(out, _render(template, values))
 
 
 def _render(template: str, values: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from ofav2.errors import UserError
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, cheapest_near_best, front, tables
 from ofav2.report.page import count, percent, write_page
-from ofav2.report.reading import RunRecord, read_run
+from ofav2.runs.records import RunRecord, read_run
 
 COMPARISON = "compare.html"
 RESULT_COLUMNS = (

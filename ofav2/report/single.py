@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ofav2.folder import RECIPE
+from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
-from ofav2.report.exits import read_exits
 from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
 from ofav2.report.page import count, percent, write_page
-from ofav2.report.reading import RunRecord, read_run
+from ofav2.runs.folder import RECIPE
+from ofav2.runs.records import RunRecord, read_run
 from supernets import DIMENSIONS, Subnet
 
 REPORT = "report.html"

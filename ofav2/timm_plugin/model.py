@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
+from ofav2.deploy.load import describe_subnet, load_subnet
 from ofav2.errors import UserError
-from ofav2.subnets.load import describe_subnet, load_subnet
 from supernets import Subnet
 
 

@@ -13,9 +13,10 @@ import torch
 from timm.models.mobilenetv3 import MobileNetV3, SqueezeExcite  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from ofav2.deploy.agreement import require_same
+from ofav2.deploy.load import load_subnet
 from ofav2.errors import UserError
-from ofav2.subnets.agreement import require_same
-from ofav2.subnets.load import build_supernet, load_subnet
+from ofav2.networks.build import build_supernet
 from ofav2.timm_plugin.model import single_exit, timm_cfg
 from supernets import Architecture, Subnet, walk_blocks
 from supernets.architecture import make_divisible

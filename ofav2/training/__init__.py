@@ -1,1 +1,1 @@
-"""Phases, the training loop, judging, checkpoints and tracking."""
+"""Train a supernet through its phases."""

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import distill
-from ofav2.training.compiling import Compiler, Forward, Outputs, compiled
+from ofav2.runtime.compiling import Compiler, Forward, compiled
 from supernets import Subnet, Supernet
+from supernets.outputs import Outputs, exit_logits
 
 Losses = Mapping[str, Tensor]
 """`loss`, the scalar to differentiate, and its detached parts."""
@@ -107,8 +108,3 @@ def as_teacher(
             return distill.teacher_target([exit.clone() for exit in logits], weights)
 
     return teach
-
-
-def exit_logits(outputs: Outputs) -> tuple[Tensor, ...]:
-    """A network's outputs as one tensor per exit."""
-    return (outputs,) if isinstance(outputs, Tensor) else outputs

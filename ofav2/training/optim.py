@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from ofav2.config import OptimConfig
+from ofav2.config.schema import OptimConfig
 
 
 def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 import distill
 import supernets
-from ofav2.config import PhaseConfig, UnlockConfig
+from ofav2.config.schema import PhaseConfig, UnlockConfig
 from ofav2.errors import UserError
 from supernets import Space
 

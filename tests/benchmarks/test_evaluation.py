@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import sides
 from benchmarks.evaluation import Options, compare, show
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
 
 QUICK = Options(networks=3, calibration_images=120, images=60, compared=1, resolution=32, width_mult=0.25, workers=0)

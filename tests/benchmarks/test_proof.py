@@ -13,7 +13,8 @@ import ofav2
 import supernets
 from benchmarks import proof, proof_tables
 from benchmarks.proof import ROWS, Row
-from ofav2 import cli, recipe
+from ofav2.cli import main as cli
+from ofav2.config import recipe
 from ofav2.errors import UserError
 from ofav2.training.phases import make_plan
 from tests.ofav2 import tiny

@@ -10,8 +10,8 @@ import torch
 
 from benchmarks import step
 from benchmarks.step import PlainNetworks, Work, our_step, peers_step
-from ofav2.config import RunConfig
-from ofav2.training.runtime import Runtime
+from ofav2.config.schema import RunConfig
+from ofav2.runtime.device import Runtime
 from supernets import load_ofa_state_dict
 
 HERE = Runtime(torch.device("cpu"), "float32")

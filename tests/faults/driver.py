@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from ofav2 import folder
+from ofav2.runs import folder
 from tests.ofav2 import tiny
 from tests.ofav2.exactness import assert_same_run
 
@@ -90,7 +90,7 @@ def start(arguments: Sequence[str], log: Path, largest_file: int = 0) -> ForkSer
         largest_file: Bytes after which the system refuses to let a file grow; 0 sets no limit.
     """
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["ofav2.cli", "ofav2.run", "sklearn.datasets", "torch.fx", __name__])
+    server.set_forkserver_preload(["ofav2.cli.main", "ofav2.training.run", "sklearn.datasets", "torch.fx", __name__])
     process = server.Process(target=_main, args=(tuple(arguments), str(log), largest_file))
     process.start()
     return process
@@ -103,7 +103,7 @@ def _main(arguments: Sequence[str], log: str, largest_file: int) -> None:
     os.dup2(descriptor, 2)
     if largest_file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    from ofav2.cli import main
+    from ofav2.cli.main import main
 
     sys.exit(main(arguments))
 

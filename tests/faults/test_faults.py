@@ -21,8 +21,8 @@ from typing import TypeVar
 import numpy as np
 import pytest
 
-from ofav2 import folder
-from ofav2.cli import STOPPED
+from ofav2.cli.main import STOPPED
+from ofav2.runs import folder
 from tests.faults import driver
 from tests.faults.driver import Hit, Moment, Straight
 from tests.ofav2 import tiny

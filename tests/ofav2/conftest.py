@@ -1,13 +1,17 @@
 """One trained run that many tests look at; a test that changes it takes a copy."""
 
+import fcntl
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import ofav2
-from ofav2.run import Run
+from ofav2.training.run import Run
 from tests.ofav2 import tiny
+from tests.ofav2.changes import change_facts
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +46,26 @@ def extracted(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory)
         tiny.without_exports(patch)
         ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path)
     return path
+
+
+@pytest.fixture
+def half_run(run_copy: Path) -> Path:
+    """A run in its third phase, cut in the middle of a line; nobody holds its lock."""
+
+    def cut(facts: dict[str, Any]) -> None:
+        del facts["phases"][2:], facts["test"]
+        facts["status"] = "training"
+
+    change_facts(run_copy, cut)
+    lines = (run_copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    third = next(index for index, line in enumerate(lines) if '"phase": "level"' in line)
+    (run_copy / "metrics.jsonl").write_text("".join(lines[: third + 1]) + '{"kind": "trai', encoding="utf-8")
+    return run_copy
+
+
+@pytest.fixture
+def training_run(half_run: Path) -> Iterator[Path]:
+    """The same while a process holds its lock."""
+    with (half_run / ".lock").open("a", encoding="utf-8") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield half_run

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ofav2.training.processes import Processes, together
+from ofav2.runtime.processes import Processes, together
 
 PATIENCE = 120.0
 """Seconds after which a crew that hangs is ended, and its test fails."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ofav2 import folder
+from ofav2.runs import folder
 
 # How long things took differs between any two runs, and so does the length of the lines that say so.
 CLOCK = ("time", "images_per_second")

@@ -16,19 +16,19 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ofav2.prepare
-import ofav2.run
+import ofav2.training.run
+import ofav2.training.setup
 import supernets
-from ofav2 import recipe
-from ofav2.cli import main
+from ofav2.cli.main import main
+from ofav2.config import recipe
 from ofav2.data import open_data
-from ofav2.run import Run
 from ofav2.training.phases import plan_table
+from ofav2.training.run import Run
 from supernets import Space, Subnet
 from tests.ofav2 import tiny
 from tests.ofav2.fuzzing import JUNK, NUMBERS, VALUES, WORDS, accepted, changed, damaged_texts, fuzz, places
 
-DIGITS = yaml.safe_load((Path(recipe.__file__).parents[1] / "recipes" / "digits.yaml").read_text(encoding="utf-8"))
+DIGITS = yaml.safe_load((Path(recipe.__file__).parents[2] / "recipes" / "digits.yaml").read_text(encoding="utf-8"))
 
 
 def keys() -> list[str]:
@@ -101,7 +101,7 @@ def _weightless(monkeypatch: pytest.MonkeyPatch) -> None:
         return digits if config == recipe.load("digits").data else open_data(config)
 
     monkeypatch.setattr(supernets, "create", on_paper)
-    monkeypatch.setattr(ofav2.prepare, "open_data", read_once)
+    monkeypatch.setattr(ofav2.training.setup, "open_data", read_once)
     monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
 
 
@@ -129,7 +129,9 @@ LIKELY = st.sampled_from(
 )
 def test_plans(overrides: list[str]) -> None:
     """What a recipe's values mean together is worked out before anything is computed."""
-    setup = accepted(lambda: ofav2.prepare.prepare(recipe.load("digits", ["supernet.width_mult=0.1", *overrides])))
+    setup = accepted(
+        lambda: ofav2.training.setup.prepare(recipe.load("digits", ["supernet.width_mult=0.1", *overrides]))
+    )
     if setup is not None:
         assert len(plan_table(setup.plan)[1]) == len(setup.plan.phases) <= setup.plan.steps
 
@@ -194,13 +196,13 @@ def _no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         recipe.load(name, overrides)
         return done
 
-    monkeypatch.setattr(ofav2.run, "train", train)
-    monkeypatch.setattr(ofav2.prepare, "prepare", lambda config: tiny_setup())
+    monkeypatch.setattr(ofav2.training.run, "train", train)
+    monkeypatch.setattr(ofav2.training.setup, "prepare", lambda config: tiny_setup())
 
 
 def tiny_setup() -> Any:
     net = tiny.tiny_net()
-    plan = ofav2.prepare.make_plan(tiny.two_phases(), "progressive", net.space, 1)
+    plan = ofav2.training.setup.make_plan(tiny.two_phases(), "progressive", net.space, 1)
     config = recipe.load("digits")
     return type("Setup", (), {"plan": plan, "data": tiny.tiny_data(), "config": config})
 

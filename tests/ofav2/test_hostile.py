@@ -19,13 +19,14 @@ from PIL import Image
 from safetensors.torch import load, save
 
 import ofav2
-from ofav2 import folder, recipe
-from ofav2.cli import main
-from ofav2.config import DataConfig
+from ofav2 import files
+from ofav2.cli.main import main
+from ofav2.config import recipe
+from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
 from ofav2.errors import RunError, UserError
-from ofav2.training import checkpoint
-from ofav2.training.state import load_newest
+from ofav2.runs import checkpoint, folder
+from ofav2.runs.state import load_newest
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes, write_image
 from tests.ofav2.fuzzing import JUNK, accepted, changed, fuzz
@@ -66,7 +67,7 @@ def sign(tensor_file: Path, facts_file: Path, content: bytes) -> None:
 
 
 def sign_checkpoint(run: Path, name: str, content: bytes) -> None:
-    tensors, facts = checkpoint.files(run / folder.CHECKPOINTS / name)
+    tensors, facts = checkpoint.file_paths(run / folder.CHECKPOINTS / name)
     sign(tensors, facts, content)
 
 
@@ -241,7 +242,7 @@ def test_any_flipped_bit_of_a_state_is_found(position: int, bit: int, tensors: b
     newest = max((short_run / folder.CHECKPOINTS).glob("state-*.json")).with_suffix("")
     whole = load_newest(short_run, "kernel", pytest.fail)
     assert whole is not None
-    file = checkpoint.files(newest)[0 if tensors else 1]
+    file = checkpoint.file_paths(newest)[0 if tensors else 1]
     content = file.read_bytes()
     flipped = bytearray(content)
     flipped[position % len(content)] ^= 1 << bit
@@ -373,8 +374,8 @@ def test_odd_names_of_classes_are_kept(tmp_path: Path) -> None:
     write_classes(tmp_path / "images", dict.fromkeys([*odd, ".hidden", "..a"], 4))
     classes = open_data(imagefolder(tmp_path / "images")).classes
     assert sorted(classes) == sorted(odd)
-    folder.write_json(tmp_path / "facts.json", {"classes": list(classes)})
-    assert folder.read_json(tmp_path / "facts.json")["classes"] == list(classes)
+    files.write_json(tmp_path / "facts.json", {"classes": list(classes)})
+    assert files.read_json(tmp_path / "facts.json")["classes"] == list(classes)
 
 
 @pytest.mark.parametrize("name", [b"a\nb", b"\xff\xfe", b"a\x1b[2Jb"])

@@ -19,16 +19,16 @@ import pytest
 import torch
 
 import ofav2
-import ofav2.learn
-import ofav2.prepare
-import ofav2.run
-from ofav2 import folder
-from ofav2.cli import STOPPED, main
+import ofav2.training.loop
+import ofav2.training.run
+import ofav2.training.setup
+from ofav2 import files
+from ofav2.cli.main import STOPPED, main
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError, UserError
-from ofav2.training import checkpoint
-from ofav2.training.interrupt import Stopped
-from ofav2.training.trainer import train_phase
+from ofav2.runs import checkpoint, folder
+from ofav2.runtime.signals import Stopped
+from ofav2.training.step import train_phase
 from supernets import Space
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
@@ -100,7 +100,7 @@ def before_yielding(patch: pytest.MonkeyPatch, where: Callable[[str, int], bool]
                 act()
             yield step
 
-    patch.setattr(ofav2.learn, "train_phase", steps)
+    patch.setattr(ofav2.training.loop, "train_phase", steps)
 
 
 @contextmanager
@@ -224,9 +224,9 @@ def test_a_run_killed_while_it_is_judged_does_not_train_again(
         return False
 
     before_yielding(monkeypatch, note, kill)
-    with killed_at(ofav2.run, "adopt_statistics"):
+    with killed_at(ofav2.training.run, "adopt_statistics"):
         ofav2.train(recipes["short"], run_dir=run)
-    with killed_at(ofav2.run, "_judge_at_the_end"):
+    with killed_at(ofav2.training.run, "_judge_at_the_end"):
         ofav2.resume(run)
     ofav2.resume(run)
     assert trained == PLACES
@@ -250,7 +250,7 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_taken(
 
 
 def damage_state(run: Path, step: int, damage: str) -> None:
-    tensors, facts = checkpoint.files(run / "checkpoints" / f"state-{step:09d}")
+    tensors, facts = checkpoint.file_paths(run / "checkpoints" / f"state-{step:09d}")
     if damage == "flipped":
         flip_a_bit(tensors)
     elif damage == "truncated":
@@ -365,7 +365,7 @@ def test_data_that_changed_are_refused_with_the_difference(
     (name,) = changed
     before = folder.open_run(stopped)["data"][name]
     with monkeypatch.context() as patch:
-        patch.setattr(ofav2.prepare, "open_data", changed_data)
+        patch.setattr(ofav2.training.setup, "open_data", changed_data)
         with pytest.raises(RunError, match=rf"data\.{name} was .*, is .*--allow-change data\.{name}$"):
             ofav2.resume(stopped)
         assert folder.open_run(stopped)["data"][name] == before
@@ -451,7 +451,7 @@ def test_metrics_that_lost_lines_are_refused(stopped: Path) -> None:
 )
 def test_facts_of_a_wrong_schema_are_refused(damage: dict[str, Any], stopped: Path) -> None:
     file = stopped / folder.FACTS
-    folder.write_json(file, json.loads(file.read_bytes()) | damage)
+    files.write_json(file, json.loads(file.read_bytes()) | damage)
     with pytest.raises(RunError) as error:
         ofav2.resume(stopped)
     assert "\n" not in str(error.value)
@@ -535,7 +535,7 @@ def test_minutes_are_counted_between_states(
     recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10**6, 50))
-    monkeypatch.setattr(ofav2.learn, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
+    monkeypatch.setattr(ofav2.training.loop, "time", type("Clock", (), {"monotonic": lambda: next(clock)}))
     settings = ["run.save_steps=0", "run.save_minutes=1.5", "run.keep_states=9", "phases.full.epochs=0.06"]
     before_yielding(monkeypatch, at("kernel", 1), kill)
     with pytest.raises(Killed):
@@ -561,7 +561,7 @@ def test_a_full_disk_stops_the_run_with_the_last_state_intact(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(folder, "flush_to_disk", flush)
+        patch.setattr(files, "flush_to_disk", flush)
         assert main(["train", recipes["short"], *EVERY_STEP, "--run-dir", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert full in error
@@ -576,14 +576,14 @@ def test_a_full_disk_stops_the_run_with_the_last_state_intact(
 def test_lines_that_cannot_be_written_stop_the_run(
     stopped: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = ofav2.run.open_tracker
+    real = ofav2.training.run.open_tracker
 
     def on_a_full_disk(*arguments: Any, **named: Any) -> Any:
-        patch.setattr("ofav2.training.tracking._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
+        patch.setattr("ofav2.runs.tracking._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ofav2.run, "open_tracker", on_a_full_disk)
+        patch.setattr(ofav2.training.run, "open_tracker", on_a_full_disk)
         assert main(["train", "--resume", str(stopped)]) == 2
     assert "metrics.jsonl cannot be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
     ofav2.resume(stopped)
@@ -693,7 +693,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> lis
 
         return losses
 
-    monkeypatch.setattr(ofav2.run, "joint", joint)
+    monkeypatch.setattr(ofav2.training.run, "joint", joint)
     return batches
 
 

@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 
 import ofav2
-from ofav2 import data, folder, learn, recipe
+from ofav2 import data
+from ofav2.config import recipe
 from ofav2.errors import RunError
-from ofav2.run import train_or_resume
-from ofav2.training import checkpoint
-from ofav2.training.interrupt import Lost, Stopped
-from ofav2.training.tracking import read_metrics
+from ofav2.runs import checkpoint, folder
+from ofav2.runs.tracking import read_metrics
+from ofav2.runtime.signals import Lost, Stopped
+from ofav2.training import loop as learn
+from ofav2.training.run import train_or_resume
 from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, run_apart
-from tests.ofav2.training.test_processes import kinds
+from tests.ofav2.runtime.test_processes import kinds
 
 SETTINGS = ("run.save_steps=2", "phases.full.epochs=0.06", "phases.kernel.epochs=0.06", "phases.kernel.subnets=2")
 STEPS = 12
@@ -52,7 +54,7 @@ def straight(two: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(path: Path, phase: str) -> bytes:
-    return checkpoint.files(folder.checkpoint_path(path, phase))[0].read_bytes()
+    return checkpoint.file_paths(folder.checkpoint_path(path, phase))[0].read_bytes()
 
 
 def measured(path: Path) -> list[dict[str, Any]]:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 import supernets
-from ofav2 import recipe
-from ofav2.config import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
+from ofav2.config import recipe
+from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
-from ofav2.subnets import write
-from ofav2.training.evaluation import Judge
+from ofav2.deploy import write
+from ofav2.evaluation.evaluator import Judge
+from ofav2.runtime.device import Runtime
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.runtime import Runtime
 from supernets import Space, Subnet, Supernet
 from tests.supernets.randomise import randomise
 

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms import v2
 
 from ofav2 import data
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import Batch
 from ofav2.data.augment import GROUP, Augmentation, mixed, recoloured
 from tests.ofav2 import tiny

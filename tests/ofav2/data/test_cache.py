@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from ofav2 import data
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, cache
 from ofav2.data.cache import CheckedImages
 from ofav2.errors import UserError

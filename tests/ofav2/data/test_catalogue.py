@@ -10,7 +10,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from ofav2 import data
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.errors import UserError
 

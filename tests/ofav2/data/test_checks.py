@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ofav2 import data
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.errors import UserError
 
 

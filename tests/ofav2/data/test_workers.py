@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, eval_batches, open_data, train_batches
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes

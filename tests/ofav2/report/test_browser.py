@@ -16,11 +16,11 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ofav2
+from ofav2.exits import calibrate as early_study
 from ofav2.report.early import PAGE, write_early_page
-from ofav2.run import Run
-from ofav2.subnets import early_study
+from ofav2.training.run import Run
 from tests.ofav2 import tiny
-from tests.ofav2.report.conftest import change_facts
+from tests.ofav2.changes import change_facts
 
 pytestmark = pytest.mark.browser
 

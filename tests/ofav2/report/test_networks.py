@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from ofav2.errors import UserError
 from ofav2.report.networks import Measured, cheapest_near_best, front, front_of, part_costs, part_names, tables
-from ofav2.report.reading import read_run
-from ofav2.run import Run
-from ofav2.subnets.cost import Cost, subnet_cost
-from tests.ofav2.report.conftest import change_lines
+from ofav2.runs.records import read_run
+from ofav2.training.run import Run
+from supernets.cost import Cost, subnet_cost
+from tests.ofav2.changes import change_lines
 from tests.ofav2.tiny import SIX_PHASES, tiny_net
 
 SUBNET = tiny_net("se_b").space.smallest()

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 import ofav2
-from ofav2.cli import main
+from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.report.page import count, percent, when
-from ofav2.run import Run
-from tests.ofav2.report.conftest import change_facts
+from ofav2.training.run import Run
+from tests.ofav2.changes import change_facts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028"
 

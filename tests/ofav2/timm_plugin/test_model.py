@@ -20,7 +20,7 @@ import ofav2.timm_plugin
 import supernets
 from ofav2.errors import RunError, UserError
 from tests.ofav2 import tiny
-from tests.ofav2.subnets.written import written
+from tests.ofav2.deploy.written import written
 
 
 @pytest.fixture(params=supernets.names())

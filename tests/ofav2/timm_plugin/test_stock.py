@@ -16,7 +16,7 @@ from ofav2.errors import UserError
 from ofav2.timm_plugin import as_timm_mobilenetv3, stock
 from supernets import Subnet, Supernet
 from tests.ofav2 import tiny
-from tests.ofav2.subnets.written import written
+from tests.ofav2.deploy.written import written
 
 SIDES = (32, 40, 64)
 

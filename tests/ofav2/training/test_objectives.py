@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from ofav2.training.objectives import Teacher, as_teacher, exit_logits, joint, students
+from ofav2.training.objectives import Teacher, as_teacher, joint, students
 from supernets import Supernet
+from supernets.outputs import exit_logits
 from tests.ofav2.tiny import tiny_net
 
 WEIGHTS = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))

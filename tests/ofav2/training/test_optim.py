@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from ofav2.config import OptimConfig
+from ofav2.config.schema import OptimConfig
 from ofav2.training.optim import build_optimizer, learning_rate
-from supernets.elastic import ElasticBatchNorm2d
+from supernets.layers import ElasticBatchNorm2d
 from tests.ofav2.tiny import tiny_net
 
 

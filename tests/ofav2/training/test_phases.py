@@ -8,8 +8,8 @@ import pytest
 
 import supernets
 from distill import DistillError
-from ofav2 import recipe
-from ofav2.config import PhaseConfig, UnlockConfig
+from ofav2.config import recipe
+from ofav2.config.schema import PhaseConfig, UnlockConfig
 from ofav2.errors import UserError
 from ofav2.training.phases import PLAN_COLUMNS, make_plan, plan_table
 from supernets import Space

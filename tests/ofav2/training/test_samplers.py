@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ofav2.config import PhaseConfig
+from ofav2.config.schema import PhaseConfig
 from ofav2.training.samplers import SAMPLERS, sandwich, uniform
 from tests.ofav2.tiny import tiny_net
 

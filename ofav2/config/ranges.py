@@ -1,0 +1,209 @@
+"""What holds for a recipe's values by themselves: ranges and forms, as a table. Other rooms know their meaning."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ofav2.config.schema import Config, TuningConfig
+from ofav2.errors import UserError
+from ofav2.messages import join, show
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What holds for the values at some keys (`*` is every phase); null is exempt."""
+
+    says: str
+    holds: Callable[[Any], bool]
+    example: str
+    keys: tuple[str, ...]
+
+
+def _unlocks(*dimensions: str) -> tuple[str, ...]:
+    return tuple(f"phases.*.unlock.{dimension}" for dimension in dimensions)
+
+
+def _ordered(pair: tuple[float, float]) -> bool:
+    return 0 < pair[0] <= pair[1]
+
+
+def _distinct(values: tuple[int, ...]) -> bool:
+    return len(set(values)) == len(values) and all(value >= 1 for value in values)
+
+
+_CHOICES = "one or more different numbers, each 1 or more"
+PHASES_FORM = "{full: {epochs: 10, lr: 0.05}}"
+
+RULES = (
+    Rule("at least one phase", lambda v: v != {}, PHASES_FORM, ("phases",)),
+    Rule(
+        "0 or more",
+        lambda v: v >= 0,
+        "0",
+        (
+            "run.seed",
+            "data.split_seed",
+            "phases.*.warmup_epochs",
+            "teacher.kd_ratio",
+            "optim.weight_decay",
+            "optim.grad_clip",
+            "run.save_steps",
+            "run.save_minutes",
+            "optim.loss_jump",
+            "optim.skip_limit",
+            "finetune.warmup_epochs",
+            "finetune.patience",
+        ),
+    ),
+    Rule(
+        "1 or more",
+        lambda v: v >= 1,
+        "1",
+        (
+            "data.batch_size",
+            "evaluation.batch_size",
+            "tracking.every_steps",
+            "run.keep_states",
+            "finetune.eval_batch_size",
+        ),
+    ),
+    Rule(
+        "2 or more, as one image has no variance",
+        lambda v: v >= 2,
+        "100",
+        ("evaluation.calibration_images", "evaluation.calibration_batch"),
+    ),
+    Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
+    Rule("from 1 to 1000000", lambda v: 1 <= v <= 1_000_000, "10", ("finetune.epochs",)),
+    Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr", "finetune.lr", "data.cache_gib")),
+    Rule(
+        "four numbers from 0 to 2, the last one up to 0.5",
+        lambda v: all(0 <= strength <= 2 for strength in v) and v[3] <= 0.5,
+        "[0.4,0.4,0.4,0.1]",
+        ("data.jitter",),
+    ),
+    Rule(
+        "a number of operations from 0 to 16 and a magnitude from 0 to 30",
+        lambda v: 0 <= v[0] <= 16 and 0 <= v[1] <= 30,
+        "[2,9]",
+        ("data.randaugment",),
+    ),
+    Rule("0, or 0.01 to 100", lambda v: v == 0 or 0.01 <= v <= 100, "0.2", ("data.mixup", "data.cutmix")),
+    Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
+    # More would be taken at its word until memory, processes or patience end.
+    Rule("from 0 to 1024", lambda v: 0 <= v <= 1024, "0", ("run.threads", "data.workers")),
+    Rule("from 1 to 1024", lambda v: 1 <= v <= 1024, "1", ("phases.*.subnets",)),
+    Rule("0, or 0.000001 and more", lambda v: v == 0 or v >= 1e-6, "1", ("evaluation.every_epochs",)),
+    Rule("from 0.1 to 1", lambda v: 0.1 <= v <= 1, "0.875", ("data.eval_crop",)),
+    Rule(
+        "0 or more and below 1",
+        lambda v: 0 <= v < 1,
+        "0.1",
+        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum", "finetune.dropout"),
+    ),
+    Rule("two numbers from 0 to below 1", lambda v: all(0 <= b < 1 for b in v), "[0.9,0.999]", ("optim.betas",)),
+    Rule(
+        "a range in (0, 1], the smaller number first",
+        lambda v: _ordered(v) and v[1] <= 1,
+        "[0.85,1]",
+        ("data.crop_scale",),
+    ),
+    Rule("a range above 0, the smaller number first", _ordered, "[0.75,1.33]", ("data.crop_ratio",)),
+    Rule("three numbers from 0 to 1", lambda v: all(0 <= m <= 1 for m in v), "[0.5,0.5,0.5]", ("data.mean",)),
+    Rule(
+        "three numbers above 0 and at most 1", lambda v: all(0 < s <= 1 for s in v), "[0.25,0.25,0.25]", ("data.std",)
+    ),
+    Rule("above 0 and at most 16", lambda v: 0 < v <= 16, "1.0", ("supernet.width_mult",)),
+    Rule("1 or 2", lambda v: v in (1, 2), "2", ("supernet.stem_stride",)),
+    Rule(
+        "one or more different numbers from 1 to 16384",
+        lambda v: v != () and _distinct(v) and max(v) <= 16384,
+        "[48,64]",
+        ("data.resolutions",),
+    ),
+    Rule(_CHOICES, lambda v: v != () and _distinct(v), "[2,3,4]", ("supernet.expand", "supernet.depth")),
+    Rule(
+        "one or more different odd numbers, each 1 or more",
+        lambda v: v != () and _distinct(v) and all(k % 2 for k in v),
+        "[3,5,7]",
+        ("supernet.kernel",),
+    ),
+    Rule(
+        "different numbers, each 1 or more",
+        _distinct,
+        "[2,3]",
+        _unlocks("kernel", "level", "height", "depth", "expand"),
+    ),
+    Rule(
+        "auto, cpu, cuda or cuda:N",
+        lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v, re.ASCII) is not None,
+        "auto",
+        ("run.device",),
+    ),
+    Rule(
+        "text of one or more printable characters",
+        lambda v: v != "" and v.isprintable(),
+        "NAME",
+        (
+            "run.folder",
+            "data.name",
+            "data.root",
+            "data.cache",
+            "supernet.variant",
+            "phases.*.teacher",
+            "teacher.policy",
+            "teacher.checkpoint",
+            "tracking.project",
+            "tracking.entity",
+        ),
+    ),
+    Rule(
+        "texts of one or more printable characters",
+        lambda v: all(tag != "" and tag.isprintable() for tag in v),
+        "[first,second]",
+        ("tracking.tags",),
+    ),
+)
+
+
+def check(config: Config | TuningConfig) -> None:
+    """Refuse values out of range, the first one found.
+
+    Raises:
+        UserError: A value breaks its rule; the message names the key in full.
+    """
+    for rule in RULES:
+        for pattern in rule.keys:
+            for key, value in _values(config, pattern.split("."), ""):
+                if value is not None and not rule.holds(value):
+                    raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+    if isinstance(config, TuningConfig):
+        _check_warmup("finetune", config.finetune.warmup_epochs, config.finetune.epochs)
+        return
+    for name, phase in config.phases.items():
+        _check_warmup(f"phases.{name}", phase.warmup_epochs, phase.epochs)
+        if phase.sampler == "sandwich" and phase.subnets < 2:
+            key = f"phases.{name}.subnets"
+            raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
+
+
+def _check_warmup(key: str, warmup_epochs: float, epochs: float) -> None:
+    if warmup_epochs > epochs:
+        key = f"{key}.warmup_epochs"
+        raise UserError(f"{key} ({warmup_epochs}): must not exceed epochs ({epochs}); lower {key}")
+
+
+def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, Any]]:
+    """The values at the keys that a rule's pattern stands for, each with its key in full; none that it lacks."""
+    if not names:
+        yield key, value
+    elif names[0] == "*":
+        for name, item in value.items():
+            yield from _values(item, names[1:], join(key, name))
+    elif hasattr(value, names[0]):
+        yield from _values(getattr(value, names[0]), names[1:], join(key, names[0]))
+
+
+PHASE_NAME = re.compile(r"(?!(?:state|aside)-\d)[A-Za-z0-9_-]{1,64}")
+"""Names that a phase may have: its checkpoint's file is called so, beside those of states."""

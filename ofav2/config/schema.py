@@ -1,0 +1,268 @@
+"""The schema of a recipe: one frozen dataclass per part, one sentence per field.
+
+A field's sentence names the unit and, where there is one, the value that turns it off. Values are checked where their
+meaning is known: types and names here, data sets in `ofav2.data`, architectures in `supernets`, phases in
+`ofav2.training.phases`. Configuration objects never enter a module; they are unpacked in `ofav2.training.run`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """Where and how a training computes."""
+
+    seed: int = 0
+    """Seed from which every random draw of the run is derived, together with phase and step."""
+    device: str = "auto"
+    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the forward pass: `bfloat16` runs it under autocast, weights stay float32."""
+    tf32: bool = True
+    """Whether training steps on CUDA multiply float32 numbers as TF32, which keeps 10 of their 23 bits; all that is
+    measured, compared or written is float32 either way. Without effect on the CPU."""
+    compile: bool = False
+    """Whether torch.compile makes faster forms of what is the same network in every step: the teacher, the full phase's
+    largest network, a network that is fine-tuned. It takes time per resolution, and a C++ compiler or CUDA."""
+    threads: int = 0
+    """CPU threads that torch may use; 0 leaves torch's own choice."""
+
+
+@dataclass(frozen=True)
+class RunConfig(ComputeConfig):
+    """Where and how the run computes, and what it saves."""
+
+    folder: str = "runs"
+    """Folder in which run folders are made when the command names none."""
+    save_steps: int = 500
+    """Training steps between two saved states that a stopped run resumes from; 0 saves by time alone."""
+    save_minutes: float = 10.0
+    """Minutes between two saved states; 0 saves by steps alone."""
+    keep_states: int = 2
+    """Newest states that are kept."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, how they are split, and how they are cut to a resolution."""
+
+    name: str
+    """Name of the data set, one of `ofav2.data.names()`."""
+    root: str | None = None
+    """Folder that holds the data set; null for one that comes with a package."""
+    download: bool = False
+    """Whether torchvision may download the data set into `root` where it offers that."""
+    cache: str | None = None
+    """Folder in which a data set of image files is kept decoded, so that files are decoded once; null decodes them
+    anew each time they are used."""
+    cache_gib: float = 16.0
+    """Largest data set, decoded, in GiB, that is kept there; a larger one is streamed from its files."""
+    bad_images: Literal["refuse", "skip"] = "refuse"
+    """Whether an image that cannot be decoded, or cannot be rightly labelled, ends the run or is left out."""
+    resolutions: tuple[int, ...] = (64,)
+    """Square image sides in pixels of which each training batch draws one, as a list or a range such as
+    `48..64 step 4`; a single one: no elastic resolution."""
+    batch_size: int = 64
+    """Images per training step."""
+    workers: int = 0
+    """DataLoader worker processes that decode files; 0, and images that are decoded already: the training process."""
+    val_fraction: float = 0.15
+    """Share of the training split that is held out for validation, drawn per class."""
+    test_fraction: float = 0.2
+    """Share of all images held out as test split, for data sets that come without one."""
+    split_seed: int = 0
+    """Seed of the split; kept apart from `run.seed` so that runs with other seeds are judged on the same images."""
+    crop_scale: tuple[float, float] = (0.85, 1.0)
+    """Range of the random crop's area as a share of the image's; (1, 1) with `crop_ratio` (1, 1) turns cropping off."""
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    """Range of the random crop's aspect ratio (width over height)."""
+    flip: bool = True
+    """Whether training images are mirrored left to right with probability one half."""
+    jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    """Strengths of random changes of brightness, contrast, saturation and hue (up to 0.5), as torchvision's
+    ColorJitter; zeros turn it off."""
+    randaugment: tuple[int, int] = (0, 9)
+    """RandAugment: operations per image, and their magnitude in 0..30; 0 operations turn it off."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 turns it off. With cutmix, each batch draws one of the two."""
+    cutmix: float = 0.0
+    """Alpha of cutmix; 0 turns it off."""
+    eval_crop: float = 0.875
+    """Share of the resized image's side that evaluation's centre crop keeps; 1 turns the crop off."""
+    mean: tuple[float, float, float] | None = None
+    """Channel means (in 0..1) to normalise with; null takes the data set's own."""
+    std: tuple[float, float, float] | None = None
+    """Channel standard deviations (in 0..1) to normalise with; null takes the data set's own."""
+
+
+@dataclass(frozen=True)
+class SupernetConfig:
+    """Which supernet, and what may be chosen in it."""
+
+    variant: str = "ee_d"
+    """Name of the supernet, one of `supernets.names()`."""
+    width_mult: float = 1.0
+    """Width multiplier of all channel counts."""
+    kernel: tuple[int, ...] = (3, 5, 7)
+    """Kernel sizes that a block may have, odd."""
+    expand: tuple[int, ...] = (3, 4, 6)
+    """Expansion ratios that a block may have."""
+    depth: tuple[int, ...] = (2, 3, 4)
+    """Numbers of blocks that a stage may have."""
+    stem_stride: int = 2
+    """Stride of the first convolution: 2 as in the paper, 1 for images of about 32 pixels or less."""
+
+
+@dataclass(frozen=True)
+class UnlockConfig:
+    """The choices of one dimension that may be drawn from a phase on; an empty list leaves the dimension as it was."""
+
+    kernel: tuple[int, ...] = ()
+    """Kernel sizes."""
+    level: tuple[int, ...] = ()
+    """Numbers of active parallel branches per block."""
+    height: tuple[int, ...] = ()
+    """Exits (1 is the first) at which a network may end."""
+    depth: tuple[int, ...] = ()
+    """Numbers of blocks per stage."""
+    expand: tuple[int, ...] = ()
+    """Expansion ratios."""
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """One phase of progressive shrinking; the mapping's order is the order in which phases run."""
+
+    epochs: float
+    """Length in epochs over the training split; fractions are allowed."""
+    lr: float
+    """Peak learning rate."""
+    unlock: UnlockConfig = field(default_factory=UnlockConfig)
+    """What the phase unlocks; nothing: the largest network is trained with all its exits jointly (the full phase)."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero at the start; 0 turns it off."""
+    subnets: int = 1
+    """Sub-networks per step whose gradients are summed."""
+    sampler: Literal["uniform", "sandwich"] = "uniform"
+    """How a step's sub-networks are drawn: all at random, or the largest, the smallest and random ones."""
+    teacher: str | None = None
+    """Teacher policy of this phase, as in `teacher.policy`; null takes that one."""
+    dropout: float = 0.1
+    """Dropout probability before each exit's classifier; 0 turns it off."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Distillation: exit weights, teacher, student loss."""
+
+    policy: str = "progressive"
+    """`fixed`, `progressive`, `best`, `none`, or an outside teacher as `timm:NAME`."""
+    checkpoint: str | None = None
+    """Weights file (.safetensors or .pth) of the outside teacher; null takes timm's pretrained weights."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
+    exit_weights: Any = "ascending"
+    """Scheme name (one of `distill.schemes()`) or one number per exit; weighs the joint loss and the ensemble."""
+    distance: Literal["cross_entropy", "mse"] = "cross_entropy"
+    """Distance of the student's output to the teacher's: soft cross-entropy, or mean squared error of logits."""
+    kd_ratio: float = 1.0
+    """Weight of that distance beside the cross-entropy with the labels; 0 turns distillation off."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimiser that every phase starts anew."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    """SGD with Nesterov momentum, or AdamW."""
+    momentum: float = 0.9
+    """Momentum of SGD."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Moment decay rates of AdamW."""
+    weight_decay: float = 3e-5
+    """Weight decay on weights; batch norms and biases have none."""
+    label_smoothing: float = 0.1
+    """Share of the label's probability spread over all classes; 0 turns it off."""
+    grad_clip: float = 0.0
+    """Largest allowed norm of the gradient; 0 turns clipping off."""
+    loss_jump: float = 0.0
+    """A batch whose loss is over so many times the usual one is skipped; 0 skips only what is not finite."""
+    skip_limit: int = 3
+    """Batches of a phase that may be skipped because their loss is unusable; one more stops the run."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How sub-networks are judged."""
+
+    every_epochs: float = 1.0
+    """Epochs between two validations inside a phase; 0 validates only at its end."""
+    batch_size: int = 200
+    """Images per batch of evaluation."""
+    calibration_images: int = 2000
+    """Training images from which a sub-network's batch-norm statistics are gathered before it is judged."""
+    calibration_batch: int = 100
+    """Images per batch of that recalibration."""
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """What is logged where; `metrics.jsonl` in the run folder is always written."""
+
+    mode: Literal["disabled", "offline", "online"] = "disabled"
+    """W&B: off, written to the run folder for a later `wandb sync`, or live."""
+    project: str = "ofav2"
+    """W&B project."""
+    entity: str | None = None
+    """W&B entity (user or team); null takes the account's default."""
+    tags: tuple[str, ...] = ()
+    """W&B tags."""
+    artifacts: bool = False
+    """Whether each phase's checkpoint is uploaded as a W&B artifact."""
+    every_steps: int = 10
+    """Training steps between two logged lines."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """How an extracted network is trained on: first to find the number of epochs, then with all images."""
+
+    lr: float
+    """Peak learning rate; it falls to zero as half a cosine over `epochs`, in both trainings."""
+    epochs: int = 30
+    """Epochs of the first training, of which the best one on validation is looked for."""
+    patience: int = 10
+    """Epochs of worse validation than the best, in a row, after which the first training ends; 0 trains all."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up from zero at the start; 0 turns it off."""
+    dropout: float = 0.0
+    """Dropout probability before each exit's classifier; 0 turns it off."""
+    exit_weights: Any = "ascending"
+    """Scheme name (one of `distill.schemes()`) or one number per exit; weighs the exits' losses and their ensemble."""
+    eval_batch_size: int = 200
+    """Images per batch of evaluation."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole recipe, in the order in which recipes are written."""
+
+    data: DataConfig
+    run: RunConfig = field(default_factory=RunConfig)
+    supernet: SupernetConfig = field(default_factory=SupernetConfig)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningConfig:
+    """The settings of a fine-tuning, in the order in which they are written."""
+
+    run: ComputeConfig
+    data: DataConfig
+    finetune: FinetuneConfig
+    optim: OptimConfig

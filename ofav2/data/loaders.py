@@ -1,0 +1,430 @@
+"""Batches of images, from torch's own DataLoader.
+
+What a training step sees is a function of (seed, phase, step) alone. The sampler does it: it yields a request per
+batch, which carries the images' indices, the resolution, and the numbers from which crops and flips are drawn. So
+workers may load batches in any order, and a run may start at any step.
+
+Worker processes decode files. Images that are decoded already are taken by the training process, which has them sooner
+than another one could send them. They are cut to the resolution one by one on the CPU, where torch's routine for bytes
+is the fastest, and all at once on other devices; what torchvision adds is done to the batch, on the device.
+
+While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. All that draws
+from torch's global generator waits until the batch is asked for: a step in progress draws from it as well.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ofav2.config.schema import DataConfig
+from ofav2.data.augment import Augmentation, Key, augmentation, mixed, recoloured
+from ofav2.data.images import Indices
+from ofav2.data.splits import ImageData, Split
+from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view
+from ofav2.errors import UserError
+from ofav2.rng import code, generator
+
+T = TypeVar("T")
+CPU = torch.device("cpu")
+
+
+class Batch(NamedTuple):
+    """Images of one resolution: uint8, or float32 in 0..255 where they are mixed, (N, 3, r, r), and their labels.
+
+    Labels are classes, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """A training batch, or a part of it, to be loaded."""
+
+    indices: Indices
+    """The images (N,)."""
+    positions: Indices
+    """Their places in the whole batch (N,)."""
+    batch_size: int
+    """Images of the whole batch."""
+    resolution: int
+    """Side in pixels."""
+    key: Key
+    """Seed, phase's code and step, from which augmentation is drawn."""
+
+
+class _Loaded(NamedTuple):
+    """A batch on its way: cut already, or whole with what it takes to cut it on the device."""
+
+    images: Tensor
+    labels: Tensor
+    boxes: Tensor | None
+    mirrored: Tensor | None
+    request: Request
+
+    def on(self, device: torch.device) -> "_Loaded":
+        """The same on a device; the copy may still be under way."""
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        boxes, mirrored = (
+            None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.mirrored)
+        )
+        return _Loaded(images, labels, boxes, mirrored, self.request)
+
+
+def steps_per_epoch(images: int, batch_size: int) -> int:
+    """Count the whole batches in an epoch; the incomplete last one is dropped.
+
+    Raises:
+        UserError: There is not one whole batch.
+    """
+    if images < batch_size:
+        raise UserError(
+            f"data.batch_size ({batch_size}): the training split has {images} images, less than one batch; "
+            f"set data.batch_size to {images} or less, or add images"
+        )
+    return images // batch_size
+
+
+def batch_resolution(resolutions: Sequence[int], *, seed: int, phase: str, step: int) -> int:
+    """Give the side in pixels that a training step's images have, drawn with equal chances by (seed, phase, step)."""
+    return resolutions[int(generator("resolution", seed, code(phase), step).integers(len(resolutions)))]
+
+
+def train_batches(
+    data: ImageData,
+    config: DataConfig,
+    *,
+    seed: int,
+    phase: str,
+    steps: int,
+    start_step: int = 0,
+    part: int = 0,
+    parts: int = 1,
+    device: torch.device = CPU,
+) -> "TrainBatches":
+    """Load a phase's training batches, each augmented and at one resolution.
+
+    Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped. The
+    equal parts of a batch, put side by side, are the batch.
+
+    Args:
+        data: The data set.
+        config: The recipe's data part.
+        seed: Seed of the run.
+        phase: Name of the phase, which has random draws of its own.
+        steps: Steps of the whole phase.
+        start_step: First step to load, for a phase that is resumed; batches are those of a phase that was not.
+        part: Which part of each batch to load, from 0.
+        parts: How many parts a batch has, a divisor of its size.
+        device: Where batches are wanted.
+
+    Returns:
+        A `Batch` on the device for every step from `start_step` up to `steps`, anew each time it is iterated.
+
+    Raises:
+        UserError: The training split is smaller than one batch, or the seed is negative.
+    """
+    assert 0 <= start_step <= steps, (start_step, steps)
+    assert 0 <= part < parts, (part, parts)
+    assert config.batch_size % parts == 0, (config.batch_size, parts)
+    size = config.batch_size // parts
+    settings = augmentation(config, len(data.classes))
+    first = part * size
+    # Each image is mixed with the one before it in the whole batch, which may be another part's, or its last one.
+    before = [(first - 1) % config.batch_size] if settings.mixes else []
+    schedule = _Schedule(
+        images=len(data.train),
+        batch_size=config.batch_size,
+        resolutions=config.resolutions,
+        seed=seed,
+        phase=phase,
+        epoch_steps=steps_per_epoch(len(data.train), config.batch_size),
+        steps=range(start_step, steps),
+        positions=np.array([*before, *range(first, first + size)], dtype=np.int64),
+    )
+    images = data.train.images
+    together = device.type != "cpu" and images.size is not None
+    loader = _Loader(
+        _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip, together),
+        sampler=schedule,
+        batch_size=None,
+        num_workers=0 if images.decoded else config.workers,
+        pin_memory=device.type == "cuda",
+        collate_fn=_as_it_is,
+        generator=_worker_seeds(),
+    )
+    return TrainBatches(loader, schedule, settings, device)
+
+
+def eval_batches(
+    split: Split,
+    *,
+    resolution: int,
+    eval_crop: float,
+    batch_size: int,
+    workers: int = 0,
+    part: int = 0,
+    parts: int = 1,
+) -> Iterable[Batch]:
+    """Load a whole split in order, or a part of its batches, centre-cropped; the last batch may be smaller.
+
+    Args:
+        split: What to load.
+        resolution: Side in pixels.
+        eval_crop: Share of the resized image's side that the centre crop keeps.
+        batch_size: Images per batch.
+        workers: Worker processes; 0 loads in this one.
+        part: Number of the first batch to load, from 0.
+        parts: Distance to the next one; 1 loads all.
+
+    Returns:
+        Batches, anew each time it is iterated.
+    """
+    starts = range(part * batch_size, len(split), parts * batch_size)
+    return _Loader(
+        _EvalImages(split, resolution, eval_crop, split.images.size is not None),
+        sampler=[np.arange(start, min(start + batch_size, len(split))) for start in starts],
+        batch_size=None,
+        num_workers=0 if split.images.decoded else workers,
+        collate_fn=_as_it_is,
+        generator=_worker_seeds(),
+    )
+
+
+def calibration_batches(
+    data: ImageData, *, resolution: int, eval_crop: float, images: int, batch_size: int, seed: int
+) -> list[Batch]:
+    """Load a fixed random part of the training split, seen as in evaluation, to gather batch-norm statistics from.
+
+    Args:
+        data: The data set.
+        resolution: Side in pixels.
+        eval_crop: Share of the resized image's side that the centre crop keeps.
+        images: How many images; all of the training split where it has fewer.
+        batch_size: Images per batch; a last batch of a single image joins the one before it.
+        seed: Seed of the choice.
+
+    Raises:
+        UserError: `images` or `batch_size` is below 2: one image has no variance.
+    """
+    _at_least_two("evaluation.calibration_images", images)
+    _at_least_two("evaluation.calibration_batch", batch_size)
+    # The order stays as drawn: batches in the split's order would hold one class each, and their statistics mislead
+    chosen = generator("calibration", seed).permutation(len(data.train))[:images]
+    bounds = list(range(0, len(chosen), batch_size))
+    if len(chosen) - bounds[-1] == 1 and len(bounds) > 1:
+        bounds.pop()
+    view = _EvalImages(data.train, resolution, eval_crop, data.train.images.size is not None)
+    return [view[part] for part in np.split(chosen, bounds[1:])]
+
+
+def _at_least_two(key: str, value: int) -> None:
+    if value < 2:
+        raise UserError(f"{key} ({value}): batch norm needs 2 images or more; set a larger number")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainBatches:
+    """A phase's training batches, finished on the training device."""
+
+    loader: "DataLoader[_Loaded]"
+    """What loads them, in this process or in workers."""
+    schedule: "Sampler[Request]"
+    """What is loaded, in order."""
+    settings: Augmentation
+    """What is done to them on the device."""
+    device: torch.device
+    """The device."""
+
+    def __len__(self) -> int:
+        """Count the batches."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Give batch after batch."""
+        sent = _sent_ahead(self.loader, self.device) if self.device.type == "cuda" else self._sent()
+        # An iteration that is given up must not leave a thread behind.
+        with closing(sent):
+            for loaded in sent:
+                yield _finished(loaded, self.settings)
+
+    def _sent(self) -> Generator[_Loaded]:
+        for loaded in self.loader:
+            yield loaded.on(self.device)
+
+
+def _sent_ahead(loader: Iterable[_Loaded], device: torch.device) -> Generator[_Loaded]:
+    """What a loader loads, each sent to a CUDA device, by a thread and a stream of its own, before it is asked for."""
+    stream = torch.cuda.Stream(device)
+
+    def send(loaded: _Loaded) -> tuple[_Loaded, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return loaded.on(device), stream.record_event()
+
+    # `map` has the loader start its workers here and now: the thread could not, as it hears no signals.
+    with closing(one_ahead(map(send, loader))) as ahead:
+        for loaded, there in ahead:
+            reading = torch.cuda.current_stream(device)
+            reading.wait_event(there)
+            for tensor in (loaded.images, loaded.labels, loaded.boxes, loaded.mirrored):
+                if tensor is not None:
+                    # Or its memory would be handed out again, to a later copy, while this stream may still read it.
+                    tensor.record_stream(reading)
+            yield loaded
+
+
+def one_ahead(items: Iterable[T]) -> Generator[T]:
+    """The items in their order; while one is in use, a thread gets the next one.
+
+    An error comes where its item would have come. Whoever gives up early closes the iterator, which waits for the item
+    that is on its way.
+    """
+    iterator = iter(items)
+
+    def take() -> list[T]:
+        return list(islice(iterator, 1))
+
+    with ThreadPoolExecutor(1, "one-ahead") as thread:
+        following = thread.submit(take)
+        while found := following.result():
+            following = thread.submit(take)
+            yield from found
+
+
+def _finished(loaded: _Loaded, settings: Augmentation) -> Batch:
+    """A batch on its device, cut and augmented there."""
+    images, labels, boxes, mirrored, request = loaded
+    if boxes is not None and mirrored is not None:
+        images = cut_together(images, boxes, mirrored, request.resolution)
+    if settings.recolours:
+        images = recoloured(images, request.positions, settings, request.key)
+    if settings.mixes:
+        images, labels = mixed(images, labels, settings, request.key)
+    return Batch(images, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Schedule(Sampler[Request]):
+    """The requests of each of a phase's steps, at some positions of its batch."""
+
+    images: int
+    batch_size: int
+    resolutions: tuple[int, ...]
+    seed: int
+    phase: str
+    epoch_steps: int
+    steps: range
+    positions: Indices
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[Request]:
+        phase = code(self.phase)
+        drawn = -1
+        for step in self.steps:
+            epoch, batch = divmod(step, self.epoch_steps)
+            if epoch != drawn:
+                order = generator("order", self.seed, phase, epoch).permutation(self.images)
+                drawn = epoch
+            resolution = batch_resolution(self.resolutions, seed=self.seed, phase=self.phase, step=step)
+            indices = order[batch * self.batch_size + self.positions]
+            yield Request(indices, self.positions, self.batch_size, resolution, (self.seed, phase, step))
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainImages(Dataset[_Loaded]):
+    """Training images, cut here one by one, or left to be cut together."""
+
+    split: Split
+    crop_scale: tuple[float, float]
+    crop_ratio: tuple[float, float]
+    flip: bool
+    together: bool
+
+    def __getitem__(self, request: Request) -> _Loaded:
+        images = self.split.images.look(request.indices)
+        draws = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
+        boxes = crop_boxes(images.sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
+        mirrored = (draws.mirrors < 0.5) & self.flip
+        labels = torch.from_numpy(self.split.labels[request.indices])
+        if self.together:
+            whole = torch.stack(images.images())
+            return _Loaded(whole, labels, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
+        return _Loaded(cut_each(images, boxes, mirrored, request.resolution), labels, None, None, request)
+
+
+@dataclass(frozen=True, eq=False)
+class _EvalImages(Dataset[Batch]):
+    """Batches of images as evaluation sees them, by their indices."""
+
+    split: Split
+    resolution: int
+    eval_crop: float
+    together: bool
+
+    def __getitem__(self, indices: Indices) -> Batch:
+        images = self.split.images.look(indices).images()
+        labels = torch.from_numpy(self.split.labels[indices])
+        if self.together:
+            return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), labels)
+        return Batch(torch.stack([evaluation_view(image, self.resolution, self.eval_crop) for image in images]), labels)
+
+
+def _as_it_is(loaded: T) -> T:
+    return loaded
+
+
+class _Loader(DataLoader[Any]):
+    """torch's DataLoader, whose workers stay at work when all processes of a job are told to stop.
+
+    The step that ends then still needs its images. A worker ends when the training process does, closes the loader, or
+    asks it to; as Python does at its exit with workers that are left.
+    """
+
+    def __init__(self, images: Dataset[Any], **options: Any) -> None:
+        super().__init__(images, worker_init_fn=_heed_parent if _CAN_WAIT else None, **options)
+
+    def __iter__(self) -> Any:
+        if not _CAN_WAIT:
+            return super().__iter__()
+        # Workers inherit what is held back here; setting handlers in them would leave them a moment without.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+_STOPS = (signal.SIGTERM, signal.SIGINT)
+_CAN_WAIT = hasattr(signal, "sigwaitinfo")
+"""Where signals do not tell their sender (macOS, Windows), workers take them as any process does."""
+
+
+def _heed_parent(worker: int) -> None:
+    """In a worker, obeys a request to stop if the process that started it sends it, and nobody else."""
+    parent = os.getppid()
+
+    def wait() -> None:
+        while signal.sigwaitinfo(_STOPS).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _worker_seeds() -> torch.Generator:
+    """Keep the DataLoader, which seeds its workers, off torch's global random state; nothing here uses those seeds."""
+    return torch.Generator().manual_seed(0)

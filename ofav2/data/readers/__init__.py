@@ -1,0 +1,1 @@
+"""Read data sets: arrays in memory and folders of image files."""

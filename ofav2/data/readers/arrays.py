@@ -1,0 +1,54 @@
+"""Data sets that fit in memory: scikit-learn's handwritten digits, CIFAR-10 and CIFAR-100."""
+
+import numpy as np
+from torchvision.datasets import CIFAR10, CIFAR100
+
+from ofav2.config.schema import DataConfig
+from ofav2.data.images import ArrayImages
+from ofav2.data.readers.folders import root_of
+from ofav2.data.splits import Listed, Split
+from ofav2.errors import UserError
+
+
+def read_digits(config: DataConfig) -> Listed:
+    """Read the 1,797 handwritten digits that come with scikit-learn, 8x8 grey in 0..16, as colour in 0..255."""
+    from sklearn.datasets import load_digits  # slow to import, and only the digits need it
+
+    bunch = load_digits()
+    grey = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    colour = np.repeat(grey[..., None], 3, axis=-1).transpose(0, 3, 1, 2)
+    everything = Split("train", bunch.target.astype(np.int64), ArrayImages(colour))
+    return Listed(tuple(str(digit) for digit in range(10)), everything)
+
+
+def read_cifar10(config: DataConfig) -> Listed:
+    """Read CIFAR-10 from the folder that torchvision uses, see `_read_cifar`."""
+    return _read_cifar(CIFAR10, config)
+
+
+def read_cifar100(config: DataConfig) -> Listed:
+    """Read CIFAR-100 from the folder that torchvision uses, see `_read_cifar`."""
+    return _read_cifar(CIFAR100, config)
+
+
+def _read_cifar(dataset: type[CIFAR10], config: DataConfig) -> Listed:
+    """Read one of the CIFAR sets; torchvision opens its pickled files only after their checksums held."""
+    root = root_of(config)
+    try:
+        first = dataset(str(root), train=True, download=config.download)
+        second = dataset(str(root), train=False, download=False)
+    except (RuntimeError, OSError) as error:
+        step = "check the network and the folder's rights" if config.download else "set data.download=true once"
+        raise UserError(
+            f"data.root ({root}): {config.name} needs an undamaged folder {dataset.base_folder} there "
+            f"({_first_line(error)}); {step}"
+        ) from error
+    train, test = (
+        Split(name, np.asarray(part.targets, dtype=np.int64), ArrayImages(part.data.transpose(0, 3, 1, 2)))
+        for name, part in (("train", first), ("test", second))
+    )
+    return Listed(tuple(first.classes), train, test=test)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

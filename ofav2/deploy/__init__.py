@@ -1,0 +1,1 @@
+"""Write sub-networks as files that run elsewhere, and read them back."""

@@ -1,0 +1,100 @@
+"""A network as files that run without this project: ONNX and `torch.export`, each read back and compared."""
+
+import copy
+import io
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from ofav2.deploy.agreement import require_same
+from ofav2.errors import RunError
+from supernets.outputs import exit_logits
+
+PROGRAM = "model.pt2"
+ONNX = "model.onnx"
+INPUT = "images"
+"""Name of the ONNX file's input: normalised images (N, C, H, W), float32, N free."""
+
+Form = Callable[[Tensor], Sequence[Tensor]]
+"""A network in some form: images (N, C, H, W) -> logits (N, classes) per exit."""
+
+
+def output_names(exits: Sequence[int], single: bool) -> tuple[str, ...]:
+    """Names of the ONNX file's outputs: `logits`, or `exit_2`, `exit_4`, … for a network that returns several."""
+    return ("logits",) if single else tuple(f"exit_{exit}" for exit in exits)
+
+
+def write_exports(module: nn.Module, images: Tensor, names: Sequence[str], folder: Path) -> dict[str, Any]:
+    """Writes `model.pt2` and `model.onnx`, reads both back, and compares their logits with the network's.
+
+    Both take any number of images of this size; they are compared with one image and with all.
+
+    Args:
+        module: A plain network in evaluation mode.
+        images: Real, normalised images (N, C, H, W).
+        names: Names of the ONNX file's outputs, one per exit.
+        folder: Where to write.
+
+    Returns:
+        What was compared, for `subnet.json`.
+
+    Raises:
+        RunError: If a file can't be made, or does not compute what the network does.
+    """
+    # Files must not depend on the device or the memory layout that the network was judged with.
+    plain = copy.deepcopy(module).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    plain.requires_grad_(False).eval()
+    images = images.cpu().contiguous()
+    with _quiet():
+        program = _exported(plain, images)
+        torch.export.save(program, folder / PROGRAM)
+        _write_onnx(program, names, folder / ONNX)
+        forms: dict[str, Form] = {PROGRAM: _program(folder / PROGRAM), ONNX: _onnx(folder / ONNX)}
+        batches = images[:1], images
+        gaps = {
+            name: max(require_same(form(batch), exit_logits(plain(batch)), name) for batch in batches)
+            for name, form in forms.items()
+        }
+    return {"batches": [len(batch) for batch in batches], "largest_gap": gaps, "outputs": list(names)}
+
+
+def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
+    # A batch of one would be taken for a constant.
+    sample = images if len(images) > 1 else images.repeat(2, 1, 1, 1)
+    return torch.export.export(module, (sample,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+
+
+def _write_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
+    try:
+        written = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(names), verbose=False)
+    except (ImportError, torch.onnx.OnnxExporterError) as error:
+        raise RunError(
+            f"{path.name} cannot be made ({type(error).__name__}): install the versions of onnx, onnxscript and torch"
+            " that constraints.txt names"
+        ) from error
+    assert written is not None, "without a file, torch returns the program"
+    written.save(path)
+
+
+def _program(path: Path) -> Form:
+    loaded = torch.export.load(io.BytesIO(path.read_bytes())).module()
+    return lambda images: exit_logits(loaded(images))
+
+
+def _onnx(path: Path) -> Form:
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    return lambda images: [torch.from_numpy(found) for found in session.run(None, {INPUT: images.numpy()})]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # The exporters warn of their own inner workings, which no user can change; what matters is compared afterwards.
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        yield

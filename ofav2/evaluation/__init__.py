@@ -1,0 +1,1 @@
+"""Measure sub-networks: extract, recalibrate batch norm, score."""

@@ -1,0 +1,55 @@
+"""The table of corner sub-networks, and its summary for people."""
+
+from collections.abc import Iterable, Sequence
+
+from ofav2.evaluation.evaluator import Score
+from supernets import Architecture, Subnet
+from supernets.cost import subnet_cost
+
+COLUMNS = ("resolution", "kernel", "expand", "depth", "level", "exit", "params", "macs", "top1")
+"""Columns of the corner table; `macs` are multiply-adds per image, `top1` a share in 0..1."""
+
+
+def corner_row(numbers: Architecture, score: Score) -> tuple[str | float | None, ...]:
+    """A uniform sub-network's row: kernel and expand are None where its MBConv branches are off."""
+    subnet = score.subnet
+    cost = subnet_cost(numbers, subnet)
+    return (
+        subnet.resolution,
+        subnet.kernel[0][0],
+        subnet.expand[0][0],
+        subnet.depth[0],
+        "+".join(subnet.level[0][0]),
+        subnet.height,
+        cost.params,
+        cost.macs,
+        score.top1,
+    )
+
+
+def keeps_mbconv(subnet: Subnet) -> bool:
+    """Whether the MBConv branch is on in every block."""
+    return all("mbconv" in branches for values in subnet.level for branches in values)
+
+
+def summary_rows(scores: Sequence[Score]) -> list[tuple[object, ...]]:
+    """Per exit, with and without the MBConv branch: their number, and their lowest, mean and highest top-1 in %."""
+    rows: list[tuple[object, ...]] = []
+    for kept in (True, False):
+        chosen = [score for score in scores if keeps_mbconv(score.subnet) == kept]
+        for exit in sorted({score.subnet.height for score in chosen}):
+            top1 = [100 * score.top1 for score in chosen if score.subnet.height == exit]
+            branch = "with MBConv" if kept else "without"
+            rows.append(
+                (branch, exit, len(top1), f"{min(top1):.1f}", f"{sum(top1) / len(top1):.1f}", f"{max(top1):.1f}")
+            )
+    return rows
+
+
+SUMMARY_COLUMNS = ("corners", "exit", "networks", "lowest %", "mean %", "highest %")
+"""Columns of `summary_rows`."""
+
+
+def by_cost(numbers: Architecture, scores: Iterable[Score]) -> list[Score]:
+    """Scores from the dearest to the cheapest network, by multiply-adds."""
+    return sorted(scores, key=lambda score: -subnet_cost(numbers, score.subnet).macs)

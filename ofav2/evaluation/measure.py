@@ -1,0 +1,38 @@
+"""Measure chosen sub-networks of a run, as a table."""
+
+from collections.abc import Iterable
+
+from ofav2 import console
+from ofav2.evaluation.opened_run import OpenedRun
+from supernets import Subnet
+from supernets.cost import subnet_cost
+
+
+def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Columns and rows of sub-networks measured on a split, batch norm recalibrated, from the dearest to the cheapest.
+
+    Args:
+        run: The opened run.
+        subnets: Networks of the run's space.
+        split: `val` or `test`.
+
+    Raises:
+        SpaceError: If a sub-network is outside the space that was trained.
+    """
+    net = run.loaded.net
+    chosen = tuple(subnets)
+    for subnet in chosen:
+        net.space.check(subnet)
+    images = {"val": run.data.val, "test": run.data.test}[split]
+    with console.progress(f"measuring on {split}", len(set(chosen))) as advance:
+        scores = []
+        for score in run.judge.scores(net, chosen, images):
+            scores.append(score)
+            advance(top1=score.top1)
+    ordered = sorted(
+        ((subnet_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
+    )
+    rows: list[tuple[object, ...]] = [
+        (str(score.subnet), f"{cost.params:,}", f"{cost.macs:,}", f"{100 * score.top1:.2f}") for cost, score in ordered
+    ]
+    return ("sub-network", "parameters", "multiply-adds", "top-1 %"), rows

@@ -1,0 +1,1 @@
+"""Early exits of an extracted network: predict with them, calibrate thresholds, compare exits."""

@@ -1,0 +1,408 @@
+"""Calibrating the exits of an extracted network: thresholds on validation, the chosen one on test, measured times."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from ofav2 import console, files
+from ofav2.config import recipe
+from ofav2.data import ImageData, Split, eval_batches, open_data
+from ofav2.deploy.agreement import require_same
+from ofav2.deploy.load import describe_subnet, load_subnet
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.evaluator import Judge, open_judge
+from ofav2.exits.early import NEVER, EarlyExits, LeavingRule, confidence_of, early_exits
+from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
+from ofav2.exits.thresholds import Curve, threshold_curve
+from ofav2.nas.latency import Machine, stream_times, this_machine
+from ofav2.networks.build import build_supernet
+from ofav2.rng import generator
+from ofav2.runtime.device import Runtime, open_runtime
+from supernets import Subnet
+from supernets.cost import ExitMacs, exit_macs
+from supernets.graphs import alone
+
+BATCHES = (1, 64)
+"""Images per call that times are measured at."""
+TIMED_IMAGES = 128
+"""Validation images, drawn at random, that are classified to measure times, one by one and in batches."""
+ROUNDS = 5
+"""How often each call is timed; its median counts."""
+SHOWN = 7
+"""Thresholds that are timed, about evenly spaced in cost, besides the chosen one."""
+KEPT = 200
+"""Thresholds that are kept for the curve, at most."""
+_CHANGEABLE = ("data.root", "data.download", "data.workers", "run.device", "run.threads", "evaluation.batch_size")
+
+
+@dataclass(frozen=True)
+class OpenedExits:
+    """An extracted network with several exits, and the data that it was trained on."""
+
+    folder: Path
+    """Where it lies."""
+    net: EarlyExits
+    """The network, on the runtime's device."""
+    module: GraphModule
+    """The same weights as the module that returns all exits at once."""
+    facts: Mapping[str, Any]
+    """What `subnet.json` says."""
+    subnet: Subnet
+    """The sub-network."""
+    macs: tuple[ExitMacs, ...]
+    """What each exit costs."""
+    data: ImageData
+    """The data set."""
+    judge: Judge
+    """What prepares images."""
+    runtime: Runtime
+    """Device and precision."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule does to a split."""
+
+    images: int
+    """Images of the split."""
+    top1: float
+    """Share (0..1) whose class is right."""
+    mean_macs: float
+    """Mean multiply-adds per image."""
+    shares: tuple[float, ...]
+    """Share (0..1) that leaves at each exit."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A way to run the network, on validation."""
+
+    name: str
+    """`threshold 0.93`, `none leaves early`, `exit 3 alone` (a network of that exit), or `all exits` at once."""
+    threshold: float | None
+    """The threshold, where there is one."""
+    mean_macs: float
+    """Mean multiply-adds per image."""
+    top1: float
+    """Share (0..1) of all validation images whose class is right."""
+    shares: tuple[float, ...] | None
+    """Share (0..1) of all validation images that leaves at each exit."""
+    nanoseconds: tuple[int, ...]
+    """Measured time per image at each of `BATCHES`."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A calibrated network: the rule, and what it and others cost and reach."""
+
+    name: str
+    """The sub-network."""
+    data: str
+    """The data set."""
+    rule: LeavingRule
+    """When images leave."""
+    wish: str
+    """What was asked for."""
+    exits: tuple[int, ...]
+    """The exits' numbers."""
+    val: Outcome
+    """The rule on validation, which chose it."""
+    test: Outcome
+    """The rule on test."""
+    last_test_top1: float
+    """Test top-1 (0..1) of the last exit, as it was extracted."""
+    rows: tuple[Timed, ...]
+    """Measured ways to run the network."""
+    chosen: int
+    """Place of the rule in `rows`."""
+    curve: Curve
+    """All thresholds, on validation."""
+    timed_images: int
+    """Images whose classification was timed."""
+    machine: Machine
+    """Where."""
+
+    @property
+    def own(self) -> Timed:
+        """The rule."""
+        return self.rows[self.chosen]
+
+    @property
+    def last(self) -> Timed:
+        """The network of the last exit alone."""
+        return next(row for row in self.rows if row.name == f"exit {self.exits[-1]} alone")
+
+
+STUDY_COLUMNS = (
+    "",
+    "mean multiply-adds",
+    "top-1 %",
+    "% leaving at each exit",
+    *(f"ms per image, batch {size}" for size in BATCHES),
+)
+"""Columns of `study_rows`."""
+
+
+def study_rows(study: Study) -> list[tuple[object, ...]]:
+    """What was measured on validation, as a table for people; an arrow marks the chosen threshold."""
+    return [
+        (
+            f"{'->' if place == study.chosen else '  '} {row.name}",
+            f"{row.mean_macs:,.0f}",
+            f"{100 * row.top1:.2f}",
+            " ".join(f"{100 * share:.0f}" for share in row.shares) if row.shares else "-",
+            *(f"{time / 1e6:.3g}" for time in row.nanoseconds),
+        )
+        for place, row in enumerate(study.rows)
+    ]
+
+
+def calibrate_exits(
+    directory: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    max_macs: int | None = None,
+    min_top1: float | None = None,
+    confidence: str = "max_softmax",
+    ensemble: bool = False,
+) -> Study:
+    """Finds the threshold of an extracted network that keeps a wish, measures it, and writes `early_exits.json`.
+
+    The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
+    without a wish, the cheapest one that loses no image which the last exit has right. Test images are looked at once,
+    with it.
+
+    Args:
+        directory: A folder of `ofav2 extract` with several exits.
+        overrides: Settings of its recipe as `key=value`: where the images are, and what computes.
+        max_macs: Mean multiply-adds per image, at most.
+        min_top1: Validation top-1 (0..1), at least.
+        confidence: One of `ofav2.exits.early.confidences()`.
+        ensemble: Whether an exit speaks for all exits up to it.
+
+    Raises:
+        RunError: If the folder is none of these, or damaged.
+        UserError: If its data set can't be opened or is another one, or no threshold keeps the wish.
+    """
+    LeavingRule(0.0, confidence, ensemble)
+    _check_wish(max_macs, min_top1)
+    opened = open_exits(directory, overrides)
+    console.say(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
+    curve, single = _observe(opened, confidence, ensemble)
+    place, wish = _choose(curve, max_macs, min_top1)
+    rule = LeavingRule(float(curve.thresholds[place]), confidence, ensemble)
+    places = sorted({place, *curve.spread(SHOWN)})
+    rows = _timed(opened, curve, places, rule, single)
+    study = Study(
+        name=str(opened.subnet),
+        data=opened.data.name,
+        rule=rule,
+        wish=wish,
+        exits=opened.net.exits,
+        val=_on_curve(curve, place),
+        test=judge_rule(opened, opened.data.test, rule),
+        last_test_top1=_last_test_top1(opened),
+        rows=rows,
+        chosen=places.index(place),
+        curve=curve,
+        timed_images=min(TIMED_IMAGES, len(opened.data.val)),
+        machine=this_machine(opened.runtime.device),
+    )
+    files.write_json(opened.folder / EARLY_FACTS, _described(opened, study))
+    return study
+
+
+def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedExits:
+    """Opens an extracted network with several exits, with the data set that its own recipe names.
+
+    Raises:
+        RunError, UserError: As for `calibrate_exits`.
+    """
+    path = Path(directory)
+    for text in overrides:
+        if text.partition("=")[0] not in _CHANGEABLE:
+            raise UserError(f"setting ({text}) does not belong here: of the network's recipe, {', '.join(_CHANGEABLE)}")
+    exits, module, facts = several_exits(path), load_subnet(path), describe_subnet(path)
+    if facts.get("finetuning"):
+        raise UserError(
+            f"network ({path}) was fine-tuned on its validation images too, which are to choose the threshold:"
+            " calibrate it as it was extracted"
+        )
+    try:
+        subnet, origin = Subnet.from_dict(facts["subnet"]), facts["provenance"]
+        text, fingerprint = origin["recipe"], origin["data_fingerprint"]
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{path}: subnet.json lacks {error}: extract the network again") from error
+    if not isinstance(text, str):
+        raise RunError(f"{path}: subnet.json holds no recipe: extract the network again")
+    config = recipe.parse(text, f"recipe in {path}/subnet.json", overrides)
+    runtime = open_runtime(config.run)
+    data = open_data(config.data)
+    if data.fingerprint != fingerprint:
+        raise UserError(
+            f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
+            " ones that it knows: give the folder of that one as data.root=PATH"
+        )
+    runtime.place(module)
+    net = early_exits(module, exits)
+    costs = exit_macs(build_supernet(facts["supernet"]).architecture, subnet, exits)
+    return OpenedExits(path, net, module, facts, subnet, costs, data, open_judge(config, data, runtime), runtime)
+
+
+def judge_rule(opened: OpenedExits, split: Split, rule: LeavingRule) -> Outcome:
+    """What a rule does to a split: the images are classified, and those that are done leave."""
+    exits = torch.tensor(opened.net.exits)
+    right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
+    with opened.runtime.autocast():
+        for images, labels in _inputs(opened, split):
+            found = opened.net.decide(images, rule)
+            right += int((found.classes.cpu() == labels).sum())
+            left += (found.exits.cpu()[:, None] == exits).sum(0)
+    counts = left.tolist()
+    macs = sum(count * cost.passed for count, cost in zip(counts, opened.macs, strict=True))
+    total = len(split)
+    return Outcome(total, right / total, macs / total, tuple(count / total for count in counts))
+
+
+def _check_wish(max_macs: int | None, min_top1: float | None) -> None:
+    if max_macs is not None and min_top1 is not None:
+        raise UserError("both a cost and an accuracy are wished for: leave one out, the other one follows from it")
+    if min_top1 is not None and not 0 <= min_top1 <= 1:
+        raise UserError(f"top-1 ({min_top1:g}) must be a share from 0 to 1: divide a percentage by 100")
+
+
+def _choose(curve: Curve, max_macs: int | None, min_top1: float | None) -> tuple[int, str]:
+    if max_macs is not None:
+        return curve.within(max_macs), f"at most {max_macs:,} multiply-adds per image"
+    if min_top1 is not None:
+        return curve.reaching(min_top1), f"top-1 of at least {100 * min_top1:g} % on validation"
+    # The rule of three: what happens to none of n images may happen to 3 in n, with 95 % confidence.
+    hidden = 100 * min(1.0, 3 / curve.images)
+    said = f"none of {curve.images} validation images is lost that the last exit has right"
+    return curve.harmless(), f"{said} (a loss of {hidden:.2g} points may hide in so few)"
+
+
+def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Normalised images on the device, and their labels on the CPU."""
+    judge = opened.judge
+    batches = eval_batches(
+        split,
+        resolution=opened.subnet.resolution,
+        eval_crop=judge.eval_crop,
+        batch_size=batch_size or judge.config.batch_size,
+        workers=judge.workers,
+    )
+    return ((judge.prepare(opened.runtime.send(batch.images)), batch.labels) for batch in batches)
+
+
+def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Curve, tuple[float, ...]]:
+    """All thresholds on validation, and the top-1 of each exit by itself."""
+    sure: list[npt.NDArray[np.float32]] = []
+    right: list[npt.NDArray[np.bool_]] = []
+    alone_right: list[npt.NDArray[np.bool_]] = []
+    with torch.inference_mode(), opened.runtime.autocast():
+        for images, labels in _inputs(opened, opened.data.val):
+            own = opened.net(images)
+            if not sure:
+                require_same(own, opened.module(images), "network split at its exits")
+            said = opened.net.said(own, ensemble)
+            sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in said[:-1]]))
+            right.append(_right(said, labels))
+            alone_right.append(_right(own, labels))
+    macs = [cost.passed for cost in opened.macs]
+    curve = threshold_curve(np.concatenate(sure, 1), np.concatenate(right, 1), macs)
+    return curve, tuple(np.concatenate(alone_right, 1).mean(1).tolist())
+
+
+def _right(said: Sequence[Tensor], labels: Tensor) -> npt.NDArray[np.bool_]:
+    return np.stack([(logits.argmax(1).cpu() == labels).numpy() for logits in said])
+
+
+def _on_curve(curve: Curve, place: int) -> Outcome:
+    shares = tuple(curve.shares[place].tolist())
+    return Outcome(curve.images, float(curve.top1[place]), float(curve.mean_macs[place]), shares)
+
+
+def _timed(
+    opened: OpenedExits, curve: Curve, places: Sequence[int], rule: LeavingRule, single: Sequence[float]
+) -> tuple[Timed, ...]:
+    """The thresholds at these places, then each exit alone, then all exits; the calls take turns."""
+    outcomes = [_on_curve(curve, place) for place in places]
+    thresholds = [float(curve.thresholds[place]) for place in places]
+    calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, rule, threshold) for threshold in thresholds]
+    calls += [alone(opened.module, place).eval() for place in range(len(opened.net.exits))]
+    calls.append(opened.module)
+    times = _call_times(opened, calls)
+    leaving = [
+        Timed(_named(threshold), threshold, one.mean_macs, one.top1, one.shares, time)
+        for threshold, one, time in zip(thresholds, outcomes, times, strict=False)
+    ]
+    exits = zip(opened.macs, single, times[len(places) :], strict=False)
+    ends = [Timed(f"exit {cost.exit} alone", None, cost.alone, top1, None, time) for cost, top1, time in exits]
+    everything = Timed("all exits", None, opened.macs[-1].passed, single[-1], None, times[-1])
+    return (*leaving, *ends, everything)
+
+
+def _named(threshold: float) -> str:
+    return "none leaves early" if threshold == NEVER else f"threshold {threshold:.4g}"
+
+
+def _deciding(net: EarlyExits, rule: LeavingRule, threshold: float) -> Callable[[Tensor], object]:
+    own = LeavingRule(threshold, rule.confidence, rule.ensemble)
+    return lambda images: net.decide(images, own)
+
+
+def _call_times(opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]]) -> list[tuple[int, ...]]:
+    """Mean nanoseconds per image of each call, at each of `BATCHES`."""
+    val = opened.data.val
+    # Splits may be sorted by class, and one class may be easier than others.
+    split = val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
+    found = []
+    with console.progress("measuring times", len(BATCHES)) as advance, opened.runtime.autocast():
+        for size in BATCHES:
+            batches = [images for images, _ in _inputs(opened, split, size)]
+            found.append(stream_times(calls, batches, ROUNDS))
+            advance()
+    return [tuple(round(time / len(split)) for time in times) for times in zip(*found, strict=True)]
+
+
+def _last_test_top1(opened: OpenedExits) -> float:
+    try:
+        return float(opened.facts["top1_per_exit"]["after_recalibration"]["test"][str(opened.net.exits[-1])])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{opened.folder}: subnet.json lacks {error}: extract the network again") from error
+
+
+def _described(opened: OpenedExits, study: Study) -> dict[str, Any]:
+    curve, kept = study.curve, study.curve.spread(KEPT)
+    return {
+        "format": EARLY_FORMAT,
+        "subnet_sha256": opened.facts["sha256"],
+        "data_fingerprint": opened.data.fingerprint,
+        "rule": asdict(study.rule),
+        "wish": study.wish,
+        "exits": list(study.exits),
+        "macs": [asdict(cost) for cost in opened.macs],
+        "val": asdict(study.val),
+        "test": asdict(study.test) | {"last_exit_top1": study.last_test_top1},
+        "measured": {
+            "machine": asdict(study.machine),
+            "batches": list(BATCHES),
+            "images": study.timed_images,
+            "rounds": ROUNDS,
+            "rows": [asdict(row) for row in study.rows],
+        },
+        "curve": {
+            "thresholds": curve.thresholds[kept].tolist(),
+            "mean_macs": curve.mean_macs[kept].tolist(),
+            "top1": curve.top1[kept].tolist(),
+            "shares": curve.shares[kept].tolist(),
+        },
+    }

@@ -1,0 +1,269 @@
+"""Early exits that really skip: images that an exit is sure of leave the batch before the next stage runs."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from numbers import Real
+from types import MappingProxyType
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from distill import exit_weights
+from ofav2.errors import UserError
+from ofav2.messages import show
+from supernets.graphs import split
+
+NEVER = 2.0
+"""A threshold that no confidence reaches."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of N images, and where each of them left it."""
+
+    classes: Tensor
+    """The most likely class of each image, int64 (N,)."""
+    logits: Tensor
+    """The logits that it was read off, (N, classes): of the image's exit, or of the ensemble up to there."""
+    exits: Tensor
+    """The exit that each image left at, by number, int64 (N,)."""
+
+
+@dataclass(frozen=True)
+class LeavingRule:
+    """When an image leaves: as soon as an exit's confidence is at least the threshold.
+
+    Raises:
+        UserError: If a threshold is no number of at least 0, or there is no such confidence.
+    """
+
+    threshold: float | tuple[float, ...]
+    """For all exits, or one for each but the last: 0 lets every image leave there, anything over 1 none."""
+    confidence: str = "max_softmax"
+    """How confidence is measured, one of `confidences()`."""
+    ensemble: bool = False
+    """Whether an exit speaks for all exits up to it, see `EarlyExits`."""
+
+    def __post_init__(self) -> None:
+        """Checks the values."""
+        if not isinstance(self.confidence, str) or self.confidence not in _CONFIDENCES:
+            raise UserError(f"confidence ({show(str(self.confidence))}) is unknown: use {', '.join(_CONFIDENCES)}")
+        if not isinstance(self.ensemble, bool):
+            raise UserError(f"ensemble ({show(str(self.ensemble))}) must be true or false")
+        for value in self.threshold if isinstance(self.threshold, tuple) else (self.threshold,):
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
+                raise UserError(f"threshold ({show(str(value))}) must be 0 (all leave) or more; over 1, none leaves")
+
+    def per_exit(self, exits: int) -> tuple[float, ...]:
+        """The thresholds of a network's exits but the last, at which everything leaves.
+
+        Raises:
+            UserError: If there are more or fewer.
+        """
+        if not isinstance(self.threshold, tuple):
+            return (self.threshold,) * (exits - 1)
+        if len(self.threshold) != exits - 1:
+            raise UserError(
+                f"thresholds ({len(self.threshold)}) must be one for each exit but the last, {exits - 1} here:"
+                " at the last exit everything leaves"
+            )
+        return self.threshold
+
+
+def confidences() -> tuple[str, ...]:
+    """Names of the confidences; all are from 0 to 1, and higher is surer.
+
+    `max_softmax` is the probability of the most likely class, `margin` its distance to that of the second, `entropy`
+    one minus the entropy of the probabilities as a share of the largest possible one.
+    """
+    return tuple(_CONFIDENCES)
+
+
+def confidence_of(name: str, logits: Tensor) -> Tensor:
+    """How sure logits are.
+
+    Args:
+        name: One of `confidences()`.
+        logits: (N, classes), two classes or more.
+
+    Returns:
+        (N,), from 0 to 1; NaN, which reaches no threshold, where a logit is NaN or plus infinity.
+
+    Raises:
+        UserError: If there is one class alone.
+    """
+    if logits.shape[1] < 2:
+        raise UserError("network tells one class, so there is nothing to be sure of: early exits take two or more")
+    return _CONFIDENCES[name](logits.softmax(1))
+
+
+class EarlyExits(nn.Module):
+    """A network that images leave at the first exit that is sure of them.
+
+    Called like a module it returns the logits of all exits; `predict` lets images leave.
+
+    With `ensemble`, exit k speaks for exits 1 … k: it says the mean of their logits, exit i weighing i (AEP's ascending
+    weights, by which OFAv2's ENS-KD teaches too; the first k of them are the ascending weights of k exits).
+
+    Args:
+        parts: One part per exit, as `split` makes them.
+        exits: The exits' numbers, ascending.
+    """
+
+    def __init__(self, parts: Sequence[nn.Module], exits: Sequence[int]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        self.exits = tuple(exits)
+        weights = exit_weights("ascending", len(self.exits)).ensemble
+        self._shares = tuple(map(float, weights))
+        self._sums = tuple(map(float, accumulate(weights)))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """The logits of every exit, (N, classes) each; no image leaves."""
+        values: Sequence[Tensor] = (images,)
+        outputs = []
+        for part in self.parts:
+            logits, *values = part(*values)
+            outputs.append(logits)
+        return tuple(outputs)
+
+    def said(self, outputs: Sequence[Tensor], ensemble: bool) -> tuple[Tensor, ...]:
+        """What each exit says, its own logits or the ensemble's up to there; (N, classes) each.
+
+        Args:
+            outputs: The logits of every exit, as a call gives them.
+            ensemble: Whether an exit speaks for all exits up to it.
+        """
+        total: Tensor | None = None
+        said = []
+        for place, logits in enumerate(outputs):
+            own, total = self._speak(place, logits, total, ensemble)
+            said.append(own)
+        return tuple(said)
+
+    def predict(
+        self,
+        images: Tensor,
+        threshold: float | Sequence[float],
+        *,
+        confidence: str = "max_softmax",
+        ensemble: bool = False,
+    ) -> Prediction:
+        """Classifies images; each leaves the batch at the first exit whose confidence is at least its threshold.
+
+        Args:
+            images: (N, C, H, W), normalised.
+            threshold: For all exits, or one for each but the last; 0 lets every image leave at the first exit, anything
+                over 1 none before the last.
+            confidence: One of `confidences()`.
+            ensemble: Whether an exit speaks for all exits up to it.
+
+        Raises:
+            UserError: If a value can't be, the network is in training mode, or a value that one part of it hands to the
+                next has no row per image.
+        """
+        given = tuple(threshold) if isinstance(threshold, Sequence) else threshold
+        return self.decide(images, LeavingRule(given, confidence, ensemble))
+
+    def decide(self, images: Tensor, rule: LeavingRule) -> Prediction:
+        """Classifies images by a rule, such as one that `ofav2 early` has calibrated; see `predict`."""
+        if self.training:
+            raise UserError("network is in training mode, where images change each other's logits: call .eval() first")
+        thresholds = rule.per_exit(len(self.exits))
+        left: list[tuple[Tensor | None, Tensor, int]] = []
+        values: Sequence[Tensor] = (images,)
+        rows: Tensor | None = None
+        total: Tensor | None = None
+        with torch.inference_mode():
+            for place, (number, part) in enumerate(zip(self.exits, self.parts, strict=True)):
+                logits, *values = part(*values)
+                own, total = self._speak(place, logits, total, rule.ensemble)
+                if place == len(thresholds):
+                    left.append((rows, own, number))
+                    break
+                sure = confidence_of(rule.confidence, own) >= thresholds[place]
+                leaving = int(sure.count_nonzero())
+                if leaving == len(own):
+                    left.append((rows, own, number))
+                    break
+                if leaving:
+                    rows = torch.arange(len(own), device=own.device) if rows is None else rows
+                    left.append((rows[sure], own[sure], number))
+                    stay = (~sure).nonzero().squeeze(1)
+                    rows, values = rows[stay], [_kept(value, stay, len(own)) for value in values]
+                    total = total if total is None else total[stay]
+            return _gathered(left)
+
+    def _speak(self, place: int, logits: Tensor, total: Tensor | None, ensemble: bool) -> tuple[Tensor, Tensor | None]:
+        """What an exit says, and the weighted sum of the logits so far."""
+        # Half precision has too few digits to tell sure from surer.
+        wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        if not ensemble:
+            return wide, None
+        own = wide * self._shares[place]
+        total = own if total is None else total + own
+        return total / self._sums[place], total
+
+
+def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> EarlyExits:
+    """Makes a network with several outputs one that images can leave early; weights are shared with it.
+
+    Args:
+        module: Images (N, C, H, W) -> a tuple of logits (N, classes), the earliest exit first: what `load_subnet` gives
+            for several exits, or any other `torch.fx` graph.
+        exits: The exits' numbers; None counts them from 1.
+
+    Raises:
+        UserError: If it has no exit to leave early at, or can't be split (see `split`).
+    """
+    parts = split(module)
+    numbers = tuple(range(1, len(parts) + 1)) if exits is None else tuple(exits)
+    if len(parts) < 2:
+        raise UserError("network has one exit, so none to leave early at: extract it with --exits all")
+    if len(numbers) != len(parts):
+        raise UserError(f"exits ({show(list(numbers))}) must be one number per output of the network, {len(parts)}")
+    return EarlyExits(parts, numbers).train(module.training)
+
+
+def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
+    """What was said of the groups of images that left, in the order in which the images came."""
+    if len(left) == 1:
+        ((_, logits, number),) = left
+        exits = torch.full((len(logits),), number, device=logits.device)
+    else:
+        back = torch.cat([rows for rows, _, _ in left if rows is not None]).argsort()
+        logits = torch.cat([own for _, own, _ in left])[back]
+        exits = torch.cat([rows.new_full((len(rows),), number) for rows, _, number in left if rows is not None])[back]
+    return Prediction(logits.argmax(1), logits, exits)
+
+
+def _kept(value: Tensor, stay: Tensor, count: int) -> Tensor:
+    if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
+        raise UserError(
+            "network hands a value without a row per image from one exit to the next, so images can't leave: compute it"
+            " anew after each exit"
+        )
+    return value[stay]
+
+
+def _max_softmax(probabilities: Tensor) -> Tensor:
+    return probabilities.amax(1)
+
+
+def _margin(probabilities: Tensor) -> Tensor:
+    first, second = probabilities.topk(2, 1).values.unbind(1)
+    return first - second
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    share = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
+    return (1 - share).clamp(0, 1)
+
+
+_CONFIDENCES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"max_softmax": _max_softmax, "entropy": _entropy, "margin": _margin}
+)

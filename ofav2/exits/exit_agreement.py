@@ -1,0 +1,127 @@
+"""How often the exits of the largest network say the same: measured on validation images, kept in the run folder."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ofav2 import console, files
+from ofav2.data import eval_batches
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.opened_run import open_for_judging
+from ofav2.runs import folder
+from ofav2.runs.records import RunRecord, checked
+from supernets.outputs import exit_logits
+
+EXITS = "exits.json"
+FORMAT = "ofav2-exits/1"
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How the exits of the largest network compare on the validation split."""
+
+    phase: str
+    """The phase whose weights were measured."""
+    images: int
+    """Validation images."""
+    exits: tuple[int, ...]
+    """The exits, from 1."""
+    agree: tuple[tuple[float, ...], ...]
+    """Share (0..1) of images to which two exits give the same class, a row and a column per exit."""
+    top1: tuple[float, ...]
+    """Share (0..1) that each exit classifies rightly."""
+    right_together: float
+    """Share (0..1) on which at least one exit is right."""
+
+
+def measure_exits(run: str | Path) -> Agreement:
+    """Measures how often exits agree, and keeps it in the run folder as `exits.json`.
+
+    The largest sub-network that was trained is extracted with all its exits and its batch norms are recalibrated.
+
+    Args:
+        run: A run folder with at least one finished phase; its data set must be at hand.
+
+    Raises:
+        RunError: If the folder is no run, or has no finished phase.
+        UserError: If the supernet has one exit only, or its data set can't be opened.
+    """
+    opened = open_for_judging(run)
+    net, judge, split = opened.loaded.net, opened.judge, opened.data.val
+    exits = net.architecture.exits
+    if len(exits) == 1:
+        raise UserError(f"supernet ({net.architecture.variant}) has one exit, so none to compare: leave out --exits")
+    largest = net.space.largest()
+    module = judge.calibrated(net, largest, exits[: exits.index(largest.height) + 1])
+    batches = eval_batches(
+        split,
+        resolution=largest.resolution,
+        eval_crop=judge.eval_crop,
+        batch_size=judge.config.batch_size,
+        workers=judge.workers,
+    )
+    predicted, labels = [], []
+    with torch.inference_mode(), opened.runtime.autocast():
+        for batch in batches:
+            images = judge.prepare(opened.runtime.send(batch.images))
+            predicted.append(torch.stack([logits.argmax(1).cpu() for logits in exit_logits(module(images))]))
+            labels.append(batch.labels)
+    agreement = compare_predictions(torch.cat(predicted, 1), torch.cat(labels), exits=exits, phase=opened.loaded.phase)
+    kept = {"format": FORMAT, "checkpoint_sha256": opened.loaded.sha256, **asdict(agreement)}
+    files.write_json(Path(run) / EXITS, kept)
+    console.say(f"measured how {len(agreement.exits)} exits agree on {agreement.images} validation images")
+    return agreement
+
+
+def compare_predictions(
+    predicted: torch.Tensor, labels: torch.Tensor, *, exits: tuple[int, ...], phase: str
+) -> Agreement:
+    """Counts agreement.
+
+    Args:
+        predicted: Classes that each exit gives, (exits, images).
+        labels: The right classes, (images,).
+        exits: Names of the rows, from 1.
+        phase: The phase whose weights were measured.
+    """
+    same = (predicted[:, None] == predicted[None]).double().mean(2)
+    right = predicted == labels
+    return Agreement(
+        phase=phase,
+        images=len(labels),
+        exits=exits[: len(predicted)],
+        agree=tuple(tuple(row) for row in same.tolist()),
+        top1=tuple(right.double().mean(1).tolist()),
+        right_together=float(right.any(0).double().mean()),
+    )
+
+
+def read_exits(run: RunRecord) -> Agreement | None:
+    """What `measure_exits` kept, if it is of the weights that the run holds now; else None.
+
+    Raises:
+        RunError: If the file is damaged.
+    """
+    path = run.folder / EXITS
+    if not path.exists():
+        return None
+    kept = files.read_json(path)
+    if kept.get("format") != FORMAT:
+        raise RunError(f"{path}: format ({kept.get('format')!r}) must be {FORMAT!r}; remove it and measure again")
+    with checked(path):
+        if not run.phases or kept["checkpoint_sha256"] != _weights_sha256(run.folder, run.phases[-1].name):
+            return None
+        return Agreement(
+            phase=kept["phase"],
+            images=kept["images"],
+            exits=tuple(kept["exits"]),
+            agree=tuple(tuple(row) for row in kept["agree"]),
+            top1=tuple(kept["top1"]),
+            right_together=kept["right_together"],
+        )
+
+
+def _weights_sha256(run: Path, phase: str) -> str | None:
+    record = folder.checkpoint_path(run, phase).with_suffix(".json")
+    return files.read_json(record).get("sha256") if record.is_file() else None

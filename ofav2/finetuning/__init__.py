@@ -1,0 +1,1 @@
+"""Fine-tune extracted networks."""

@@ -1,0 +1,194 @@
+"""The two trainings of a fine-tuning, epoch by epoch."""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+
+from torch import Tensor, nn
+
+import distill
+from ofav2 import console
+from ofav2.data import ImageData, steps_per_epoch, train_batches
+from ofav2.errors import RunError
+from ofav2.finetuning.setup import Tuning
+from ofav2.runtime.compiling import Forward, compiled
+from ofav2.training.objectives import Losses
+from ofav2.training.optim import build_optimizer, learning_rate
+from ofav2.training.step import Guard, Step, train_steps
+from supernets import Subnet
+from supernets.outputs import exit_logits
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of training did."""
+
+    number: int
+    """Its number, from 1."""
+    loss: float | None
+    """Mean loss of its usable steps; None where there was none."""
+    lr: float
+    """Learning rate of its last step."""
+    skipped: int
+    """Steps that changed nothing because their loss was unusable."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How the network did on validation."""
+
+    epochs: int
+    """Epochs that it was trained, from 0."""
+    top1: Mapping[str, float]
+    """Top-1 (0..1) by exit."""
+    score: float
+    """Top-1 (0..1) of the exits' weighted ensemble, by which epochs are compared."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the first training did."""
+
+    epochs: tuple[Epoch, ...]
+    """Its epochs."""
+    before: Validation
+    """The network as it was."""
+    after: tuple[Validation, ...]
+    """The network after each epoch."""
+
+    @property
+    def best(self) -> Validation:
+        """The highest score after an epoch; of equals the last one, whose learning rate is the lowest."""
+        return max(self.after, key=lambda found: (found.score, found.epochs))
+
+
+def search(tuning: Tuning) -> Search:
+    """The first training: on training images, judged on validation after each epoch.
+
+    It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were worse than the best one
+    before them.
+
+    Raises:
+        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+    """
+    module = copy.deepcopy(tuning.start)
+    wanted, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
+    found = Search((), _validation(tuning, module, 0), ())
+    with console.progress("looking for the best epoch", wanted) as advance:
+        for epoch in train(tuning, module, tuning.data, "search", wanted):
+            validation = _validation(tuning, module, epoch.number)
+            found = replace(found, epochs=(*found.epochs, epoch), after=(*found.after, validation))
+            advance(loss=epoch.loss, validation=validation.score)
+            if patience and epoch.number - found.best.epochs >= patience:
+                break
+    return found
+
+
+def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module, list[Epoch]]:
+    """The second training: from the same weights, with the first one's learning rates, for so many epochs.
+
+    Args:
+        tuning: The fine-tuning.
+        data: Its data set, with all images that may be trained on as training images.
+        epochs: How many epochs.
+
+    Returns:
+        The trained network, and what each epoch did.
+
+    Raises:
+        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+    """
+    module = copy.deepcopy(tuning.start)
+    done = []
+    with console.progress("training on all images", epochs) as advance:
+        for epoch in train(tuning, module, data, "final", epochs):
+            done.append(epoch)
+            advance(loss=epoch.loss)
+    return module.eval(), done
+
+
+def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs: int) -> Iterator[Epoch]:
+    """Trains a network in place.
+
+    Args:
+        tuning: The fine-tuning.
+        module: The network.
+        data: The data set whose training images are taken.
+        name: Name of the training, on which its random draws depend.
+        epochs: How many epochs; learning rates are those of the first ones of `finetune.epochs`.
+
+    Yields:
+        What each epoch did, after it.
+
+    Raises:
+        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+    """
+    config = tuning.config
+    settings, seed = config.finetune, config.run.seed
+    per_epoch = steps_per_epoch(len(data.train), config.data.batch_size)
+    steps = train_steps(
+        module,
+        train_batches(data, config.data, seed=seed, phase=name, steps=epochs * per_epoch, device=tuning.runtime.device),
+        partial(_losses, tuning, compiled("network", module, module, tuning.runtime.compiler)),
+        name=name,
+        draw=lambda step, resolution: (tuning.source.subnet,),
+        schedule=partial(
+            learning_rate,
+            steps=settings.epochs * per_epoch,
+            # A whole training of warm-up would leave the cosine no step to fall in.
+            warmup_steps=min(round(settings.warmup_epochs * per_epoch), settings.epochs * per_epoch - 1),
+            peak=settings.lr,
+        ),
+        optimizer=build_optimizer(module, config.optim),
+        optim=config.optim,
+        guard=Guard(config.optim.loss_jump),
+        prepare=tuning.judge.prepare,
+        runtime=tuning.runtime,
+        seed=seed,
+    )
+    skipped = 0
+    for number in range(1, epochs + 1):
+        done = []
+        for step in islice(steps, per_epoch):
+            done.append(step)
+            skipped += step.refused is not None
+            _refuse_too_many(step, skipped, config.optim.skip_limit)
+        yield _summary(number, done)
+
+
+def _losses(
+    tuning: Tuning, forward: Forward, module: nn.Module, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]
+) -> Iterator[Losses]:
+    """All exits together, as in the full phase; a single one is its cross-entropy."""
+    logits = exit_logits(forward(images))
+    yield distill.joint_loss(logits, labels, tuning.weights.losses, tuning.config.optim.label_smoothing)
+
+
+def _refuse_too_many(step: Step, skipped: int, limit: int) -> None:
+    if step.refused:
+        console.say(f"batch skipped ({skipped} of at most {limit} in this training): {step.refused}")
+    if skipped > limit:
+        raise RunError(f"{step.refused}; lower finetune.lr, set optim.grad_clip or raise optim.skip_limit")
+
+
+def _summary(number: int, steps: Sequence[Step]) -> Epoch:
+    losses = [step.numbers["loss"] for step in steps if step.refused is None]
+    mean = sum(losses) / len(losses) if losses else None
+    return Epoch(number, mean, steps[-1].numbers["lr"], len(steps) - len(losses))
+
+
+def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
+    top1 = exit_top1(tuning, module, "val")
+    if len(top1) == 1:
+        return Validation(epochs, top1, *top1.values())
+    score = tuning.judge.ensemble_top1(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
+    return Validation(epochs, top1, score)
+
+
+def exit_top1(tuning: Tuning, module: nn.Module, split: str) -> dict[str, float]:
+    """Top-1 (0..1) of a network's exits by number, on `val` or `test`."""
+    images = {"val": tuning.data.val, "test": tuning.data.test}[split]
+    found = tuning.judge.exit_top1(module, tuning.resolution, images)
+    return dict(zip(map(str, tuning.exits), found, strict=True))

@@ -1,0 +1,161 @@
+"""Fine-tuning an extracted network in two trainings, as NATv2 does.
+
+The first training, on the training images, finds on validation after how many epochs the network is best. The second
+one starts again from the same weights and takes that many epochs on training and validation images together. Test
+images are looked at once, in the end.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ofav2 import console, files
+from ofav2.config import recipe
+from ofav2.data import ImageData, join
+from ofav2.deploy.agreement import require_same
+from ofav2.deploy.export import output_names
+from ofav2.deploy.load import load_subnet
+from ofav2.deploy.write import write_network
+from ofav2.errors import UserError
+from ofav2.finetuning.loop import Epoch, Search, exit_top1, search, train_final
+from ofav2.finetuning.setup import Source, Tuning, prepare
+from ofav2.networks.build import build_supernet
+from ofav2.runs import folder
+from ofav2.runs.facts import versions
+from ofav2.runtime.processes import together
+from ofav2.runtime.signals import interruptible
+from supernets.cost import subnet_cost
+from supernets.outputs import exit_logits
+
+
+def finetune(
+    directory: str | Path, overrides: Sequence[str] = (), *, out: str | Path, file: str | None = None
+) -> dict[str, Any]:
+    """Fine-tunes an extracted network, and writes the result as an extracted network is written.
+
+    Settings are, unless changed, the data set and the optimiser that the network was trained with. Where the data set's
+    classes are not the network's, its classifiers are made anew.
+
+    Args:
+        directory: The folder that `ofav2 extract`, or an earlier fine-tuning, wrote.
+        overrides: Settings to change, as `key=value`.
+        out: Folder to make; it must not exist, or be empty.
+        file: Path of a YAML file with settings, such as the `recipe.yaml` of an earlier fine-tuning; overrides are
+            merged over it.
+
+    Returns:
+        The content of the new folder's `subnet.json`.
+
+    Raises:
+        UserError, DistillError: If something given can't be used; the message says what and why.
+        RunError: If the folder holds no extracted network, if too many batches had an unusable loss, or if a written
+            file does not compute what the network does.
+    """
+    with together() as processes, interruptible():
+        if processes.count > 1:
+            processes.refuse(
+                UserError(f"WORLD_SIZE ({processes.count}): fine-tuning takes one process; start it without torchrun")
+            )
+        path = Path(out)
+        files.check_free(path)
+        tuning = prepare(directory, overrides, file)
+        _introduce(tuning)
+        # A folder that can't be written is better known before the trainings than after.
+        with files.making(path) as staging:
+            found = search(tuning)
+            _tell(found)
+            everything = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
+            module, final = train_final(tuning, everything, found.best.epochs)
+            # Nothing before this line has looked at a test image.
+            top1 = exit_top1(tuning, module, "test")
+            return _write(tuning, module, staging, _describe(tuning, found, final, top1))
+
+
+def _introduce(tuning: Tuning) -> None:
+    data, exits = tuning.data, tuning.exits
+    console.say(
+        f"fine-tuning {tuning.source.subnet} on {data.name}: {len(data.train)} training and {len(data.val)} validation"
+        f" images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
+    )
+    if tuning.new_classifiers:
+        old = len(tuning.source.facts["classes"])
+        console.say(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
+    if seen := _seen(tuning.source, data):
+        console.say(seen)
+
+
+def _seen(source: Source, data: ImageData) -> str | None:
+    """What to mind where images that are to judge the network may have trained it; None where there is nothing."""
+    same_images = source.fingerprint == data.fingerprint
+    if same_images and source.history:
+        return "validation images were trained on by the last fine-tuning: the epochs found on them say little"
+    if data.name == source.facts["data"] and not same_images:
+        return (
+            f"{data.name} holds other images, or other splits, than the network was trained on: if images that it has"
+            " seen are among the test images, accuracy on them says little"
+        )
+    return None
+
+
+def _tell(found: Search) -> None:
+    best, before = found.best, found.before
+    console.say(
+        f"best on validation after epoch {best.epochs} of {len(found.epochs)}: {best.score:.2%} top-1,"
+        f" before {before.score:.2%}"
+    )
+    if best.score < before.score:
+        console.say("no epoch was as good as the network before: a lower finetune.lr may do better")
+
+
+def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[str, float]) -> dict[str, Any]:
+    """The content of `subnet.json`, but for what writing the files adds."""
+    source, data, config = tuning.source, tuning.data, tuning.config
+    facts = source.facts
+    record = {
+        "source_sha256": facts["sha256"],
+        "data": data.name,
+        "data_fingerprint": data.fingerprint,
+        "images": {split.name: len(split) for split in (data.train, data.val, data.test)},
+        "new_classifiers": tuning.new_classifiers,
+        "epochs": found.best.epochs,
+        "search": asdict(found),
+        "final": [asdict(epoch) for epoch in final],
+        "test_before": dict(source.test) if source.fingerprint == data.fingerprint else None,
+        "test": test,
+        "versions": versions(),
+        "recipe": recipe.dump(config),
+    }
+    return {
+        **{name: facts[name] for name in ("format", "name", "subnet", "exits")},
+        "supernet": dict(tuning.numbers),
+        "input": {
+            "channels": data.channels,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "eval_crop": config.data.eval_crop,
+            "resolution": tuning.resolution,
+        },
+        "data": data.name,
+        "classes": list(data.classes),
+        "cost": asdict(subnet_cost(build_supernet(tuning.numbers).architecture, source.subnet, source.exits)),
+        "provenance": facts["provenance"],
+        "finetuning": [*source.history, record],
+        "top1": {"after_finetuning": {"test": list(test.values())[-1]}},
+        "top1_per_exit": {"after_finetuning": {"test": test}},
+    }
+
+
+def _write(tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any]) -> dict[str, Any]:
+    names = output_names(tuning.exits, tuning.source.exits == "last")
+    images = tuning.judge.sample_inputs(tuning.resolution)
+    console.say("writing the files and checking them")
+    written = write_network(staging, module, images, names, described)
+    files.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
+    with torch.inference_mode():
+        loaded = tuning.runtime.place(load_subnet(staging))
+        require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")
+    return written

@@ -1,0 +1,1 @@
+"""Search for sub-networks under limits: costs, latency, candidates."""

@@ -1,0 +1,234 @@
+"""Choosing a sub-network for a device: draw networks that keep the limits, rank them on validation.
+
+Under a tight limit all but one draw in a billion may miss, so draws that miss are not thrown away. Resolution and exit
+are drawn among those that can keep the limits at all. A draw starts from the largest network there, or with the same
+chance from one drawn uniformly; while it is over a limit, one choice after the other, in random order, is replaced by
+that of a cheapest network, which keeps the limits by construction. So the networks gather just below the limits, where
+the accurate ones are: uniform draws alone cost about half of the largest network, and would leave a loose limit unused.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from ofav2 import console
+from ofav2.errors import UserError
+from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.nas.cheapest import Cheapest, Price, cheapest, price_of, within
+from ofav2.nas.latency_table import LatencyTable
+from ofav2.nas.limits import Limits, show
+from ofav2.rng import generator
+from supernets import Architecture, BlockChoice, Space, Subnet
+
+MOST_CANDIDATES = 100_000
+"""More candidates than anyone would wait for are a slip."""
+PATIENCE = 300
+"""Draws in a row that find nothing new, after which drawing ends: the limits leave few networks."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network that keeps the limits, measured."""
+
+    subnet: Subnet
+    """The network."""
+    price: Price
+    """What it costs."""
+    top1: float
+    """Validation accuracy (0..1), batch norm recalibrated."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The outcome of a choice."""
+
+    limits: Limits
+    """What was asked for."""
+    ranked: tuple[Candidate, ...]
+    """All candidates, the most accurate first; of equals, the one with the fewest multiply-adds."""
+    space: Space
+    """The part of the run's space that they were drawn from."""
+    seed: int
+    """Seed of the draw."""
+
+    @property
+    def best(self) -> Candidate:
+        """The chosen network."""
+        return self.ranked[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was asked for and how it was looked for, for `subnet.json`."""
+        limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
+        return {
+            "limits": limits,
+            "exits": list(self.space.height),
+            "resolutions": list(self.space.resolution),
+            "candidates": len(self.ranked),
+            "seed": self.seed,
+            "ranked_on": "val",
+        }
+
+
+def choose(
+    run: OpenedRun,
+    limits: Limits,
+    *,
+    space: Space | None = None,
+    candidates: int = 200,
+    seed: int = 0,
+    table: LatencyTable | None = None,
+) -> Choice:
+    """Ranks random networks that keep the limits by their validation accuracy; test images are not looked at.
+
+    Args:
+        run: The opened run.
+        limits: The most that a network may cost.
+        space: Part of the run's space to choose from, such as `space.restrict(height=(3,))`; None takes all of it.
+        candidates: How many different networks to rank; fewer where the limits leave hardly any others.
+        seed: Seed of the draw.
+        table: The latency table, needed for a limit of latency.
+
+    Raises:
+        UserError: If no network can keep the limits; the message says what can be kept.
+    """
+    net, space = run.loaded.net, space or run.loaded.net.space
+    drawn = draw_within(net.architecture, space, limits, candidates=candidates, seed=seed, table=table)
+    for subnet in drawn:
+        net.space.check(subnet)
+    found = []
+    with console.progress("ranking on val", len(drawn)) as advance:
+        for score in run.judge.scores(net, drawn, run.data.val):
+            found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.top1))
+            advance(top1=score.top1)
+    # Encodings break the remaining ties, so that the same seed always chooses the same network.
+    ranked = sorted(found, key=lambda one: (-one.top1, one.price.macs, net.space.encode(one.subnet)))
+    return Choice(limits, tuple(ranked), space, seed)
+
+
+def draw_within(
+    numbers: Architecture,
+    space: Space,
+    limits: Limits,
+    *,
+    candidates: int,
+    seed: int = 0,
+    table: LatencyTable | None = None,
+) -> tuple[Subnet, ...]:
+    """Draws different networks that keep the limits.
+
+    Args:
+        numbers: The supernet's numbers.
+        space: The networks to draw from.
+        limits: The most that a network may cost.
+        candidates: How many; fewer are returned where the limits leave hardly any others.
+        seed: Seed of the draw.
+        table: The latency table, needed for a limit of latency.
+
+    Raises:
+        UserError: If no network can keep the limits; the message says what can be kept.
+    """
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or not 1 <= candidates <= MOST_CANDIDATES:
+        raise UserError(f"candidates ({candidates}) must be a whole number from 1 to {MOST_CANDIDATES}")
+    if limits.latency is not None and table is None:
+        raise UserError("limit latency needs a latency table: measure one with `ofav2 latency RUN`")
+    anchors = feasible(numbers, space, limits, table)
+    places = sorted(anchors)
+    draws = generator("choose", seed)
+    found: dict[Subnet, None] = {}
+    idle = 0
+    while len(found) < candidates and idle < PATIENCE:
+        resolution, exit = places[int(draws.integers(len(places)))]
+        here = anchors[resolution, exit]
+        anchor = here[int(draws.integers(len(here)))].subnet
+        place = space.restrict(resolution=(resolution,), height=(exit,))
+        start = place.largest() if draws.integers(2) else place.sample(draws)
+        subnet = _moved(start, anchor, numbers, limits, table, draws)
+        idle = idle + 1 if subnet in found else 0
+        found[subnet] = None
+    return tuple(found)
+
+
+def feasible(
+    numbers: Architecture, space: Space, limits: Limits, table: LatencyTable | None = None
+) -> dict[tuple[int, int], tuple[Cheapest, ...]]:
+    """The cheapest networks that keep the limits, by resolution and exit; those without any are left out.
+
+    Raises:
+        UserError: If there is none at all; the message says, for each limit, the least that it would have to be.
+    """
+    names = tuple(limits.named) or ("macs",)
+    everywhere = cheapest(numbers, space, names, table)
+    kept = {place: tuple(one for one in ones if within(one.price, limits)) for place, ones in everywhere.items()}
+    kept = {place: ones for place, ones in kept.items() if ones}
+    if not kept:
+        raise UserError(_refusal([one.price for ones in everywhere.values() for one in ones], limits))
+    return kept
+
+
+def _refusal(prices: Sequence[Price], limits: Limits) -> str:
+    """Why no network keeps the limits, and the nearest values that one does."""
+    alone = {name: min(getattr(price, name) for price in prices) for name in limits.named}
+    missed = [name for name, most in limits.named.items() if alone[name] > most]
+    if missed:
+        said = ", ".join(
+            f"{name} ({_exact(name, limits.named[name])}) is less than any network needs: the least is"
+            f" {show(name, alone[name])} ({_exact(name, alone[name])})"
+            for name in missed
+        )
+        return f"limit {said}"
+    nearest = []
+    for name in limits.named:
+        others = Limits(**{other: most for other, most in limits.named.items() if other != name})
+        values = [getattr(price, name) for price in prices if within(price, others)]
+        if values:
+            nearest.append(f"{name} {show(name, min(values))}")
+    way = f"with the others kept, raise one to {' or '.join(nearest)}" if nearest else "raise more than one of them"
+    return f"limits {limits} can each be kept, but by no network all at once: {way}"
+
+
+def _exact(name: str, value: int) -> str:
+    units = {"memory": " bytes", "latency": " ns"}
+    return f"{value:,}{units.get(name, '')}"
+
+
+def _moved(
+    start: Subnet,
+    anchor: Subnet,
+    numbers: Architecture,
+    limits: Limits,
+    table: LatencyTable | None,
+    draws: np.random.Generator,
+) -> Subnet:
+    """The network with as many of its choices, in random order, replaced by the anchor's as the limits ask for."""
+    depth, blocks = list(start.depth), [_filled(start.blocks(i), anchor.blocks(i)) for i in range(start.height)]
+    genes = [(stage, block) for stage in range(start.height) for block in range(-1, len(blocks[stage]))]
+    subnet = start
+    for gene in draws.permutation(len(genes)).tolist():
+        if within(price_of(numbers, table, subnet), limits):
+            break
+        stage, block = genes[gene]
+        if block < 0:
+            depth[stage] = anchor.depth[stage]
+        elif block < anchor.depth[stage]:
+            blocks[stage][block] = anchor.blocks(stage)[block]
+        subnet = _assembled(start, depth, blocks)
+    assert within(price_of(numbers, table, subnet), limits), "the anchor itself keeps the limits"
+    return subnet
+
+
+def _filled(own: tuple[BlockChoice, ...], anchor: tuple[BlockChoice, ...]) -> list[BlockChoice]:
+    """A stage's choices, with the anchor's for the blocks that it has beyond them."""
+    return [*own, *anchor[len(own) :]]
+
+
+def _assembled(start: Subnet, depth: Sequence[int], blocks: Sequence[Sequence[BlockChoice]]) -> Subnet:
+    return Subnet(
+        resolution=start.resolution,
+        height=start.height,
+        depth=tuple(depth),
+        kernel=tuple(tuple(choice.kernel for choice in stage) for stage in blocks),
+        expand=tuple(tuple(choice.expand for choice in stage) for stage in blocks),
+        level=tuple(tuple(choice.level for choice in stage) for stage in blocks),
+    )

@@ -1,0 +1,95 @@
+"""What the command line asks of a network, checked against a run before its images are opened; and what came of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ofav2.evaluation.opened_run import OpenedRun, load_run
+from ofav2.nas.candidates import Choice, feasible
+from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
+from ofav2.nas.limits import Limits, narrowed, parse_limits, show
+from supernets import Space
+
+CANDIDATE_COLUMNS = ("sub-network", "parameters", "multiply-adds", "memory", "latency", "val top-1 %")
+"""Columns of `candidate_rows`."""
+SHOWN = 5
+"""Candidates that are shown."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a network has to be."""
+
+    limits: Limits
+    """The most that it may cost."""
+    space: Space
+    """The part of the run's space that it is in."""
+    table: LatencyTable | None
+    """The latency table, where latency is limited."""
+
+
+def ask(
+    run: str | Path,
+    *,
+    params: str | None = None,
+    macs: str | None = None,
+    memory: str | None = None,
+    latency: str | None = None,
+    exits: str | None = None,
+    resolutions: str | None = None,
+    table: str | Path | None = None,
+) -> Asked:
+    """Reads what is asked for, and refuses what no network of the run can keep.
+
+    Args:
+        run: A run folder.
+        params: Limit of parameters, such as `2M`.
+        macs: Limit of multiply-adds.
+        memory: Limit of peak activation memory, such as `512KiB`.
+        latency: Limit of latency, such as `8ms`.
+        exits: Exits to end at, such as `3`, `2,4` or `3..5`; None takes all.
+        resolutions: Resolutions, likewise.
+        table: Latency table; None takes the run folder's where latency is limited.
+
+    Raises:
+        UserError: If a text can't be read, or no network keeps the limits; the message says what can be kept.
+    """
+    limits = parse_limits(params=params, macs=macs, memory=memory, latency=latency)
+    net = load_run(run).net
+    space = narrowed(net.space, exits, resolutions)
+    wanted = table or (Path(run) / TABLE if limits.latency is not None else None)
+    loaded = load_table(wanted, net.architecture) if wanted else None
+    feasible(net.architecture, space, limits, loaded)
+    return Asked(limits, space, loaded)
+
+
+def candidate_rows(choice: Choice) -> list[tuple[object, ...]]:
+    """The most accurate candidates, the chosen one first."""
+    return [
+        (
+            str(one.subnet),
+            f"{one.price.params:,}",
+            f"{one.price.macs:,}",
+            show("memory", one.price.memory),
+            show("latency", one.price.latency) if one.price.latency else "-",
+            f"{100 * one.top1:.2f}",
+        )
+        for one in choice.ranked[:SHOWN]
+    ]
+
+
+def describe_choice(run: OpenedRun, choice: Choice, wanted: int, table: LatencyTable | None) -> list[str]:
+    """What else is worth knowing: fewer candidates than wanted, and the measured latency beside the predicted one."""
+    said = []
+    if len(choice.ranked) < wanted:
+        said.append(f"the limits leave few networks: {len(choice.ranked)} different ones were found, not {wanted}")
+    if table:
+        subnet, predicted = choice.best.subnet, choice.best.price.latency
+        real = measure_subnet(run.loaded.net, subnet, run.runtime, table.batch, table.machine.threads)
+        said.append(f"latency: predicted {show('latency', predicted)}, measured {real}")
+        if choice.limits.latency is not None and real.median > choice.limits.latency:
+            said.append(
+                "that is over the limit: the machine is busy, or the table is old; renew it with `ofav2 latency`"
+            )
+        if (real.machine.name, real.machine.device) != (table.machine.name, table.machine.device):
+            said.append(f"the latency table was measured on {table.machine.name}, not here: limits hold there")
+    return said

@@ -1,0 +1,1 @@
+"""Networks: the supernet of a recipe or record."""

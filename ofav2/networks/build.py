@@ -1,0 +1,37 @@
+"""Build the supernet that a recipe, or a record, describes."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import supernets
+from ofav2.config.schema import Config
+from supernets import Supernet
+
+
+def build_supernet(numbers: Mapping[str, Any], seed: int = 0) -> Supernet:
+    """A supernet with fresh weights from the numbers that a run has recorded of it."""
+    return supernets.create(
+        numbers["variant"],
+        num_classes=numbers["num_classes"],
+        width_mult=numbers["width_mult"],
+        kernel=tuple(numbers["kernel"]),
+        expand=tuple(numbers["expand"]),
+        depth=tuple(numbers["depth"]),
+        resolutions=tuple(numbers["space"]["resolution"]),
+        stem_stride=numbers["stem_stride"],
+        in_channels=numbers["in_channels"],
+        seed=seed,
+    )
+
+
+def supernet_options(config: Config, *, classes: int, channels: int) -> dict[str, Any]:
+    """Keyword arguments of `supernets.create` for a recipe and its data."""
+    options = {name: value for name, value in asdict(config.supernet).items() if name != "variant"}
+    return {
+        **options,
+        "num_classes": classes,
+        "in_channels": channels,
+        "resolutions": config.data.resolutions,
+        "seed": config.run.seed,
+    }

@@ -1,0 +1,226 @@
+"""The run folder: what lies where, how its files are written, and who may write them.
+
+    recipe.yaml                     the resolved recipe
+    split.json                      which images were held out for validation and test
+    run.json                        facts of the run: format, name, versions, seed, data, status, one record per phase
+    metrics.jsonl                   one line per measurement (`ofav2.runs.tracking`)
+    checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.runs.checkpoint`)
+    .lock                           held by the process that writes the folder
+
+Files are replaced whole, so a reader sees the old or the new one and never a part.
+"""
+
+import fcntl
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+from ofav2.config.ranges import PHASE_NAME
+from ofav2.errors import RunError
+from ofav2.files import read_json, write_json
+
+FORMAT = "ofav2-run/1"
+RECIPE = "recipe.yaml"
+SPLIT = "split.json"
+FACTS = "run.json"
+METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+
+# What `replacing` writes to, with the number of the process that does.
+_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
+# Worker processes notice within seconds that the one which forked them was killed.
+_ORPHANS_LEAVE_IN = 15.0
+
+
+def checkpoint_path(folder: Path, phase: object) -> Path:
+    """Path of a phase's checkpoint, without the suffixes that `ofav2.runs.checkpoint` adds.
+
+    Raises:
+        RunError: The name, which may come from a file, is no name of a phase and would lead elsewhere.
+    """
+    if not isinstance(phase, str) or not PHASE_NAME.fullmatch(phase):
+        raise RunError(f"phase ({str(phase)[:80]!r}) is no name of a phase; restore {folder / FACTS} or train again")
+    return folder / CHECKPOINTS / phase
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """Make an empty folder `parent/name`, or `name-2`, `name-3`, … where that one is taken.
+
+    Args:
+        parent: Folder of the run folders; made where it is missing.
+        name: Wished name, without a path in it.
+
+    Returns:
+        The first of these paths that did not exist or was an empty folder; it exists now.
+
+    Raises:
+        RunError: The name is a path or unprintable, or the folder cannot be made.
+    """
+    if name in ("", ".", "..") or name != Path(name).name:
+        raise RunError(f"run name ({name!r}) must be a plain folder name; leave out slashes and dots alone")
+    _require_printable(parent / name)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return next(path for path in _candidates(parent, name) if _claim(path))
+    except OSError as error:
+        raise RunError(
+            f"run folder ({parent / name}) cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from error
+
+
+def _candidates(parent: Path, name: str) -> Iterator[Path]:
+    yield parent / name
+    for number in count(2):
+        yield parent / f"{name}-{number}"
+
+
+def _claim(path: Path) -> bool:
+    # Making the folder is the test of whether it exists, so two runs that start together get two folders.
+    try:
+        path.mkdir()
+    except FileExistsError:
+        return path.is_dir() and next(path.iterdir(), None) is None
+    return True
+
+
+def take_folder(path: Path) -> Path:
+    """Make the folder that a run was given, or take it if it is vacant.
+
+    It is vacant if it is empty, or holds only what a run left that was killed before it began.
+
+    Returns:
+        The folder.
+
+    Raises:
+        RunError: Something lies in it, or it cannot be made.
+    """
+    _require_printable(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lying = [entry.name for entry in path.iterdir()]
+    except OSError as error:
+        raise RunError(
+            f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
+        ) from error
+    if not all(name in (LOCK, RECIPE, SPLIT) or _TEMPORARY.fullmatch(name) for name in lying):
+        raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
+    return path
+
+
+def _require_printable(path: Path) -> None:
+    # Facts, messages and pages name the folder.
+    if not str(path).isprintable():
+        raise RunError(f"run folder ({str(path)!r}) must be printable text; leave out line breaks and the like")
+
+
+def open_run(folder: Path) -> dict[str, Any]:
+    """Read the facts of a run folder, after checking that it is one of ours.
+
+    Returns:
+        The content of `run.json`.
+
+    Raises:
+        RunError: The folder is missing, a file, foreign, damaged, or of another format version.
+    """
+    try:
+        found = [path.exists() for path in (folder, folder / FACTS)]
+    except OSError as error:
+        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); check the path") from error
+    if not found[0]:
+        raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
+    if not folder.is_dir():
+        raise RunError(f"run folder ({folder}) is a file; give the folder that holds {FACTS}")
+    if not found[1]:
+        raise RunError(f"run folder ({folder}) has no {FACTS}, so it holds no run; give one that `ofav2 train` made")
+    facts = read_json(folder / FACTS)
+    if facts.get("format") != FORMAT:
+        raise RunError(
+            f"{folder / FACTS}: format ({facts.get('format')!r}) must be {FORMAT!r}; "
+            "open this folder with the version of ofav2 that made it"
+        )
+    return facts
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write `run.json`: the given facts, headed by the format version.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_json(folder / FACTS, {"format": FORMAT, **{key: value for key, value in facts.items() if key != "format"}})
+
+
+@contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Keep other processes from writing the folder while the body runs.
+
+    The system frees the lock when the process ends, however it ends. A forked child holds it too for as long as it
+    lives; the children of an owner that was killed are waited for. What killed writers left half-written is removed.
+
+    Raises:
+        RunError: The folder is in use, missing, or cannot be locked.
+    """
+    try:
+        handle = (folder / LOCK).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise RunError(
+            f"run folder ({folder}) cannot be locked ({error.strerror}); give an existing folder that you may write to"
+        ) from error
+    with handle:
+        _acquire(handle, folder)
+        try:
+            handle.truncate(0)
+            handle.write(str(os.getpid()))
+            handle.flush()
+            _sweep(folder)
+        except OSError as error:
+            raise RunError(
+                f"run folder ({folder}) cannot be written ({error.strerror}); check the disk's free space"
+            ) from error
+        yield
+
+
+def _acquire(handle: IO[str], folder: Path) -> None:
+    patience = time.monotonic() + _ORPHANS_LEAVE_IN
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            # Empty for the instant in which another process has the lock and has not yet written its number.
+            owner = handle.read().strip()
+            if not owner.isdecimal() or _lives(int(owner)) or time.monotonic() > patience:
+                raise RunError(
+                    f"run folder ({folder}) is in use by process {owner or '(unknown)'};"
+                    " wait for it or give another folder"
+                ) from error
+        except OSError as error:
+            raise RunError(
+                f"run folder ({folder}) cannot be locked ({error.strerror}); give a folder on a file system with locks"
+            ) from error
+        time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files whose writer was killed; states are large, and a run may be killed often."""
+    for path in [*folder.glob(".*.tmp"), *(folder / CHECKPOINTS).glob(".*.tmp")]:
+        named = _TEMPORARY.fullmatch(path.name)
+        # A container may give every process that it starts the same number.
+        if named and (int(named[1]) == os.getpid() or not _lives(int(named[1]))):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,234 @@
+"""What a phase in progress has to keep, so that a run that stops goes on as if it had not.
+
+Every random draw is a function of (seed, phase, step), the learning rate one of the step, and the teacher a finished
+phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the place are all there is.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ofav2.errors import RunError
+from ofav2.runs import checkpoint, folder
+
+_NAME = re.compile(r"((?:state|aside)-\d{9})\.(?:json|safetensors)", re.ASCII)
+
+# Per parameter, what an optimiser remembers after its first step.
+_REMEMBERED = MappingProxyType(
+    {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a phase in progress stands."""
+
+    phase: str
+    """Name of the phase."""
+    step: int
+    """Steps taken in it."""
+    global_step: int
+    """Steps taken in the run."""
+    metrics_bytes: int
+    """Length of `metrics.jsonl`; what was written after is written again."""
+    best_top1: float | None = None
+    """Best validation so far in the phase; None before the first."""
+    skipped: int = 0
+    """Batches skipped so far in the phase because their loss was unusable."""
+    usual_loss: float | None = None
+    """Moving average of the loss; None before the first step of a phase."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A place, and the tensors that belong to it."""
+
+    place: Place
+    """Where the phase stands."""
+    net: Mapping[str, Tensor]
+    """The supernet's weights and statistics."""
+    optimizer: Mapping[str, Tensor]
+    """The optimiser's tensors, as `<parameter>.<name>`."""
+    best: Mapping[str, Tensor]
+    """The supernet at its best validation; empty before the first."""
+
+
+def save_state(run_folder: Path, state: State, keep: int) -> None:
+    """Writes a state beside the newest `keep - 1` older ones.
+
+    Args:
+        run_folder: The run folder.
+        state: The state.
+        keep: How many of the newest states to keep, at least 1.
+
+    Raises:
+        RunError: If it can't be written; older states are left.
+    """
+    tensors = {
+        f"{group}/{name}": tensor
+        for group in ("net", "optimizer", "best")
+        for name, tensor in getattr(state, group).items()
+    }
+    path = run_folder / folder.CHECKPOINTS / f"state-{state.place.global_step:09d}"
+    checkpoint.save(path, tensors, asdict(state.place))
+    for old in [*_states(run_folder, "state")[keep:], *_states(run_folder, "aside")]:
+        # The facts go first: tensors without facts are no state.
+        for file in reversed(checkpoint.file_paths(old)):
+            _remove(file)
+
+
+def load_newest(run_folder: Path, phase: str, say: Callable[[str], None]) -> State | None:
+    """The newest state of a phase that is whole; damaged ones are named and passed over.
+
+    Args:
+        run_folder: The run folder.
+        phase: The phase that is to go on.
+        say: Where to say what was passed over.
+    """
+    for path in _states(run_folder, "state"):
+        try:
+            tensors, facts = checkpoint.load(path)
+            place = _read_place(facts, path)
+        except RunError as error:
+            say(f"{error}; taking the state before it")
+            continue
+        if place.phase == phase:
+            return State(place, *(_group(tensors, name) for name in ("net", "optimizer", "best")))
+    return None
+
+
+def set_aside_after(run_folder: Path, global_step: int) -> None:
+    """Renames the states past the place where a run goes on; the next state that is saved removes them.
+
+    They are damaged, or of steps that will be taken anew: the one would push good states out of the newest, the other
+    belongs to a `metrics.jsonl` that is no more.
+
+    Raises:
+        RunError: If the system refuses.
+    """
+    for path in _states(run_folder, "state"):
+        if int(path.name.removeprefix("state-")) <= global_step:
+            return
+        for file in reversed(checkpoint.file_paths(path)):
+            try:
+                file.replace(file.with_name(file.name.replace("state", "aside", 1)))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise RunError(f"{file} cannot be set aside ({error.strerror}); check its permissions") from error
+
+
+def check_state(state: State, net: nn.Module, *, first_step: int, steps: int) -> None:
+    """Passes if a phase can go on from a state.
+
+    Args:
+        state: The state.
+        net: The supernet.
+        first_step: Steps of all phases before this one.
+        steps: Steps of this phase.
+
+    Raises:
+        RunError: If its weights do not fit, or its place is outside the phase, as after an accepted change of recipe.
+    """
+    place = state.place
+    where = f"the state at step {place.global_step}"
+    if place.global_step != first_step + place.step or place.step > steps:
+        raise RunError(
+            f"{where} is step {place.step} of phase {place.phase}, which has {steps} steps from step {first_step} on:"
+            " restore data.batch_size and the phases' epochs"
+        )
+    if (place.best_top1 is None) == bool(state.best) or (place.step == steps and not state.best):
+        raise RunError(f"{where} lacks the best validation of phase {place.phase}, which has {steps} steps: restore it")
+    expected = net.state_dict()
+    checkpoint.require_fit(expected, state.net, where)
+    if state.best:
+        checkpoint.require_fit(expected, state.best, where)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Copies of an optimiser's tensors, as `<parameter>.<name>`."""
+    return {
+        f"{index}.{name}": value.clone()
+        for index, values in optimizer.state_dict()["state"].items()
+        for name, value in values.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Gives a fresh optimiser the tensors of another one of the same network.
+
+    They take their parameter's memory layout, which arithmetic that is equal to the last bit needs.
+
+    Raises:
+        RunError: If they are another optimiser's, or another network's; nothing was changed.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        number = int(index) if re.fullmatch(r"\d{1,9}", index, re.ASCII) else len(parameters)
+        if number >= len(parameters) or tensor.shape != (() if name == "step" else parameters[number].shape):
+            raise RunError(f"state's optimiser tensor ({key[:100]!r}) fits no parameter: restore the state")
+        found.setdefault(number, {})[name] = tensor
+    for number, values in found.items():
+        if values.keys() != _REMEMBERED[type(optimizer)]:
+            raise RunError(
+                f"state's optimiser remembers {', '.join(sorted(values))[:100]!r} of parameter {number}, which"
+                f" {type(optimizer).__name__} does not: restore optim.name until the phase is over"
+            )
+    for number, values in found.items():
+        optimizer.state[parameters[number]] = {
+            name: _laid_out_like(parameters[number], tensor) for name, tensor in values.items()
+        }
+
+
+def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
+    return torch.empty_like(parameter).copy_(tensor) if tensor.ndim else tensor.to(parameter.device, copy=True)
+
+
+def cloned(net: nn.Module) -> dict[str, Tensor]:
+    """Copies of a module's weights and statistics."""
+    return {name: tensor.clone() for name, tensor in net.state_dict().items()}
+
+
+def _read_place(facts: Mapping[str, Any], path: Path) -> Place:
+    counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped")}
+    numbers = {name: facts.get(name) for name in ("best_top1", "usual_loss")}
+    phase = facts.get("phase")
+    if (
+        not isinstance(phase, str)
+        or not all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
+        or not all(number is None or _is_number(number) for number in numbers.values())
+    ):
+        raise RunError(f"{checkpoint.file_paths(path)[1]} names no place in a phase; restore it or train again")
+    return Place(phase, **counts, **numbers)  # type: ignore[arg-type]  # the types were checked above
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _states(run_folder: Path, kind: str) -> list[Path]:
+    """Paths of all states, or of those set `aside`, without suffix, newest first."""
+    parent = run_folder / folder.CHECKPOINTS
+    found = {match[1] for path in parent.glob(f"{kind}-*") if (match := _NAME.fullmatch(path.name))}
+    return [parent / name for name in sorted(found, reverse=True)]
+
+
+def _remove(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        raise RunError(f"{file} cannot be removed ({error.strerror}); check its folder's permissions") from error
+
+
+def _group(tensors: Mapping[str, Tensor], group: str) -> dict[str, Tensor]:
+    return {name.partition("/")[2]: tensor for name, tensor in tensors.items() if name.startswith(f"{group}/")}

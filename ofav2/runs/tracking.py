@@ -1,0 +1,370 @@
+"""Measurements of a run: `metrics.jsonl` in the run folder is the truth, Weights & Biases mirrors it.
+
+Nothing that goes wrong in W&B stops a run: the first failure is logged as one warning (by `logging`, under this
+module's name), after which W&B is off for the rest of the run and the local file goes on.
+"""
+
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from numbers import Integral
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
+
+from ofav2 import files
+from ofav2.config.schema import TrackingConfig
+from ofav2.errors import RunError
+from ofav2.runs import folder as run_folder
+
+if TYPE_CHECKING:
+    import wandb
+
+Cell = str | float | None
+
+# Seconds that W&B may take to upload what is left at the end; the rest stays in the folder for `wandb sync`.
+_FINISH_SECONDS = 120.0
+
+
+class Tracker:
+    """Writes one run's measurements; made by `open_tracker`."""
+
+    def __init__(
+        self, lines: TextIO, mirror: "wandb.Run | None", *, run_id: str | None, url: str | None, artifacts: bool
+    ) -> None:
+        """Take over an open line file and, where there is one, a W&B run."""
+        self._lines = lines
+        self._mirror = mirror
+        self._mirror_works = mirror is not None
+        self._run_id = run_id
+        self._url = url
+        self._artifacts = artifacts
+
+    @property
+    def run_id(self) -> str | None:
+        """W&B's id of the run, to resume it by; the id given to `open_tracker` while W&B is off."""
+        return self._run_id
+
+    @property
+    def url(self) -> str | None:
+        """Address of the run's W&B page; None when it has none."""
+        return self._url
+
+    def log(self, kind: str, *, global_step: int, phase: str, **numbers: SupportsFloat) -> None:
+        """Record numbers at a step.
+
+        W&B shows each as `<phase>/<kind>/<key>` and `all/<kind>/<key>` over `global_step`. In the file, a number that
+        is not finite is null and its key stands in the list `nonfinite`.
+
+        Args:
+            kind: What was measured, such as `train` or `validation`.
+            global_step: Training steps since the run's first phase began.
+            phase: Name of the phase.
+            numbers: The numbers by name; scalars of numpy and torch too.
+        """
+        assert not {"time", "nonfinite"} & numbers.keys(), "names of the line's own fields"
+        values = {key: _plain_number(number) for key, number in numbers.items()}
+        nonfinite = [key for key, value in values.items() if not math.isfinite(value)]
+        self._write(
+            {"kind": kind, "global_step": global_step, "phase": phase},
+            {key: _finite(value) for key, value in values.items()},
+            nonfinite,
+        )
+        keyed = {f"{group}/{kind}/{key}": value for group in (phase, "all") for key, value in values.items()}
+        self._reflect(lambda run: run.log({"global_step": global_step, **keyed}))
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        """Record a table.
+
+        In the file, a number that is not finite is null and its (row index, column) stands in `nonfinite`.
+
+        Args:
+            name: Its name, such as `full/corners`.
+            columns: Column names.
+            rows: Cells, one row per entry, as many as there are columns.
+        """
+        self._write_table({"kind": "table", "name": name}, columns, rows)
+        self._reflect(lambda run: run.log({name: _wandb_table(columns, rows)}))
+
+    def scatter(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], x: str, y: str) -> None:
+        """Record a scatter plot of two of a table's columns.
+
+        Args:
+            name: The plot's name, and its title in W&B.
+            columns: Column names.
+            rows: Cells, one row per entry, as many as there are columns.
+            x: Column on the horizontal axis.
+            y: Column on the vertical axis.
+        """
+        self._write_table({"kind": "scatter", "name": name, "x": x, "y": y}, columns, rows)
+        self._reflect(lambda run: run.log({name: _wandb_scatter(columns, rows, x, y, name)}))
+
+    def artifact(self, paths: Sequence[Path], name: str, type: str) -> None:
+        """Give files to W&B as one artifact, if the recipe asks for artifacts; the local file records nothing.
+
+        Args:
+            paths: Files that belong together.
+            name: The artifact's name; giving it again makes a new version.
+            type: Its type, such as `model`.
+        """
+        if self._artifacts:
+            self._reflect(lambda run: run.log_artifact(_wandb_artifact(paths, name, type)))
+
+    def finish(self, exit_code: int = 0) -> None:
+        """Close the W&B run; further measurements go to the file alone.
+
+        Args:
+            exit_code: 0 for a run that ended well.
+        """
+        run, self._mirror = self._mirror, None
+        if run is None:
+            return
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            # A run that failed before was warned of then; closing it is only a courtesy to W&B.
+            if self._mirror_works:
+                _warn(error)
+        self._mirror_works = False
+
+    def _write_table(self, head: dict[str, Any], columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        assert all(len(row) == len(columns) for row in rows), "a cell for every column"
+        cells = [[_plain_cell(cell) for cell in row] for row in rows]
+        nonfinite = [
+            (index, column)
+            for index, row in enumerate(cells)
+            for column, cell in zip(columns, row, strict=True)
+            if _finite(cell) != cell
+        ]
+        finite = [[_finite(cell) for cell in row] for row in cells]
+        self._write(head, {"columns": list(columns), "rows": finite}, nonfinite)
+
+    def _write(self, head: Mapping[str, Any], values: Mapping[str, Any], nonfinite: Sequence[Any]) -> None:
+        line = {**head, "time": round(time.time(), 3), **values, **({"nonfinite": nonfinite} if nonfinite else {})}
+        try:
+            self._lines.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            self._lines.flush()
+        except OSError as error:
+            raise _unwritten(error) from error
+
+    def _reflect(self, send: "Callable[[wandb.Run], object]") -> None:
+        if self._mirror is None or not self._mirror_works:
+            return
+        try:
+            send(self._mirror)
+        except Exception as error:
+            self._mirror_works = False
+            _warn(error)
+
+
+@contextmanager
+def open_tracker(
+    folder: Path, config: TrackingConfig, *, name: str, recipe: Mapping[str, Any], run_id: str | None
+) -> Iterator[Tracker]:
+    """Track a run for as long as the body runs.
+
+    Lines are appended to the folder's `metrics.jsonl`; what a crash left of an unfinished last line is cut off first.
+
+    Args:
+        folder: The run folder.
+        config: The recipe's tracking part.
+        name: Name of the run in W&B.
+        recipe: The resolved recipe as plain values, shown as the run's configuration in W&B.
+        run_id: W&B id of the run to go on with; None begins a new one.
+
+    Yields:
+        The tracker; it is finished when the body ends, as failed if it raised.
+
+    Raises:
+        RunError: `metrics.jsonl` cannot be written.
+    """
+    with _closing(_open_lines(folder / run_folder.METRICS)) as lines:
+        mirror, run_id, url = _start_mirror(folder, config, name, recipe, run_id)
+        tracker = Tracker(lines, mirror, run_id=run_id, url=url, artifacts=config.artifacts)
+        try:
+            yield tracker
+        except BaseException:
+            tracker.finish(exit_code=1)
+            raise
+        tracker.finish()
+
+
+@contextmanager
+def untracked() -> Iterator[Tracker]:
+    """A tracker that keeps nothing, for those of a run's processes that are not the first.
+
+    Yields:
+        The tracker.
+    """
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
+        yield Tracker(nowhere, None, run_id=None, url=None, artifacts=False)
+
+
+def flushed_bytes(folder: Path) -> int:
+    """Waits until a run folder's `metrics.jsonl` is on the disk, and returns its length in bytes.
+
+    Raises:
+        RunError: The system can't write it.
+    """
+    path = folder / run_folder.METRICS
+    try:
+        files.flush_to_disk(path)
+        return path.stat().st_size
+    except OSError as error:
+        raise _unwritten(error) from error
+
+
+def cut_metrics(folder: Path, length: int) -> None:
+    """Cut a run folder's `metrics.jsonl` to its first `length` bytes, for a run that goes on from there.
+
+    Raises:
+        RunError: The file is shorter, or cannot be written.
+    """
+    path = folder / run_folder.METRICS
+    try:
+        size = path.stat().st_size if path.exists() else 0
+        if size < length:
+            raise RunError(f"{path} has {size} bytes, but the run had written {length}; restore the file")
+        if size > length:
+            os.truncate(path, length)
+    except OSError as error:
+        raise RunError(f"{path} cannot be cut ({error.strerror}); check its permissions") from error
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """Read a run folder's `metrics.jsonl`.
+
+    A last line without its newline is what a crash left of it, and is ignored.
+
+    Returns:
+        One dictionary per line, in the order written.
+
+    Raises:
+        RunError: The file is missing or cannot be read, or a line is no JSON object.
+    """
+    path = folder / run_folder.METRICS
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); give a folder that `ofav2 train` made") from error
+    return [_parse_line(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], start=1)]
+
+
+def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        value = files.parse_json(line)
+    except ValueError as error:
+        raise RunError(f"{path}, line {number}, is no JSON ({error}); restore or delete that line") from error
+    if not isinstance(value, dict):
+        raise RunError(f"{path}, line {number}, must be a JSON object; restore or delete that line")
+    return value
+
+
+def _open_lines(path: Path) -> TextIO:
+    try:
+        with path.open("a+b") as existing:
+            existing.seek(0)
+            existing.truncate(existing.read().rfind(b"\n") + 1)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error
+
+
+@contextmanager
+def _closing(lines: TextIO) -> Iterator[TextIO]:
+    """Closes the file in the end, which tries once more to write what could not be written before."""
+    try:
+        yield lines
+    finally:
+        try:
+            lines.close()
+        except OSError as error:
+            raise _unwritten(error) from error
+
+
+def _unwritten(error: OSError) -> RunError:
+    return RunError(
+        f"{run_folder.METRICS} cannot be written ({error.strerror}); check its folder and the disk's free space, and"
+        " then go on with --resume"
+    )
+
+
+def _start_mirror(
+    folder: Path, config: TrackingConfig, name: str, recipe: Mapping[str, Any], run_id: str | None
+) -> "tuple[wandb.Run | None, str | None, str | None]":
+    if config.mode == "disabled":
+        return None, run_id, None
+    try:
+        import wandb
+
+        run = wandb.init(
+            project=config.project,
+            entity=config.entity,
+            name=name,
+            tags=config.tags,
+            config=dict(recipe),
+            # A resumed run may have been started with other paths or another device.
+            allow_val_change=True,
+            mode=config.mode,
+            dir=folder,
+            id=run_id,
+            resume="allow",
+            # A W&B run that the caller has open is his own.
+            reinit="create_new",
+            settings=wandb.Settings(
+                console="off", silent=True, finish_timeout=_FINISH_SECONDS, finish_timeout_raises=True
+            ),
+        )
+        run.define_metric("global_step")
+        run.define_metric("*", step_metric="global_step")
+        # An offline run has no page, and W&B says so each time it is asked.
+        return run, run.id, run.url if config.mode == "online" else None
+    except Exception as error:
+        _warn(error)
+        return None, run_id, None
+
+
+def _warn(error: Exception) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    logging.getLogger(__name__).warning(
+        "W&B is off for the rest of this run (%s); %s goes on", reason, run_folder.METRICS
+    )
+
+
+def _wandb_table(columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> "wandb.Table":
+    import wandb
+
+    return wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)
+
+
+def _wandb_scatter(columns: Sequence[str], rows: Sequence[Sequence[Cell]], x: str, y: str, title: str) -> Any:
+    import wandb.plot
+
+    return wandb.plot.scatter(_wandb_table(columns, rows), x, y, title=title)
+
+
+def _wandb_artifact(paths: Sequence[Path], name: str, type: str) -> "wandb.Artifact":
+    import wandb
+
+    artifact = wandb.Artifact(name, type)
+    for path in paths:
+        artifact.add_file(str(path))
+    return artifact
+
+
+def _plain_cell(cell: Cell) -> Cell:
+    return cell if cell is None or isinstance(cell, str) else _plain_number(cell)
+
+
+def _plain_number(number: SupportsFloat) -> float:
+    if isinstance(number, bool):
+        return number
+    # numpy's whole numbers are `Integral` and no `int`; JSON knows only the latter.
+    return int(number) if isinstance(number, Integral) else float(number)
+
+
+def _finite(value: Cell) -> Cell:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

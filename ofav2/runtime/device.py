@@ -1,0 +1,141 @@
+"""Where a run computes: device, precision, memory layout, threads, processes, and torch's own random numbers."""
+
+import ctypes
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ofav2.config.schema import ComputeConfig
+from ofav2.errors import UserError
+from ofav2.rng import generator
+from ofav2.runtime.compiling import Compiler, inductor
+from ofav2.runtime.processes import ALONE, Processes
+
+# The numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+# Older versions of glibc take the smaller one only.
+_KEPT_BLOCKS = 2**30, 2**25
+_NEVER = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Device, precision and processes of a run."""
+
+    device: torch.device
+    """Where tensors live."""
+    precision: str
+    """`float32` or `bfloat16`."""
+    processes: Processes = ALONE
+    """The processes that compute together."""
+    tf32: bool = False
+    """Whether training steps on CUDA multiply float32 numbers as TF32."""
+    compiler: Compiler | None = None
+    """What compiles forward passes that are the same in every step; None: nothing does."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which forward passes run, inside of another one's context, too."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def training_products(self) -> Iterator[None]:
+        """The context of a training step's passes, forward and backward; outside of it, float32 is float32."""
+        wanted = self.tf32 and self.device.type == "cuda"
+        if wanted:
+            _allow_tf32(True)
+        try:
+            yield
+        finally:
+            if wanted:
+                _allow_tf32(False)
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Moves a module to the device, in place, with channels last, the layout that convolutions run fastest in."""
+        return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def send(self, tensor: Tensor) -> Tensor:
+        """The tensor on the device."""
+        return tensor.to(self.device, non_blocking=True)
+
+
+def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime:
+    """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
+
+    Of several processes, each takes the CUDA device of its number on its machine. On the CPU, the process keeps memory
+    that it freed (`keep_freed_memory`). On CUDA, float32 means float32 from here on: torch would have convolutions use
+    TF32, and an extracted network would differ from the supernet by more than the order of additions explains.
+
+    Args:
+        config: The run part of a recipe, or of a fine-tuning's settings.
+        processes: The processes that compute together.
+
+    Raises:
+        UserError: If the device is unknown or not there, or would be shared by processes.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = _device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if processes.count > 1 and device.type == "cuda":
+        device = _own_device(config.device, processes)
+        # Without it, whatever speaks of "the" CUDA device would mean the first one in every process.
+        torch.cuda.set_device(device)
+    if device.type == "cuda":
+        _allow_tf32(False)
+    return Runtime(device, config.precision, processes, config.tf32, inductor if config.compile else None)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc's malloc keep what is freed for the next allocation, for the rest of the process.
+
+    It would give large blocks back to the system at once, and a training step would spend a tenth of its time and more
+    on having the same pages cleared for it again and again. The peak of memory stays about what it was. Where malloc is
+    not glibc's, nothing happens.
+    """
+    if sys.platform == "linux" and hasattr(malloc := ctypes.CDLL(None), "mallopt"):
+        malloc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
+        any(malloc.mallopt(_M_MMAP_THRESHOLD, size) for size in _KEPT_BLOCKS)
+
+
+def seed_torch(seed: int, phase: int, step: int, rank: int = 0) -> None:
+    """Sets torch's own generators, from which dropout draws, so that a step's numbers depend on its place alone.
+
+    Processes draw apart from each other, or the parts of a batch would have the same dropout masks.
+    """
+    torch.manual_seed(int(generator("torch", seed, phase, step).integers(2**63, size=rank + 1)[rank]))
+
+
+def _allow_tf32(allowed: bool) -> None:
+    # The newer settings, `fp32_precision`, break torch.compile up to torch 2.12: it reads these, and refuses a mixture.
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def _own_device(name: str, processes: Processes) -> torch.device:
+    if ":" in name:
+        raise UserError(f"run.device ({name}) would be shared by {processes.count} processes: use cuda or auto")
+    there = torch.cuda.device_count()
+    if processes.local_rank >= there:
+        raise UserError(
+            f"run.device ({name}): this machine has {there} CUDA devices for more processes than that:"
+            f" start {there} processes a machine, or use cpu"
+        )
+    return torch.device("cuda", processes.local_rank)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, colon, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isascii() and index.isdecimal())):
+        raise UserError(f"run.device ({name}) is unknown: use auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"run.device ({name}): this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"
+        )
+    return torch.device(kind, int(index)) if index else torch.device(kind)

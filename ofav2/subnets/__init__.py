@@ -1,1 +1,0 @@
-"""Sub-networks in hand: what they cost, and taking them out of a run."""

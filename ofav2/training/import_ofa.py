@@ -1,0 +1,165 @@
+"""An official OFA MobileNetV3 checkpoint as a run folder, so that every other verb takes it.
+
+The original supernet is this project's SE_B (OFA, Cai et al., ICLR 2020). Its tensors say how wide it is, how many
+classes and which kernels it has; which smaller depths and expansion ratios it was trained with they do not say, and the
+recipe does.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import supernets
+from ofav2 import files
+from ofav2.config import recipe
+from ofav2.config.schema import Config, PhaseConfig, UnlockConfig
+from ofav2.data import ImageData
+from ofav2.errors import UserError
+from ofav2.runs import checkpoint, folder
+from ofav2.runs.facts import describe_run
+from ofav2.training.run import Run
+from ofav2.training.setup import prepare
+from supernets import SpaceError, Supernet
+
+VARIANT = "se_b"
+STEM_STRIDE = 2
+"""Stride of OFA's stem."""
+PHASE = "imported"
+"""Name of the one phase that an imported run has."""
+
+
+def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = (), *, out: str | Path) -> Run:
+    """Makes a run folder out of an official OFA MobileNetV3 checkpoint.
+
+    Args:
+        path: The checkpoint, as `torch.save` wrote it: a state dict, or a mapping with one under `state_dict`. It is
+            read without running code.
+        recipe_name: A recipe that names the data it was trained on; of its supernet, only the choices of depth and
+            expansion ratio are taken. Its phases are replaced by one, `imported`.
+        overrides: Settings to change, as `key=value`.
+        out: The run folder to make; it must not exist, or be empty.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: If the checkpoint can't be read, is another network's, or does not go with recipe and data.
+    """
+    source, target = Path(path), Path(out)
+    files.check_free(target)
+    state = _read(source)
+    try:
+        found = supernets.infer_ofa_options(state)
+        config = _fitted(recipe.load(recipe_name, overrides), found, source)
+        setup = prepare(config)
+        _check_data(setup.data, found, source)
+        supernets.load_ofa_state_dict(setup.net, state)
+    except SpaceError as error:
+        raise UserError(f"checkpoint ({source}): {error}") from error
+    facts = _describe(target.name, config, setup.data, setup.net, source)
+    with files.making(target) as staging:
+        files.write_text(staging / folder.RECIPE, recipe.dump(config))
+        files.write_text(staging / folder.METRICS, "")
+        checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), facts["phases"][0])
+        folder.write_facts(staging, facts)
+    return Run(target, facts)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    try:
+        is_file = path.is_file()
+    except OSError as error:
+        raise UserError(f"checkpoint ({path}) can't be looked at ({error.strerror}): check the path") from error
+    if not is_file:
+        raise UserError(f"checkpoint ({path}) must be a file, and there is none: check the path")
+    try:
+        content: object = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # Damaged bytes make the reader fail in every way there is; refused code ends here too, and what torch says to
+        # it is how to run that code after all, which must not reach the user.
+        raise UserError(
+            f"checkpoint ({path}) can't be read ({type(error).__name__}), because it is damaged or holds more than"
+            " plain weights: give an official OFA checkpoint, or save the supernet's state_dict() alone"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if not isinstance(state, Mapping) or not state:
+        raise UserError(f"checkpoint ({path}) holds no state dict: save the supernet's state_dict()")
+    for name, tensor in state.items():
+        if not _is_plain(tensor):
+            raise UserError(
+                f"checkpoint ({path}) must hold plain tensors with finite values only, which {str(name)[:80]!r} is not:"
+                " save the supernet's state_dict()"
+            )
+    return state
+
+
+def _is_plain(value: object) -> bool:
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_quantized or value.is_meta or value.is_nested)
+        and bool(value.isfinite().all())
+    )
+
+
+def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
+    """The recipe with the checkpoint's supernet, and one phase that unlocks all of it."""
+    given = config.supernet
+    for name in ("expand", "depth"):
+        (largest,), chosen = found[name], getattr(given, name)
+        if max(chosen) != largest:
+            raise UserError(
+                f"supernet.{name} ({', '.join(map(str, chosen))}): the largest of checkpoint {source} is {largest};"
+                f" give the choices that it was trained with, such as supernet.{name}=[...,{largest}]"
+            )
+    if min(config.data.resolutions) < 2**5:
+        raise UserError(
+            f"data.resolutions ({', '.join(map(str, config.data.resolutions))}): OFA's network needs 32 pixels or more;"
+            " set those it was trained with, such as data.resolutions=[160,176,192,208,224]"
+        )
+    supernet = dataclasses.replace(
+        given, variant=VARIANT, width_mult=found["width_mult"], kernel=found["kernel"], stem_stride=STEM_STRIDE
+    )
+    choices = {name: getattr(supernet, name) for name in ("kernel", "expand", "depth")}
+    unlock = UnlockConfig(**{name: values for name, values in choices.items() if len(values) > 1})
+    phase = PhaseConfig(epochs=1.0, lr=0.01, unlock=unlock, teacher="none")
+    teacher = dataclasses.replace(config.teacher, policy="none", checkpoint=None, exit_weights="ascending")
+    return dataclasses.replace(config, supernet=supernet, phases={PHASE: phase}, teacher=teacher)
+
+
+def _check_data(data: ImageData, found: Mapping[str, Any], source: Path) -> None:
+    for what, own, there in (
+        ("classes", found["num_classes"], len(data.classes)),
+        ("channels", found["in_channels"], data.channels),
+    ):
+        if own != there:
+            raise UserError(
+                f"checkpoint ({source}) has {own} {what} and the data set {data.name} {there}:"
+                " name the data that it was trained on, with another recipe or data.name=NAME"
+            )
+
+
+def _describe(name: str, config: Config, data: ImageData, net: Supernet, source: Path) -> dict[str, Any]:
+    record = {
+        "name": PHASE,
+        "space": asdict(net.space),
+        "steps": 0,
+        "global_step": 0,
+        "teacher": {"policy": "none"},
+        "leaves": f"{PHASE}'s largest network",
+        "ensemble_top1": None,
+        "mean_corner_top1": None,
+        "seconds": 0.0,
+        "metrics_bytes": 0,
+    }
+    with source.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    imported = {"file": source.name, "sha256": sha256}
+    described = describe_run(name, config, data, net)
+    return {**described, "status": "finished", "imported": imported, "phases": [record]}

@@ -1,0 +1,179 @@
+"""Training one phase: steps, measurements, validations, saved states, and a stop on request."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ofav2 import console
+from ofav2.data import train_batches
+from ofav2.errors import RunError
+from ofav2.runs.state import Place, State, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
+from ofav2.runs.tracking import Tracker, flushed_bytes
+from ofav2.runtime.signals import Stopped
+from ofav2.training.objectives import Objective
+from ofav2.training.optim import build_optimizer
+from ofav2.training.phases import Phase
+from ofav2.training.setup import Setup
+from ofav2.training.step import Guard, Step, train_phase
+from supernets import Supernet
+
+
+@dataclass(frozen=True)
+class Best:
+    """The supernet at its best validation in a phase."""
+
+    top1: float
+    """Mean validation top-1 (0..1) of the largest and the smallest sub-network."""
+    weights: dict[str, Tensor]
+    """Its weights and statistics."""
+
+
+def learn(
+    setup: Setup,
+    phase: Phase,
+    objective: Objective,
+    *,
+    path: Path,
+    tracker: Tracker,
+    state: State | None,
+    stop: Callable[[], bool],
+) -> None:
+    """Trains a phase to its end, and leaves the supernet as it was at its best validation.
+
+    Args:
+        setup: The run's setup; its supernet is trained in place.
+        phase: The phase.
+        objective: What is minimised.
+        path: The run folder, where states are saved.
+        tracker: Where measurements go.
+        state: Where the phase stopped before; None starts it.
+        stop: Tells whether to save and leave; if one process is told so, all do.
+
+    Raises:
+        RunError: If more batches had an unusable loss than `optim.skip_limit` allows, of which the message names the
+            last; or if the state is another supernet's, another optimiser's or of a place outside the phase.
+        Stopped: If `stop` said so, after the state was saved.
+    """
+    config, net, processes = setup.config, setup.net, setup.runtime.processes
+    place = Place(phase.name, 0, phase.first_step, 0) if state is None else state.place
+    optimizer = build_optimizer(net, config.optim)
+    best: Best | None = None
+    if state is not None:
+        processes.everywhere(partial(_take_up, state, phase, net, optimizer))
+        best = None if place.best_top1 is None else Best(place.best_top1, dict(state.best))
+    skipped, saved_at = place.skipped, time.monotonic()
+    seed = config.run.seed
+    batches = train_batches(
+        setup.data,
+        config.data,
+        seed=seed,
+        phase=phase.name,
+        steps=phase.steps,
+        start_step=place.step,
+        part=processes.rank,
+        parts=processes.count,
+        device=setup.runtime.device,
+    )
+    with console.progress(f"{phase.name} ({phase.unlocks})", phase.steps - place.step) as advance:
+        for step in train_phase(
+            net,
+            phase,
+            batches,
+            objective,
+            optimizer=optimizer,
+            optim=config.optim,
+            guard=Guard(config.optim.loss_jump, place.usual_loss),
+            start_step=place.step,
+            prepare=setup.judge.prepare,
+            runtime=setup.runtime,
+            seed=seed,
+        ):
+            advance(loss=step.numbers["loss"])
+            if step.refused:
+                skipped += 1
+                _skip(step, phase, skipped, setup, tracker)
+            _record(setup, phase, step, tracker)
+            if _is_due(step.number, setup.config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
+                best = _validate(setup, phase, step, best, tracker)
+            minutes = (time.monotonic() - saved_at) / 60
+            leaving, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
+            if leaving or saving:
+                saved_at = time.monotonic()
+                processes.first(partial(_save, setup, phase, step, skipped, best, optimizer, path))
+            if leaving:
+                raise Stopped(f"step {step.number} of phase {phase.name}")
+    # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
+    assert best is not None, "the last step validates"
+    net.load_state_dict(best.weights)
+
+
+def _take_up(state: State, phase: Phase, net: Supernet, optimizer: torch.optim.Optimizer) -> None:
+    check_state(state, net, first_step=phase.first_step, steps=phase.steps)
+    net.load_state_dict(dict(state.net))
+    restore_optimizer(optimizer, state.optimizer)
+
+
+def _save(
+    setup: Setup,
+    phase: Phase,
+    step: Step,
+    skipped: int,
+    best: Best | None,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+) -> None:
+    here = Place(
+        phase=phase.name,
+        step=step.number,
+        global_step=phase.first_step + step.number,
+        metrics_bytes=flushed_bytes(path),
+        best_top1=None if best is None else best.top1,
+        skipped=skipped,
+        usual_loss=step.guard.usual,
+    )
+    kept = {} if best is None else best.weights
+    state = State(here, setup.net.state_dict(), optimizer_tensors(optimizer), kept)
+    save_state(path, state, setup.config.run.keep_states)
+
+
+def _record(setup: Setup, phase: Phase, step: Step, tracker: Tracker) -> None:
+    if step.number % setup.config.tracking.every_steps == 0 or step.number == phase.steps:
+        tracker.log("train", global_step=phase.first_step + step.number, phase=phase.name, **step.numbers)
+
+
+def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker) -> None:
+    limit = setup.config.optim.skip_limit
+    console.say(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
+    tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.numbers["loss"])
+    if skipped > limit:
+        setup.runtime.processes.refuse(
+            RunError(f"{step.refused}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit")
+        )
+
+
+def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
+    """Measures the largest and the smallest sub-network; of equals, the newer supernet is kept."""
+    ends = {"largest": phase.judged.largest(), "smallest": phase.judged.smallest()}
+    top1 = {score.subnet: score.top1 for score in setup.judge.scores(setup.net, ends.values(), setup.data.val)}
+    found = {name: top1[subnet] for name, subnet in ends.items()}
+    tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
+    reached = sum(found.values()) / len(found)
+    return best if best is not None and best.top1 > reached else Best(reached, cloned(setup.net))
+
+
+def _is_due(step: int, every: float, last: int) -> bool:
+    """Whether a multiple of `every` (0: never) was reached with this step, or it is the last one."""
+    return step == last or bool(every and int(step / every) > int((step - 1) / every))
+
+
+def _is_saving_due(setup: Setup, step: int, minutes: float, last: int) -> bool:
+    every, often = setup.config.run.save_steps, setup.config.run.save_minutes
+    # After the last step comes the judging, which may take longer than whoever stops the run will wait.
+    if step == last:
+        return bool(every or often)
+    return bool(every and step % every == 0) or bool(often and minutes >= often)

@@ -1,0 +1,186 @@
+"""From a recipe to everything that a run needs, checked before anything is written."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+import distill
+import supernets
+from ofav2.config.schema import Config
+from ofav2.data import ImageData, open_data, steps_per_epoch
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.evaluator import Judge, open_judge
+from ofav2.messages import short
+from ofav2.networks.build import supernet_options
+from ofav2.runs.facts import describe_run, lasting_facts
+from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.processes import ALONE, Processes
+from ofav2.training.phases import Plan, make_plan
+from ofav2.training.teacher import outside_teachers
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything that a run needs."""
+
+    config: Config
+    """The recipe."""
+    data: ImageData
+    """The data set."""
+    net: supernets.Supernet
+    """The supernet, with fresh weights, on the CPU."""
+    plan: Plan
+    """The phases."""
+    weights: distill.ExitWeights
+    """Weights of the exits."""
+    outside: Mapping[str, nn.Module]
+    """Teachers from timm, by policy."""
+    runtime: Runtime
+    """Device, precision and processes."""
+    judge: Judge
+    """What measures sub-networks."""
+
+
+def prepare(config: Config, processes: Processes = ALONE) -> Setup:
+    """Builds what a recipe asks for, and so refuses what can't be trained.
+
+    Args:
+        config: The recipe.
+        processes: The processes that are to train it together.
+
+    Raises:
+        UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
+        RunError: If processes have different recipes, data or versions; the message shows how.
+    """
+    opened = processes.in_turn if config.data.download else processes.everywhere
+    data = opened(lambda: open_data(config.data))
+    setup = processes.everywhere(lambda: _build(config, data, processes))
+    facts = describe_run("", config, data, setup.net)
+    refuse_disagreement(processes, {"recipe": asdict(config), **lasting_facts(facts), "versions": facts["versions"]})
+    return setup
+
+
+def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
+    _check_parts(config.data.batch_size, processes.count)
+    runtime = open_runtime(config.run, processes)
+    net = supernets.create(
+        config.supernet.variant, **supernet_options(config, classes=len(data.classes), channels=data.channels)
+    )
+    weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
+    steps = steps_per_epoch(len(data.train), config.data.batch_size)
+    plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
+    outside = outside_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
+    return Setup(config, data, net, plan, weights, outside, runtime, open_judge(config, data, runtime))
+
+
+def _check_parts(batch_size: int, count: int) -> None:
+    if batch_size % count:
+        raise UserError(
+            f"data.batch_size ({batch_size}) can't be shared out evenly to {count} processes:"
+            f" start as many as divide it, or set it to a multiple of {count}"
+        )
+    if batch_size == count > 1:
+        raise UserError(
+            f"data.batch_size ({batch_size}) leaves each of {count} processes one image, of which batch norm can't"
+            " gather statistics: start fewer, or set it to a larger multiple"
+        )
+
+
+def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> None:
+    """Passes if all processes have the same settings.
+
+    Raises:
+        RunError: In the first process, if there are differences; the message has those to the first one that differs.
+        Lost: In the others.
+    """
+    first, *others = (dict(_flat(theirs, "")) for theirs in processes.gather(settings))
+    for rank, theirs in enumerate(others, 1):
+        differing = [key for key in {**first, **theirs} if first.get(key) != theirs.get(key)]
+        if differing:
+            shown = "; ".join(
+                f"{key} is {_brief(first.get(key))} in process 0, {_brief(theirs.get(key))} in process {rank}"
+                for key in differing[:8]
+            )
+            more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+            processes.refuse(
+                RunError(f"processes disagree: {shown}{more}; give all the same recipe, settings, data and versions")
+            )
+
+
+def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed: Sequence[str]) -> None:
+    """Passes if two sets of settings are the same, but for the allowed keys.
+
+    Args:
+        before: Settings that a run was started with.
+        after: Settings that it would go on with.
+        allowed: Keys in full, such as `data.root`, or of a whole part, such as `tracking`.
+
+    Raises:
+        RunError: If another key differs; the message has the differences.
+    """
+    old, new = dict(_flat(before, "")), dict(_flat(after, ""))
+    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    refused = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in allowed)]
+    if refused:
+        shown = "; ".join(f"{key} was {_brief(old.get(key))}, is {_brief(new.get(key))}" for key in refused[:8])
+        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+        raise RunError(
+            f"run can't go on as it was: {shown}{more}; restore that, or accept it with --allow-change {refused[0]}"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def check_progress(facts: Mapping[str, Any], plan: Plan, where: Path) -> None:
+    """Passes if a plan can go on where a run's facts say that it stands.
+
+    Args:
+        facts: What `run.json` holds.
+        plan: The phases of the run's recipe as it is now.
+        where: Path of `run.json`.
+
+    Raises:
+        RunError: If the facts are damaged, or the finished phases are not the plan's first.
+    """
+    finished = facts.get("phases")
+    if (
+        not isinstance(facts.get("status"), str)
+        or not isinstance(facts.get("wandb_run_id"), str | None)
+        or not isinstance(finished, list)
+        or not all(isinstance(record, dict) and _is_record(record) for record in finished)
+    ):
+        raise RunError(f"{where} does not say how far the run is: restore it from a copy, or train again")
+    took = [(record["name"], record["global_step"]) for record in finished]
+    takes = [(phase.name, phase.first_step + phase.steps) for phase in plan.phases[: len(finished)]]
+    if took != takes:
+        raise RunError(
+            f"phases that are finished ({_ends(took)}) are not the recipe's first ({_ends(takes)}):"
+            " restore the recipe's first phases and data.batch_size, or train in a new folder"
+        )
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    counts, top1 = (record.get("global_step"), record.get("metrics_bytes")), record.get("ensemble_top1")
+    return (
+        all(isinstance(record.get(key), str) for key in ("name", "leaves"))
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and isinstance(top1, int | float)
+    )
+
+
+def _ends(phases: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{short(name)} to step {end}" for name, end in phases) or "none"

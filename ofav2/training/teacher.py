@@ -1,0 +1,137 @@
+"""Which teacher teaches a phase, made from what earlier phases left or from timm."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.fx import GraphModule
+
+import distill
+import supernets
+from ofav2.config.schema import TeacherConfig
+from ofav2.data import ImageData
+from ofav2.errors import UserError
+from ofav2.evaluation.evaluator import Judge
+from ofav2.runs import checkpoint, folder
+from ofav2.runtime.compiling import compiled
+from ofav2.runtime.device import Runtime
+from ofav2.training.objectives import Teacher, as_teacher
+from ofav2.training.phases import Phase, Plan
+from supernets import Supernet
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A phase's teacher and what the run records of it."""
+
+    teacher: Teacher | None
+    """What teaches; None: labels alone."""
+    record: Mapping[str, Any]
+    """`policy`, `name`, `phase`, `accuracy` (validation top-1 in 0..1) and `reason`; of `none`, the policy alone."""
+
+
+def outside_teachers(
+    plan: Plan, config: TeacherConfig, data: ImageData, resolutions: Sequence[int], runtime: Runtime
+) -> Mapping[str, nn.Module]:
+    """The plan's teachers from timm by name, built once; a wrong one is refused before training starts.
+
+    Raises:
+        DistillError: If a teacher is unknown, can't be loaded, or has other classes.
+    """
+    names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
+    teachers = {
+        name: runtime.place(
+            distill.outside_teacher(
+                name, classes=len(data.classes), channels=data.channels, checkpoint=config.checkpoint
+            )
+        )
+        for name in names
+    }
+    for name, module in teachers.items():
+        for resolution in sorted({min(resolutions), max(resolutions)}):
+            _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
+    return teachers
+
+
+def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:
+    """Many of timm's networks take images of one size alone; better to learn it now than in the second phase."""
+    try:
+        with torch.inference_mode():
+            module(images)
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"teacher ({name}) can't look at images of {images.shape[-1]} pixels"
+            f" ({str(error).splitlines()[0]}): choose another network, or other data.resolutions"
+        ) from error
+
+
+def choose_teacher(
+    phase: Phase,
+    *,
+    run_folder: Path,
+    net: Supernet,
+    candidates: Sequence[distill.Candidate],
+    outside: Mapping[str, nn.Module],
+    weights: distill.ExitWeights,
+    judge: Judge,
+    precision: str | None = None,
+) -> Taught:
+    """The teacher of a phase by its policy.
+
+    A candidate is the largest network as a phase left it: its weights are read from that phase's checkpoint.
+
+    Args:
+        phase: The phase.
+        run_folder: Where earlier phases left their checkpoints.
+        net: The supernet, of which the teacher is the largest network with other weights.
+        candidates: What earlier phases left.
+        outside: Teachers from timm by policy.
+        weights: Weights of the exits.
+        judge: What measures an outside teacher, and where it runs.
+        precision: Arithmetic of the teacher's forward pass; None takes the run's, in which it is measured either way.
+    """
+    compiler = judge.runtime.compiler
+    arithmetic = replace(judge.runtime, precision=precision or judge.runtime.precision).autocast
+    if phase.teacher == "none":
+        return Taught(None, {"policy": "none"})
+    if phase.teacher in outside:
+        module = outside[phase.teacher]
+        accuracy = judge.single_top1(module, max(net.space.resolution), judge.data.val)
+        reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
+        record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
+        forward = compiled("teacher", module, module, compiler)
+        return Taught(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
+    choice = distill.choose(phase.teacher, candidates)
+    path = folder.checkpoint_path(run_folder, choice.candidate.phase)
+    tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
+    module = teaching_form(largest_of(net, tensors), judge.runtime)
+    record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
+    forward = compiled("teacher", module, module, compiler)
+    return Taught(as_teacher(forward, weights.ensemble, arithmetic), record)
+
+
+def teaching_form(largest: GraphModule, runtime: Runtime) -> GraphModule:
+    """A largest network as it teaches: norms folded, 1x1 convolutions of small images multiplied, on the device.
+
+    Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.
+
+    Args:
+        largest: The network, in evaluation mode; it stays as it is.
+        runtime: Where it teaches. What is to be compiled is left to the compiler.
+    """
+    module = supernets.fold_norms(largest)
+    runtime.place(module)
+    if runtime.compiler is None:
+        supernets.multiply_pointwise(module)
+    return module
+
+
+def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
+    """The largest network with all its exits, of a supernet like `net` with these weights."""
+    source = copy.deepcopy(net)
+    checkpoint.fill(source, tensors, "the teacher's checkpoint")
+    return source.extract(source.space.largest(), exits="all")

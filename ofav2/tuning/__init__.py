@@ -1,1 +1,0 @@
-"""Fine-tuning extracted networks: `finetune` is the path, `prepare` opens what it needs, `learn` trains."""

@@ -1,0 +1,244 @@
+"""A network with several outputs as a chain of parts, one per output: what it takes to reach the next one.
+
+Part k computes output k and hands on what later parts still read; weights are shared with the network, not copied. The
+graph's own nodes are sorted into parts, so nothing is written twice and it does not matter where the graph came from.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+from torch.fx import Graph, GraphModule, Node
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+
+class GraphError(ValueError):
+    """A network's graph cannot be split; the message says why, and the next step."""
+
+
+# `x += y` and `x[i] = y`, as torch.fx records them.
+_AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"})
+
+
+def split(module: GraphModule) -> tuple[GraphModule, ...]:
+    """Splits a network at its outputs.
+
+    A part takes the tensors that the part before it hands on (the first one: the images) and returns its output,
+    followed by the tensors that it hands on. What no output needs is in no part. Operations stay in their order.
+
+    Args:
+        module: Images (N, …) -> a tuple of tensors. Every value that one part hands to another must have N rows.
+
+    Returns:
+        One part per output, in the network's own training or evaluation mode.
+
+    Raises:
+        GraphError: If the network has several inputs or returns no tuple of tensors, or if a part would write in place
+            into what another one reads: they would see other values than in the whole network.
+    """
+    outputs, homes = _outputs(module), _homes(module)
+    _refuse_shared_writes(module, homes)
+    last = {node: _last_reader(node, homes, outputs) for node in homes}
+
+    def handed_on(place: int) -> list[Node]:
+        # Constants are not handed on: each part that reads one holds it.
+        return [
+            node
+            for node in module.graph.nodes
+            if node in homes and node.op != "get_attr" and homes[node] <= place < last[node]
+        ]
+
+    parts = []
+    for place, output in enumerate(outputs):
+        nodes = [node for node in module.graph.nodes if homes.get(node) == place]
+        parts.append(_part(module, handed_on(place - 1), nodes, (output, *handed_on(place))))
+    return tuple(parts)
+
+
+def alone(module: GraphModule, place: int) -> GraphModule:
+    """The network with one of its outputs alone: images -> that tensor; weights are shared.
+
+    Args:
+        module: As for `split`.
+        place: Which output, from 0.
+
+    Raises:
+        GraphError: As for `split`.
+    """
+    needed = set(_ancestors(_outputs(module)[place]))
+    nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
+    return _part(module, [_input(module)], nodes, _outputs(module)[place])
+
+
+def _input(module: GraphModule) -> Node:
+    inputs: list[Node] = module.graph.find_nodes(op="placeholder")
+    if len(inputs) != 1:
+        raise GraphError(f"network has {len(inputs)} inputs: early exits need one that takes images alone")
+    return inputs[0]
+
+
+def _outputs(module: GraphModule) -> tuple[Node, ...]:
+    (output,) = module.graph.find_nodes(op="output")
+    (value,) = output.args
+    if not isinstance(value, Sequence) or not value or not all(isinstance(node, Node) for node in value):
+        raise GraphError("network returns no tuple of logits: extract it with --exits all, or exits such as 2,4")
+    return tuple(value)
+
+
+def _homes(module: GraphModule) -> dict[Node, int]:
+    """The part in which each node runs: that of the first output that needs it; the images are there before."""
+    homes = {_input(module): -1}
+    for place, output in enumerate(_outputs(module)):
+        for node in _ancestors(output):
+            homes.setdefault(node, place)
+    return homes
+
+
+def _ancestors(output: Node) -> Iterator[Node]:
+    seen, waiting = {output}, [output]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        new = [other for other in node.all_input_nodes if other not in seen]
+        seen.update(new)
+        waiting += new
+
+
+def _last_reader(node: Node, homes: dict[Node, int], outputs: Sequence[Node]) -> int:
+    """The last part that reads a node's value or returns it; the images are given to the first part in any case."""
+    readers = [homes[user] for user in node.users if user in homes]
+    return max([*readers, *(place for place, output in enumerate(outputs) if output is node), 0])
+
+
+def _part(
+    module: GraphModule, inputs: Sequence[Node], nodes: Sequence[Node], returned: Node | tuple[Node, ...]
+) -> GraphModule:
+    graph = Graph()
+    copies = {node: graph.placeholder(node.name) for node in inputs}
+
+    def copied(node: Node) -> Node:
+        if node not in copies:
+            assert node.op == "get_attr", "every other value is handed on"
+            copies[node] = graph.node_copy(node)
+        return copies[node]
+
+    for node in nodes:
+        copies[node] = graph.node_copy(node, copied)
+    graph.output(tuple(map(copied, returned)) if isinstance(returned, tuple) else copied(returned))
+    graph.lint()
+    return GraphModule(module, graph, class_name="Part").train(module.training)
+
+
+def _refuse_shared_writes(module: GraphModule, homes: dict[Node, int]) -> None:
+    for node in module.graph.nodes:
+        written = node.all_input_nodes[:1] if _writes(module, node) else []
+        if any(homes.get(user) != homes.get(node) for target in written for user in target.users):
+            raise GraphError(
+                f"network works in place ({node.name}) on what another exit reads: set inplace=False, then split it"
+            )
+
+
+def _writes(module: GraphModule, node: Node) -> bool:
+    """Whether a node changes its first input."""
+    if node.op == "call_module":
+        return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    name = _name(node.target)
+    in_place = name.endswith("_") and not name.endswith("__")
+    return in_place or name in _AUGMENTED or bool(node.kwargs.get("inplace", False))
+
+
+def _name(target: Callable[..., object] | str) -> str:
+    return target if isinstance(target, str) else getattr(target, "__name__", "")
+
+
+def fold_norms(module: GraphModule) -> GraphModule:
+    """An extracted network in which every batch norm that follows a convolution is folded into it.
+
+    For evaluation: a folded convolution scales and shifts by the running statistics, with sums that are rounded
+    otherwise. Norms that follow no convolution stay.
+
+    Args:
+        module: What `Supernet.extract` gave, in evaluation mode, with the statistics that are to count.
+
+    Returns:
+        A module of its own in evaluation mode; it shares the layers that are not folded with `module`, which stays as
+        it was.
+    """
+    assert not module.training, "the statistics of a network in training mode are not used"
+    graph, layers = copy.deepcopy(module.graph), _layers(module)
+    for before, node, folded in _folded(graph, layers):
+        layers[str(before.target)] = folded
+        node.replace_all_uses_with(before)
+        graph.erase_node(node)
+    made = GraphModule(layers, graph, class_name="FoldedSubnet")
+    made.eval()
+    return made
+
+
+def absorb_norms(module: GraphModule) -> None:
+    """Folds the norms of a module that nobody else needs, as `fold_norms` does, but in it; their places stay, empty.
+
+    A second module of a small network takes as long to make as its evaluation.
+    """
+    assert not module.training, "the statistics of a network in training mode are not used"
+    for before, node, folded in _folded(module.graph, _layers(module)):
+        module.set_submodule(str(before.target), folded)
+        module.set_submodule(str(node.target), nn.Identity())
+
+
+def lone_norms(module: GraphModule) -> dict[str, str]:
+    """Names of the norms that alone read a convolution's output, which they may write over, and of the convolutions."""
+    return {str(node.target): str(before.target) for before, node in _pairs(module.graph, _layers(module))}
+
+
+def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node, nn.Module]]:
+    """Each convolution and the norm that alone reads it, and both as one layer."""
+    for before, node in _pairs(graph, layers):
+        with torch.no_grad():
+            folded: nn.Module = fuse_conv_bn_eval(layers[str(before.target)], layers[str(node.target)])  # type: ignore[arg-type, type-var]
+        yield before, node, folded
+
+
+def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node]]:
+    for node in list(graph.nodes):
+        before = node.args[0] if is_layer(node) else None
+        if not isinstance(before, Node) or not is_layer(before) or len(before.users) > 1:
+            continue
+        if isinstance(layers[str(before.target)], nn.Conv2d) and isinstance(layers[str(node.target)], nn.BatchNorm2d):
+            yield before, node
+
+
+def _layers(module: GraphModule) -> dict[str, nn.Module]:
+    return {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if is_layer(node)}
+
+
+def cut(graph: Graph, part: str) -> tuple[Graph, Graph]:
+    """Cut a graph in two at the first place after a part's layers that a single tensor crosses.
+
+    Args:
+        graph: The graph, with one input.
+        part: Name of a module; the cut is after its layers.
+    """
+    nodes = list(graph.nodes)
+    place = {node: number for number, node in enumerate(nodes)}
+    last_use = [max(map(place.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
+    end = max(place[node] for node in nodes if is_layer(node) and str(node.target).startswith(f"{part}."))
+    while len(crossing := [node for node in nodes[: end + 1] if last_use[place[node]] > end]) > 1:
+        end += 1
+    head, tail = Graph(), Graph()
+    copies: dict[Node, Node] = {}
+    for node in nodes[: end + 1]:
+        copies[node] = head.node_copy(node, copies.__getitem__)
+    head.output(copies[crossing[0]])
+    copies = {crossing[0]: tail.placeholder("features")}
+    for node in nodes[end + 1 :]:
+        copies[node] = tail.node_copy(node, copies.__getitem__)
+    return head, tail
+
+
+def is_layer(node: Node) -> bool:
+    """Return whether the node calls a layer."""
+    return node.op == "call_module"

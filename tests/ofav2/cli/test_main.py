@@ -1,0 +1,498 @@
+"""The command line: what each verb shows, and one clear line, with a next step, for whatever cannot be done."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ofav2
+from ofav2.cli import main as cli
+from ofav2.cli.main import main
+from ofav2.config import recipe
+from ofav2.runs import folder
+from ofav2.training.run import Run
+from tests.ofav2 import tiny
+
+ROOT = Path(__file__).resolve().parents[3]
+VERBS = ("recipes", "plan", "train", "evaluate", "extract", "early")
+Capture = pytest.CaptureFixture[str]
+
+
+def run_ok(capsys: Capture, *arguments: str) -> tuple[str, str]:
+    """What a command that works writes to stdout and stderr."""
+    capsys.readouterr()
+    assert main(arguments) == 0
+    out, err = capsys.readouterr()
+    return out, err
+
+
+def refusal(capsys: Capture, *arguments: str) -> str:
+    """The one line of a command that is refused."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1, err
+    assert err.startswith("ofav2: ")
+    assert "Traceback" not in err
+    return err.removeprefix("ofav2: ").rstrip("\n")
+
+
+def process(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """A real process of the command."""
+    return subprocess.run(
+        [sys.executable, "-m", "ofav2", *arguments],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> str:
+    return tiny.written(tmp_path / "recipes", tiny.TWO, "two")
+
+
+# Settings
+
+
+@pytest.mark.parametrize("settings", [["run.seed=3"], ["run.seed=2", "run.seed=3"]])
+def test_settings_may_follow_options(settings: list[str], two: str, tmp_path: Path, capsys: Capture) -> None:
+    run_ok(capsys, "train", two, *settings[:-1], "--run-dir", str(tmp_path / "run"), settings[-1])
+    assert recipe.load(str(tmp_path / "run" / folder.RECIPE)).run.seed == 3
+
+
+@pytest.mark.parametrize("left", ["surplus", "=3", "--seed=3", "-x"])
+def test_what_is_no_setting_is_refused(left: str, two: str, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["train", two, "--run-dir", str(tmp_path / "run"), left])
+    assert ended.value.code == 2
+    assert f"unrecognized arguments: {left}" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_verb_without_settings_takes_none(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main(["report", str(tiny_run.folder), "--out", str(tmp_path / "page.html"), "run.seed=3"])
+    assert "unrecognized arguments: run.seed=3" in capsys.readouterr().err
+
+
+# Help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_that_points_on(verb: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    assert "next:" in shown
+    assert verb == "recipes" or re.search(rf"^examples:\n  ofav2 {verb} ", shown, re.MULTILINE)
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_the_command_alone_shows_its_verbs_and_examples(arguments: list[str], capsys: Capture) -> None:
+    if arguments:
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 0
+    else:
+        assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown
+    assert all(re.search(rf"^    {verb}\b", shown, re.MULTILINE) for verb in VERBS)
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """Arguments of every `ofav2 …` line of an examples block."""
+    lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()]
+    return [line.split()[1:] for line in lines if line.startswith("ofav2 ") and "…" not in line]
+
+
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_examples_are_commands_that_the_parser_takes(verb: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        main([*verb.split(), "--help"])
+    examples = commands_in(capsys.readouterr().out)
+    assert examples or verb == "recipes"
+    for arguments in examples:
+        parsed = cli.parser().parse_args(arguments)
+        named = getattr(parsed, "recipe", None)
+        if named and not named.endswith(".yaml") and "=" not in named:
+            recipe.load(named, parsed.overrides)
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = """
+import sys
+from ofav2.cli.main import main
+for arguments in (["--help"], ["train", "--help"], ["recipes"]):
+    try:
+        main(arguments)
+    except SystemExit:
+        pass
+late = {"torch", "timm", "wandb", "torchvision", "sklearn"} & set(sys.modules)
+sys.exit(f"imported: {late}" if late else 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+# Verbs that work
+
+
+def test_recipes_are_listed_with_what_they_train(capsys: Capture) -> None:
+    out, err = run_ok(capsys, "recipes")
+    assert all(f"{name} " in out and recipe.describe(name) in out for name in recipe.names())
+    assert "next: ofav2 plan" in err
+
+
+def test_a_plan_shows_every_phase_and_writes_nothing(
+    two: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, err = run_ok(capsys, "plan", two, "phases.full.epochs=1")
+    assert re.search(r"^full +.*the largest network.* +2 +1 +106 ", out, re.MULTILINE)
+    assert re.search(r"^kernel +kernel 3, 5 +64 +0\.02 +2 ", out, re.MULTILINE), "two resolutions, five blocks"
+    assert "height is skipped" in out
+    assert "in all 108 steps of 16 images" in out
+    assert f"next: ofav2 train {two} phases.full.epochs=1" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipes"]
+
+
+def test_the_demos_plan_has_all_six_phases(capsys: Capture) -> None:
+    out, _ = run_ok(capsys, "plan", "digits")
+    listed = [line.split()[0] for line in out.splitlines()[3:]]
+    assert [name for name in listed if name in tiny.SIX_PHASES] == list(tiny.SIX_PHASES)
+
+
+def test_training_says_what_it_made_and_what_to_do_next(two: str, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    out, err = run_ok(capsys, "train", two, "run.seed=3", "--run-dir", str(run))
+    assert out == f"{run}\n", "the folder alone, to be piped on"
+    assert folder.open_run(run)["status"] == "finished"
+    assert folder.open_run(run)["seed"] == 3
+    assert f"made {run}: largest sub-network" in err
+    next_steps = err[err.index("next:") :]
+    for line in next_steps.removeprefix("next:").splitlines():
+        cli.parser().parse_args(line.split()[1:])
+
+
+def test_overrides_may_stand_on_either_side_of_options(two: str, tmp_path: Path, capsys: Capture) -> None:
+    run_ok(capsys, "train", "--run-dir", str(tmp_path / "run"), two, "run.seed=4", "phases.full.epochs=0.001")
+    assert folder.open_run(tmp_path / "run")["seed"] == 4
+
+
+def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> None:
+    out, err = run_ok(capsys, "evaluate", str(tiny_run.folder))
+    title, _, _, *rows = out.splitlines()
+    assert title == f"{tiny_run.folder}, phase expand, test"
+    assert len(rows) == len(ofav2.load_supernet(tiny_run.folder).space.corners())
+    shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-1]) for row in rows}
+    largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
+    assert shown[largest] == pytest.approx(100 * tiny_run.facts["test"]["largest"], abs=0.005)
+    assert "next: ofav2 extract" in err
+
+
+def test_evaluate_takes_a_file_a_split_and_a_phase(
+    tiny_run: Run, extracted: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    subnet = ofav2.load_supernet(tiny_run.folder, "kernel").space.uniform(kernel=3)
+    (tmp_path / "mine.json").write_text(subnet.to_json())
+    arguments = ("--subnet", str(tmp_path / "mine.json"), "--split", "val", "--phase", "kernel")
+    out, _ = run_ok(capsys, "evaluate", str(tiny_run.folder), *arguments)
+    assert out.splitlines()[0] == f"{tiny_run.folder}, phase kernel, val"
+    assert len(out.splitlines()) == 4
+    assert str(subnet) in out
+
+    out, _ = run_ok(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(extracted / "subnet.json"))
+    facts = json.loads((extracted / "subnet.json").read_text())
+    assert float(out.split()[-1]) == pytest.approx(100 * facts["top1"]["after_recalibration"]["test"], abs=0.005)
+
+
+@pytest.mark.parametrize("which", ["--largest", "--smallest"])
+def test_extract_shows_accuracy_before_and_after(
+    which: str, tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny.without_exports(monkeypatch)
+    out, err = run_ok(capsys, "extract", str(tiny_run.folder), which, "--out", str(tmp_path / "out"))
+    facts = json.loads((tmp_path / "out" / "subnet.json").read_text())
+    space = ofav2.load_supernet(tiny_run.folder).space
+    assert facts["subnet"] == (space.largest() if which == "--largest" else space.smallest()).to_dict()
+    for split in ("val", "test"):
+        before, after = (facts["top1"][f"{when}_recalibration"][split] for when in ("before", "after"))
+        assert re.search(rf"\b{split} +{100 * before:.2f} +{100 * after:.2f}$", out, re.MULTILINE)
+    assert f"made {tmp_path / 'out'}: {facts['cost']['params']:,} parameters" in err
+    assert "ofav2.load_subnet(" in err
+
+
+def test_extract_takes_a_file(tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.without_exports(monkeypatch)
+    subnet = ofav2.load_supernet(tiny_run.folder).space.uniform(height=2, depth=1)
+    (tmp_path / "mine.json").write_text(subnet.to_json())
+    run_ok(
+        capsys, "extract", str(tiny_run.folder), "--subnet", str(tmp_path / "mine.json"), "--out", str(tmp_path / "o")
+    )
+    assert json.loads((tmp_path / "o" / "subnet.json").read_text())["subnet"] == subnet.to_dict()
+
+
+# Recipes that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("source", "overrides", "message"),
+    [
+        ("digit", [], r"^recipe \(.digit.\).*did you mean digits\?"),
+        ("nowhere.yaml", [], r"^recipe nowhere\.yaml: there is no such file"),
+        ("digits", ["run.sed=1"], r"^run\.sed \(1\): no such key here .*did you mean run\.seed\?"),
+        ("digits", ["data.resolution=[16]"], r"^data\.resolution .*did you mean data\.resolutions\?"),
+        ("digits", ["phases.full.epoch=3"], r"^phases\.full\.epoch .*did you mean phases\.full\.epochs\?"),
+        ("digits", ["phases.fulll.lr=3"], r"^phases\.fulll .*did you mean phases\.full\?"),
+        ("digits", ["banana=3"], r"^banana \(3\): no such key"),
+        ("digits", ["data.batch_size=many"], r'^data\.batch_size \("many"\): must be a whole number'),
+        ("digits", ["data.resolutions=16"], r"^data\.resolutions \(16\): must be a list"),
+        ("digits", ["data.flip=maybe"], r"^data\.flip \(.maybe.\): must be true or false"),
+        ("digits", ["run.seed"], r'^override \("run\.seed"\): must read key=value'),
+        ("digits", ["phases.depth.unlock.depth=[2,3,4,5]"], r"^phases\.depth\.unlock\.depth \(5\) .*among 2, 3, 4"),
+        ("digits", ["phases.kernel.unlock.kernel=[4,7]"], r"^phases\.kernel\.unlock\.kernel \(4\) .*among 3, 5, 7"),
+        ("digits", ["supernet.kernel=[3,4,7]"], r"^supernet\.kernel \(\[3, 4, 7\]\): .*odd"),
+        ("digits", ["supernet.depth=[0,4]"], r"^supernet\.depth"),
+        ("digits", ["teacher.exit_weights=[0.5,0.5]"], r"^exit weights .*one number per exit, 5 here, and hold 2"),
+        ("digits", ["teacher.exit_weights=[0.5,0.5,0.5,0.5,0.5]"], r"^exit weights .*must sum to 1"),
+        ("digits", ["data.resolutions=[8,20]"], r"^resolution \(8\) is smaller than the network's total stride 16"),
+        ("digits", ["supernet.stem_stride=2"], r"^resolution \(16\) .*stride 32: use at least 32 or stem_stride 1"),
+        ("digits", ["phases.kernel.teacher=oracle"], r"^teacher policy \('oracle'\) is unknown"),
+        ("digits", ["data.root=/nowhere"], r"^data\.root \(/nowhere\): digits comes with a package"),
+        ("cifar10", [], r"^data\.root"),
+        ("tiny_imagenet_paper", ["data.root=/nowhere/at/all"], r"/nowhere/at/all.*data\.root"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["plan", "train"])
+def test_a_recipe_that_cannot_work_gets_one_line_and_leaves_nothing(
+    verb: str,
+    source: str,
+    overrides: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert re.search(message, refusal(capsys, verb, source, *overrides))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Sub-networks that cannot be used
+
+
+def without(name: str) -> Callable[[dict[str, Any]], Any]:
+    return lambda fields: {key: value for key, value in fields.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda fields: fields | {"kernel": [[7] * 3] * 5}, r"^kernel\[0\]\[0\] \(7\) is not in the space.* 3, 5"),
+        (lambda fields: fields | {"depth": [2] * 5}, r"^depth\[0\] \(2\) is not in the space: choose one of 1, 3"),
+        (lambda fields: fields | {"resolution": 64}, r"^resolution \(64\) is not in the space: choose one of 16"),
+        (lambda fields: fields | {"resolution": "16"}, r"^resolution \('16'\) must be a whole number"),
+        (lambda fields: fields | {"height": 7}, r"^depth has 5 entries: height 7 needs one each"),
+        (lambda fields: fields | {"height": 0}, r"^height \(0\) must be at least 1"),
+        (lambda fields: fields | {"level": [[["pool"]] * 3] * 5}, r"^level\[0\]\[0\] \('pool'\) is no branch"),
+        (lambda fields: fields | {"width": 3}, r"^'width' is no field of a sub-network"),
+        (without("expand"), r"^expand is missing from the sub-network"),
+        (lambda fields: {"subnet": [1]}, r"^sub-network \(\[1\]\) must be a mapping"),
+        (lambda fields: [fields], r"^sub-network .* must be a mapping"),
+        (lambda fields: 3, r"^sub-network \(3\) must be a mapping"),
+        (lambda fields: None, r"^sub-network \(None\) must be a mapping"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "extract"])
+def test_a_sub_network_outside_its_space_is_refused_by_name_and_value(
+    verb: str, change: Callable[[Any], Any], message: str, tiny_run: Run, tmp_path: Path, capsys: Capture
+) -> None:
+    fields = ofav2.load_supernet(tiny_run.folder).space.largest().to_dict()
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(change(fields)))
+    arguments = ["--out", str(tmp_path / "out")] if verb == "extract" else []
+    said = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
+    assert re.search(message, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe\x00", b'{"resolution": 16,}', b"nonsense", b"[" * 100_000],
+    ids=["empty", "cut", "binary", "comma", "words", "deep"],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "extract"])
+def test_a_file_that_is_no_json_is_named(
+    verb: str, content: bytes, tiny_run: Run, tmp_path: Path, capsys: Capture
+) -> None:
+    file = tmp_path / "mine.json"
+    file.write_bytes(content)
+    arguments = ["--out", str(tmp_path / "out")] if verb == "extract" else []
+    said = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
+    assert said.startswith(f"sub-network file ({file}) is no JSON")
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "."])
+def test_a_file_that_cannot_be_read_is_named(name: str, tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    said = refusal(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(tmp_path / name))
+    assert said.startswith(f"sub-network file ({tmp_path / name}) can't be read")
+
+
+# Run folders that cannot be used
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: shutil.rmtree(path), r"^run folder \(.*copy\) does not exist"),
+        (lambda path: (path / "run.json").unlink(), r"^run folder \(.*copy\) has no run\.json, so it holds no run"),
+        (lambda path: (path / "run.json").write_text('{"format": "other"}'), r"run\.json: format \('other'\)"),
+        (lambda path: (path / "run.json").write_text('{"format": "ofav2-r'), r"run\.json is no JSON"),
+        (lambda path: (path / "checkpoints" / "expand.safetensors").unlink(), r"expand\.safetensors is missing"),
+        (lambda path: (path / "checkpoints" / "expand.json").write_text("{}"), r"expand\.json: format \(None\)"),
+        (lambda path: (path / "recipe.yaml").unlink(), r"recipe\.yaml: there is no such file"),
+        (lambda path: (path / "recipe.yaml").write_text("a: [1"), r"recipe\.yaml.*is not valid YAML"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["evaluate", "extract"])
+def test_a_missing_or_foreign_run_gets_one_line(
+    verb: str, damage: Callable[[Path], object], message: str, run_copy: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    damage(run_copy)
+    arguments = ["--largest", "--out", str(tmp_path / "out")] if verb == "extract" else []
+    assert re.search(message, refusal(capsys, verb, str(run_copy), *arguments))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_phase_that_is_not_there_is_refused_by_name(tiny_run: Run, capsys: Capture) -> None:
+    said = refusal(capsys, "evaluate", str(tiny_run.folder), "--phase", "width")
+    assert re.search(r"^phase \(width\) .*choose one of full, kernel, level, height, depth, expand", said)
+
+
+def test_a_run_folder_that_is_not_empty_is_left_alone(two: str, run_copy: Path, capsys: Capture) -> None:
+    before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
+    said = refusal(capsys, "train", two, "--run-dir", str(run_copy))
+    assert said.startswith(f"run folder ({run_copy}) is not empty")
+    assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_folder_in_use_is_left_alone(two: str, tmp_path: Path, capsys: Capture) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with folder.lock(run):
+        said = refusal(capsys, "train", two, "--run-dir", str(run))
+    assert said.startswith(f"run folder ({run}) ")
+    assert [path.name for path in run.iterdir()] == [".lock"]
+
+
+def test_a_file_is_no_run_folder_and_stays(two: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "run").write_text("mine")
+    assert str(tmp_path / "run") in refusal(capsys, "train", two, "--run-dir", str(tmp_path / "run"))
+    assert (tmp_path / "run").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipes", "run"]
+
+
+def test_extract_wants_to_know_which_network(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    said = refusal(capsys, "extract", str(tiny_run.folder), "--out", str(tmp_path / "out"))
+    assert all(choice in said for choice in ("--largest", "--smallest", "--subnet"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_folder_that_is_not_empty_is_left_alone(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    said = refusal(capsys, "extract", str(tiny_run.folder), "--largest", "--out", str(tmp_path))
+    assert said.startswith(f"output folder ({tmp_path}) is not empty")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# Arguments
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trian", "digits"],
+        ["plan"],
+        ["extract", "run", "--largest"],
+        ["extract", "run", "--largest", "--smallest", "--out", "out"],
+        ["evaluate"],
+        ["evaluate", "run", "--split", "train"],
+        ["train", "digits", "--rundir"],
+    ],
+)
+def test_arguments_that_make_no_command_are_refused_with_the_usage(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: ofav2")
+    assert "error: " in said.splitlines()[-1]
+
+
+# How a process ends
+
+
+def test_an_interruption_is_said_without_a_traceback(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "names", interrupt)
+    assert main(["recipes"]) == 130
+    assert capsys.readouterr().err == "ofav2: interrupted\n"
+
+
+def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ValueError("a bug of ours")
+
+    monkeypatch.setattr(recipe, "names", fail)
+    with pytest.raises(ValueError, match="a bug of ours"):
+        main(["recipes"])
+
+
+def test_a_real_process_lists_and_refuses(tmp_path: Path) -> None:
+    done = process("recipes", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "digits" in done.stdout
+    assert done.stderr.startswith("next: ")
+    done = process("train", "digits", "data.batchsize=3", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1
+    assert re.match(r"ofav2: data\.batchsize \(3\): no such key here .*did you mean data\.batch_size\?", done.stderr)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_gets_no_traceback(unbuffered: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "ofav2", "recipes"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr
+    assert done.returncode == 0

@@ -1,0 +1,84 @@
+"""The model card: front matter that the Hub reads, whatever names a run brings along."""
+
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+
+from ofav2.deploy.card import model_card
+
+DESCRIBED = {
+    "name": "r16 d2-2-2-2-2 k3 e3 l1 exit 5",
+    "data": "digits",
+    "classes": ["0", "1"],
+    "supernet": {"variant": "ee_dp", "width_mult": 0.5},
+    "input": {"channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.1], "eval_crop": 1.0, "resolution": 16},
+    "cost": {"params": 1234567, "macs": 89012345, "memory": 4096},
+    "top1_per_exit": {
+        "before_recalibration": {"val": {"2": 0.5, "5": 0.6}, "test": {"2": 0.51, "5": 0.61}},
+        "after_recalibration": {"val": {"2": 0.7, "5": 0.8}, "test": {"2": 0.71, "5": 0.8123456789}},
+    },
+    "checks": {"outputs": ["exit_2", "exit_5"]},
+    "provenance": {
+        "run": "digits",
+        "phase": "expand",
+        "checkpoint_sha256": "ab" * 32,
+        "data_fingerprint": "cd" * 32,
+        "versions": {"torch": "2.12.1", "ofav2": None},
+    },
+}
+
+
+def named(run: str) -> dict[str, Any]:
+    return {**DESCRIBED, "provenance": {**DESCRIBED["provenance"], "run": run}}
+
+
+def test_the_hub_reads_results_from_it() -> None:
+    card = ModelCard(model_card(DESCRIBED))
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"Top-1 accuracy, exit 2": 0.71, "Top-1 accuracy, exit 5": 0.8123456789}
+    assert card.data.library_name == "ofav2"
+    assert card.data.pipeline_tag == "image-classification"
+    assert card.data.datasets == ["digits"]
+    assert card.data.metrics == ["accuracy"]
+    assert card.data.license == "other"
+    assert {"ee_dp", "once-for-all"} <= set(card.data.tags)
+    assert "1,234,567" in card.text
+    assert "89,012,345" in card.text
+
+
+def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -> None:
+    step = {"source_sha256": "ef" * 32, "data": "mine | yours", "data_fingerprint": "01" * 32, "epochs": 7}
+    top1 = {"after_finetuning": {"test": {"2": 0.75, "5": 0.875}}}
+    card = ModelCard(model_card({**DESCRIBED, "data": "mine", "finetuning": [step], "top1_per_exit": top1}))
+    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
+    assert found == {"Top-1 accuracy, exit 2": 0.75, "Top-1 accuracy, exit 5": 0.875}
+    assert card.data.datasets == ["mine"]
+    assert f"`{'ef' * 32}` on `mine   yours`" in card.text
+    assert "| 5 | 87.50 |" in card.text
+    assert "recalibrat" not in card.text
+
+
+HOSTILE = (
+    "---\nlicense: mit\n---",
+    'a": {b: c}',
+    "x: y # z",
+    "!!python/object/apply:os.system [ls]",
+    "é 日本 😀 \u2028 \x85 \x00 \ud800",
+    "`code` | <script>alert(1)</script>",
+)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_names_never_leave_their_place(name: str) -> None:
+    text = model_card(named(name))
+    head, body = text.removeprefix("---\n").split("\n---\n", 1)
+    fields, plain = yaml.safe_load(head), yaml.safe_load(model_card(named("x")).split("---")[1])
+    shown = "".join(letter if letter.isprintable() else " " for letter in name)
+    assert fields["model-index"][0]["name"] == f"{shown}: {DESCRIBED['name']}"
+    fields["model-index"][0]["name"] = plain["model-index"][0]["name"]
+    assert fields == plain
+    assert len(body.splitlines()) == len(model_card(named("x")).split("\n---\n", 1)[1].splitlines())
+    assert "\n# <script>" not in body
+    assert body.encode("utf-8")

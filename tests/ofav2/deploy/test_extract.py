@@ -1,0 +1,224 @@
+"""A sub-network is taken out whole, checked, with facts that can be measured again, or not at all."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ofav2
+from ofav2 import files
+from ofav2.deploy.load import SUBNET_FACTS, SUBNET_WEIGHTS
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation import opened_run
+from ofav2.evaluation.opened_run import OpenedRun
+from supernets import SpaceError, Subnet
+from supernets.cost import subnet_cost
+from supernets.layers import ElasticConv2d, ElasticDepthwise
+from tests.ofav2 import tiny
+
+
+@pytest.fixture
+def facts(extracted: Path) -> dict[str, Any]:
+    value: dict[str, Any] = json.loads((extracted / SUBNET_FACTS).read_text())
+    return value
+
+
+@pytest.fixture
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what takes seconds."""
+    tiny.without_exports(monkeypatch)
+
+
+def files_below(path: Path) -> list[str]:
+    return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
+
+
+def test_weights_and_description_are_written_and_belong_together(extracted: Path, facts: dict[str, Any]) -> None:
+    assert {SUBNET_FACTS, SUBNET_WEIGHTS} <= {entry.name for entry in extracted.iterdir()}
+    assert facts["sha256"] == hashlib.sha256((extracted / SUBNET_WEIGHTS).read_bytes()).hexdigest()
+    assert [entry.name for entry in extracted.parent.iterdir()] == ["middle"], "no staging is left"
+    assert extracted.stat().st_mode & 0o777 == 0o755
+
+
+def test_the_description_says_what_it_is_and_where_it_came_from(facts: dict[str, Any], opened: OpenedRun) -> None:
+    subnet = tiny.middle(opened.loaded.net.space)
+    cost = subnet_cost(opened.loaded.net.architecture, subnet)
+    assert Subnet.from_dict(facts["subnet"]) == subnet
+    assert (facts["cost"]["params"], facts["cost"]["macs"]) == (cost.params, cost.macs)
+    assert facts["classes"] == [str(digit) for digit in range(10)]
+    assert facts["input"] == {
+        "channels": 3,
+        "mean": list(opened.data.mean),
+        "std": list(opened.data.std),
+        "eval_crop": 0.875,
+        "resolution": 16,
+    }
+    came_from = facts["provenance"]
+    assert came_from["phase"] == "expand"
+    assert came_from["run"] == "six"
+    assert came_from["checkpoint_sha256"] == opened.loaded.sha256
+    assert came_from["data_fingerprint"] == opened.data.fingerprint
+    assert facts["recalibration"]["images"] == 30
+
+
+def test_accuracies_before_and_after_can_be_measured_again(
+    extracted: Path, facts: dict[str, Any], opened: OpenedRun
+) -> None:
+    subnet, judge = tiny.middle(opened.loaded.net.space), opened.judge
+    raw, loaded = opened.loaded.net.extract(subnet), ofav2.load_subnet(extracted)
+    for split in (opened.data.val, opened.data.test):
+        assert facts["top1"]["before_recalibration"][split.name] == judge.single_top1(raw, 16, split)
+        assert facts["top1"]["after_recalibration"][split.name] == judge.single_top1(loaded, 16, split)
+        (score,) = judge.scores(opened.loaded.net, [subnet], split)
+        assert facts["top1"]["after_recalibration"][split.name] == score.top1
+
+
+@pytest.mark.usefixtures("light")
+def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
+    extracted: Path, opened: OpenedRun, tmp_path: Path
+) -> None:
+    net = opened.loaded.net
+    before = tiny.bits(net)
+    ofav2.extract(opened, tiny.middle(net.space), tmp_path / "deeper" / "again")
+    assert (tmp_path / "deeper/again" / SUBNET_WEIGHTS).read_bytes() == (extracted / SUBNET_WEIGHTS).read_bytes()
+    assert tiny.same_bits(tiny.bits(net), before)
+    assert not net.training
+
+
+@pytest.mark.usefixtures("light")
+def test_an_empty_folder_will_do(opened: OpenedRun, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    assert (tmp_path / "out" / SUBNET_FACTS).is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("taken", ["folder", "file"])
+def test_what_lies_there_is_left_alone(taken: str, opened: OpenedRun, tmp_path: Path) -> None:
+    held = tmp_path / "out" if taken == "file" else tmp_path / "out" / "mine.txt"
+    held.parent.mkdir(exist_ok=True)
+    held.write_text("mine")
+    with pytest.raises(UserError, match=r"output folder \(.*out\) is not empty"):
+        ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "out")
+    assert held.read_text() == "mine"
+    assert files_below(tmp_path) in (["out"], ["out", "out/mine.txt"])
+
+
+def test_a_folder_that_cannot_be_made_is_named(opened: OpenedRun, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"output folder \(.*file/out\)"):
+        ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "file" / "out")
+    assert files_below(tmp_path) == ["file"]
+
+
+@pytest.mark.usefixtures("light")
+@pytest.mark.parametrize("fails", ["write_bytes", "write_json"])
+@pytest.mark.parametrize("kind", [RunError("disk full"), OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_nothing_is_half_written(
+    fails: str, kind: BaseException, opened: OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise kind
+
+    monkeypatch.setattr(files, fails, fail)
+    expected = UserError if isinstance(kind, OSError) else type(kind)
+    with pytest.raises(expected):
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    assert files_below(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resolution": 24}, r"^resolution \(24\)"),
+        ({"height": 6, "depth": [3] * 6}, r"height"),
+        ({"depth": [2, 3, 3, 3, 3]}, r"^depth\[0\] \(2\)"),
+        ({"kernel": [[7] * 3] * 5}, r"^kernel\[0\]\[0\] \(7\)"),
+        ({"expand": [[6] * 3] * 5}, r"^expand\[0\]\[0\] \(6\)"),
+    ],
+)
+def test_a_network_outside_the_trained_space_is_refused_by_name_and_value(
+    change: dict[str, Any], message: str, opened: OpenedRun, tmp_path: Path
+) -> None:
+    fields = opened.loaded.net.space.largest().to_dict() | change
+    if "height" in change:
+        for name in ("kernel", "expand", "level"):
+            fields[name] = [*fields[name], fields[name][-1]]
+    with pytest.raises(SpaceError, match=message):
+        ofav2.extract(opened, Subnet.from_dict(fields), tmp_path / "out")
+    assert files_below(tmp_path) == []
+
+
+def test_what_an_earlier_phase_did_not_train_is_outside_its_space(tiny_run: Any, tmp_path: Path) -> None:
+    opened = ofav2.open_for_judging(tiny_run.folder, "kernel")
+    subnet = ofav2.load_supernet(tiny_run.folder).space.uniform(depth=1)
+    with pytest.raises(SpaceError, match=r"^depth\[0\] \(1\) is not in the space: choose one of 3"):
+        ofav2.extract(opened, subnet, tmp_path / "out")
+
+
+# The self-check
+
+
+@pytest.mark.parametrize("layer", [ElasticConv2d, ElasticDepthwise])
+def test_a_slice_that_is_wrong_in_extraction_alone_is_found(
+    layer: Any, opened: OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = layer.plain
+
+    def wrong(self: Any, *sizes: int) -> Any:
+        made = plain(self, *sizes)
+        with torch.no_grad():
+            made.weight.copy_(made.weight.flip(0))
+        return made
+
+    monkeypatch.setattr(layer, "plain", wrong)
+    with pytest.raises(RunError, match="extracted network"):
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    assert files_below(tmp_path) == []
+
+
+# Measuring
+
+
+def test_networks_are_measured_from_the_dearest_to_the_cheapest(opened: OpenedRun) -> None:
+    space = opened.loaded.net.space
+    subnets = [space.smallest(), space.largest(), space.uniform(height=2), space.largest()]
+    columns, rows = ofav2.measure(opened, subnets, "val")
+    assert len({len(columns), *map(len, rows)}) == 1
+    macs = [int(str(row[2]).replace(",", "")) for row in rows]
+    assert macs == sorted(macs, reverse=True)
+    assert len(rows) == 3, "equal ones once"
+    scores = {score.subnet: score.top1 for score in opened.judge.scores(opened.loaded.net, subnets, opened.data.val)}
+    assert {row[0]: row[3] for row in rows} == {str(s): f"{100 * top1:.2f}" for s, top1 in scores.items()}
+
+
+def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
+    assert (len(opened.data.val), len(opened.data.test)) == (36, 50)
+    subnet = opened.loaded.net.space.largest()
+    for split in (opened.data.val, opened.data.test):
+        (score,) = opened.judge.scores(opened.loaded.net, [subnet], split)
+        _, rows = ofav2.measure(opened, [subnet], split.name)
+        assert rows[0][3] == f"{100 * score.top1:.2f}"
+        assert score.images == len(split)
+
+
+def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
+    outside = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=2)
+    with pytest.raises(SpaceError, match=r"^depth\[0\] \(2\)"):
+        ofav2.measure(opened, [opened.loaded.net.space.largest(), outside], "val")
+
+
+def test_the_data_are_the_runs(tiny_run: Any, run_copy: Path) -> None:
+    assert ofav2.open_for_judging(tiny_run.folder).same_data
+    recipe = (run_copy / "recipe.yaml").read_text()
+    (run_copy / "recipe.yaml").write_text(recipe.replace("split_seed: 0", "split_seed: 1"))
+    assert not ofav2.open_for_judging(run_copy).same_data
+
+
+def test_data_of_other_classes_are_refused(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opened_run, "open_data", lambda _: tiny.tiny_data(classes=7))
+    with pytest.raises(RunError, match=r"7 classes now, the run was trained on 10"):
+        ofav2.open_for_judging(run_copy)

@@ -1,0 +1,76 @@
+"""The corner table says what each network is, what it costs and how it did."""
+
+import pytest
+
+from ofav2.evaluation.corners import COLUMNS, SUMMARY_COLUMNS, by_cost, corner_row, keeps_mbconv, summary_rows
+from ofav2.evaluation.evaluator import Score
+from supernets.cost import subnet_cost
+from tests.ofav2.tiny import tiny_net
+
+NET = tiny_net("ee_dp")
+SPACE = NET.space
+
+
+def test_a_row_names_choices_cost_and_accuracy() -> None:
+    subnet = SPACE.uniform(kernel=3, expand=2, depth=1, level=("mbconv", "conv"), height=4, resolution=16)
+    row = dict(zip(COLUMNS, corner_row(NET.architecture, Score(subnet, 0.625, 40)), strict=True))
+    cost = subnet_cost(NET.architecture, subnet)
+    assert row == {
+        "resolution": 16,
+        "kernel": 3,
+        "expand": 2,
+        "depth": 1,
+        "level": "mbconv+conv",
+        "exit": 4,
+        "params": cost.params,
+        "macs": cost.macs,
+        "top1": 0.625,
+    }
+
+
+def test_without_its_mbconv_branch_a_network_has_neither_kernel_nor_expand() -> None:
+    subnet = SPACE.uniform(level=("transform",))
+    row = dict(zip(COLUMNS, corner_row(NET.architecture, Score(subnet, 0.5, 40)), strict=True))
+    assert (row["kernel"], row["expand"], row["level"]) == (None, None, "transform")
+
+
+def test_every_corner_has_a_row_of_its_own() -> None:
+    corners = SPACE.corners()
+    rows = {corner_row(NET.architecture, Score(subnet, 0.5, 40)) for subnet in corners}
+    assert len(rows) == len(corners)
+    assert all(len(row) == len(COLUMNS) for row in rows)
+
+
+def test_which_networks_keep_the_mbconv_branch() -> None:
+    assert keeps_mbconv(SPACE.largest())
+    assert keeps_mbconv(SPACE.uniform(level=1))
+    assert not keeps_mbconv(SPACE.uniform(level=("conv", "transform")))
+    fields = SPACE.largest().to_dict()
+    fields["level"][2][1] = ["conv"]
+    assert not keeps_mbconv(type(SPACE.largest()).from_dict(fields)), "one block without is enough"
+
+
+def test_the_summary_counts_lowest_mean_and_highest_per_exit() -> None:
+    with_it = [
+        Score(SPACE.uniform(height=h, kernel=k), top1, 40) for h, k, top1 in ((2, 3, 0.5), (2, 5, 0.75), (5, 5, 1))
+    ]
+    without = [Score(SPACE.uniform(height=2, level=("conv",)), 0.125, 40)]
+    rows = summary_rows([*without, *with_it])
+    assert [len(row) for row in rows] == [len(SUMMARY_COLUMNS)] * 3
+    assert rows == [
+        ("with MBConv", 2, 2, "50.0", "62.5", "75.0"),
+        ("with MBConv", 5, 1, "100.0", "100.0", "100.0"),
+        ("without", 2, 1, "12.5", "12.5", "12.5"),
+    ]
+    assert summary_rows([]) == []
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_run_from_the_dearest_to_the_cheapest(turned: bool) -> None:
+    scores = [Score(subnet, 0.5, 40) for subnet in SPACE.corners()]
+    macs = [
+        subnet_cost(NET.architecture, score.subnet).macs
+        for score in by_cost(NET.architecture, scores[:: -1 if turned else 1])
+    ]
+    assert macs == sorted(macs, reverse=True)
+    assert len(macs) == len(scores)

@@ -1,0 +1,254 @@
+"""`ofav2 early`: what it says can be measured again, what it writes is read back, what can't be is refused."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ofav2
+from ofav2.cli import main as cli
+from ofav2.deploy.load import SUBNET_FACTS
+from ofav2.errors import RunError, UserError
+from ofav2.exits import calibrate as early_study
+from ofav2.exits.calibrate import OpenedExits, Study, judge_rule, open_exits
+from ofav2.exits.early import NEVER
+from ofav2.exits.policy_file import EARLY_FACTS
+from ofav2.report.early import PAGE, write_early_page
+from ofav2.training.run import Run
+from tests.ofav2 import tiny
+
+EXITS = (1, 3, 4)
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def taken(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network with three exits; to look at only."""
+    path = tmp_path_factory.mktemp("early") / "net"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.without_exports(patch)
+        ofav2.extract(opened, opened.loaded.net.space.uniform(height=4), path, EXITS)
+    return path
+
+
+@pytest.fixture
+def directory(taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy to calibrate, in little time."""
+    monkeypatch.setattr(early_study, "TIMED_IMAGES", 5)
+    monkeypatch.setattr(early_study, "ROUNDS", 1)
+    return Path(shutil.copytree(taken, tmp_path / "net"))
+
+
+def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    change(facts)
+    path.write_text(json.dumps(facts), encoding="utf-8")
+    return path.parent
+
+
+@pytest.fixture(scope="module")
+def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, OpenedExits]:
+    """A copy that was calibrated so that some images leave early and some late; to look at only."""
+    path = Path(shutil.copytree(taken, tmp_path_factory.mktemp("calibrated") / "net"))
+    opened = open_exits(path)
+    macs = sum(cost.passed for cost in opened.macs) // len(EXITS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(early_study, "TIMED_IMAGES", 5)
+        patch.setattr(early_study, "ROUNDS", 1)
+        study = ofav2.calibrate_exits(path, max_macs=macs, confidence="margin", ensemble=True)
+    return path, study, opened
+
+
+def test_what_it_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+    _, study, opened = calibrated
+    for split, said in ((opened.data.val, study.val), (opened.data.test, study.test)):
+        assert judge_rule(opened, split, study.rule) == said
+    assert study.val.images == len(opened.data.val)
+    assert sum(study.val.shares) == pytest.approx(1)
+    assert study.exits == EXITS
+    assert study.own.threshold == study.rule.threshold
+    assert (study.own.mean_macs, study.own.top1) == (study.val.mean_macs, study.val.top1)
+    assert study.last_test_top1 == opened.judge.exit_top1(opened.module, 16, opened.data.test)[-1]
+    single = [row.top1 for row in study.rows if row.name.endswith("alone")]
+    assert single == list(opened.judge.exit_top1(opened.module, 16, opened.data.val))
+    assert [row.name for row in study.rows[-4:]] == ["exit 1 alone", "exit 3 alone", "exit 4 alone", "all exits"]
+    assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.rows)
+
+
+def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+    _, study, opened = calibrated
+    for row in study.rows:
+        if row.threshold is not None:
+            rule = ofav2.LeavingRule(row.threshold, study.rule.confidence, study.rule.ensemble)
+            outcome = judge_rule(opened, opened.data.val, rule)
+            assert (outcome.mean_macs, outcome.top1, outcome.shares) == (row.mean_macs, row.top1, row.shares)
+
+
+def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+    directory, study, _ = calibrated
+    assert ofav2.load_leaving_rule(directory) == study.rule
+    net = ofav2.load_early_exits(str(directory))
+    assert net.exits == EXITS
+    assert not any(module.training for module in net.modules())
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert all(map(torch.equal, net(images), ofav2.load_subnet(directory)(images)))
+    assert set(net.decide(images, ofav2.load_leaving_rule(directory)).exits.tolist()) <= set(EXITS)
+
+
+def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, calibrated: tuple[Path, Study, OpenedExits]
+) -> None:
+    shutil.copy(calibrated[0] / EARLY_FACTS, directory)
+    looked: list[str] = []
+    judged = judge_rule
+
+    def noted(opened: Any, split: Any, rule: Any) -> Any:
+        looked.append(split.name)
+        return judged(opened, split, rule)
+
+    monkeypatch.setattr(early_study, "judge_rule", noted)
+    study = ofav2.calibrate_exits(directory, min_top1=0.0)
+    assert looked == ["test"]
+    assert ofav2.load_leaving_rule(directory) == study.rule
+    assert study.rule.confidence == "max_softmax"
+    assert study.val.shares == (1.0, 0.0, 0.0)
+
+
+def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: Path) -> None:
+    study, opened = ofav2.calibrate_exits(directory), open_exits(directory)
+    last = early_study.LeavingRule(NEVER)
+    for images, labels in early_study._inputs(opened, opened.data.val):
+        right = opened.net.decide(images, last).classes == labels
+        assert (opened.net.decide(images, study.rule).classes == labels)[right].all()
+
+
+def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+    directory, study, _ = calibrated
+    facts = json.loads((directory / EARLY_FACTS).read_text(encoding="utf-8"))
+    assert facts["rule"] == {"threshold": study.rule.threshold, "confidence": "margin", "ensemble": True}
+    assert facts["test"]["top1"] == study.test.top1
+    assert len(facts["measured"]["rows"]) == len(study.rows)
+    assert len({len(values) for values in facts["curve"].values()}) == 1
+    assert [entry.name for entry in directory.iterdir() if entry.name.startswith(".")] == []
+
+
+def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+    directory, found, _ = calibrated
+    study = replace(found, name="<script>x</script>", data="<b>y</b>")
+    write_early_page(study, directory / PAGE)
+    page = (directory / PAGE).read_text(encoding="utf-8")
+    assert "&lt;script&gt;x&lt;/script&gt;" in page
+    assert "<b>y</b>" not in page
+    assert all(row.name in page for row in study.rows)
+
+
+# What can't be
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda facts: facts.update(format="other"), "format"),
+        (lambda facts: facts.update(subnet_sha256="0" * 64), "other weights"),
+        (lambda facts: facts.pop("rule"), "lacks 'rule'"),
+        (lambda facts: facts["rule"].pop("ensemble"), "lacks 'ensemble'"),
+        (lambda facts: facts["rule"].update(threshold="high"), "threshold"),
+        (lambda facts: facts["rule"].update(threshold=-1), "threshold"),
+        (lambda facts: facts["rule"].update(confidence=["x"]), "confidence"),
+        (lambda facts: facts.update(rule=3), "lacks"),
+    ],
+)
+def test_a_rule_that_was_tampered_with_is_refused(change: Any, words: str, taken: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(taken, tmp_path / "copy"))
+    weights = json.loads((copy / SUBNET_FACTS).read_text(encoding="utf-8"))["sha256"]
+    rule = {"threshold": 0.5, "confidence": "entropy", "ensemble": False}
+    facts = {"format": "ofav2-early-exits/1", "subnet_sha256": weights, "rule": rule}
+    (copy / EARLY_FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    assert ofav2.load_leaving_rule(copy) == ofav2.LeavingRule(0.5, "entropy")
+    edited(copy / EARLY_FACTS, change)
+    with pytest.raises(RunError, match=words) as caught:
+        ofav2.load_leaving_rule(copy)
+    assert str(copy) in str(caught.value)
+
+
+def test_a_network_that_was_not_calibrated_has_no_rule(taken: Path) -> None:
+    with pytest.raises(RunError, match="make it with `ofav2 early"):
+        ofav2.load_leaving_rule(taken)
+
+
+def refused(capsys: Capture, *arguments: str) -> str:
+    """The one line of a command that is refused, results and traces aside."""
+    capsys.readouterr()
+    assert cli.main(["early", *arguments]) == 2
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("ofav2: ")]
+    assert out == ""
+    assert len(lines) == 1
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-macs", "1"], r"limit macs \(1\) is less than any threshold needs: the mean is at least .* \([\d,]+\)"),
+        (["--max-macs", "lots"], r"limit macs \(lots\)"),
+        (["--min-top1", "1.0"], r"top-1 \(1\) is more than any threshold reaches on validation: ask for 0\.\d+"),
+        (["--min-top1", "97"], r"top-1 \(97\) must be a share from 0 to 1, such as 0.96, or up to 100 %, such as 96%"),
+        (["--min-top1", "101%"], r"top-1 \(101%\)"),
+        (["--confidence", "luck"], r"confidence \(.*luck"),
+        (["data.mean=[0,0,0]"], r"setting \(data.mean=\[0,0,0\]\) does not belong here"),
+        (["run.seed"], r"setting \(run.seed\)"),
+        (["data.root=/nowhere"], r"data.root"),
+    ],
+)
+def test_impossible_wishes_are_one_line(arguments: list[str], words: str, directory: Path, capsys: Capture) -> None:
+    before = sorted(directory.iterdir())
+    assert re.search(words, refused(capsys, str(directory), *arguments))
+    assert sorted(directory.iterdir()) == before, "nothing is written"
+
+
+def test_other_folders_are_one_line(extracted: Path, tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    assert "one exit" in refused(capsys, str(extracted))
+    assert "has no subnet.json" in refused(capsys, str(tiny_run.folder))
+    assert "has no subnet.json" in refused(capsys, str(tmp_path / "missing"))
+
+
+def test_other_images_are_refused(directory: Path) -> None:
+    def change(facts: dict[str, Any]) -> None:
+        facts["provenance"]["recipe"] = facts["provenance"]["recipe"].replace("split_seed: 0", "split_seed: 1")
+
+    edited(directory / SUBNET_FACTS, change)
+    with pytest.raises(UserError, match=r"data set \(digits\) is not the one that the network was trained on"):
+        ofav2.calibrate_exits(directory)
+    assert not (directory / EARLY_FACTS).exists()
+
+
+def test_a_network_that_was_tuned_on_its_validation_images_is_refused(directory: Path) -> None:
+    edited(directory / SUBNET_FACTS, lambda facts: facts.update(finetuning=[{"epochs": 1}]))
+    with pytest.raises(UserError, match="was fine-tuned on its validation images"):
+        ofav2.calibrate_exits(directory)
+
+
+@pytest.mark.parametrize("key", ["provenance", "top1_per_exit"])
+def test_facts_that_are_missing_are_named(key: str, directory: Path) -> None:
+    edited(directory / SUBNET_FACTS, lambda facts: facts.pop(key))
+    with pytest.raises(RunError, match=f"lacks '{key}'"):
+        ofav2.calibrate_exits(directory)
+
+
+def test_the_verb_shows_what_it_chose(directory: Path, capsys: Capture) -> None:
+    assert cli.main(["early", str(directory), "run.threads=1", "--min-top1", "1%", "--ensemble"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines()[1].split("  ")[0] == ""
+    assert sum(line.startswith("->") for line in out.splitlines()) == 1
+    assert "chosen: threshold" in out
+    assert "load_leaving_rule" in err
+    assert (directory / PAGE).is_file()

@@ -1,0 +1,52 @@
+"""Extracted networks and images, so small that a fine-tuning takes a fraction of a second."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ofav2
+from ofav2.config.schema import DataConfig
+from ofav2.data import ImageData
+from ofav2.finetuning import setup as prepare
+from tests.ofav2 import tiny
+
+DIGITS = tuple(str(digit) for digit in range(10))
+QUICK = ("finetune.epochs=3", "finetune.patience=0", "finetune.lr=0.01")
+
+
+def images(**changes: Any) -> ImageData:
+    """Noise with the classes of digits: 40 training, 23 validation, 17 test images."""
+    return replace(tiny.tiny_data(classes=10, side=16), **({"classes": DIGITS, "fingerprint": "noise"} | changes))
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImageData], None]:
+    """Puts a data set where fine-tunings find theirs."""
+
+    def put(data: ImageData) -> None:
+        def opened(config: DataConfig) -> ImageData:
+            return replace(data, mean=config.mean or data.mean, std=config.std or data.std)
+
+        monkeypatch.setattr(prepare, "open_data", opened)
+
+    return put
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch, serve: Callable[[ImageData], None]) -> None:
+    """Noise instead of digits, and no files but weights and description."""
+    tiny.without_exports(monkeypatch)
+    serve(images())
+
+
+@pytest.fixture(scope="session")
+def several(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A network with the logits of two exits, taken out of the run; to look at only."""
+    path = tmp_path_factory.mktemp("several") / "early"
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.without_exports(patch)
+        ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, exits=(2, 3))
+    return path

@@ -1,0 +1,215 @@
+"""Choosing: limits are kept, the least is exact, and rare networks are found."""
+
+from itertools import product
+from operator import le
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ofav2
+import supernets
+from ofav2.cli.main import main
+from ofav2.deploy.load import describe_subnet
+from ofav2.errors import UserError
+from ofav2.nas.candidates import choose, draw_within, feasible
+from ofav2.nas.cheapest import cheapest, price_of, within
+from ofav2.nas.latency import Machine
+from ofav2.nas.latency_table import LatencyTable, PredictionError, _parts
+from ofav2.nas.limits import UNITS, Limits
+from ofav2.training.run import Run
+from supernets import Subnet, Supernet
+from supernets.cost_layers import block_choices
+
+NAMES = tuple(UNITS)
+
+
+def small(variant: str, **choices: Any) -> Supernet:
+    numbers: dict[str, Any] = {"kernel": (3,), "expand": (2, 3), "depth": (1, 2), "resolutions": (33, 40)}
+    return supernets.create(variant, num_classes=3, width_mult=0.1, **(numbers | choices))
+
+
+def made_up_table(net: Supernet) -> LatencyTable:
+    """Latencies out of the air, so that what is quick is not what is small."""
+    draws = np.random.default_rng(7)
+    entries = {key: int(draws.integers(1, 1000)) for key, _ in _parts(net.eval())}
+    machine = Machine("cpu", "none", 1, "0")
+    numbers = {"dense": net.architecture.dense}
+    return LatencyTable(machine, 1, numbers, entries, 1.0, PredictionError(1, 0.0, 0.0))
+
+
+def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
+    """Every network of two stages at most, spelt out."""
+    space = net.space
+    stages = [blocks for depth in space.depth for blocks in product(block_choices(space), repeat=depth)]
+    return [
+        Subnet(
+            resolution=resolution,
+            height=height,
+            depth=tuple(len(blocks) for blocks in chosen),
+            kernel=tuple(tuple(choice.kernel for choice in blocks) for blocks in chosen),
+            expand=tuple(tuple(choice.expand for choice in blocks) for blocks in chosen),
+            level=tuple(tuple(choice.level for choice in blocks) for blocks in chosen),
+        )
+        for chosen in product(stages, repeat=height)
+    ]
+
+
+@pytest.mark.parametrize("names", [("params",), ("macs",), ("memory",), ("latency",), ("macs", "latency"), NAMES])
+@pytest.mark.parametrize("variant", ["ee_dp", "ee_d"])
+def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...]) -> None:
+    # Two expansion ratios of parallel blocks would make 17,000 networks of two stages.
+    net = small(variant, **({"expand": (2,)} if variant == "ee_dp" else {"kernel": (3, 5)}))
+    table = made_up_table(net)
+    space = net.space.restrict(height=(1, 2))
+    found = cheapest(net.architecture, space, names, table)
+    assert set(found) == {(resolution, height) for resolution in (33, 40) for height in (1, 2)}
+    for (resolution, height), front in found.items():
+        prices = [price_of(net.architecture, table, subnet) for subnet in everything(net, height, resolution)]
+        every = {tuple(getattr(price, name) for name in names) for price in prices}
+        best = {one for one in every if not any(all(map(le, two, one)) for two in every - {one})}
+        assert {tuple(getattr(one.price, name) for name in names) for one in front} == best
+        for one in front:
+            assert one.price == price_of(net.architecture, table, one.subnet)
+            assert one.subnet in space
+
+
+def test_a_limit_just_above_the_least_is_met() -> None:
+    net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
+    numbers = net.architecture
+    for name in ("params", "macs", "memory"):
+        least = min(getattr(one.price, name) for ones in cheapest(numbers, net.space, (name,)).values() for one in ones)
+        (only, *others) = draw_within(numbers, net.space, Limits(**{name: least}), candidates=3)
+        assert all(getattr(price_of(numbers, None, subnet), name) == least for subnet in (only, *others))
+        with pytest.raises(
+            UserError, match=f"limit {name} .* is less than any network needs: the least is .*{least:,}"
+        ):
+            draw_within(numbers, net.space, Limits(**{name: least - 1}), candidates=3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_tight_limits_are_kept_by_many_different_networks(seed: int) -> None:
+    net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
+    numbers, space = net.architecture, net.space.restrict(height=(4, 5))
+    fronts = cheapest(numbers, space, ("macs",)).values()
+    limits = Limits(params=1_000_000, macs=min(one.price.macs for front in fronts for one in front) * 5 // 4)
+    draws = np.random.default_rng(0)
+    # Throwing away what misses would find nothing.
+    assert not any(within(price_of(numbers, None, space.sample(draws)), limits) for _ in range(2000))
+    found = draw_within(numbers, space, limits, candidates=40, seed=seed)
+    assert len(set(found)) == 40
+    assert all(subnet in space and within(price_of(numbers, None, subnet), limits) for subnet in found)
+    assert found == draw_within(numbers, space, limits, candidates=40, seed=seed)
+    assert found != draw_within(numbers, space, limits, candidates=40, seed=seed + 1)
+
+
+def test_a_loose_limit_is_used_up() -> None:
+    """Uniform draws cost about half of the largest network; whoever allows 80 % of it wants more than that."""
+    net = supernets.create("se_b", num_classes=10, resolutions=(64,))
+    numbers, space = net.architecture, net.space
+    largest = price_of(numbers, None, space.largest()).macs
+    draws = np.random.default_rng(0)
+    assert max(price_of(numbers, None, space.sample(draws)).macs for _ in range(100)) < 0.7 * largest
+    found = draw_within(numbers, space, Limits(macs=largest * 8 // 10), candidates=40)
+    assert sum(price_of(numbers, None, subnet).macs > 0.7 * largest for subnet in found) >= 10
+    assert space.largest() in draw_within(numbers, space, Limits(macs=largest), candidates=40)
+
+
+def test_without_limits_draws_reach_the_whole_space() -> None:
+    net = small("ee_dp")
+    found = draw_within(net.architecture, net.space, Limits(), candidates=300)
+    assert len(found) == 300
+    assert {(subnet.resolution, subnet.height) for subnet in found} == set(product((33, 40), (1, 2, 3, 4, 5)))
+    assert {choice for subnet in found for choice in subnet.blocks(0)} == set(block_choices(net.space))
+
+
+def test_a_space_of_one_network_ends_the_search() -> None:
+    net = small("se_b", expand=(2,), depth=(1,), resolutions=(33,))
+    assert draw_within(net.architecture, net.space, Limits(), candidates=50) == (net.space.smallest(),)
+
+
+def test_limits_that_exclude_each_other() -> None:
+    net = small("ee_dp")
+    numbers, table = net.architecture, made_up_table(net)
+    fronts = cheapest(numbers, net.space, ("params", "latency"), table).values()
+    prices = [one.price for front in fronts for one in front]
+    least = Limits(params=min(price.params for price in prices), latency=min(price.latency for price in prices))
+    with pytest.raises(UserError, match="by no network all at once") as caught:
+        feasible(numbers, net.space, least, table)
+    quickest = min(price.latency for price in prices if price.params <= (least.params or 0))
+    assert f"latency {quickest}ns" in str(caught.value) or f"{quickest / 1000:.4g}" in str(caught.value)
+    feasible(numbers, net.space, Limits(params=least.params, latency=quickest), table)
+
+
+@pytest.mark.parametrize("candidates", [0, -1, 10**9, 1.5, True])
+def test_candidates_are_a_number(candidates: Any) -> None:
+    net = small("se_b")
+    with pytest.raises(UserError, match="candidates"):
+        draw_within(net.architecture, net.space, Limits(), candidates=candidates)
+
+
+def test_latency_needs_a_table() -> None:
+    net = small("se_b")
+    with pytest.raises(UserError, match="ofav2 latency RUN"):
+        draw_within(net.architecture, net.space, Limits(latency=1), candidates=1)
+
+
+def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
+    opened = ofav2.open_for_judging(tiny_run.folder)
+    net = opened.loaded.net
+    limits = Limits(macs=price_of(net.architecture, None, net.space.largest()).macs // 2)
+    choice = choose(opened, limits, candidates=6, seed=3)
+    assert len({one.subnet for one in choice.ranked}) == 6
+    scores = {score.subnet: score.top1 for score in opened.judge.scores(net, scores_of(choice), opened.data.val)}
+    assert [one.top1 for one in choice.ranked] == sorted(scores.values(), reverse=True)
+    assert all(one.top1 == scores[one.subnet] and within(one.price, limits) for one in choice.ranked)
+    assert choice.best.top1 == max(scores.values())
+    assert choice == choose(opened, limits, candidates=6, seed=3)
+
+
+def test_how_a_network_was_chosen_is_written_beside_it(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofav2.deploy.write.write_exports", lambda *_: {"outputs": ["logits"]})
+    out, options = tmp_path / "small", ["--max-macs", "1M", "--max-params", "1M", "--exit", "1,2", "--candidates", "3"]
+    assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out)]) == 0
+    written = describe_subnet(out)
+    limits = {"params": 10**6, "macs": 10**6}
+    assert written["choice"].items() >= {"limits": limits, "exits": [1, 2], "candidates": 3, "seed": 4}.items()
+    opened = ofav2.open_for_judging(tiny_run.folder)
+    space = opened.loaded.net.space.restrict(height=(1, 2))
+    again = choose(opened, Limits(**limits), space=space, candidates=3, seed=4)
+    assert again.best.subnet == Subnet.from_dict(written["subnet"])
+    assert again.to_dict() == written["choice"]
+    card = (out / "model_card.md").read_text()
+    assert "best on validation of 3 random networks (seed 4); limits: params 1,000,000, macs 1,000,000" in card
+
+
+def scores_of(choice: Any) -> list[Subnet]:
+    return [one.subnet for one in choice.ranked]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-macs", "30X"], "use k, M, G"),
+        (["--max-macs", "1"], "the least is"),
+        (["--max-latency", "8ms"], "ofav2 latency RUN"),
+        (["--max-macs", "1M", "--largest"], "leave one out"),
+        (["--seed", "1", "--smallest"], "leave one out"),
+        (["--exit", "9"], "was not trained"),
+        (["--resolution", "17"], "was not trained"),
+        (["--candidates", "0", "--exit", "1"], "candidates (0)"),
+        ([], "--max-macs"),
+    ],
+    ids=str,
+)
+def test_nonsense_is_one_line_and_writes_nothing(
+    options: list[str], said: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["extract", str(tiny_run.folder), "--out", str(out), *options]) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert said in line
+    assert not out.exists()

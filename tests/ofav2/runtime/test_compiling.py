@@ -1,0 +1,258 @@
+"""Compiled forward passes are used where they work, leave no trace where they are tried, and say what happened."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import distill
+import supernets
+from ofav2.config import recipe
+from ofav2.runtime import compiling
+from ofav2.runtime.compiling import SLOWER, TRIALS, Compiler, Forward, compiled, inductor
+from ofav2.runtime.device import open_runtime
+from ofav2.training.objectives import all_exits, as_teacher, compiled_exits, joint
+from ofav2.training.optim import build_optimizer
+from ofav2.training.step import Guard, train_phase
+from supernets import Supernet
+from supernets.outputs import Outputs
+from tests.ofav2.tiny import CPU, bits, phase_config, plan_phases, random_batches, same_bits, tiny_net
+
+# Not AdamW, which makes a whole step of a gradient that is nothing but rounding.
+OPTIM = recipe.load("cifar10", ["data.root=null"]).optim
+dynamo = partial(torch.compile, backend="eager", fullgraph=True, dynamic=False)
+"""All of torch.compile but for the code that it makes."""
+
+
+@pytest.fixture(autouse=True)
+def _at_any_speed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms of such small networks are no faster than what they replace; here they are used all the same."""
+    monkeypatch.setattr(compiling, "SLOWER", math.inf)
+
+
+def as_it_is(forward: Forward) -> Forward:
+    return forward
+
+
+def broken(forward: Forward) -> Forward:
+    """A compiler that fails when its form is called, as torch's does, in the middle of everything."""
+
+    def form(images: Tensor) -> Outputs:
+        forward(images)
+        raise RuntimeError("no C++ compiler\nat all")
+
+    return form
+
+
+def small() -> nn.Sequential:
+    """Layers with statistics and chance."""
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5)
+    return nn.Sequential(*layers, nn.Linear(4, 5))
+
+
+def noise(side: int = 8) -> Tensor:
+    return torch.randn(4, 3, side, side, generator=torch.Generator().manual_seed(side))
+
+
+def counting(compiler: Compiler, made: list[Forward]) -> Compiler:
+    def counted(forward: Forward) -> Forward:
+        made.append(compiler(forward))
+        return made[-1]
+
+    return counted
+
+
+def step(forward: Forward, module: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Logits, gradients and statistics of a training step."""
+    torch.manual_seed(7)
+    module.zero_grad(set_to_none=True)
+    logits = forward(images)
+    assert isinstance(logits, Tensor)
+    logits.square().sum().backward()
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    return logits.detach(), gradients, [buffer.clone() for buffer in module.buffers()]
+
+
+def test_without_a_compiler_a_pass_is_itself() -> None:
+    module = small()
+    assert compiled("network", module, module, None) is module
+    net = tiny_net("se_b")
+    assert compiled_exits(net, net.space.largest(), None) is all_exits
+    assert CPU.compiler is None
+    assert open_runtime(replace(recipe.load("digits").run, device="cpu")).compiler is None
+    assert open_runtime(replace(recipe.load("digits").run, device="cpu", compile=True)).compiler is inductor
+
+
+@pytest.mark.parametrize("compiler", [as_it_is, broken, dynamo])
+def test_the_first_steps_are_those_of_the_pass_as_it_is(compiler: Compiler) -> None:
+    """Neither trying a form nor a failure in it leaves a trace in statistics, gradients or random numbers."""
+    plain, tried = small(), small()
+    forward = compiled("network", tried, tried, compiler)
+    for side in (8, 8):
+        torch.testing.assert_close(step(forward, tried, noise(side)), step(plain, plain, noise(side)))
+
+
+def test_gradients_that_are_there_stay() -> None:
+    module = small()
+    step(module, module, noise())
+    before = [parameter.grad for parameter in module.parameters()]
+    with torch.no_grad():
+        compiled("network", module, module, as_it_is)(noise())
+    assert all(parameter.grad is gradient for parameter, gradient in zip(module.parameters(), before, strict=True))
+
+
+def test_there_is_one_form_per_shape_and_more_than_torchs_eight(capsys: pytest.CaptureFixture[str]) -> None:
+    module, made = nn.Hardswish(), []
+    forward = compiled("network", module, module, counting(dynamo, made))
+    sides = range(8, 18)
+    for side in (*sides, *sides):
+        with torch.no_grad():
+            forward(noise(side))
+    assert len(made) == len(sides)
+    told = capsys.readouterr().err
+    assert told.count("network compiled for") == len(sides)
+    assert "network compiled for 8 pixels in " in told
+    assert "can't" not in told
+
+
+def test_a_failure_is_said_once_and_no_more_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+    module, made = small(), []
+    forward = compiled("teacher", module, module, counting(broken, made))
+    for side in (8, 9):
+        forward(noise(side))
+    assert len(made) == 1
+    assert capsys.readouterr().err == ("teacher can't be compiled (RuntimeError: no C++ compiler): it runs as it is\n")
+
+
+def test_a_compiler_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+    def missing(forward: Forward) -> Forward:
+        raise RuntimeError("torch.compile is not supported on Python 4")
+
+    module = small().eval()
+    found = compiled("teacher", module, module, missing)(noise())
+    assert torch.equal(found, module(noise()))  # type: ignore[arg-type]
+    assert "not supported on Python 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("slower", [True, False])
+def test_a_form_that_is_slower_is_given_up_for_all_shapes(
+    slower: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compiling, "SLOWER", SLOWER)
+    module = small()
+    used: dict[str, int] = {"as it is": 0, "compiled": 0}
+
+    def delayed(name: str, seconds: float) -> Forward:
+        def form(images: Tensor) -> Outputs:
+            time.sleep(seconds)
+            used[name] += 1
+            outputs: Tensor = module(images)
+            return outputs
+
+        return form
+
+    made: list[Forward] = []
+    compiler = counting(lambda forward: delayed("compiled", 0.03 if slower else 0), made)
+    forward = compiled("network", delayed("as it is", 0 if slower else 0.03), module, compiler)
+    forward(noise())
+    tried = {"as it is": 1 + TRIALS, "compiled": 1 + TRIALS}
+    chosen = "as it is" if slower else "compiled"
+    assert used == tried | {chosen: tried[chosen] + 1}
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("network, compiled: ")
+    assert " ms, as it is: " in told
+    assert told.endswith(" ms: it runs as it is") == slower
+    forward(noise(9))
+    assert len(made) == (1 if slower else 2), "where it was slower, no other shape is compiled"
+
+
+def test_a_little_slower_is_fast_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a run that goes on chooses what it had chosen."""
+    monkeypatch.setattr(compiling, "SLOWER", SLOWER)
+    module, made = small(), []
+    forward = compiled("network", module, module, counting(lambda forward: partial(forward), made))
+    monkeypatch.setattr(compiling, "_quickest", lambda form, images: 104.0 if form is made[0] else 100.0)
+    forward(noise())
+    forward(noise(9))
+    assert len(made) == 2
+
+
+# In training
+
+
+def trained(net: Supernet, compiler: Compiler | None, sides: Sequence[int] = (16, 20, 16)) -> list[float]:
+    """Losses of a step of the full phase per image side."""
+    phase = plan_phases(net, {"full": phase_config(dropout=0.3)})["full"]
+    weights = distill.exit_weights("ascending", len(net.architecture.exits)).losses
+    steps = train_phase(
+        net,
+        phase,
+        random_batches(sides),
+        joint(weights, 0.1, compiled_exits(net, phase.space.largest(), compiler)),
+        optimizer=build_optimizer(net, OPTIM),
+        optim=OPTIM,
+        guard=Guard(0.0),
+        prepare=lambda images: images.float() / 255 - 0.4,
+        runtime=CPU,
+        seed=3,
+    )
+    return [step.numbers["loss"] for step in steps]
+
+
+@pytest.mark.parametrize("compiler", [as_it_is, broken])
+def test_the_full_phase_trains_the_supernets_own_parameters(compiler: Compiler) -> None:
+    plain, other = tiny_net("ee_d", depth=(1,)), tiny_net("ee_d", depth=(1,))
+    assert trained(other, compiler) == trained(plain, None)
+    assert same_bits(bits(other), bits(plain))
+
+
+def test_another_network_than_the_compiled_one_is_refused() -> None:
+    net = tiny_net("ee_d")
+    exits = compiled_exits(net, net.space.largest(), as_it_is)
+    exits(net, noise(16), replace(net.space.largest(), resolution=20))
+    with pytest.raises(AssertionError):
+        exits(net, noise(16), net.space.smallest())
+    with pytest.raises(AssertionError):
+        exits(tiny_net("ee_d"), noise(16), net.space.largest())
+
+
+@pytest.mark.parametrize("compiler", [as_it_is, broken])
+def test_a_compiled_teacher_says_what_it_would_have_said(compiler: Callable[..., Any]) -> None:
+    net = tiny_net("ee_d", depth=(1,))
+    module = CPU.place(supernets.fold_norms(net.extract(net.space.largest(), exits="all")))
+    weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
+    before = torch.get_rng_state()
+    target = as_teacher(compiled("teacher", module, module, compiler), weights)(noise(16))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(target.logits, as_teacher(module, weights)(noise(16)).logits)
+
+
+@pytest.mark.slow
+def test_inductors_code_trains_and_teaches_as_torch_does(capsys: pytest.CaptureFixture[str]) -> None:
+    """The real compiler, with dropout and statistics."""
+
+    def net() -> Supernet:
+        return CPU.place(tiny_net("ee_d", depth=(1,), kernel=(3,), expand=(2,)))  # type: ignore[return-value]
+
+    plain, other = net(), net()
+    assert trained(other, inductor, (16, 16)) == pytest.approx(trained(plain, None, (16, 16)), rel=1e-4)
+    for name, tensor in bits(plain).items():
+        torch.testing.assert_close(bits(other)[name], tensor, rtol=1e-2, atol=1e-3, msg=name)
+
+    module = CPU.place(supernets.fold_norms(net().extract(net().space.largest(), exits="all")))
+    weights = distill.exit_weights("ascending", 5).ensemble
+    form = compiled("teacher", module, module, inductor)
+    torch.testing.assert_close(
+        as_teacher(form, weights)(noise(16)).logits, as_teacher(module, weights)(noise(16)).logits, rtol=1e-4, atol=1e-4
+    )
+    told = capsys.readouterr().err
+    assert "can't" not in told
+    for line in ("largest network compiled for 16", "teacher compiled for 16"):
+        assert line in told

@@ -1,0 +1,177 @@
+"""Devices are checked by name, precision is a context, and torch's own draws come from a step's place."""
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from ofav2.config.schema import RunConfig
+from ofav2.errors import UserError
+from ofav2.runtime.device import Runtime, keep_freed_memory, open_runtime, seed_torch
+
+# Places in torch where dropout on this device takes its numbers from.
+PLACES = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def _as_found() -> object:
+    threads, state, found = torch.get_num_threads(), torch.get_rng_state(), tf32()
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = found
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether matrix products and convolutions on CUDA would use TF32; torch tells without a card, too."""
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+
+
+def test_devices_that_are_there() -> None:
+    assert open_runtime(RunConfig(device="cpu")).device == torch.device("cpu")
+    assert open_runtime(RunConfig()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert open_runtime(RunConfig(device="auto")).device.type == kind
+
+
+def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("cuda:1", "cuda:01"):
+        assert open_runtime(RunConfig(device=name)).device == torch.device("cuda", 1)
+    assert open_runtime(RunConfig(device="cuda")).device == torch.device("cuda")
+    with pytest.raises(UserError, match=r"run\.device \(cuda:2\): this machine has 2 CUDA devices"):
+        open_runtime(RunConfig(device="cuda:2"))
+
+
+@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:0:1", "", "CPU", "mps"])
+def test_unknown_devices_are_refused_by_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(UserError, match=rf"run\.device \({re.escape(name)}\) is unknown"):
+        open_runtime(RunConfig(device=name))
+
+
+def test_threads_are_set_where_the_recipe_names_a_number() -> None:
+    torch.set_num_threads(2)
+    open_runtime(RunConfig(device="cpu", threads=0))
+    assert torch.get_num_threads() == 2
+    open_runtime(RunConfig(device="cpu", threads=1))
+    assert torch.get_num_threads() == 1
+
+
+def test_bfloat16_is_of_the_forward_pass_and_weights_stay_wide() -> None:
+    layer, images = nn.Linear(4, 3), torch.ones(2, 4)
+    for precision, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
+        with Runtime(torch.device("cpu"), precision).autocast():
+            assert layer(images).dtype == dtype
+    assert layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("outer", "inner"), [("bfloat16", "float32"), ("float32", "bfloat16")])
+def test_a_context_inside_of_another_one_has_its_own_precision(outer: str, inner: str) -> None:
+    layer, images, cpu = nn.Linear(4, 3), torch.ones(2, 4), torch.device("cpu")
+    with Runtime(cpu, outer).autocast():
+        with Runtime(cpu, inner).autocast():
+            assert layer(images).dtype == getattr(torch, inner)
+        assert layer(images).dtype == getattr(torch, outer)
+
+
+def test_on_cuda_float32_means_float32_outside_of_training_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    runtime = open_runtime(RunConfig(device="cuda"))
+    assert tf32() == (False, False)
+    with runtime.training_products():
+        assert tf32() == (True, True)
+    assert tf32() == (False, False)
+    with pytest.raises(ZeroDivisionError), runtime.training_products():
+        raise ZeroDivisionError
+    assert tf32() == (False, False)
+    with open_runtime(RunConfig(device="cuda", tf32=False)).training_products():
+        assert tf32() == (False, False)
+
+
+def test_on_the_cpu_tf32_has_no_effect() -> None:
+    for found in (True, False):
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = found
+        with open_runtime(RunConfig(device="cpu")).training_products():
+            assert tf32() == (found, found)
+
+
+def test_both_ways_of_asking_torch_agree_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch has old and new settings of it, refuses a mixture, and torch.compile reads both."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    runtime = open_runtime(RunConfig(device="cuda"))
+    assert "tf32" not in (matmul.fp32_precision, conv.fp32_precision)
+    assert torch.get_float32_matmul_precision() == "highest"
+    with runtime.training_products():
+        assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
+        assert torch.get_float32_matmul_precision() == "high"
+
+
+def test_modules_are_placed_channels_last_with_their_values() -> None:
+    layer = nn.Conv2d(3, 5, 3)
+    weight = layer.weight.detach().clone()
+    placed = Runtime(torch.device("cpu"), "float32").place(layer)
+    assert placed is layer
+    assert layer.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(layer.weight, weight)
+
+
+def test_torchs_draws_depend_on_seed_phase_and_step_alone() -> None:
+    def drawn(place: tuple[int, int, int]) -> list[float]:
+        seed_torch(*place)
+        return torch.rand(8).tolist()
+
+    first = [drawn(place) for place in PLACES]
+    torch.manual_seed(99)
+    assert [drawn(place) for place in reversed(PLACES)] == first[::-1]
+    assert len({tuple(numbers) for numbers in first}) == len(PLACES)
+
+
+def page_faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def touch_large_blocks() -> int:
+    """Page faults of taking and freeing 20 MiB, ten times."""
+    before = page_faults()
+    for _ in range(10):
+        torch.ones(5 * 2**20)
+    return page_faults() - before
+
+
+MEASURE = """
+import sys
+from ofav2.runtime.device import keep_freed_memory
+from tests.ofav2.runtime.test_device import touch_large_blocks
+returned = touch_large_blocks()
+keep_freed_memory()
+touch_large_blocks()
+print(returned, touch_large_blocks())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that gives memory back")
+def test_freed_memory_is_kept() -> None:
+    """In a process of its own, whose malloc nothing has set yet."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("MALLOC_", "GLIBC_"))}
+    done = subprocess.run([sys.executable, "-c", MEASURE], env=environment, capture_output=True, text=True, check=True)
+    returned, kept = map(int, done.stdout.split())
+    assert kept < returned / 20
+
+
+def test_other_systems_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.setattr("ctypes.CDLL", lambda name: pytest.fail("there is no C library to ask"))
+    keep_freed_memory()

@@ -1,0 +1,463 @@
+"""A whole run: what it leaves on disk, what it saw to get there, and that a wrong word leaves nothing at all."""
+
+import json
+import logging
+import random
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import wandb
+import yaml
+from torch import Tensor
+
+import distill
+import ofav2
+from ofav2 import files
+from ofav2.config import recipe
+from ofav2.config.schema import DataConfig
+from ofav2.data import ImageData, Split, open_data
+from ofav2.data.images import Images, Indices, Pixels, pixels_of
+from ofav2.errors import RunError
+from ofav2.evaluation import corners
+from ofav2.evaluation.evaluator import Judge, Score
+from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.runs import checkpoint, folder
+from ofav2.runs.tracking import read_metrics
+from ofav2.training import setup as prepare
+from ofav2.training.run import Run
+from supernets import SpaceError, Subnet, Supernet
+from tests.ofav2 import tiny
+
+
+def metrics(run: Run, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run.folder) if line["kind"] == kind]
+
+
+def train_two(folder: Path, *overrides: str, name: str = "two") -> Run:
+    """The least of all runs."""
+    return ofav2.train(tiny.written(folder / "recipes", tiny.TWO, name), overrides, folder / "run")
+
+
+def weights_of(run: Run, phase: str) -> bytes:
+    return checkpoint.file_paths(folder.checkpoint_path(run.folder, phase))[0].read_bytes()
+
+
+# What a run leaves
+
+
+def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
+    facts = folder.open_run(tiny_run.folder)
+    assert facts["status"] == "finished"
+    assert [record["name"] for record in facts["phases"]] == list(tiny.SIX_PHASES)
+    assert [record["steps"] for record in facts["phases"]] == [2] * 6
+    assert [record["global_step"] for record in facts["phases"]] == [2, 4, 6, 8, 10, 12]
+    unlocked = {"kernel": [3, 5], "level": [1, 2, 3], "height": [1, 2, 3, 4, 5], "depth": [1, 3], "expand": [2, 3]}
+    largest = {"kernel": [5], "level": [3], "height": [5], "depth": [3], "expand": [3]}
+    for done, record in enumerate(facts["phases"][1:], start=1):
+        expected = largest | {name: unlocked[name] for name in list(unlocked)[:done]}
+        assert {name: record["space"][name] for name in expected} == expected
+    assert facts["supernet"]["space"] == facts["phases"][-1]["space"]
+
+
+def test_what_train_returns_is_what_lies_on_disk(tiny_run: Run) -> None:
+    # Through JSON, where tuples are lists.
+    assert json.loads(json.dumps(tiny_run.facts)).items() <= folder.open_run(tiny_run.folder).items()
+
+
+def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
+    records = {record["name"]: record for record in tiny_run.facts["phases"]}
+    assert records["full"]["teacher"] == {"policy": "none"}
+    reached = {name: record["ensemble_top1"] for name, record in records.items()}
+    before = list(tiny.SIX_PHASES)
+    expected = {
+        "kernel": ("progressive", "full"),
+        "level": ("progressive", "kernel"),
+        "height": ("progressive", "level"),
+        "depth": ("best", max(reversed(before[:4]), key=lambda name: reached[name])),
+        "expand": ("fixed", "full"),
+    }
+    for name, (policy, taught_by) in expected.items():
+        teacher = records[name]["teacher"]
+        assert (teacher["policy"], teacher["phase"], teacher["accuracy"]) == (policy, taught_by, reached[taught_by])
+        assert teacher["reason"].startswith(f"{policy}: {taught_by}'s largest network")
+
+
+def test_the_recipe_of_the_run_is_complete_and_the_one_that_ran(tiny_run: Run, tiny_recipe: str) -> None:
+    kept = str(tiny_run.folder / folder.RECIPE)
+    assert recipe.load(kept) == recipe.load(tiny_recipe)
+    assert tuple(yaml.safe_load(Path(kept).read_text())) == recipe.SECTIONS
+
+
+@pytest.mark.parametrize("phase", tiny.SIX_PHASES)
+def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
+    phase: str, tiny_run: Run, opened: OpenedRun
+) -> None:
+    record = next(record for record in tiny_run.facts["phases"] if record["name"] == phase)
+    tensors, facts = checkpoint.load(folder.checkpoint_path(tiny_run.folder, phase))
+    assert facts["ensemble_top1"] == record["ensemble_top1"]
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    net = ofav2.load_supernet(tiny_run.folder, phase)
+    assert tiny.same_bits(net.state_dict(), tensors)
+    module = (
+        net.extract(net.space.uniform(height=5), exits="all")
+        if phase != "full"
+        else net.extract(net.space.largest(), "all")
+    )
+    weights = distill.exit_weights("ascending", 5).ensemble
+    assert opened.judge.ensemble_top1(module, weights, 16, opened.data.val) == record["ensemble_top1"]
+
+
+def test_no_two_phases_left_the_same_weights(tiny_run: Run) -> None:
+    assert len({weights_of(tiny_run, phase) for phase in tiny.SIX_PHASES}) == 6
+
+
+def test_every_step_and_every_validation_is_in_the_metrics(tiny_run: Run) -> None:
+    steps = metrics(tiny_run, "train")
+    assert [line["global_step"] for line in steps] == list(range(1, 13))
+    assert [line["phase"] for line in steps] == [name for name in tiny.SIX_PHASES for _ in range(2)]
+    assert all({"loss", "lr", "resolution", "images_per_second"} <= line.keys() for line in steps)
+    assert all({"exit_1", "exit_5"} <= line.keys() for line in steps[:2])
+    assert all({"ce", "kd"} <= line.keys() and line["kd"] > 0 for line in steps[2:])
+    ends = [2, 4, 6, 8, 10, 12]
+    assert [line["global_step"] for line in metrics(tiny_run, "validation")] == ends, "every_epochs 0: at phases' ends"
+    assert all(0 <= line[end] <= 1 for line in metrics(tiny_run, "validation") for end in ("largest", "smallest"))
+    assert [line["global_step"] for line in metrics(tiny_run, "corners")] == ends
+    assert [line["name"] for line in metrics(tiny_run, "table")] == [
+        *(f"{name}/corners" for name in tiny.SIX_PHASES),
+        "test/corners",
+    ]
+    assert [line["name"] for line in metrics(tiny_run, "scatter")] == ["test/accuracy_macs"]
+    assert len(metrics(tiny_run, "test")) == 1
+
+
+def test_every_uniform_corner_is_measured_on_test_and_numbers_can_be_had_again(
+    tiny_run: Run, opened: OpenedRun
+) -> None:
+    table = metrics(tiny_run, "table")[-1]
+    net = ofav2.load_supernet(tiny_run.folder)
+    scores = list(opened.judge.scores(net, net.space.corners(), opened.data.test))
+    again = [list(corners.corner_row(net.architecture, score)) for score in scores]
+    assert sorted(map(str, again)) == sorted(map(str, table["rows"])), "to the last digit"
+    assert len(again) == len(net.space.corners()) == 5 * 2 * (2 * 2 * 2 + 2)
+    top1 = {score.subnet: score.top1 for score in scores}
+    found = tiny_run.facts["test"]
+    assert found["largest"] == top1[net.space.largest()]
+    assert found["smallest"] == top1[net.space.smallest()]
+    assert {score.images for score in scores} == {len(opened.data.test)}
+
+
+# The same seed
+
+
+def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(
+    tiny_run: Run, tiny_recipe: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(1234)
+    np.random.seed(5)
+    random.seed(6)
+    again = ofav2.train(tiny_recipe, run_dir=tmp_path / "again")
+    for phase in tiny.SIX_PHASES:
+        assert weights_of(again, phase) == weights_of(tiny_run, phase)
+    timed = ("time", "images_per_second")
+
+    def untimed(run: Run) -> list[dict[str, Any]]:
+        return [{key: value for key, value in line.items() if key not in timed} for line in read_metrics(run.folder)]
+
+    assert untimed(again) == untimed(tiny_run)
+    assert again.facts["test"] == tiny_run.facts["test"]
+
+
+def test_another_seed_gives_another_network_judged_on_the_same_images(tmp_path: Path) -> None:
+    first, second = (train_two(tmp_path / str(seed), f"run.seed={seed}") for seed in (0, 1))
+    assert weights_of(first, "kernel") != weights_of(second, "kernel")
+    assert first.facts["data"] == second.facts["data"]
+
+
+# What a run sees
+
+
+class Watched:
+    """Images that may not be looked at before a file is there."""
+
+    def __init__(self, images: Images, key: Path, seen: list[bool]) -> None:
+        self.images, self.key, self.seen = images, key, seen
+
+    def read(self, index: int) -> Tensor:
+        self.seen.append(self.key.exists())
+        return self.images.read(index)
+
+    def look(self, indices: Indices) -> Pixels:
+        return pixels_of([self.read(index) for index in indices.tolist()])
+
+    def take(self, indices: Indices) -> "Watched":
+        return Watched(self.images.take(indices), self.key, self.seen)
+
+    def identity(self) -> bytes:
+        return self.images.identity()
+
+    def names(self) -> list[str] | None:
+        return self.images.names()
+
+    @property
+    def decoded(self) -> bool:
+        return self.images.decoded
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        return self.images.size
+
+
+def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, list[bool]] = {"train": [], "val": [], "test": []}
+    key = tmp_path / "run" / "checkpoints" / "kernel.json"
+
+    def watched(config: DataConfig) -> ImageData:
+        data = open_data(config)
+        splits = {
+            name: Split(name, split.labels, Watched(split.images, key, seen[name]))
+            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+        }
+        return replace(data, **splits)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(prepare, "open_data", watched)
+    train_two(tmp_path, "evaluation.every_epochs=0.01")
+    assert len(seen["test"]) >= 50, "at the end it is"
+    assert all(seen["test"])
+    assert False in seen["val"]
+    assert False in seen["train"]
+
+
+def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
+    kept = files.read_json(tiny_run.folder / folder.SPLIT)
+    facts = folder.open_run(tiny_run.folder)
+    assert kept["fingerprint"] == facts["data"]["fingerprint"]
+    assert {name: len(kept[name]["numbers"]) for name in ("val", "test")} == {
+        name: facts["data"]["images"][name] for name in ("val", "test")
+    }
+
+
+def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
+    settings = ("data.mixup=0.4", "data.cutmix=1.0", "data.randaugment=[1,9]", "data.jitter=[0.2,0.2,0.2,0.1]")
+    losses = [
+        [line["loss"] for line in read_metrics(train_two(tmp_path / name, *settings).folder) if "loss" in line]
+        for name in ("first", "second")
+    ]
+    assert losses[0]
+    assert losses[0] == losses[1]
+    plain = [line["loss"] for line in read_metrics(train_two(tmp_path / "plain").folder) if "loss" in line]
+    assert plain != losses[0]
+
+
+def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train_two(tmp_path)
+    assert "height is skipped: this supernet has no choice of height" in capsys.readouterr().err
+    assert [record["name"] for record in run.facts["phases"]] == ["full", "kernel"]
+
+
+def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged, told = Judge.scores, iter([0.25, 0.75, 0.75, 0.5])
+    states: list[dict[str, Tensor]] = []
+
+    def scores(judge: Judge, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
+        if len(states) < 4:
+            states.append({name: parameter.detach().clone() for name, parameter in net.named_parameters()})
+            top1 = next(told)
+            return iter([Score(subnet, top1, len(split)) for subnet in dict.fromkeys(subnets)])
+        return judged(judge, net, subnets, split)
+
+    monkeypatch.setattr(Judge, "scores", scores)
+    run = train_two(tmp_path, "evaluation.every_epochs=0.001", "phases.full.epochs=0.04")
+    tensors, _ = checkpoint.load(folder.checkpoint_path(run.folder, "full"))
+    assert len(states) == 4
+    kept = [all(torch.equal(state[name], tensors[name]) for name in state) for state in states]
+    assert kept == [False, False, True, False]
+
+
+# Wrong input leaves nothing
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("suprnet.variant=se_b", r"^suprnet .*did you mean supernet"),
+        ("data.batchsize=3", r"^data\.batchsize .*did you mean data\.batch_size"),
+        ("data.batch_size=many", r"^data\.batch_size \(.many.\).*whole number"),
+        ("data.batch_size=5000", r"^data\.batch_size \(5000\).*1711 images"),
+        ("data.name=digit", r"^data\.name \(digit\).*did you mean digits"),
+        ("data.name=cifar10", r"^data\.root"),
+        ("data.resolutions=[4,16]", r"^resolution \(4\) is smaller than the network's total stride 16"),
+        ("supernet.variant=se_x", r"^supernet \('se_x'\) is unknown"),
+        ("supernet.kernel=[3,4]", r"kernel.*4.*odd"),
+        ("supernet.width_mult=0.001", r"^width_mult \(0\.001\)"),
+        ("phases.kernel.unlock.kernel=[5,7]", r"^phases\.kernel\.unlock\.kernel \(7\)"),
+        ("supernet.depth=[1,2] phases.kernel.unlock.depth=[2,5]", r"^phases\.kernel\.unlock\.depth \(5\) .*among 1, 2"),
+        ("phases.kernel.epochs=0", r"^phases\.kernel\.epochs \(0"),
+        ("phases.kernel.teacher=progresive", r"^teacher policy \('progresive'\) is unknown"),
+        ("phases.kernel.teacher=timm:no_such_network", r"^outside teacher \('timm:no_such_network'\)"),
+        ("teacher.exit_weights=[0.5,0.5]", r"^exit weights .*one number per exit, 1 here"),
+        ("teacher.exit_weights=rising", r"^exit weights \('rising'\) name no known scheme"),
+        ("run.device=cuda:99", r"^run\.device \(cuda:99\)"),
+        ("run.seed=-1", r"^run\.seed \(-1\)"),
+        ("evaluation.calibration_images=1", r"^evaluation\.calibration_images \(1\)"),
+    ],
+)
+def test_what_cannot_be_trained_leaves_nothing(
+    overrides: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.written(tmp_path / "recipes", tiny.TWO)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for run_dir in (tmp_path / "run", None):
+        with pytest.raises((ofav2.UserError, SpaceError, distill.DistillError), match=message) as caught:
+            ofav2.train(path, overrides.split(" "), run_dir)
+        assert len(str(caught.value).splitlines()) == 1
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["here", "recipes"]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def test_an_unknown_recipe_leaves_nothing(tmp_path: Path) -> None:
+    for name in ("digit", "nowhere/mine.yaml", ""):
+        with pytest.raises(ofav2.UserError, match="recipe"):
+            ofav2.train(name, run_dir=tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Run folders
+
+
+def test_runs_without_a_folder_get_one_by_the_recipes_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tiny.written(tmp_path / "recipes", tiny.TWO, "mine")
+    first, second = (ofav2.train(path, ["run.folder=kept", "phases.full.epochs=0.001"]) for _ in range(2))
+    assert (first.folder, second.folder) == (Path("kept/mine"), Path("kept/mine-2"))
+    assert second.facts["name"] == "mine-2"
+
+
+def test_an_empty_folder_will_do(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert train_two(tmp_path).folder == tmp_path / "run"
+    assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
+        ".lock",
+        "checkpoints",
+        "metrics.jsonl",
+        "recipe.yaml",
+        "run.json",
+        "split.json",
+    ]
+
+
+@pytest.mark.parametrize("entry", ["run.json", "notes.txt", "checkpoints/full.json"])
+def test_a_folder_that_holds_something_is_left_alone(entry: str, tmp_path: Path) -> None:
+    held = tmp_path / "run" / entry
+    held.parent.mkdir(parents=True)
+    held.write_text("mine")
+    with pytest.raises(RunError, match=r"run folder \(.*run\) is not empty"):
+        train_two(tmp_path)
+    assert held.read_text() == "mine"
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [held.relative_to(tmp_path / "run").parts[0]]
+
+
+def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with folder.lock(tmp_path / "run"), pytest.raises(RunError, match=r"run folder \(.*run\)"):
+        train_two(tmp_path)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_run_in_which_training_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save", refuse)
+    with pytest.raises(RunError, match="the disk is full"):
+        train_two(tmp_path)
+    facts = folder.open_run(tmp_path / "run")
+    assert "RunError" in facts["status"]
+    assert facts["phases"] == []
+    with pytest.raises(RunError, match="no finished phase"):
+        ofav2.load_supernet(tmp_path / "run")
+
+
+def test_a_run_that_blows_up_names_the_step_and_the_sub_networks(tmp_path: Path) -> None:
+    overrides = ["optim.name=sgd", "phases.full.lr=1e25", "phases.full.epochs=0.1", "optim.skip_limit=0"]
+    with pytest.raises(
+        RunError, match=r"not finite.*step \d+ of phase full.*sub-networks r(16|20) d1-1-1-1-1 k5 e2"
+    ) as caught:
+        train_two(tmp_path, *overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "RunError" in folder.open_run(tmp_path / "run")["status"]
+
+
+# W&B
+
+
+@pytest.fixture
+def wandb_at_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep W&B's caches and settings out of the home folder."""
+    home = tmp_path_factory.mktemp("wandb")
+    for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(home))
+
+
+@pytest.mark.usefixtures("wandb_at_home")
+def test_an_offline_run_is_mirrored_and_its_id_kept(tmp_path: Path) -> None:
+    run = train_two(tmp_path / "mirrored", "tracking.mode=offline", "tracking.artifacts=true")
+    plain = train_two(tmp_path / "plain")
+    assert weights_of(run, "kernel") == weights_of(plain, "kernel"), "being watched changes nothing"
+    run_id = folder.open_run(run.folder)["wandb_run_id"]
+    assert run_id
+    [mirrored] = run.folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
+    assert b"kernel/train/loss" in mirrored.read_bytes()
+    assert plain.facts["wandb_run_id"] is None
+    assert not (plain.folder / "wandb").exists()
+
+
+def broken(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("W&B is down")
+
+
+@pytest.mark.usefixtures("wandb_at_home")
+@pytest.mark.parametrize(("owner", "name"), [(wandb, "init"), (wandb.Run, "log"), (wandb.Run, "finish")])
+def test_w_and_b_may_fail_and_training_goes_on(
+    owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    finish = wandb.Run.finish
+    opened: list[Any] = []
+    init = wandb.init
+
+    def noted(**settings: Any) -> Any:
+        opened.append(init(**settings))
+        return opened[-1]
+
+    monkeypatch.setattr(wandb, "init", noted)
+    monkeypatch.setattr(owner, name, broken)
+    with caplog.at_level(logging.WARNING):
+        run = train_two(tmp_path, "tracking.mode=offline")
+    for one in opened:
+        finish(one)
+    assert run.facts["status"] == "finished"
+    assert len(metrics(run, "train")) == 4
+    assert len([record for record in caplog.records if "W&B is down" in record.getMessage()]) == 1
+
+
+# The package's front
+
+
+def test_the_front_has_what_it_lists() -> None:
+    assert all(getattr(ofav2, name) is not None for name in ofav2.__all__)
+    assert {"train", "load_supernet", "load_subnet", "extract"} <= set(ofav2.__all__)
+    with pytest.raises(AttributeError, match="'ofav2' has no attribute 'trian'"):
+        ofav2.trian  # noqa: B018
+
+
+def test_a_run_is_a_value(tiny_run: Run) -> None:
+    assert asdict(tiny_run)["folder"] == tiny_run.folder

@@ -1,0 +1,238 @@
+"""Which weights teach a phase, and what the run says of it."""
+
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import distill
+from distill import Candidate
+from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
+from ofav2.errors import RunError, UserError
+from ofav2.runs import checkpoint, folder
+from ofav2.training.phases import Phase, Plan, make_plan
+from ofav2.training.teacher import Taught, choose_teacher, largest_of, outside_teachers, teaching_form
+from supernets import Supernet
+from supernets.cpu_kernels import PointwiseConv2d
+from tests.ofav2.tiny import CPU, bits, same_bits, tiny_data, tiny_judge, tiny_net
+
+TINY_TIMM = "test_efficientnet"
+DATA = tiny_data()
+WEIGHTS = distill.exit_weights("ascending", 5)
+LEFT = {"full": 11, "kernel": 12, "depth": 13}
+CANDIDATES = [
+    Candidate(f"{name}'s largest network", name, top1) for name, top1 in zip(LEFT, (0.5, 0.7, 0.6), strict=True)
+]
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """What three phases left: each a supernet of its own."""
+    for name, seed in LEFT.items():
+        checkpoint.save(folder.checkpoint_path(tmp_path, name), tiny_net(seed=seed).state_dict(), {"name": name})
+    return tmp_path
+
+
+def phase_taught_by(policy: str, net: Supernet) -> Phase:
+    full = PhaseConfig(1, 0.1)
+    elastic = PhaseConfig(1, 0.1, UnlockConfig(kernel=(3, 5)), teacher=policy)
+    return make_plan({"full": full, "last": elastic}, "progressive", net.space, 1).phases[1]
+
+
+def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Taught:
+    arguments: dict[str, Any] = {
+        "run_folder": run_folder,
+        "net": net,
+        "candidates": CANDIDATES,
+        "outside": {},
+        "weights": WEIGHTS,
+        "judge": tiny_judge(DATA),
+    }
+    return choose_teacher(phase_taught_by(policy, net), **(arguments | changes))
+
+
+@pytest.mark.parametrize(("policy", "chosen"), [("fixed", "full"), ("progressive", "depth"), ("best", "kernel")])
+def test_the_weights_of_the_chosen_phase_teach(policy: str, chosen: str, run_folder: Path) -> None:
+    net = tiny_net(seed=99)
+    before = bits(net)
+    taught = choose(policy, run_folder, net)
+    candidate = next(candidate for candidate in CANDIDATES if candidate.phase == chosen)
+    assert {key: taught.record[key] for key in ("policy", "name", "phase", "accuracy")} == {
+        "policy": policy,
+        "name": candidate.name,
+        "phase": chosen,
+        "accuracy": candidate.accuracy,
+    }
+    assert taught.record["reason"] == distill.choose(policy, CANDIDATES).reason
+
+    source = tiny_net(seed=LEFT[chosen]).eval()
+    images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        exits = source(images, source.space.largest(), exits="all")
+    expected = sum(float(b) * logits for b, logits in zip(WEIGHTS.ensemble, exits, strict=True))
+    assert taught.teacher is not None
+    target = taught.teacher(images)
+    torch.testing.assert_close(target.logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(target.probabilities, target.logits.softmax(1))
+    assert same_bits(bits(net), before), "the supernet goes on as it was"
+
+
+def test_a_teacher_does_not_move_with_the_supernet(run_folder: Path) -> None:
+    net = tiny_net(seed=LEFT["full"])
+    teacher = choose("fixed", run_folder, net).teacher
+    assert teacher is not None
+    images = torch.ones(2, 3, 16, 16)
+    before = teacher(images).logits.clone()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+    assert torch.equal(teacher(images).logits, before)
+
+
+@pytest.mark.parametrize("runs", ["float32", "bfloat16"])
+def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
+    """Its target is float32, near that of float32 arithmetic; a student after it is the run's."""
+    net, images = tiny_net(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    runtime = replace(CPU, precision=runs)
+    judge = tiny_judge(DATA, runtime=runtime)
+    plain = choose("fixed", run_folder, net).teacher
+    wide, narrow, own = (
+        choose("fixed", run_folder, net, judge=judge, precision=precision).teacher
+        for precision in ("float32", "bfloat16", None)
+    )
+    assert plain is not None
+    assert wide is not None
+    assert narrow is not None
+    assert own is not None
+    expected = plain(images)
+    with runtime.autocast():
+        targets = [teacher(images) for teacher in (wide, narrow, own)]
+        student = net(images, net.space.largest())
+    assert all(target.logits.dtype == target.probabilities.dtype == torch.float32 for target in targets)
+    assert torch.equal(targets[0].logits, expected.logits)
+    assert not torch.equal(targets[1].logits, expected.logits)
+    torch.testing.assert_close(targets[1].logits, expected.logits, rtol=0.05, atol=0.05 * float(expected.logits.std()))
+    assert torch.equal(targets[2].logits, targets[runs == "bfloat16"].logits)
+    assert student.dtype == getattr(torch, runs)
+
+
+def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
+    net = tiny_net("se_b", seed=4)
+    checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})
+    taught = choose("fixed", tmp_path, net, candidates=CANDIDATES[:1], weights=distill.exit_weights("ascending", 1))
+    assert taught.teacher is not None
+    images = torch.ones(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = net.eval()(images, net.space.largest())
+    torch.testing.assert_close(taught.teacher(images).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_none_teaches_nothing_and_says_so(tmp_path: Path) -> None:
+    assert choose("none", tmp_path, tiny_net()) == Taught(None, {"policy": "none"})
+
+
+def test_a_checkpoint_that_is_gone_is_named(run_folder: Path) -> None:
+    (run_folder / "checkpoints" / "kernel.safetensors").unlink()
+    with pytest.raises(RunError, match=r"kernel\.safetensors is missing"):
+        choose("best", run_folder, tiny_net())
+
+
+def test_the_largest_network_of_some_weights_has_all_exits() -> None:
+    net, source = tiny_net(seed=1), tiny_net(seed=2).eval()
+    module = largest_of(net, source.state_dict())
+    images = torch.ones(2, 3, 20, 20)
+    with torch.no_grad():
+        expected = source(images, source.space.largest(), exits="all")
+        for ours, theirs in zip(module(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert not module.training
+
+
+def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
+    largest = largest_of(tiny_net(seed=1), tiny_net(seed=2).eval().state_dict())
+    kinds = [type(layer) for layer in largest.modules()]
+    images = torch.rand(2, 3, 20, 20).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        forms = {
+            runtime: teaching_form(largest, runtime) for runtime in (CPU, replace(CPU, compiler=lambda form: form))
+        }
+        for form in forms.values():
+            for ours, theirs in zip(form(images), largest(images), strict=True):
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    multiplied = [any(isinstance(layer, PointwiseConv2d) for layer in form.modules()) for form in forms.values()]
+    assert multiplied == [True, False], "what is compiled is left to the compiler"
+    assert [type(layer) for layer in largest.modules()] == kinds
+
+
+# Teachers from outside
+
+
+@pytest.fixture
+def timm_file(tmp_path: Path) -> str:
+    network = timm.create_model(TINY_TIMM, num_classes=5)
+    path = tmp_path / "teacher.safetensors"
+    save_file(network.state_dict(), path)
+    return str(path)
+
+
+def plan_taught_by(*policies: str) -> Plan:
+    net = tiny_net()
+    phase = phase_taught_by("none", net)
+    return Plan(tuple(replace(phase, teacher=policy) for policy in policies), (), 1)
+
+
+def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Path) -> None:
+    policy = f"timm:{TINY_TIMM}"
+    config = TeacherConfig(checkpoint=timm_file)
+    outside = outside_teachers(plan_taught_by(policy), config, DATA, (16, 20), CPU)
+    judge, net = tiny_judge(DATA), tiny_net()
+    taught = choose(policy, tmp_path, net, outside=outside, judge=judge, candidates=[])
+    images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = outside[policy](images)
+    assert taught.teacher is not None
+    torch.testing.assert_close(taught.teacher(images).logits, expected)
+    accuracy = judge.single_top1(outside[policy], 20, DATA.val)
+    record = dict(taught.record)
+    assert f"{accuracy:.1%}" in record.pop("reason")
+    assert record == {"policy": policy, "name": policy, "phase": None, "accuracy": accuracy}
+
+
+def test_outside_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:
+    policy = f"timm:{TINY_TIMM}"
+    config = TeacherConfig(checkpoint=timm_file)
+    built = outside_teachers(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,), CPU)
+    assert list(built) == [policy]
+    assert outside_teachers(plan_taught_by("best", "none"), config, DATA, (16,), CPU) == {}
+
+
+def test_a_teacher_of_other_classes_is_refused(timm_file: str) -> None:
+    config = TeacherConfig(checkpoint=timm_file)
+    with pytest.raises(distill.DistillError, match="5 classes"):
+        outside_teachers(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,), CPU)
+
+
+def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Picky(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert images.shape[-1] != 20, "Input height (20) doesn't match model (16)."
+            return images.mean((2, 3))
+
+    monkeypatch.setattr(distill, "outside_teacher", lambda *_, **__: Picky())
+    plan = plan_taught_by("timm:picky")
+    assert list(outside_teachers(plan, TeacherConfig(), DATA, (16,), CPU)) == ["timm:picky"]
+    with pytest.raises(UserError, match=r"^teacher \(timm:picky\) can't look at images of 20 pixels") as caught:
+        outside_teachers(plan, TeacherConfig(), DATA, (16, 20), CPU)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_outside_weights_are_one_exit() -> None:
+    assert distill.exit_weights("uniform", 1).ensemble == (Fraction(1),)
