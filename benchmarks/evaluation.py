@@ -26,7 +26,7 @@ from ofav2.config.schema import DataConfig, EvaluationConfig
 from ofav2.data import ImageData, Split, open_data
 from ofav2.data.images import FileImages
 from ofav2.data.views import short_side
-from ofav2.evaluation.evaluator import Judge
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
 from supernets import Subnet, Supernet
 
@@ -86,10 +86,10 @@ def compare(data: ImageData, options: Options) -> Outcome:
         "se_b", num_classes=classes, width_mult=options.width_mult, resolutions=(options.resolution,)
     )
     supernets.load_ofa_state_dict(net, theirs.state_dict())
-    draws = np.random.default_rng(0)
-    subnets = [net.space.sample(draws) for _ in range(options.networks)]
-    judge = _judge(data, options)
-    own = _own_loaders(data, options) if options.own_loading else _kept_loaders(judge, data, options)
+    rng = np.random.default_rng(0)
+    subnets = [net.space.sample(rng) for _ in range(options.networks)]
+    evaluator = _evaluator(data, options)
+    own = _own_loaders(data, options) if options.own_loading else _kept_loaders(evaluator, data, options)
     top1: dict[str, dict[Subnet, float]] = {"ofav2": {}, "ofa": {}}
     seconds = {"ofav2": 0.0, "ofa": 0.0}
 
@@ -102,13 +102,13 @@ def compare(data: ImageData, options: Options) -> Outcome:
 
         return step
 
-    ours = ((score.subnet, score.top1) for score in judge.scores(net, subnets, test))
+    ours = ((score.subnet, score.top1) for score in evaluator.scores(net, subnets, test))
     peers = ((subnet, evaluate_ofa(theirs, subnet, *own)) for subnet in subnets)
     # Networks that begin alike come one after the other on our side, so the sides go through them in other orders.
     times = time_sides({"ofav2": side("ofav2", ours), "ofa": side("ofa", peers)}, repeats=len(set(subnets)), warmup=0)
     if options.own_loading:
         return Outcome(times, seconds, top1, None)
-    gaps = [_gap(judge, net, theirs, subnet, own[0]) for subnet in subnets[: options.compared]]
+    gaps = [_gap(evaluator, net, theirs, subnet, own[0]) for subnet in subnets[: options.compared]]
     assert max(gaps) < 1e-5, f"statistics differ by {max(gaps)}"
     assert top1["ofav2"] == top1["ofa"], "accuracies differ"
     return Outcome(times, seconds, top1, max(gaps))
@@ -157,15 +157,15 @@ def taken_out(supernet: nn.Module, subnet: Subnet) -> nn.Module:
     return taken
 
 
-def _judge(data: ImageData, options: Options) -> Judge:
+def _evaluator(data: ImageData, options: Options) -> Evaluator:
     config = EvaluationConfig(batch_size=200, calibration_images=options.calibration_images, calibration_batch=100)
     runtime = Runtime(torch.device("cpu"), "float32")
-    return Judge(data, config, eval_crop=EVAL_CROP, seed=0, workers=0, runtime=runtime)
+    return Evaluator(data, config, eval_crop=EVAL_CROP, seed=0, workers=0, runtime=runtime)
 
 
-def _kept_loaders(judge: Judge, data: ImageData, options: Options) -> tuple[Loader, Loader]:
-    """The judge's images for the peer, in its layout, and normalised once and for all, which is in its favour."""
-    views = judge.views(data.test, options.resolution)
+def _kept_loaders(evaluator: Evaluator, data: ImageData, options: Options) -> tuple[Loader, Loader]:
+    """The evaluate's images for the peer, in its layout, and normalised once and for all, which is in its favour."""
+    views = evaluator.views(data.test, options.resolution)
     calibration = [(images.contiguous(), torch.zeros(len(images))) for images in views.calibration()]
     batches = [(images.contiguous(), labels) for images, labels in views.labelled()]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
@@ -207,8 +207,8 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return self.transform(image), int(self.split.labels[index])
 
 
-def _gap(judge: Judge, net: Supernet, supernet: nn.Module, subnet: Subnet, calibration: Loader) -> float:
-    ours, theirs = judge.calibrated(net, subnet, "last"), taken_out(supernet, subnet)
+def _gap(evaluator: Evaluator, net: Supernet, supernet: nn.Module, subnet: Subnet, calibration: Loader) -> float:
+    ours, theirs = evaluator.calibrated(net, subnet, "last"), taken_out(supernet, subnet)
     set_running_statistics(theirs, calibration())
     in_order = [ours.get_submodule(str(node.target)) for node in ours.graph.nodes if node.op == "call_module"]
     pairs = list(zip(_norms(in_order), _norms(theirs.modules()), strict=True))

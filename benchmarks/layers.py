@@ -2,7 +2,7 @@
 
 python -m benchmarks.layers --threads 2
 
-Each row is one layer of SE_B at 64 pixels; docs/performance.md has the numbers.
+Each row is one layer of SE_B at 64 pixels; docs/performance.md has the arch.
 """
 
 import argparse
@@ -33,7 +33,7 @@ WIDENING = ((16, 96, 32), (24, 144, 16), (40, 240, 8))
 
 
 def cases(images: int) -> dict[str, Sides]:
-    """What is timed: ways to the same numbers, by layer."""
+    """What is timed: ways to the same arch, by layer."""
     found = {
         f"depthwise weight, {c} x {s} x {s}, {k}x{k}/{t}": depthwise(images, c, s, k, t) for c, s, k, t in DEPTHWISE
     }

@@ -138,7 +138,7 @@ def facts_of(row: Row, path: Path) -> dict[str, Any]:
         "split": record.data["images"],
         "phases": phases(record),
         "test": record.test,
-        **({} if row.name.startswith("alone") else supernet_facts(ofav2.open_for_judging(path))),
+        **({} if row.name.startswith("alone") else supernet_facts(ofav2.open_run(path))),
     }
 
 
@@ -189,7 +189,7 @@ def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
     subnets = [replace(body, height=exit) for body in bodies(net.space) for exit in net.space.height]
     with console.progress("random networks", len(subnets)) as advance:
         found = []
-        for score in opened.judge.scores(net, subnets, some):
+        for score in opened.evaluator.scores(net, subnets, some):
             found.append(_point(opened, score.subnet, score.top1))
             advance(top1=score.top1)
     return found
@@ -197,8 +197,8 @@ def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
 
 def bodies(space: Space) -> tuple[Subnet, ...]:
     """Random networks that end at the last exit, drawn from the same numbers whatever else the supernet has."""
-    draws = generator("proof bodies")
-    return tuple(space.restrict(height=(max(space.height),)).sample(draws) for _ in range(BODIES))
+    rng = generator("proof bodies")
+    return tuple(space.restrict(height=(max(space.height),)).sample(rng) for _ in range(BODIES))
 
 
 def chosen(opened: OpenedRun, share: int) -> dict[str, Any] | None:
@@ -210,7 +210,7 @@ def chosen(opened: OpenedRun, share: int) -> dict[str, Any] | None:
     except UserError as error:
         console.say(str(error))
         return None
-    (score,) = opened.judge.scores(net, [choice.best.subnet], opened.data.test)
+    (score,) = opened.evaluator.scores(net, [choice.best.subnet], opened.data.test)
     return {**_point(opened, score.subnet, score.top1), "val": choice.best.top1, "candidates": len(choice.ranked)}
 
 
@@ -218,7 +218,7 @@ def sizes(opened: OpenedRun) -> dict[str, dict[str, Any]]:
     """The networks that are also trained alone, as this supernet has them, on test."""
     net = opened.loaded.net
     subnets = {size: net.space.uniform(**choices) for size, choices in SIZES.items()}
-    top1 = {score.subnet: score.top1 for score in opened.judge.scores(net, subnets.values(), opened.data.test)}
+    top1 = {score.subnet: score.top1 for score in opened.evaluator.scores(net, subnets.values(), opened.data.test)}
     return {size: _point(opened, subnet, top1[subnet]) for size, subnet in subnets.items()}
 
 

@@ -23,7 +23,7 @@ from ofav2.config import recipe
 from ofav2.networks.build import supernet_options
 from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.device import Runtime
-from ofav2.runtime.processes import ALONE, together
+from ofav2.runtime.processes import SINGLE_PROCESS, process_group
 from ofav2.training.objectives import joint, students
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.step import step_gradients, step_subnets
@@ -79,9 +79,9 @@ def norm(batch: int, side: int) -> None:
     """How far batch norm over parts of a batch turns the gradient, beside how far another batch does."""
     net = supernets.create("ee_d", num_classes=200, width_mult=0.5, resolutions=(side,), seed=0)
     net.set_dropout(0.0)
-    draws = torch.Generator().manual_seed(0)
-    images, other = (torch.randn(batch, 3, side, side, generator=draws) for _ in range(2))
-    labels = torch.randint(200, (batch,), generator=draws)
+    rng = torch.Generator().manual_seed(0)
+    images, other = (torch.randn(batch, 3, side, side, generator=rng) for _ in range(2))
+    labels = torch.randint(200, (batch,), generator=rng)
     weights = distill.exit_weights("ascending", 5).losses
     for title, subnet, objective in (
         ("largest, all exits", net.space.largest(), joint(weights, 0.1)),
@@ -99,7 +99,7 @@ def norm(batch: int, side: int) -> None:
 
 def exchange(mib: int) -> None:
     """How long the processes take for one exchange of gradients, and for one of a step's numbers."""
-    with together() as processes:
+    with process_group() as processes:
         tensors = [torch.ones(2**18) for _ in range(mib)]
         rows = []
         for what, act in (
@@ -122,7 +122,9 @@ def _gradient(net: Supernet, objective: object, subnet: Subnet, images: Tensor, 
     for part, targets in zip(images.chunk(parts), labels.chunk(parts), strict=True):
         net.zero_grad(set_to_none=True)
         net.train()
-        step_gradients(net, objective, part, targets, (subnet,), Runtime(torch.device("cpu"), "float32", ALONE))  # type: ignore[arg-type]
+        step_gradients(
+            net, objective, part, targets, (subnet,), Runtime(torch.device("cpu"), "float32", SINGLE_PROCESS)
+        )  # type: ignore[arg-type]
         total.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
     return torch.stack(total).mean(0)
 

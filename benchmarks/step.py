@@ -1,4 +1,4 @@
-"""What a training step takes beside the plainest form of the same work; docs/performance.md has the numbers.
+"""What a training step takes beside the plainest form of the same work; docs/performance.md has the metrics.
 
 python -m benchmarks.step peer                 SE_B beside the package `ofa`
 python -m benchmarks.step overhead             EE_D with ENS-KD beside the plain extracted networks
@@ -43,12 +43,12 @@ from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfi
 from ofav2.data import Batch, normalise
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime, open_runtime
-from ofav2.runtime.processes import together
+from ofav2.runtime.processes import process_group
 from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.step import Guard, step_subnets, train_phase
-from ofav2.training.teacher import teaching_form
+from ofav2.training.teacher import prepare_teacher
 from supernets import Subnet, Supernet
 from supernets.cpu_kernels import depthwise_conv2d
 
@@ -102,9 +102,9 @@ class Work:
 
     def images(self) -> Batch:
         """Random pixels and labels."""
-        draws = torch.Generator().manual_seed(self.seed)
-        pixels = torch.randint(256, (self.batch, 3, self.side, self.side), generator=draws, dtype=torch.uint8)
-        return Batch(pixels, torch.randint(CLASSES, (self.batch,), generator=draws))
+        rng = torch.Generator().manual_seed(self.seed)
+        pixels = torch.randint(256, (self.batch, 3, self.side, self.side), generator=rng, dtype=torch.uint8)
+        return Batch(pixels, torch.randint(CLASSES, (self.batch,), generator=rng))
 
     def inputs(self) -> tuple[Tensor, Tensor]:
         """The same, normalised."""
@@ -146,7 +146,7 @@ def _step_of(
         runtime=runtime,
         seed=work.seed,
     )
-    return lambda: next(steps).numbers["loss"]
+    return lambda: next(steps).metrics["loss"]
 
 
 def our_teacher(work: Work, runtime: Runtime, precision: str | None = None) -> Teacher:
@@ -158,7 +158,7 @@ def our_teacher(work: Work, runtime: Runtime, precision: str | None = None) -> T
         precision: Arithmetic of the teacher; None takes the runtime's.
     """
     net = work.net()
-    module = teaching_form(net.extract(net.space.largest(), exits="all"), runtime)
+    module = prepare_teacher(net.extract(net.space.largest(), exits="all"), runtime)
     weights = distill.exit_weights("ascending", len(net.architecture.exits)).ensemble
     arithmetic = replace(runtime, precision=precision or runtime.precision).autocast
     return as_teacher(compiled("teacher", module, module, runtime.compiler), weights, arithmetic)
@@ -407,7 +407,7 @@ def _peak() -> float:
 
 def together_step(work: Work, settings: RunConfig, repeats: int) -> None:
     """A step of the processes that torchrun started, each with a batch of its own; the first one reports."""
-    with together() as processes:
+    with process_group() as processes:
         step = our_step(work, open_runtime(settings, processes))
         times = time_sides({"ofav2": step}, repeats=repeats, device=settings.device)
         if processes.rank == 0:
@@ -428,7 +428,7 @@ def over_processes(
     found = {}
     for count in counts:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command = ["-m", "benchmarks.step", "together", *(f"--{name}={value}" for name, value in options.items())]
+        command = ["-m", "benchmarks.step", "process_group", *(f"--{name}={value}" for name, value in options.items())]
         subprocess.run(torchrun + command, check=True)
         measured = json.loads((RESULTS / "step-together.json").read_text())
         assert measured["processes"] == count
@@ -492,7 +492,7 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "together")
+    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "process_group")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="as run.tf32")
@@ -521,7 +521,7 @@ def main() -> None:
         compile=chosen.compile,
         threads=chosen.threads,
     )
-    if chosen.what == "together":
+    if chosen.what == "process_group":
         together_step(work, settings, chosen.repeats)
         return
     runtime = open_runtime(settings)

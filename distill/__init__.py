@@ -17,7 +17,7 @@ One training step of an elastic phase reads::
 """
 
 from distill.errors import DistillError
-from distill.external import outside_teacher
+from distill.external import external_teacher
 from distill.losses import (
     Distance,
     Target,
@@ -31,16 +31,16 @@ from distill.losses import (
     student_loss,
     teacher_target,
 )
-from distill.policies import Candidate, Choice, check_policy, choose, policies
+from distill.policies import TeacherCandidate, TeacherChoice, check_policy, choose, policies
 from distill.weights import ExitWeights, exit_weights, schemes
 
 __all__ = (
-    "Candidate",
-    "Choice",
     "Distance",
     "DistillError",
     "ExitWeights",
     "Target",
+    "TeacherCandidate",
+    "TeacherChoice",
     "check_policy",
     "choose",
     "distance",
@@ -48,9 +48,9 @@ __all__ = (
     "ens_kd_target",
     "ensemble",
     "exit_weights",
+    "external_teacher",
     "joint_loss",
     "mse",
-    "outside_teacher",
     "policies",
     "schemes",
     "soft_cross_entropy",

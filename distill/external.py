@@ -1,4 +1,4 @@
-"""A teacher from outside: a timm network, with weights from a file or timm's own."""
+"""A teacher from external: a timm network, with weights from a file or timm's own."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ _PREFIX = "timm:"
 _GREY = 1
 
 
-def outside_teacher(name: str, *, classes: int, channels: int, checkpoint: str | None) -> nn.Module:
+def external_teacher(name: str, *, classes: int, channels: int, checkpoint: str | None) -> nn.Module:
     """Return a timm network as teacher: in eval mode, without gradients, on the CPU.
 
     The weights must have been trained for exactly these classes, because a classifier that starts anew would teach
@@ -54,8 +54,8 @@ def outside_teacher(name: str, *, classes: int, channels: int, checkpoint: str |
 def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
     """Return timm's name of the network, and what timm says about its pretrained weights, if it has any."""
     if not name.startswith(_PREFIX):
-        raise DistillError(f"outside teacher ({shown(name)}) must start with {_PREFIX}; write timm:resnet18, say")
-    # timm takes seconds to import, which only runs with an outside teacher should pay for.
+        raise DistillError(f"external teacher ({shown(name)}) must start with {_PREFIX}; write timm:resnet18, say")
+    # timm takes seconds to import, which only runs with an external teacher should pay for.
     import timm
 
     model = name.removeprefix(_PREFIX)
@@ -63,7 +63,7 @@ def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
     architectures = timm.list_models()
     if architecture not in architectures:
         raise DistillError(
-            f"outside teacher ({shown(name)}) names no network of timm {timm.__version__}"
+            f"external teacher ({shown(name)}) names no network of timm {timm.__version__}"
             f"{near(architecture, architectures)}; timm.list_models() lists them"
         )
     try:
@@ -71,7 +71,7 @@ def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
     except RuntimeError as error:
         tagged = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
         raise DistillError(
-            f"outside teacher ({shown(name)}) names weights that timm {timm.__version__} lacks; "
+            f"external teacher ({shown(name)}) names weights that timm {timm.__version__} lacks; "
             f"use {_PREFIX}{architecture}, or one with weights: {tagged}"
         ) from error
 
@@ -79,16 +79,16 @@ def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
 def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, channels: int) -> nn.Module:
     if weights is None or not weights.has_weights:
         raise DistillError(
-            f"outside teacher ('timm:{model}') has no pretrained weights in timm; give a checkpoint file"
+            f"external teacher ('timm:{model}') has no pretrained weights in timm; give a checkpoint file"
         )
     if weights.num_classes != classes:
         raise DistillError(
-            f"outside teacher ('timm:{model}') was trained by timm on {weights.num_classes} classes and the data has "
+            f"external teacher ('timm:{model}') was trained by timm on {weights.num_classes} classes and the data has "
             f"{classes}; give a checkpoint file of it trained on these classes"
         )
     if channels not in (_GREY, weights.input_size[0]):
         raise DistillError(
-            f"outside teacher ('timm:{model}') was trained by timm on {weights.input_size[0]} channels and the images "
+            f"external teacher ('timm:{model}') was trained by timm on {weights.input_size[0]} channels and the images "
             f"have {channels}; give a checkpoint file of it trained on these channels"
         )
     try:
@@ -96,7 +96,7 @@ def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, chann
     except Exception as error:
         # Between here and the weights lie a hub client, a network and a cache, each with errors of its own.
         raise DistillError(
-            f"outside teacher ('timm:{model}'): timm could not load its weights ({_first_line(error)}); "
+            f"external teacher ('timm:{model}'): timm could not load its weights ({_first_line(error)}); "
             "check the network connection, or give a checkpoint file"
         ) from error
 

@@ -55,7 +55,7 @@ def teacher_target(logits: Sequence[Tensor], weights: Sequence[Fraction | float]
     """Return what a teacher with these exits says, ready to be compared with any number of students.
 
     Args:
-        logits: One tensor (N, classes) per exit of the teacher; a single-exit or outside teacher gives one.
+        logits: One tensor (N, classes) per exit of the teacher; a single-exit or external teacher gives one.
         weights: One weight b_i per exit; `(1,)` for a single exit, which makes it plain distillation.
 
     Raises:

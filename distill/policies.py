@@ -11,7 +11,7 @@ _OUTSIDE = "timm:"
 
 
 @dataclass(frozen=True)
-class Candidate:
+class TeacherCandidate:
     """A largest network, as one phase left it, that could teach.
 
     Raises:
@@ -35,10 +35,10 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class TeacherChoice:
     """The candidate that was chosen, and why."""
 
-    candidate: Candidate
+    candidate: TeacherCandidate
     """The next teacher."""
     reason: str
     """Why it was chosen, in one sentence with numbers."""
@@ -52,8 +52,8 @@ def policies() -> tuple[str, ...]:
 def check_policy(policy: str) -> None:
     """Refuse what is no teacher policy, so that a run can stop before its first step.
 
-    Accepted are the names in `policies()`, `none` (no teacher) and `timm:NAME` (an outside teacher, whose name
-    `outside_teacher` judges).
+    Accepted are the names in `policies()`, `none` (no teacher) and `timm:NAME` (an external teacher, whose name
+    `external_teacher` evaluates).
 
     Raises:
         DistillError: The policy is none of these.
@@ -66,7 +66,7 @@ def check_policy(policy: str) -> None:
     )
 
 
-def choose(policy: str, candidates: Sequence[Candidate]) -> Choice:
+def choose(policy: str, candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
     """Choose the next teacher (OFAv2, teacher policies; `best` is this project's own).
 
     `fixed` takes the first candidate, the largest network as the full phase left it; `progressive` the newest; `best`
@@ -98,31 +98,35 @@ def choose(policy: str, candidates: Sequence[Candidate]) -> Choice:
     return _most_accurate(candidates)
 
 
-def _first(candidates: Sequence[Candidate]) -> Choice:
+def _first(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
     first = candidates[0]
-    return Choice(first, f"fixed: {_described(first)} is the first of {_counted(candidates)} and stays the teacher.")
+    return TeacherChoice(
+        first, f"fixed: {_described(first)} is the first of {_counted(candidates)} and stays the teacher."
+    )
 
 
-def _newest(candidates: Sequence[Candidate]) -> Choice:
+def _newest(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
     newest = candidates[-1]
-    return Choice(newest, f"progressive: {_described(newest)} is the newest of {_counted(candidates)}.")
+    return TeacherChoice(newest, f"progressive: {_described(newest)} is the newest of {_counted(candidates)}.")
 
 
-def _most_accurate(candidates: Sequence[Candidate]) -> Choice:
+def _most_accurate(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
     _, best = max(enumerate(candidates), key=lambda numbered: (numbered[1].accuracy, numbered[0]))
     accuracies = ", ".join(_percent(candidate) for candidate in candidates)
     equals = sum(candidate.accuracy == best.accuracy for candidate in candidates)
     rank = "is the most accurate" if equals == 1 else f"is the newest of the {equals} most accurate"
-    return Choice(best, f"best: {_described(best)} {rank} of {_counted(candidates)} (oldest first: {accuracies}).")
+    return TeacherChoice(
+        best, f"best: {_described(best)} {rank} of {_counted(candidates)} (oldest first: {accuracies})."
+    )
 
 
-def _described(candidate: Candidate) -> str:
+def _described(candidate: TeacherCandidate) -> str:
     return f"{candidate.name}, left by phase {candidate.phase} with {_percent(candidate)} validation top-1,"
 
 
-def _percent(candidate: Candidate) -> str:
+def _percent(candidate: TeacherCandidate) -> str:
     return f"{100 * candidate.accuracy:.2f} %"
 
 
-def _counted(candidates: Sequence[Candidate]) -> str:
+def _counted(candidates: Sequence[TeacherCandidate]) -> str:
     return f"{len(candidates)} {'candidate' if len(candidates) == 1 else 'candidates'}"

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ofav2.deploy.extract import extract
     from ofav2.deploy.load import load_subnet
     from ofav2.evaluation.measure import measure
-    from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_for_judging
+    from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
     from ofav2.exits.calibrate import calibrate_exits
-    from ofav2.exits.early import EarlyExits, LeavingRule, Prediction, early_exits
+    from ofav2.exits.early import EarlyExits, ExitPolicy, Prediction, early_exits
     from ofav2.exits.exit_agreement import Agreement, measure_exits
-    from ofav2.exits.policy_file import load_early_exits, load_leaving_rule
+    from ofav2.exits.policy_file import load_early_exits, load_exit_policy
     from ofav2.finetuning.run import finetune
-    from ofav2.nas.candidates import Candidate, Choice, choose
+    from ofav2.nas.candidates import Candidate, Ranking, choose
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.nas.limits import Limits, parse_limits
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 __all__ = (
     "Agreement",
     "Candidate",
-    "Choice",
     "Comparison",
     "Cost",
     "EarlyExits",
+    "ExitPolicy",
     "Latency",
     "LatencyTable",
-    "LeavingRule",
     "Limits",
     "OpenedRun",
     "Prediction",
+    "Ranking",
     "Run",
     "RunError",
     "UserError",
@@ -58,7 +58,7 @@ __all__ = (
     "import_ofa",
     "layer_costs",
     "load_early_exits",
-    "load_leaving_rule",
+    "load_exit_policy",
     "load_subnet",
     "load_supernet",
     "load_table",
@@ -66,7 +66,7 @@ __all__ = (
     "measure_exits",
     "measure_latency",
     "measure_table",
-    "open_for_judging",
+    "open_run",
     "parse_limits",
     "predict_latency",
     "resume",
@@ -89,7 +89,7 @@ _HOMES = MappingProxyType(
         "train": "ofav2.training.run",
         "resume": "ofav2.training.run",
         "Candidate": "ofav2.nas.candidates",
-        "Choice": "ofav2.nas.candidates",
+        "Ranking": "ofav2.nas.candidates",
         "choose": "ofav2.nas.candidates",
         "Cost": "supernets.cost",
         "layer_costs": "supernets.cost",
@@ -107,14 +107,14 @@ _HOMES = MappingProxyType(
         "OpenedRun": "ofav2.evaluation.opened_run",
         "extract": "ofav2.deploy.extract",
         "measure": "ofav2.evaluation.measure",
-        "open_for_judging": "ofav2.evaluation.opened_run",
+        "open_run": "ofav2.evaluation.opened_run",
         "EarlyExits": "ofav2.exits.early",
-        "LeavingRule": "ofav2.exits.early",
+        "ExitPolicy": "ofav2.exits.early",
         "Prediction": "ofav2.exits.early",
         "early_exits": "ofav2.exits.early",
         "calibrate_exits": "ofav2.exits.calibrate",
         "load_early_exits": "ofav2.exits.policy_file",
-        "load_leaving_rule": "ofav2.exits.policy_file",
+        "load_exit_policy": "ofav2.exits.policy_file",
         "load_subnet": "ofav2.deploy.load",
         "load_supernet": "ofav2.evaluation.opened_run",
         "finetune": "ofav2.finetuning.run",

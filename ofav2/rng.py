@@ -12,7 +12,7 @@ def code(text: str) -> int:
     return zlib.crc32(text.encode())
 
 
-def generator(purpose: str, *numbers: int) -> np.random.Generator:
+def generator(purpose: str, *keys: int) -> np.random.Generator:
     """Make the generator of one purpose and some numbers, such as a seed, a phase's code and a step.
 
     The purpose keeps streams apart that happen to share their numbers.
@@ -20,7 +20,7 @@ def generator(purpose: str, *numbers: int) -> np.random.Generator:
     Raises:
         UserError: A number, in practice a seed, is negative.
     """
-    for number in numbers:
-        if number < 0:
-            raise UserError(f"seed ({number}): seeds are whole numbers from 0 up; choose another one")
-    return np.random.default_rng([code(purpose), *numbers])
+    for key in keys:
+        if key < 0:
+            raise UserError(f"seed ({key}): seeds are whole numbers from 0 up; choose another one")
+    return np.random.default_rng([code(purpose), *keys])

@@ -6,9 +6,9 @@ logits = net(images, subnet)
 module = net.extract(subnet)
 """
 
-from supernets.architecture import Architecture, StageNumbers
+from supernets.architecture import Architecture, StageSpec
 from supernets.cpu_kernels import multiply_pointwise
-from supernets.graphs import GraphError, absorb_norms, fold_norms, lone_norms
+from supernets.graphs import GraphError, fold_norms, fold_norms_, foldable_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa_weights import infer_ofa_options, load_ofa_state_dict
 from supernets.registry import create, names
@@ -24,15 +24,15 @@ __all__ = (
     "GraphError",
     "Space",
     "SpaceError",
-    "StageNumbers",
+    "StageSpec",
     "Subnet",
     "Supernet",
-    "absorb_norms",
     "create",
     "fold_norms",
+    "fold_norms_",
+    "foldable_norms",
     "infer_ofa_options",
     "load_ofa_state_dict",
-    "lone_norms",
     "multiply_pointwise",
     "names",
     "sort_channels",

@@ -38,7 +38,7 @@ def squeeze_channels(hidden: int) -> int:
 
 
 @dataclass(frozen=True)
-class StageNumbers:
+class StageSpec:
     """One body stage."""
 
     in_channels: int
@@ -69,7 +69,7 @@ class Architecture:
     """Channels of the stem and of the first block."""
     stem_stride: int
     """Stride of the stem."""
-    stages: tuple[StageNumbers, ...]
+    stages: tuple[StageSpec, ...]
     """The body stages."""
     exits: tuple[int, ...]
     """Stages (from 1) after which there is an exit."""
@@ -96,8 +96,8 @@ class Architecture:
 
     def block_inputs(self, stage: int, block: int) -> int:
         """Input channels of a block position, both counted from 0."""
-        numbers = self.stages[stage]
-        return numbers.in_channels if block == 0 else numbers.channels
+        spec = self.stages[stage]
+        return spec.in_channels if block == 0 else spec.channels
 
     def exit_channels(self, exit: int) -> tuple[int, int]:
         """Channels before and after the pooling of exit `exit` (from 1): 6 and 8 times the stage's base count."""
@@ -175,7 +175,7 @@ def architecture(
     stem = make_divisible(STEM_CHANNELS * width_mult)
     widths = (stem, *(make_divisible(channels * width_mult) for channels, *_ in BODY))
     stages = tuple(
-        StageNumbers(widths[i], widths[i + 1], stride, activation, squeeze)
+        StageSpec(widths[i], widths[i + 1], stride, activation, squeeze)
         for i, (_, stride, activation, squeeze) in enumerate(BODY)
     )
     return Architecture(

@@ -6,7 +6,7 @@ choices, never read off a tensor, so that extraction can send a stand-in through
 
 from torch import Tensor, nn
 
-from supernets.architecture import Architecture, StageNumbers, hidden_channels, squeeze_channels
+from supernets.architecture import Architecture, StageSpec, hidden_channels, squeeze_channels
 from supernets.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepthwise, activation, conv_norm
 from supernets.space import BlockChoice
 
@@ -146,7 +146,7 @@ class Block(nn.Module):
     """One block position: the MBConv and, in parallel blocks, two more branches; the active ones are summed (OFAv2).
 
     Args:
-        numbers: The stage's numbers.
+        spec: The stage's spec.
         in_channels: Input channels.
         stride: Stride in pixels.
         kernels: Kernel sizes in pixels, ascending.
@@ -156,7 +156,7 @@ class Block(nn.Module):
 
     def __init__(
         self,
-        numbers: StageNumbers,
+        spec: StageSpec,
         *,
         in_channels: int,
         stride: int,
@@ -165,19 +165,19 @@ class Block(nn.Module):
         parallel: bool,
     ) -> None:
         super().__init__()
-        out = numbers.channels
+        out = spec.channels
         self.mbconv = InvertedResidual(
             in_channels,
             out,
             kernels=kernels,
             expands=expands,
             stride=stride,
-            act=numbers.activation,
-            squeeze_excite=numbers.squeeze_excite,
+            act=spec.activation,
+            squeeze_excite=spec.squeeze_excite,
         )
         self.conv = ConvNorm(in_channels, out, 1, stride) if parallel else None
-        self.transform = Transform(in_channels, out, stride, numbers.activation) if parallel else None
-        self.act = activation(numbers.activation)
+        self.transform = Transform(in_channels, out, stride, spec.activation) if parallel else None
+        self.act = activation(spec.activation)
 
     def forward(self, x: Tensor, choice: BlockChoice) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride)): the sum of the active branches."""
@@ -218,21 +218,21 @@ class Stage(nn.Module):
         return x
 
 
-def build_stage(numbers: Architecture, stage: int) -> Stage:
+def build_stage(arch: Architecture, stage: int) -> Stage:
     """Body stage `stage` (from 0) of an architecture."""
-    body = numbers.stages[stage]
+    body = arch.stages[stage]
     blocks = [
         Block(
             body,
-            in_channels=numbers.block_inputs(stage, block),
+            in_channels=arch.block_inputs(stage, block),
             stride=body.stride if block == 0 else 1,
-            kernels=numbers.kernel,
-            expands=numbers.expand,
-            parallel=numbers.parallel,
+            kernels=arch.kernel,
+            expands=arch.expand,
+            parallel=arch.parallel,
         )
-        for block in range(numbers.blocks)
+        for block in range(arch.blocks)
     ]
-    return Stage(blocks, numbers.dense)
+    return Stage(blocks, arch.dense)
 
 
 def _total(tensors: list[Tensor]) -> Tensor:

@@ -71,28 +71,28 @@ class ExitMacs:
     """The same with the heads of all earlier exits, which the image has passed."""
 
 
-def subnet_cost(numbers: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
+def subnet_cost(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
     """Cost of the sub-network as it is extracted.
 
     Args:
-        numbers: The supernet's numbers, `net.architecture`.
+        arch: The supernet's arch, `net.architecture`.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
     """
-    return reduce(add, (part.cost for part in stage_costs(numbers, subnet, exits)))
+    return reduce(add, (part.cost for part in stage_costs(arch, subnet, exits)))
 
 
-def stage_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[PartCost, ...]:
+def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[PartCost, ...]:
     """Cost of the stem, each body stage and each exit, in the order in which they run.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
     """
-    chosen = _exits(numbers, subnet, exits)
-    parts = [PartCost("stem", stem_cost(numbers, subnet.resolution))]
-    side = stage_side(numbers, 0, subnet.resolution)
+    chosen = _exits(arch, subnet, exits)
+    parts = [PartCost("stem", stem_cost(arch, subnet.resolution))]
+    side = stage_side(arch, 0, subnet.resolution)
     waiting: list[int] = []  # sizes of the features that wait for their exit
     for stage in range(subnet.height):
         kept = stage in chosen
@@ -100,53 +100,53 @@ def stage_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") ->
         before, choices = side, subnet.blocks(stage)
         cost = Cost(0, 0)
         for block, choice in enumerate(choices):
-            own = block_cost(numbers, stage, block, len(choices), choice, side, kept and block == 0)
+            own = block_cost(arch, stage, block, len(choices), choice, side, kept and block == 0)
             # From the second block on, the stage's input is one of the tensors that wait.
             over = held + (BYTES * waiting[-1] if kept and block else 0)
             cost += Cost(own.params, own.macs, own.memory + over)
-            side = block_side(numbers, stage, block, side)
-        assert side == block_side(numbers, stage, 0, before), "only a stage's first block strides"
+            side = block_side(arch, stage, block, side)
+        assert side == block_side(arch, stage, 0, before), "only a stage's first block strides"
         if stage + 1 in chosen:
-            waiting.append(numbers.stages[stage].channels * side**2)
+            waiting.append(arch.stages[stage].channels * side**2)
         parts.append(PartCost(f"stage {stage + 1}", cost))
     for done, exit in enumerate(chosen):
-        own = exit_cost(numbers, exit, stage_side(numbers, exit, subnet.resolution))
-        held = BYTES * (sum(waiting[done + 1 :]) + done * numbers.num_classes)
+        own = exit_cost(arch, exit, stage_side(arch, exit, subnet.resolution))
+        held = BYTES * (sum(waiting[done + 1 :]) + done * arch.num_classes)
         parts.append(PartCost(f"exit {exit}", Cost(own.params, own.macs, own.memory + held)))
     return tuple(parts)
 
 
-def exit_macs(numbers: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
+def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
     """Multiply-adds of one image by the exit at which it leaves, ascending.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`; stages after the last of them don't count.
     """
-    macs = [part.cost.macs for part in stage_costs(numbers, subnet, exits)]
+    macs = [part.cost.macs for part in stage_costs(arch, subnet, exits)]
     bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
     return tuple(
         ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[place], sum(bodies[: 1 + exit]) + sum(heads[: place + 1]))
-        for place, exit in enumerate(_exits(numbers, subnet, exits))
+        for place, exit in enumerate(_exits(arch, subnet, exits))
     )
 
 
-def layer_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
+def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
     """Cost of each layer with weights, in the order in which they run, named as in the extracted network.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
     """
-    layers = list(stem_layers(numbers, subnet.resolution))
+    layers = list(stem_layers(arch, subnet.resolution))
     for stage in range(subnet.height):
         for block, choice in enumerate(subnet.blocks(stage)):
-            side = stage_side(numbers, stage + (block > 0), subnet.resolution)
-            layers += block_layers(numbers, stage, block, choice, side)
-    for exit in _exits(numbers, subnet, exits):
-        layers += exit_layers(numbers, exit, stage_side(numbers, exit, subnet.resolution))
+            side = stage_side(arch, stage + (block > 0), subnet.resolution)
+            layers += block_layers(arch, stage, block, choice, side)
+    for exit in _exits(arch, subnet, exits):
+        layers += exit_layers(arch, exit, stage_side(arch, exit, subnet.resolution))
     return tuple(LayerCost(layer.name, layer.params, layer.macs) for layer in layers if layer.params)
 
 
@@ -154,25 +154,25 @@ def layer_costs(numbers: Architecture, subnet: Subnet, exits: Exits = "last") ->
 
 
 @lru_cache(maxsize=2**10)
-def stem_cost(numbers: Architecture, resolution: int) -> Cost:
+def stem_cost(arch: Architecture, resolution: int) -> Cost:
     """Cost of stem and first block.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         resolution: Side of the image in pixels.
     """
-    layers = stem_layers(numbers, resolution)
+    layers = stem_layers(arch, resolution)
     return _cost(layers, peak_elements(layers, kept=False))
 
 
 @lru_cache(maxsize=2**17)
 def block_cost(
-    numbers: Architecture, stage: int, block: int, depth: int, choice: BlockChoice, side: int, kept: bool = False
+    arch: Architecture, stage: int, block: int, depth: int, choice: BlockChoice, side: int, kept: bool = False
 ) -> Cost:
     """Cost of a block, with the dense skips that meet at its end.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         stage: Body stage, from 0.
         block: Block position, from 0.
         depth: Blocks of the stage that run: dense skips keep outputs for later blocks.
@@ -180,8 +180,8 @@ def block_cost(
         side: Side of its input in pixels.
         kept: Whether the stage's input is read again later; looked at for the first block.
     """
-    layers = block_layers(numbers, stage, block, choice, side)
-    if not numbers.dense:
+    layers = block_layers(arch, stage, block, choice, side)
+    if not arch.dense:
         return _cost(layers, peak_elements(layers, kept))
     output = layers[-1].elements
     is_output = 0 < block <= 2  # else the input is a sum of its own
@@ -192,15 +192,15 @@ def block_cost(
 
 
 @lru_cache(maxsize=2**10)
-def exit_cost(numbers: Architecture, exit: int, side: int) -> Cost:
+def exit_cost(arch: Architecture, exit: int, side: int) -> Cost:
     """Cost of an exit.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         exit: The exit, from 1.
         side: Side of its features in pixels.
     """
-    layers = exit_layers(numbers, exit, side)
+    layers = exit_layers(arch, exit, side)
     return _cost(layers, peak_elements(layers, kept=False))
 
 
@@ -242,10 +242,10 @@ def _cost(layers: Sequence[Layer], elements: int) -> Cost:
     return Cost(sum(layer.params for layer in layers), sum(layer.macs for layer in layers), BYTES * elements)
 
 
-def _exits(numbers: Architecture, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+def _exits(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
     if exits == "last":
         return (subnet.height,)
     if exits == "all":
-        return tuple(exit for exit in numbers.exits if exit <= subnet.height)
+        return tuple(exit for exit in arch.exits if exit <= subnet.height)
     assert not isinstance(exits, str), "the supernet has refused other words"
     return tuple(exits)

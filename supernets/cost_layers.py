@@ -1,4 +1,4 @@
-"""The layers of a sub-network in numbers, in the order in which they run: no network is built.
+"""The layers of a sub-network in arch, in the order in which they run: no network is built.
 
 One description, from which parameters, multiply-adds and memory are all worked out. Layers are named as in the
 extracted network. What makes no tensor of its own in inference (flatten, dropout, a sum of one tensor) is left out.
@@ -51,16 +51,16 @@ class _Part:
         return self.note(Layer("", 0, 0, channels * side**2, (x,)))
 
 
-def stem_layers(numbers: Architecture, resolution: int) -> tuple[Layer, ...]:
+def stem_layers(arch: Architecture, resolution: int) -> tuple[Layer, ...]:
     """Stem and first block; the part's input is the image.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         resolution: Side of the image in pixels.
     """
-    part = _Part(numbers.in_channels, resolution)
-    channels, side = numbers.stem_channels, strided(resolution, numbers.stem_stride)
-    x = part.conv("stem.conv", 0, numbers.in_channels * channels * 9, channels, side)
+    part = _Part(arch.in_channels, resolution)
+    channels, side = arch.stem_channels, strided(resolution, arch.stem_stride)
+    x = part.conv("stem.conv", 0, arch.in_channels * channels * 9, channels, side)
     shortcut = part.apply(part.norm("stem.norm", x, channels))
     x = part.conv("first.depthwise", shortcut, channels * 9, channels, side)
     x = part.apply(part.norm("first.depthwise_norm", x, channels))
@@ -69,40 +69,40 @@ def stem_layers(numbers: Architecture, resolution: int) -> tuple[Layer, ...]:
     return tuple(part.layers)
 
 
-def block_layers(numbers: Architecture, stage: int, block: int, choice: BlockChoice, side: int) -> tuple[Layer, ...]:
+def block_layers(arch: Architecture, stage: int, block: int, choice: BlockChoice, side: int) -> tuple[Layer, ...]:
     """One block: its active branches and their sum.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         stage: Body stage, from 0.
         block: Block position, from 0.
         choice: The block's choices.
         side: Side of its input in pixels.
     """
-    part = _Part(numbers.block_inputs(stage, block), side)
+    part = _Part(arch.block_inputs(stage, block), side)
     outputs = []
     if choice.kernel is not None and choice.expand is not None:
-        outputs.append(_mbconv(part, numbers, stage, block, choice.kernel, choice.expand, side))
+        outputs.append(_mbconv(part, arch, stage, block, choice.kernel, choice.expand, side))
     if "conv" in choice.level:
-        outputs.append(_conv(part, numbers, stage, block, side))
+        outputs.append(_conv(part, arch, stage, block, side))
     if "transform" in choice.level:
-        outputs.append(_transform(part, numbers, stage, block, side))
+        outputs.append(_transform(part, arch, stage, block, side))
     total = outputs[0]
     for output in outputs[1:]:
         total = part.apply(total, output)
     return tuple(part.layers)
 
 
-def exit_layers(numbers: Architecture, exit: int, side: int) -> tuple[Layer, ...]:
+def exit_layers(arch: Architecture, exit: int, side: int) -> tuple[Layer, ...]:
     """The head of an exit; the part's input is the features.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         exit: The exit, from 1.
         side: Side of the features in pixels.
     """
-    channels = numbers.stages[exit - 1].channels
-    middle, last = numbers.exit_channels(exit)
+    channels = arch.stages[exit - 1].channels
+    middle, last = arch.exit_channels(exit)
     part, name = _Part(channels, side), f"exits.{exit}"
     x = part.conv(f"{name}.widen.conv", 0, channels * middle, middle, side)
     x = part.apply(part.norm(f"{name}.widen.norm", x, middle))
@@ -110,10 +110,10 @@ def exit_layers(numbers: Architecture, exit: int, side: int) -> tuple[Layer, ...
     part.conv(
         f"{name}.classifier",
         part.apply(x),
-        last * numbers.num_classes,
-        numbers.num_classes,
+        last * arch.num_classes,
+        arch.num_classes,
         1,
-        bias=numbers.num_classes,
+        bias=arch.num_classes,
     )
     return tuple(part.layers)
 
@@ -134,55 +134,55 @@ def strided(side: int, stride: int) -> int:
     return -(-side // stride)
 
 
-def block_side(numbers: Architecture, stage: int, block: int, side: int) -> int:
+def block_side(arch: Architecture, stage: int, block: int, side: int) -> int:
     """Side of a block's output, in pixels, given that of its input."""
-    return strided(side, numbers.stages[stage].stride) if block == 0 else side
+    return strided(side, arch.stages[stage].stride) if block == 0 else side
 
 
-def stage_side(numbers: Architecture, stage: int, resolution: int) -> int:
+def stage_side(arch: Architecture, stage: int, resolution: int) -> int:
     """Side of a body stage's input, in pixels; of stage `len(stages)`, the side of the last stage's output."""
-    side = strided(resolution, numbers.stem_stride)
+    side = strided(resolution, arch.stem_stride)
     for before in range(stage):
-        side = block_side(numbers, before, 0, side)
+        side = block_side(arch, before, 0, side)
     return side
 
 
-def _mbconv(part: _Part, numbers: Architecture, stage: int, block: int, kernel: int, expand: int, side: int) -> int:
-    inputs, outputs = numbers.block_inputs(stage, block), numbers.stages[stage].channels
-    hidden, after = hidden_channels(inputs, expand), block_side(numbers, stage, block, side)
+def _mbconv(part: _Part, arch: Architecture, stage: int, block: int, kernel: int, expand: int, side: int) -> int:
+    inputs, outputs = arch.block_inputs(stage, block), arch.stages[stage].channels
+    hidden, after = hidden_channels(inputs, expand), block_side(arch, stage, block, side)
     name = f"stages.{stage}.blocks.{block}.mbconv"
     x = 0
-    if numbers.expand != (1,):
+    if arch.expand != (1,):
         x = part.conv(f"{name}.expand", x, inputs * hidden, hidden, side)
         x = part.apply(part.norm(f"{name}.expand_norm", x, hidden))
     x = part.conv(f"{name}.depthwise", x, hidden * kernel**2, hidden, after)
     x = part.apply(part.norm(f"{name}.depthwise_norm", x, hidden))
-    if numbers.stages[stage].squeeze_excite:
+    if arch.stages[stage].squeeze_excite:
         squeezed = squeeze_channels(hidden)
         gate = part.conv(f"{name}.squeeze.reduce", part.pool(x, hidden, 1), hidden * squeezed, squeezed, 1, squeezed)
         gate = part.conv(f"{name}.squeeze.expand", part.apply(gate), squeezed * hidden, hidden, 1, hidden)
         x = part.apply(x, part.apply(gate))
     x = part.conv(f"{name}.project", x, hidden * outputs, outputs, after)
     x = part.norm(f"{name}.project_norm", x, outputs)
-    return part.apply(0, x) if inputs == outputs and _stride(numbers, stage, block) == 1 else x
+    return part.apply(0, x) if inputs == outputs and _stride(arch, stage, block) == 1 else x
 
 
-def _conv(part: _Part, numbers: Architecture, stage: int, block: int, side: int) -> int:
-    inputs, outputs = numbers.block_inputs(stage, block), numbers.stages[stage].channels
+def _conv(part: _Part, arch: Architecture, stage: int, block: int, side: int) -> int:
+    inputs, outputs = arch.block_inputs(stage, block), arch.stages[stage].channels
     name = f"stages.{stage}.blocks.{block}.conv"
-    x = part.conv(f"{name}.conv", 0, inputs * outputs, outputs, block_side(numbers, stage, block, side))
+    x = part.conv(f"{name}.conv", 0, inputs * outputs, outputs, block_side(arch, stage, block, side))
     return part.apply(part.norm(f"{name}.norm", x, outputs))
 
 
-def _transform(part: _Part, numbers: Architecture, stage: int, block: int, side: int) -> int:
-    inputs, outputs = numbers.block_inputs(stage, block), numbers.stages[stage].channels
+def _transform(part: _Part, arch: Architecture, stage: int, block: int, side: int) -> int:
+    inputs, outputs = arch.block_inputs(stage, block), arch.stages[stage].channels
     name = f"stages.{stage}.blocks.{block}.transform"
-    after = block_side(numbers, stage, block, side)
-    x = part.pool(0, inputs, after) if _stride(numbers, stage, block) > 1 else 0
+    after = block_side(arch, stage, block, side)
+    x = part.pool(0, inputs, after) if _stride(arch, stage, block) > 1 else 0
     if inputs != outputs:
         x = part.conv(f"{name}.conv", x, inputs * outputs, outputs, after, bias=outputs)
     return part.apply(part.norm(f"{name}.norm", x, outputs))
 
 
-def _stride(numbers: Architecture, stage: int, block: int) -> int:
-    return numbers.stages[stage].stride if block == 0 else 1
+def _stride(arch: Architecture, stage: int, block: int) -> int:
+    return arch.stages[stage].stride if block == 0 else 1

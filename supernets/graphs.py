@@ -178,7 +178,7 @@ def fold_norms(module: GraphModule) -> GraphModule:
     return made
 
 
-def absorb_norms(module: GraphModule) -> None:
+def fold_norms_(module: GraphModule) -> None:
     """Folds the norms of a module that nobody else needs, as `fold_norms` does, but in it; their places stay, empty.
 
     A second module of a small network takes as long to make as its evaluation.
@@ -189,7 +189,7 @@ def absorb_norms(module: GraphModule) -> None:
         module.set_submodule(str(node.target), nn.Identity())
 
 
-def lone_norms(module: GraphModule) -> dict[str, str]:
+def foldable_norms(module: GraphModule) -> dict[str, str]:
     """Names of the norms that alone read a convolution's output, which they may write over, and of the convolutions."""
     return {str(node.target): str(before.target) for before, node in _pairs(module.graph, _layers(module))}
 

@@ -19,7 +19,7 @@ from supernets.cpu_kernels import depthwise_conv2d, joins_norm, pointwise_conv2d
 M = TypeVar("M", bound=nn.Module)
 
 
-class Layer(nn.Module):
+class ElasticLayer(nn.Module):
     """A layer that extraction replaces by a stock torch layer of the size that a call names."""
 
     plain: Callable[..., nn.Module]
@@ -34,7 +34,7 @@ class Layer(nn.Module):
         return computed
 
 
-class ElasticConv2d(Layer):
+class ElasticConv2d(ElasticLayer):
     """A convolution whose first input and output channels can be used alone; padding keeps the size at stride 1.
 
     Args:
@@ -79,7 +79,7 @@ class ElasticConv2d(Layer):
         )
 
 
-class ElasticDepthwise(Layer):
+class ElasticDepthwise(ElasticLayer):
     """A depthwise convolution with elastic channels and kernel size (OFA, section 3.2, figure 4).
 
     A smaller kernel is the centre of the next larger one times a learned matrix, which all channels share and which
@@ -124,7 +124,7 @@ class ElasticDepthwise(Layer):
         )
 
 
-class ElasticBatchNorm2d(Layer):
+class ElasticBatchNorm2d(ElasticLayer):
     """A batch norm whose first channels can be used alone.
 
     In training mode it normalises with the batch and updates the running statistics of the channels in use. Those are
@@ -207,7 +207,7 @@ def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_chann
     return norm(conv(x, in_channels, out_channels), out_channels)
 
 
-class Linear(Layer):
+class Linear(ElasticLayer):
     """A linear layer, used whole.
 
     Args:
@@ -230,7 +230,7 @@ class Linear(Layer):
         return _filled(nn.Linear(inputs, outputs, device="meta"), weight=self.weight, bias=self.bias)
 
 
-class Dropout(Layer):
+class Dropout(ElasticLayer):
     """Dropout, a layer of ours only so that extraction can put the stock one in its place.
 
     Args:

@@ -121,7 +121,7 @@ class Supernet(nn.Module):
 
         Returns:
             A module of stock torch layers: `module(images)` gives what `net(images, subnet, exits)` gives. Batch-norm
-            statistics are the supernet's; recalibrate them before judging the network.
+            statistics are the supernet's; recalibrate them before evaluating the network.
 
         Raises:
             SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.

@@ -16,7 +16,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from torch.nn import functional
 
 from supernets.graphs import cut, is_layer
-from supernets.layers import Layer
+from supernets.layers import ElasticLayer
 
 _ACTIVATIONS = (functional.relu, functional.hardswish, functional.hardsigmoid)
 
@@ -26,10 +26,10 @@ class _Recorder(GraphAppendingTracer):
 
     def __init__(self, graph: Graph, net: nn.Module) -> None:
         super().__init__(graph)
-        self.names = {id(layer): name for name, layer in net.named_modules() if isinstance(layer, Layer)}
+        self.names = {id(layer): name for name, layer in net.named_modules() if isinstance(layer, ElasticLayer)}
         self.layers: dict[str, nn.Module] = {}
 
-    def create_layer(self, layer: Layer, x: Proxy, sizes: tuple[int, ...]) -> Proxy:
+    def create_layer(self, layer: ElasticLayer, x: Proxy, sizes: tuple[int, ...]) -> Proxy:
         name = self.names[id(layer)]
         assert name not in self.layers, "a layer runs once per forward"
         self.layers[name] = layer.plain(*sizes).train(layer.training)

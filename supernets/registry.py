@@ -85,7 +85,7 @@ def create(
         raise SpaceError(f"dropout ({dropout!r}) must be a number of at least 0 and less than 1")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise SpaceError(f"seed ({seed!r}) must be a whole number of at least 0 and less than 2**63")
-    numbers = architecture(
+    arch = architecture(
         name,
         **VARIANTS[name]._asdict(),
         num_classes=num_classes,
@@ -96,4 +96,4 @@ def create(
         stem_stride=stem_stride,
         in_channels=in_channels,
     )
-    return Supernet(numbers, resolutions, dropout, seed)
+    return Supernet(arch, resolutions, dropout, seed)

@@ -67,7 +67,7 @@ OWNERS = MappingProxyType(
     }
 )
 # Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
-# numbers, the second one only for as long as a transform draws.
+# numbers, the second one only for as long as a transform rng.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 TORCH_FREE = ("supernets/space.py",)
 DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})

@@ -64,7 +64,7 @@ _EXTRACT_EPILOG = """\
 examples:
   ofav2 extract runs/digits --largest --out largest
   ofav2 extract runs/digits --subnet mine.json --out mine
-  ofav2 extract runs/digits --largest --exits 2,4 --out early
+  ofav2 extract runs/digits --largest --exits 2,4 --out exits
   ofav2 extract runs/digits --max-macs 2M --max-params 200k --out small
   ofav2 extract runs/digits --max-latency 2ms --exit 3..5 --resolution 16 --candidates 50 --out quick
 
@@ -77,25 +77,25 @@ A sub-network file is JSON with the keys resolution, depth (one per stage), kern
 entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
 `ofav2.load_supernet(RUN).space.uniform(kernel=5).to_json()` makes one in Python.
 
-next: ofav2 finetune DIR --out TUNED; with several exits, ofav2 early DIR; in Python, ofav2.load_subnet(DIR)
+next: ofav2 finetune DIR --out TUNED; with several exits, ofav2 calibrate DIR; in Python, ofav2.load_subnet(DIR)
 """
 _EARLY_EPILOG = """\
 examples:
-  ofav2 early early                            the cheapest threshold that loses nothing on validation
-  ofav2 early early --max-macs 1.5M            the most accurate one of that mean cost
-  ofav2 early early --min-top1 0.96 --confidence margin --ensemble
-  ofav2 early early data.root=/data/cifar10    where the images are now
+  ofav2 calibrate exits                            the cheapest threshold that loses nothing on validation
+  ofav2 calibrate exits --max-macs 1.5M            the most accurate one of that mean cost
+  ofav2 calibrate exits --min-top1 0.96 --confidence margin --ensemble
+  ofav2 calibrate exits data.root=/data/cifar10    where the images are now
 
-DIR is what `ofav2 extract RUN --largest --exits all --out early` makes, or the same with some exits such as 2,4.
+DIR is what `ofav2 extract RUN --largest --exits all --out exits` makes, or the same with some exits such as 2,4.
 It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the chosen threshold.
 
-next: in Python, ofav2.load_early_exits(DIR).decide(images, ofav2.load_leaving_rule(DIR))
+next: in Python, ofav2.load_early_exits(DIR).decide(images, ofav2.load_exit_policy(DIR))
 """
 _FINETUNE_EPILOG = """\
 examples:
   ofav2 finetune small --out tuned             on the images that it was trained on
   ofav2 finetune small finetune.lr=0.001 finetune.epochs=50 --out tuned
-  ofav2 finetune early finetune.exit_weights=uniform --out tuned    all its exits together
+  ofav2 finetune exits finetune.exit_weights=uniform --out tuned    all its exits together
   ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
   ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
 
@@ -275,12 +275,12 @@ def parser() -> argparse.ArgumentParser:
     extract.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     extract.set_defaults(verb=verbs.extract_subnet)
 
-    early = add("early", "Let images leave a network with several exits early.", _EARLY_EPILOG)
+    early = add("calibrate", "Let images leave a network with several exits early.", _EARLY_EPILOG)
     early.add_argument("directory", metavar="DIR", help="folder of `ofav2 extract --exits all`, or of chosen exits")
     early.add_argument("overrides", metavar="key=value", nargs="*", help="settings of its recipe, such as data.root")
-    wish = early.add_mutually_exclusive_group()
-    wish.add_argument("--max-macs", metavar="1.5M", help="mean multiply-adds per image, at most")
-    wish.add_argument("--min-top1", metavar="0.96", help="validation top-1, at least (0.96 or 96%%)")
+    target = early.add_mutually_exclusive_group()
+    target.add_argument("--max-macs", metavar="1.5M", help="mean multiply-adds per image, at most")
+    target.add_argument("--min-top1", metavar="0.96", help="validation top-1, at least (0.96 or 96%%)")
     early.add_argument(
         "--confidence",
         metavar="NAME",

@@ -12,8 +12,8 @@ from ofav2.config import recipe
 
 if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import OpenedRun
-    from ofav2.nas.candidates import Choice
-    from ofav2.nas.constraints import Asked
+    from ofav2.nas.candidates import Ranking
+    from ofav2.nas.constraints import Constraints
     from supernets import Exits, Subnet
 
 _CHOICE = (
@@ -60,12 +60,12 @@ def show_plan(arguments: argparse.Namespace) -> None:
 
 def run_training(arguments: argparse.Namespace) -> None:
     """`ofav2 train`."""
-    from ofav2.runtime.processes import together
+    from ofav2.runtime.processes import process_group
     from ofav2.training.run import resume, train, train_or_resume
 
     # Of several processes, only the first one is heard in here.
-    with together() as processes:
-        processes.everywhere(lambda: _check_train(arguments))
+    with process_group() as processes:
+        processes.on_all(lambda: _check_train(arguments))
         if arguments.resume == "auto":
             run = train_or_resume(arguments.run_dir, arguments.recipe, arguments.overrides, arguments.allow_change)
         elif arguments.resume:
@@ -99,9 +99,9 @@ def _check_train(arguments: argparse.Namespace) -> None:
 def evaluate_run(arguments: argparse.Namespace) -> None:
     """`ofav2 evaluate`."""
     from ofav2.evaluation.measure import measure
-    from ofav2.evaluation.opened_run import open_for_judging
+    from ofav2.evaluation.opened_run import open_run
 
-    run = open_for_judging(arguments.run, arguments.phase)
+    run = open_run(arguments.run, arguments.phase)
     subnets = [_read_subnet(arguments.subnet)] if arguments.subnet else run.loaded.net.space.corners()
     columns, rows = measure(run, subnets, arguments.split)
     console.show(console.table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
@@ -111,15 +111,15 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
 def extract_subnet(arguments: argparse.Namespace) -> None:
     """`ofav2 extract`."""
     from ofav2.deploy.extract import extract
-    from ofav2.evaluation.opened_run import open_for_judging
+    from ofav2.evaluation.opened_run import open_run
 
-    asked = _asked(arguments)
+    constraints = _constraints(arguments)
     chosen = _read_subnet(arguments.subnet) if arguments.subnet else None
-    run = open_for_judging(arguments.run)
+    run = open_run(arguments.run)
     space = run.loaded.net.space
     subnet, facts = chosen or (space.largest() if arguments.largest else space.smallest()), None
-    if asked:
-        choice = _choose(arguments, run, asked)
+    if constraints:
+        choice = _choose(arguments, run, constraints)
         subnet, facts = choice.best.subnet, choice.to_dict()
     written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts)
     before, after = (written["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
@@ -156,7 +156,7 @@ def finetune_subnet(arguments: argparse.Namespace) -> None:
     )
 
 
-def _asked(arguments: argparse.Namespace) -> "Asked | None":
+def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
     """What is asked of a network to choose, checked against the run; None where the network is named."""
     from ofav2.errors import UserError
     from ofav2.nas.constraints import ask
@@ -182,22 +182,24 @@ def _asked(arguments: argparse.Namespace) -> "Asked | None":
     )
 
 
-def _choose(arguments: argparse.Namespace, run: "OpenedRun", asked: "Asked") -> "Choice":
+def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints") -> "Ranking":
     from ofav2.nas.candidates import choose
     from ofav2.nas.constraints import CANDIDATE_COLUMNS, candidate_rows, describe_choice
 
     count = 200 if arguments.candidates is None else arguments.candidates
     seed = arguments.seed or 0
-    choice = choose(run, asked.limits, space=asked.space, candidates=count, seed=seed, table=asked.table)
-    title = f"best of {len(choice.ranked)}: {asked.limits}"
+    choice = choose(
+        run, constraints.limits, space=constraints.space, candidates=count, seed=seed, table=constraints.table
+    )
+    title = f"best of {len(choice.ranked)}: {constraints.limits}"
     console.show(console.table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
-    for sentence in describe_choice(run, choice, count, asked.table):
+    for sentence in describe_choice(run, choice, count, constraints.table):
         console.say(sentence)
     return choice
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    """`ofav2 early`."""
+    """`ofav2 calibrate`."""
     from ofav2.exits.calibrate import STUDY_COLUMNS, calibrate_exits, study_rows
     from ofav2.nas.limits import parse_limits, parse_share
     from ofav2.report.early import PAGE, write_early_page
@@ -215,14 +217,14 @@ def calibrate(arguments: argparse.Namespace) -> None:
     console.show(console.table(f"{study.name}, validation", STUDY_COLUMNS, study_rows(study)))
     test = study.test
     console.show(
-        f"chosen: {study.own.name}, {study.wish}; test top-1 {100 * test.top1:.2f} %"
+        f"chosen: {study.own.name}, {study.target}; test top-1 {100 * test.top1:.2f} %"
         f" at {test.mean_macs:,.0f} multiply-adds (last exit alone {100 * study.last_test_top1:.2f} %"
         f" at {study.last.mean_macs:,.0f})"
     )
     console.say(
         f"made {page.with_suffix('.json')} and {page}\n"
         f"next: in Python, ofav2.load_early_exits({arguments.directory!r})"
-        f".decide(images, ofav2.load_leaving_rule({arguments.directory!r}))"
+        f".decide(images, ofav2.load_exit_policy({arguments.directory!r}))"
     )
 
 

@@ -72,7 +72,7 @@ class DataConfig:
     test_fraction: float = 0.2
     """Share of all images held out as test split, for data sets that come without one."""
     split_seed: int = 0
-    """Seed of the split; kept apart from `run.seed` so that runs with other seeds are judged on the same images."""
+    """Seed of the split; kept apart from `run.seed` so that runs with other seeds are evaluated on the same images."""
     crop_scale: tuple[float, float] = (0.85, 1.0)
     """Range of the random crop's area as a share of the image's; (1, 1) with `crop_ratio` (1, 1) turns cropping off."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
@@ -157,9 +157,9 @@ class TeacherConfig:
     """Distillation: exit weights, teacher, student loss."""
 
     policy: str = "progressive"
-    """`fixed`, `progressive`, `best`, `none`, or an outside teacher as `timm:NAME`."""
+    """`fixed`, `progressive`, `best`, `none`, or an external teacher as `timm:NAME`."""
     checkpoint: str | None = None
-    """Weights file (.safetensors or .pth) of the outside teacher; null takes timm's pretrained weights."""
+    """Weights file (.safetensors or .pth) of the external teacher; null takes timm's pretrained weights."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
     exit_weights: Any = "ascending"
@@ -194,14 +194,14 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """How sub-networks are judged."""
+    """How sub-networks are evaluated."""
 
     every_epochs: float = 1.0
     """Epochs between two validations inside a phase; 0 validates only at its end."""
     batch_size: int = 200
     """Images per batch of evaluation."""
     calibration_images: int = 2000
-    """Training images from which a sub-network's batch-norm statistics are gathered before it is judged."""
+    """Training images from which a sub-network's batch-norm statistics are gathered before it is evaluated."""
     calibration_batch: int = 100
     """Images per batch of that recalibration."""
 

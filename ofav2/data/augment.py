@@ -94,22 +94,22 @@ def mixed(images: Tensor, labels: Tensor, settings: Augmentation, key: Key) -> t
 
     Source: Zhang et al., mixup, 2018; Yun et al., CutMix, 2019; torchvision, `MixUp` and `CutMix`.
     """
-    draws = generator("mix", *key)
+    rng = generator("mix", *key)
     either = settings.mixup > 0 and settings.cutmix > 0
-    by_mixup = draws.random() < 0.5 if either else settings.mixup > 0
+    by_mixup = rng.random() < 0.5 if either else settings.mixup > 0
     mix: v2.MixUp | v2.CutMix = (
         v2.MixUp(alpha=settings.mixup, num_classes=settings.classes)
         if by_mixup
         else v2.CutMix(alpha=settings.cutmix, num_classes=settings.classes)
     )
-    with _seeded(draws):
+    with _seeded(rng):
         pictures, probabilities = mix(images.to(torch.float32), labels)
     return pictures[1:], probabilities[1:]
 
 
 @contextmanager
-def _seeded(draws: np.random.Generator) -> Iterator[None]:
+def _seeded(rng: np.random.Generator) -> Iterator[None]:
     """Let torch's global generator of the CPU, which torchvision draws from on every device, start at a drawn seed."""
     with torch.random.fork_rng(devices=()):
-        torch.default_generator.manual_seed(int(draws.integers(2**63)))
+        torch.default_generator.manual_seed(int(rng.integers(2**63)))
         yield

@@ -61,7 +61,7 @@ class CheckedImages:
 
     files: FileImages
     store: Store
-    numbers: Indices
+    places: Indices
     """The images' numbers in the store (N,)."""
 
     @property
@@ -72,13 +72,13 @@ class CheckedImages:
     @property
     def size(self) -> Size | None:
         """The size that all images have; None where sizes differ."""
-        shapes = self.store.shapes[self.numbers]
+        shapes = self.store.shapes[self.places]
         return (int(shapes[0, 0]), int(shapes[0, 1])) if len(shapes) and (shapes == shapes[0]).all() else None
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
         """A digest of each file's bytes (N,)."""
-        return self.store.digests[self.numbers]
+        return self.store.digests[self.places]
 
     def read(self, index: int) -> Tensor:
         """Give image `index` as a fresh uint8 tensor (3, H, W)."""
@@ -87,16 +87,16 @@ class CheckedImages:
 
     def look(self, indices: Indices) -> Pixels:
         """Give images where they are kept."""
-        pixels, numbers = self.store.pixels, self.numbers[indices]
+        pixels, places = self.store.pixels, self.places[indices]
         if pixels is None:
             return self.files.look(indices)
-        sizes = self.store.shapes[numbers]
+        sizes = self.store.shapes[places]
         strides = np.array([1, 0, 3]) + np.array([0, 3, 0]) * sizes[:, 1:]
-        return Pixels([pixels] * len(numbers), self.store.offsets[numbers], strides, sizes)
+        return Pixels([pixels] * len(places), self.store.offsets[places], strides, sizes)
 
     def take(self, indices: Indices) -> "CheckedImages":
         """Give the images at `indices`, in that order."""
-        return CheckedImages(self.files.take(indices), self.store, self.numbers[indices])
+        return CheckedImages(self.files.take(indices), self.store, self.places[indices])
 
     def identity(self) -> bytes:
         """Give that of the files: images are the same, wherever their pixels come from."""

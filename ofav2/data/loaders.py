@@ -8,8 +8,8 @@ Worker processes decode files. Images that are decoded already are taken by the 
 than another one could send them. They are cut to the resolution one by one on the CPU, where torch's routine for bytes
 is the fastest, and all at once on other devices; what torchvision adds is done to the batch, on the device.
 
-While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. All that draws
-from torch's global generator waits until the batch is asked for: a step in progress draws from it as well.
+While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. All that randoms
+from torch's global generator waits until the batch is asked for: a step in progress randoms from it as well.
 """
 
 import os
@@ -123,7 +123,7 @@ def train_batches(
         data: The data set.
         config: The recipe's data part.
         seed: Seed of the run.
-        phase: Name of the phase, which has random draws of its own.
+        phase: Name of the phase, which has random randoms of its own.
         steps: Steps of the whole phase.
         start_step: First step to load, for a phase that is resumed; batches are those of a phase that was not.
         part: Which part of each batch to load, from 0.
@@ -356,9 +356,9 @@ class _TrainImages(Dataset[_Loaded]):
 
     def __getitem__(self, request: Request) -> _Loaded:
         images = self.split.images.look(request.indices)
-        draws = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
-        boxes = crop_boxes(images.sizes, draws, scale=self.crop_scale, ratio=self.crop_ratio)
-        mirrored = (draws.mirrors < 0.5) & self.flip
+        randoms = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
+        boxes = crop_boxes(images.sizes, randoms, scale=self.crop_scale, ratio=self.crop_ratio)
+        mirrored = (randoms.mirrors < 0.5) & self.flip
         labels = torch.from_numpy(self.split.labels[request.indices])
         if self.together:
             whole = torch.stack(images.images())

@@ -75,9 +75,9 @@ class ImageData:
     """A data set, split, with what training needs to know of it.
 
     `mean` and `std` are those to normalise with, per channel, in 0..1. `fingerprint` is a hexadecimal digest of the
-    images, the labels and the split: equal fingerprints mean that runs saw and were judged on the same images. `drawn`
-    has, by split, which of the listed training images were held out for it, by their number; a split that the data set
-    brings itself is not there. `skipped` says which images were left out, and why.
+    images, the labels and the split: equal fingerprints mean that runs saw and were evaluated on the same images.
+    `drawn` has, by split, the indices of the listed training images that were held out for it; a split that the data
+    set brings itself is not there. `skipped` says which images were left out, and why.
     """
 
     name: str
@@ -106,15 +106,15 @@ def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: i
         UserError: A class has too few images, see `hold_out`.
     """
     train, test, val = listed.train, listed.test, listed.val
-    numbers = np.arange(len(train))
+    indices = np.arange(len(train))
     drawn = {}
     if test is None:
         kept, held = hold_out(train, fraction=test_fraction, held="test", classes=listed.classes, seed=seed)
-        drawn["test"] = numbers[held]
-        train, test, numbers = train.take("train", kept), train.take("test", held), numbers[kept]
+        drawn["test"] = indices[held]
+        train, test, indices = train.take("train", kept), train.take("test", held), indices[kept]
     if val is None:
         kept, held = hold_out(train, fraction=val_fraction, held="val", classes=listed.classes, seed=seed)
-        drawn["val"] = numbers[held]
+        drawn["val"] = indices[held]
         train, val = train.take("train", kept), train.take("val", held)
     return Parts(train, val, test, drawn)
 
@@ -159,8 +159,8 @@ def split_record(data: ImageData) -> dict[str, Any]:
     """
     held = {"val": data.val, "test": data.test}
     record: dict[str, Any] = {"fingerprint": data.fingerprint}
-    for name, numbers in data.drawn.items():
-        record[name] = {"numbers": numbers.tolist()}
+    for name, indices in data.drawn.items():
+        record[name] = {"numbers": indices.tolist()}
         paths = held[name].images.names()
         if paths is not None:
             record[name]["files"] = paths

@@ -20,7 +20,7 @@ ATTEMPTS = 10
 Numbers = npt.NDArray[np.float64]
 
 
-class Draws(NamedTuple):
+class ViewRandoms(NamedTuple):
     """What chance says of some images' views, apart from the images themselves: numbers in 0..1, 1 excluded."""
 
     areas: Numbers
@@ -32,25 +32,27 @@ class Draws(NamedTuple):
     mirrors: Numbers
     """Below one half: mirrored (N,)."""
 
-    def at(self, positions: Indices) -> "Draws":
+    def at(self, positions: Indices) -> "ViewRandoms":
         """Give those of some of the images."""
-        return Draws(*(numbers[positions] for numbers in self))
+        return ViewRandoms(*(numbers[positions] for numbers in self))
 
 
-def draw_views(images: int, rng: np.random.Generator) -> Draws:
+def draw_views(images: int, rng: np.random.Generator) -> ViewRandoms:
     """Draw what the views of some images are made of."""
     numbers = rng.random((images, 2 * ATTEMPTS + 3))
-    return Draws(numbers[:, :ATTEMPTS], numbers[:, ATTEMPTS : 2 * ATTEMPTS], numbers[:, -3:-1], numbers[:, -1])
+    return ViewRandoms(numbers[:, :ATTEMPTS], numbers[:, ATTEMPTS : 2 * ATTEMPTS], numbers[:, -3:-1], numbers[:, -1])
 
 
-def crop_boxes(sizes: Indices, draws: Draws, *, scale: tuple[float, float], ratio: tuple[float, float]) -> Indices:
+def crop_boxes(
+    sizes: Indices, randoms: ViewRandoms, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Indices:
     """Give boxes of random area and aspect ratio inside images, distributed as in torchvision's RandomResizedCrop.
 
     After ten boxes that stick out of an image it is the largest centred one whose ratio is allowed.
 
     Args:
         sizes: Height and width of each image in pixels (N, 2).
-        draws: Where chance comes from, of N images.
+        randoms: Where chance comes from, of N images.
         scale: Range of the box's share of the area, drawn uniformly.
         ratio: Range of width over height, drawn uniformly in its logarithm.
 
@@ -60,15 +62,15 @@ def crop_boxes(sizes: Indices, draws: Draws, *, scale: tuple[float, float], rati
     Source: Szegedy et al., Going Deeper with Convolutions, section 6; torchvision, `RandomResizedCrop`.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * draws.areas)
-    shapes = np.exp(low + (high - low) * draws.ratios)
+    areas = sizes.prod(1)[:, None] * (scale[0] + (scale[1] - scale[0]) * randoms.areas)
+    shapes = np.exp(low + (high - low) * randoms.ratios)
     boxes = np.rint(np.sqrt(np.stack([areas / shapes, areas * shapes], 2))).astype(np.int64)
     fits = ((boxes > 0) & (boxes <= sizes[:, None])).all(2)
     first = boxes[np.arange(len(sizes)), fits.argmax(1)]
     found = fits.any(1)[:, None]
     chosen = np.where(found, first, _centred_boxes(sizes, ratio))
     room = sizes - chosen
-    places = np.where(found, np.floor(draws.places * (room + 1)).astype(np.int64), room // 2)
+    places = np.where(found, np.floor(randoms.places * (room + 1)).astype(np.int64), room // 2)
     return np.concatenate([places, chosen], 1)
 
 

@@ -47,7 +47,7 @@ def write_exports(module: nn.Module, images: Tensor, names: Sequence[str], folde
     Raises:
         RunError: If a file can't be made, or does not compute what the network does.
     """
-    # Files must not depend on the device or the memory layout that the network was judged with.
+    # Files must not depend on the device or the memory layout that the network was evaluated with.
     plain = copy.deepcopy(module).to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     plain.requires_grad_(False).eval()
     images = images.cpu().contiguous()

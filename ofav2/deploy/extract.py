@@ -53,20 +53,20 @@ def extract(
         UserError: If the folder is not empty or can't be written.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
-    net, judge, path = run.loaded.net, run.judge, Path(out)
+    net, evaluator, path = run.loaded.net, run.evaluator, Path(out)
     net.space.check(subnet)
     names = output_names(net.chosen_exits(subnet, exits), exits == "last")
     files.check_free(path)
     console.say(f"extracting {subnet}: measuring it, then writing the files and checking them")
     module = run.runtime.place(net.extract(subnet, exits))
-    images = judge.sample_inputs(subnet.resolution)[:COMPARED]
+    images = evaluator.sample_inputs(subnet.resolution)[:COMPARED]
     checks = {
         "images": len(images),
         "supernet_gap": _check_same(net, module, subnet, exits, images),
         "canary": _check_canary(run, module, subnet, exits, images),
     }
     before = _top1(run, module, subnet, exits)
-    module = judge.calibrated(net, subnet, exits)
+    module = evaluator.calibrated(net, subnet, exits)
     after = _top1(run, module, subnet, exits)
     described = _describe(run, subnet, exits) | {
         "choice": choice,
@@ -79,7 +79,7 @@ def extract(
 
 
 def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:
-    net, judge, facts = run.loaded.net, run.judge, run.loaded.facts
+    net, evaluator, facts = run.loaded.net, run.evaluator, run.loaded.facts
     return {
         "format": SUBNET_FORMAT,
         "name": str(subnet),
@@ -91,7 +91,7 @@ def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:
         "data": facts["data"]["name"],
         "classes": facts["data"]["classes"],
         "cost": asdict(subnet_cost(net.architecture, subnet, exits)),
-        "recalibration": {"images": judge.config.calibration_images, "seed": judge.seed},
+        "recalibration": {"images": evaluator.config.calibration_images, "seed": evaluator.seed},
         "provenance": {
             "run": facts["name"],
             "phase": run.loaded.phase,
@@ -107,7 +107,7 @@ def _top1(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> di
     """Top-1 (0..1) by split and exit."""
     keys = [str(exit) for exit in run.loaded.net.chosen_exits(subnet, exits)]
     return {
-        split.name: dict(zip(keys, run.judge.exit_top1(module, subnet.resolution, split), strict=True))
+        split.name: dict(zip(keys, run.evaluator.exit_top1(module, subnet.resolution, split), strict=True))
         for split in (run.data.val, run.data.test)
     }
 

@@ -10,10 +10,10 @@ COLUMNS = ("resolution", "kernel", "expand", "depth", "level", "exit", "params",
 """Columns of the corner table; `macs` are multiply-adds per image, `top1` a share in 0..1."""
 
 
-def corner_row(numbers: Architecture, score: Score) -> tuple[str | float | None, ...]:
+def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ...]:
     """A uniform sub-network's row: kernel and expand are None where its MBConv branches are off."""
     subnet = score.subnet
-    cost = subnet_cost(numbers, subnet)
+    cost = subnet_cost(arch, subnet)
     return (
         subnet.resolution,
         subnet.kernel[0][0],
@@ -50,6 +50,6 @@ SUMMARY_COLUMNS = ("corners", "exit", "networks", "lowest %", "mean %", "highest
 """Columns of `summary_rows`."""
 
 
-def by_cost(numbers: Architecture, scores: Iterable[Score]) -> list[Score]:
-    """Scores from the dearest to the cheapest network, by multiply-adds."""
-    return sorted(scores, key=lambda score: -subnet_cost(numbers, score.subnet).macs)
+def by_cost(arch: Architecture, scores: Iterable[Score]) -> list[Score]:
+    """Scores from the most expensive to the cheapest network, by multiply-adds."""
+    return sorted(scores, key=lambda score: -subnet_cost(arch, score.subnet).macs)

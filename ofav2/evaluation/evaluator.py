@@ -1,8 +1,8 @@
-"""Judging sub-networks: extract, recalibrate batch norm, measure.
+"""Evaluating sub-networks: extract, recalibrate batch norm, measure.
 
-A sub-network's batch-norm statistics are gathered anew before it is judged (OFA; OFAv2, section 2), since the
+A sub-network's batch-norm statistics are gathered anew before it is evaluated (OFA; OFAv2, section 2), since the
 supernet's running ones belong to no network. A network that is cut at exit 3 computes, and so has the statistics of,
-the first three stages of the one that goes on to exit 5: such families are extracted, recalibrated and run once.
+the first three stages of the one that goes on to exit 5: such nested_groups are extracted, recalibrated and run once.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,7 +21,7 @@ from ofav2.config.schema import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.evaluation.recalibration import recalibrate
 from ofav2.runtime.device import Runtime
-from supernets import Exits, Subnet, Supernet, absorb_norms
+from supernets import Exits, Subnet, Supernet, fold_norms_
 from supernets.outputs import exit_logits
 
 KEPT_BYTES = 2**30
@@ -51,7 +51,7 @@ class Views(NamedTuple):
     """Images and their labels, in the portions that are evaluated at once."""
 
 
-class Judge:
+class Evaluator:
     """Measures sub-networks of a supernet on one data set.
 
     Batches are decoded once per split and resolution and kept, as long as a split's take no more than `KEPT_BYTES`.
@@ -77,7 +77,7 @@ class Judge:
         self._decoded: dict[tuple[str, int, int, int], Sequence[Batch]] = {}
 
     def scores(self, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
-        """Measures sub-networks; families that share their stages come together, so not in the given order.
+        """Measures sub-networks; nested_groups that share their stages come together, so not in the given order.
 
         Args:
             net: The supernet.
@@ -87,8 +87,8 @@ class Judge:
         Yields:
             A score per different sub-network, the same ones in every process.
         """
-        for family, correct in self._counted(net, sorted(families(subnets), key=_beginning), split):
-            for subnet, count in zip(reversed(family), correct, strict=True):
+        for group, correct in self._counted(net, sorted(nested_groups(subnets), key=_beginning), split):
+            for subnet, count in zip(reversed(group), correct, strict=True):
                 yield Score(subnet, count / len(split), len(split))
 
     def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> GraphModule:
@@ -143,25 +143,25 @@ class Judge:
     def _counted(
         self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split
     ) -> Iterator[tuple[tuple[Subnet, ...], list[int]]]:
-        """Families with the correctly classified images of their exits.
+        """Groups with the correctly classified images of their exits.
 
-        Each process takes a family of its own, as long as there are enough; of the others, each takes some batches.
+        Each process takes a group of its own, as long as there are enough; of the others, each takes some batches.
         Recalibration is not shared: the statistics are then those of one process to the last bit, and so the counts.
         """
         processes = self.runtime.processes
-        # Of two families, the larger one alone takes longer than half of both.
+        # Of two nested_groups, the larger one alone takes longer than half of both.
         apart = len(found) - len(found) % processes.count if len(found) >= 2 * processes.count else 0
         own = self._corrects(net, found[processes.rank : apart : processes.count], split, 0, 1)
         for start, correct in zip(range(0, apart, processes.count), own, strict=True):
             yield from zip(found[start : start + processes.count], processes.gather(correct), strict=True)
         parts = self._corrects(net, found[apart:], split, processes.rank, processes.count)
-        for family, correct in zip(found[apart:], parts, strict=True):
-            yield family, processes.totals(correct)
+        for group, correct in zip(found[apart:], parts, strict=True):
+            yield group, processes.totals(correct)
 
     def _corrects(
         self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, part: int, parts: int
     ) -> Iterator[list[int]]:
-        """Correctly classified images of each family in turn; what several in a row begin with is run once.
+        """Correctly classified images of each group in turn; what several in a row begin with is run once.
 
         All up to the first block is a quarter of an evaluation. A second block is far smaller, and few networks agree
         in two.
@@ -176,13 +176,13 @@ class Judge:
         first, rest = self._parts(net, found[0])
         through = self._through(first, views, split) if len(found) > 1 else None
         calibration, images = through or views
-        for number, family in enumerate(found):
-            first, rest = self._parts(net, family) if number else (first, rest)
+        for number, group in enumerate(found):
+            first, rest = self._parts(net, group) if number else (first, rest)
             module = rest if through else nn.Sequential(first, rest)
             recalibrate(module, calibration())
             if not through:
-                absorb_norms(first)
-            absorb_norms(rest)
+                fold_norms_(first)
+            fold_norms_(rest)
             yield self._correct(module, images())
 
     def _through(self, first: GraphModule, views: Views, split: Split) -> Views | None:
@@ -196,14 +196,14 @@ class Judge:
         hook = first.register_forward_hook(lambda layers, given, made: calibrated.append(made))
         recalibrate(first, calibration())
         hook.remove()
-        absorb_norms(first)
+        fold_norms_(first)
         with torch.inference_mode(), self.runtime.autocast():
-            judged = [(first(given), labels) for given, labels in images()]
-        return Views(lambda: calibrated, lambda: judged)
+            evaluated = [(first(given), labels) for given, labels in images()]
+        return Views(lambda: calibrated, lambda: evaluated)
 
-    def _parts(self, net: Supernet, family: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
-        """A family's networks in one, in two parts, on the device."""
-        first, rest = net.extract_parts(family[0], tuple(sorted(subnet.height for subnet in family)))
+    def _parts(self, net: Supernet, group: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
+        """A group's networks in one, in two parts, on the device."""
+        first, rest = net.extract_parts(group[0], tuple(sorted(subnet.height for subnet in group)))
         for part in (first, rest):
             self.runtime.place(part)
             supernets.multiply_pointwise(part)
@@ -272,9 +272,9 @@ class Judge:
         return self._decoded[key]
 
 
-def open_judge(config: Config, data: ImageData, runtime: Runtime) -> Judge:
-    """The judge that a recipe asks for."""
-    return Judge(
+def open_evaluator(config: Config, data: ImageData, runtime: Runtime) -> Evaluator:
+    """The evaluate that a recipe asks for."""
+    return Evaluator(
         data,
         config.evaluation,
         eval_crop=config.data.eval_crop,
@@ -284,7 +284,7 @@ def open_judge(config: Config, data: ImageData, runtime: Runtime) -> Judge:
     )
 
 
-def families(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
+def nested_groups(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
     """Different sub-networks, grouped: in a group, each is the first one cut at an earlier exit; highest first."""
     found: dict[Subnet, list[Subnet]] = {}
     hosts: list[Subnet] = []
@@ -304,9 +304,9 @@ def mean_top1(scores: Iterable[Score]) -> float:
     return sum(values) / len(values)
 
 
-def _beginning(family: tuple[Subnet, ...]) -> tuple[Any, ...]:
-    """What decides over a family's layers up to its first block, in a form that can be sorted."""
-    resolution, block = family[0].resolution, family[0].blocks(0)[0]
+def _beginning(group: tuple[Subnet, ...]) -> tuple[Any, ...]:
+    """What decides over a group's layers up to its first block, in a form that can be sorted."""
+    resolution, block = group[0].resolution, group[0].blocks(0)[0]
     return resolution, block.kernel or 0, block.expand or 0, block.level
 
 

@@ -9,7 +9,7 @@ from supernets.cost import subnet_cost
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Columns and rows of sub-networks measured on a split, batch norm recalibrated, from the dearest to the cheapest.
+    """Columns and rows of measured sub-networks, batch norm recalibrated, the most expensive first.
 
     Args:
         run: The opened run.
@@ -26,7 +26,7 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
     images = {"val": run.data.val, "test": run.data.test}[split]
     with console.progress(f"measuring on {split}", len(set(chosen))) as advance:
         scores = []
-        for score in run.judge.scores(net, chosen, images):
+        for score in run.evaluator.scores(net, chosen, images):
             scores.append(score)
             advance(top1=score.top1)
     ordered = sorted(

@@ -9,7 +9,7 @@ import supernets
 from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError
-from ofav2.evaluation.evaluator import Judge, open_judge
+from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.device import Runtime, open_runtime
@@ -41,7 +41,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
         RunError: If the folder is no run, or the phase has left no weights.
     """
     path = Path(run)
-    facts = folder.open_run(path)
+    facts = folder.read_run(path)
     try:
         finished = {record["name"]: record for record in facts["phases"]}
         if not finished:
@@ -81,11 +81,11 @@ def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
 
 @dataclass(frozen=True)
 class OpenedRun:
-    """A run with its data, ready to judge and extract sub-networks."""
+    """A run with its data, ready to evaluate and extract sub-networks."""
 
     loaded: LoadedSupernet
     data: ImageData
-    judge: Judge
+    evaluator: Evaluator
     runtime: Runtime
     same_data: bool
     """Whether the data set is, by its fingerprint, the one that the run was trained on."""
@@ -93,7 +93,7 @@ class OpenedRun:
     """The run's resolved recipe, as YAML."""
 
 
-def open_for_judging(run: str | Path, phase: str | None = None) -> OpenedRun:
+def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     """Opens a run's supernet and its data set, as the run's own recipe says.
 
     Raises:
@@ -110,6 +110,6 @@ def open_for_judging(run: str | Path, phase: str | None = None) -> OpenedRun:
             f" {loaded.net.architecture.num_classes}: restore the images that it was trained on"
         )
     runtime.place(loaded.net)
-    judge = open_judge(config, data, runtime)
+    evaluator = open_evaluator(config, data, runtime)
     same_data = data.fingerprint == loaded.facts["data"]["fingerprint"]
-    return OpenedRun(loaded, data, judge, runtime, same_data, recipe.dump(config))
+    return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
-from supernets import Supernet, lone_norms
+from supernets import Supernet, foldable_norms
 from supernets.cpu_kernels import joins_norm, pointwise_norm
 
 MANY_VALUES = 2**12
@@ -114,7 +114,7 @@ def _lone(module: nn.Module) -> Iterator[tuple[str, str]]:
     for name, part in module.named_modules():
         if isinstance(part, GraphModule):
             prefix = f"{name}." if name else ""
-            yield from ((prefix + norm, prefix + conv) for norm, conv in lone_norms(part).items())
+            yield from ((prefix + norm, prefix + conv) for norm, conv in foldable_norms(part).items())
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,10 +17,10 @@ from ofav2.data import ImageData, Split, eval_batches, open_data
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.load import describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import Judge, open_judge
-from ofav2.exits.early import NEVER, EarlyExits, LeavingRule, confidence_of, early_exits
+from ofav2.evaluation.evaluator import Evaluator, open_evaluator
+from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, confidence_of, early_exits
 from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
-from ofav2.exits.thresholds import Curve, threshold_curve
+from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
 from ofav2.networks.build import build_supernet
 from ofav2.rng import generator
@@ -60,7 +60,7 @@ class OpenedExits:
     """What each exit costs."""
     data: ImageData
     """The data set."""
-    judge: Judge
+    evaluator: Evaluator
     """What prepares images."""
     runtime: Runtime
     """Device and precision."""
@@ -106,9 +106,9 @@ class Study:
     """The sub-network."""
     data: str
     """The data set."""
-    rule: LeavingRule
+    rule: ExitPolicy
     """When images leave."""
-    wish: str
+    target: str
     """What was asked for."""
     exits: tuple[int, ...]
     """The exits' numbers."""
@@ -122,7 +122,7 @@ class Study:
     """Measured ways to run the network."""
     chosen: int
     """Place of the rule in `rows`."""
-    curve: Curve
+    curve: ThresholdCurve
     """All thresholds, on validation."""
     timed_images: int
     """Images whose classification was timed."""
@@ -173,11 +173,11 @@ def calibrate_exits(
     confidence: str = "max_softmax",
     ensemble: bool = False,
 ) -> Study:
-    """Finds the threshold of an extracted network that keeps a wish, measures it, and writes `early_exits.json`.
+    """Finds the threshold of an extracted network that keeps a target, measures it, and writes `early_exits.json`.
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
-    without a wish, the cheapest one that loses no image which the last exit has right. Test images are looked at once,
-    with it.
+    without a target, the cheapest one that loses no image which the last exit has right. Test images are looked at
+    once, with it.
 
     Args:
         directory: A folder of `ofav2 extract` with several exits.
@@ -189,25 +189,25 @@ def calibrate_exits(
 
     Raises:
         RunError: If the folder is none of these, or damaged.
-        UserError: If its data set can't be opened or is another one, or no threshold keeps the wish.
+        UserError: If its data set can't be opened or is another one, or no threshold keeps the target.
     """
-    LeavingRule(0.0, confidence, ensemble)
-    _check_wish(max_macs, min_top1)
+    ExitPolicy(0.0, confidence, ensemble)
+    _check_target(max_macs, min_top1)
     opened = open_exits(directory, overrides)
     console.say(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
-    place, wish = _choose(curve, max_macs, min_top1)
-    rule = LeavingRule(float(curve.thresholds[place]), confidence, ensemble)
+    place, target = _choose(curve, max_macs, min_top1)
+    rule = ExitPolicy(float(curve.thresholds[place]), confidence, ensemble)
     places = sorted({place, *curve.spread(SHOWN)})
     rows = _timed(opened, curve, places, rule, single)
     study = Study(
         name=str(opened.subnet),
         data=opened.data.name,
         rule=rule,
-        wish=wish,
+        target=target,
         exits=opened.net.exits,
         val=_on_curve(curve, place),
-        test=judge_rule(opened, opened.data.test, rule),
+        test=evaluate_policy(opened, opened.data.test, rule),
         last_test_top1=_last_test_top1(opened),
         rows=rows,
         chosen=places.index(place),
@@ -253,10 +253,10 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     runtime.place(module)
     net = early_exits(module, exits)
     costs = exit_macs(build_supernet(facts["supernet"]).architecture, subnet, exits)
-    return OpenedExits(path, net, module, facts, subnet, costs, data, open_judge(config, data, runtime), runtime)
+    return OpenedExits(path, net, module, facts, subnet, costs, data, open_evaluator(config, data, runtime), runtime)
 
 
-def judge_rule(opened: OpenedExits, split: Split, rule: LeavingRule) -> Outcome:
+def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outcome:
     """What a rule does to a split: the images are classified, and those that are done leave."""
     exits = torch.tensor(opened.net.exits)
     right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
@@ -271,14 +271,14 @@ def judge_rule(opened: OpenedExits, split: Split, rule: LeavingRule) -> Outcome:
     return Outcome(total, right / total, macs / total, tuple(count / total for count in counts))
 
 
-def _check_wish(max_macs: int | None, min_top1: float | None) -> None:
+def _check_target(max_macs: int | None, min_top1: float | None) -> None:
     if max_macs is not None and min_top1 is not None:
         raise UserError("both a cost and an accuracy are wished for: leave one out, the other one follows from it")
     if min_top1 is not None and not 0 <= min_top1 <= 1:
         raise UserError(f"top-1 ({min_top1:g}) must be a share from 0 to 1: divide a percentage by 100")
 
 
-def _choose(curve: Curve, max_macs: int | None, min_top1: float | None) -> tuple[int, str]:
+def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None) -> tuple[int, str]:
     if max_macs is not None:
         return curve.within(max_macs), f"at most {max_macs:,} multiply-adds per image"
     if min_top1 is not None:
@@ -291,18 +291,18 @@ def _choose(curve: Curve, max_macs: int | None, min_top1: float | None) -> tuple
 
 def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images on the device, and their labels on the CPU."""
-    judge = opened.judge
+    evaluator = opened.evaluator
     batches = eval_batches(
         split,
         resolution=opened.subnet.resolution,
-        eval_crop=judge.eval_crop,
-        batch_size=batch_size or judge.config.batch_size,
-        workers=judge.workers,
+        eval_crop=evaluator.eval_crop,
+        batch_size=batch_size or evaluator.config.batch_size,
+        workers=evaluator.workers,
     )
-    return ((judge.prepare(opened.runtime.send(batch.images)), batch.labels) for batch in batches)
+    return ((evaluator.prepare(opened.runtime.send(batch.images)), batch.labels) for batch in batches)
 
 
-def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Curve, tuple[float, ...]]:
+def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[ThresholdCurve, tuple[float, ...]]:
     """All thresholds on validation, and the top-1 of each exit by itself."""
     sure: list[npt.NDArray[np.float32]] = []
     right: list[npt.NDArray[np.bool_]] = []
@@ -312,7 +312,7 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Curv
             own = opened.net(images)
             if not sure:
                 require_same(own, opened.module(images), "network split at its exits")
-            said = opened.net.said(own, ensemble)
+            said = opened.net.exit_outputs(own, ensemble)
             sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in said[:-1]]))
             right.append(_right(said, labels))
             alone_right.append(_right(own, labels))
@@ -325,13 +325,13 @@ def _right(said: Sequence[Tensor], labels: Tensor) -> npt.NDArray[np.bool_]:
     return np.stack([(logits.argmax(1).cpu() == labels).numpy() for logits in said])
 
 
-def _on_curve(curve: Curve, place: int) -> Outcome:
+def _on_curve(curve: ThresholdCurve, place: int) -> Outcome:
     shares = tuple(curve.shares[place].tolist())
     return Outcome(curve.images, float(curve.top1[place]), float(curve.mean_macs[place]), shares)
 
 
 def _timed(
-    opened: OpenedExits, curve: Curve, places: Sequence[int], rule: LeavingRule, single: Sequence[float]
+    opened: OpenedExits, curve: ThresholdCurve, places: Sequence[int], rule: ExitPolicy, single: Sequence[float]
 ) -> tuple[Timed, ...]:
     """The thresholds at these places, then each exit alone, then all exits; the calls take turns."""
     outcomes = [_on_curve(curve, place) for place in places]
@@ -354,8 +354,8 @@ def _named(threshold: float) -> str:
     return "none leaves early" if threshold == NEVER else f"threshold {threshold:.4g}"
 
 
-def _deciding(net: EarlyExits, rule: LeavingRule, threshold: float) -> Callable[[Tensor], object]:
-    own = LeavingRule(threshold, rule.confidence, rule.ensemble)
+def _deciding(net: EarlyExits, rule: ExitPolicy, threshold: float) -> Callable[[Tensor], object]:
+    own = ExitPolicy(threshold, rule.confidence, rule.ensemble)
     return lambda images: net.decide(images, own)
 
 
@@ -387,7 +387,7 @@ def _described(opened: OpenedExits, study: Study) -> dict[str, Any]:
         "subnet_sha256": opened.facts["sha256"],
         "data_fingerprint": opened.data.fingerprint,
         "rule": asdict(study.rule),
-        "wish": study.wish,
+        "target": study.target,
         "exits": list(study.exits),
         "macs": [asdict(cost) for cost in opened.macs],
         "val": asdict(study.val),

@@ -33,7 +33,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class LeavingRule:
+class ExitPolicy:
     """When an image leaves: as soon as an exit's confidence is at least the threshold.
 
     Raises:
@@ -131,7 +131,7 @@ class EarlyExits(nn.Module):
             outputs.append(logits)
         return tuple(outputs)
 
-    def said(self, outputs: Sequence[Tensor], ensemble: bool) -> tuple[Tensor, ...]:
+    def exit_outputs(self, outputs: Sequence[Tensor], ensemble: bool) -> tuple[Tensor, ...]:
         """What each exit says, its own logits or the ensemble's up to there; (N, classes) each.
 
         Args:
@@ -139,11 +139,11 @@ class EarlyExits(nn.Module):
             ensemble: Whether an exit speaks for all exits up to it.
         """
         total: Tensor | None = None
-        said = []
+        exit_outputs = []
         for place, logits in enumerate(outputs):
-            own, total = self._speak(place, logits, total, ensemble)
-            said.append(own)
-        return tuple(said)
+            own, total = self._exit_output(place, logits, total, ensemble)
+            exit_outputs.append(own)
+        return tuple(exit_outputs)
 
     def predict(
         self,
@@ -167,10 +167,10 @@ class EarlyExits(nn.Module):
                 next has no row per image.
         """
         given = tuple(threshold) if isinstance(threshold, Sequence) else threshold
-        return self.decide(images, LeavingRule(given, confidence, ensemble))
+        return self.decide(images, ExitPolicy(given, confidence, ensemble))
 
-    def decide(self, images: Tensor, rule: LeavingRule) -> Prediction:
-        """Classifies images by a rule, such as one that `ofav2 early` has calibrated; see `predict`."""
+    def decide(self, images: Tensor, rule: ExitPolicy) -> Prediction:
+        """Classifies images by a rule, such as one that `ofav2 calibrate` has calibrated; see `predict`."""
         if self.training:
             raise UserError("network is in training mode, where images change each other's logits: call .eval() first")
         thresholds = rule.per_exit(len(self.exits))
@@ -181,7 +181,7 @@ class EarlyExits(nn.Module):
         with torch.inference_mode():
             for place, (number, part) in enumerate(zip(self.exits, self.parts, strict=True)):
                 logits, *values = part(*values)
-                own, total = self._speak(place, logits, total, rule.ensemble)
+                own, total = self._exit_output(place, logits, total, rule.ensemble)
                 if place == len(thresholds):
                     left.append((rows, own, number))
                     break
@@ -198,7 +198,9 @@ class EarlyExits(nn.Module):
                     total = total if total is None else total[stay]
             return _gathered(left)
 
-    def _speak(self, place: int, logits: Tensor, total: Tensor | None, ensemble: bool) -> tuple[Tensor, Tensor | None]:
+    def _exit_output(
+        self, place: int, logits: Tensor, total: Tensor | None, ensemble: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """What an exit says, and the weighted sum of the logits so far."""
         # Half precision has too few digits to tell sure from surer.
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -221,16 +223,16 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
         UserError: If it has no exit to leave early at, or can't be split (see `split`).
     """
     parts = split(module)
-    numbers = tuple(range(1, len(parts) + 1)) if exits is None else tuple(exits)
+    indices = tuple(range(1, len(parts) + 1)) if exits is None else tuple(exits)
     if len(parts) < 2:
         raise UserError("network has one exit, so none to leave early at: extract it with --exits all")
-    if len(numbers) != len(parts):
-        raise UserError(f"exits ({show(list(numbers))}) must be one number per output of the network, {len(parts)}")
-    return EarlyExits(parts, numbers).train(module.training)
+    if len(indices) != len(parts):
+        raise UserError(f"exits ({show(list(indices))}) must be one number per output of the network, {len(parts)}")
+    return EarlyExits(parts, indices).train(module.training)
 
 
 def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
-    """What was said of the groups of images that left, in the order in which the images came."""
+    """What was exit_outputs of the groups of images that left, in the order in which the images came."""
     if len(left) == 1:
         ((_, logits, number),) = left
         exits = torch.full((len(logits),), number, device=logits.device)

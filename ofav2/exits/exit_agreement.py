@@ -8,7 +8,7 @@ import torch
 from ofav2 import console, files
 from ofav2.data import eval_batches
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import open_for_judging
+from ofav2.evaluation.opened_run import open_run
 from ofav2.runs import folder
 from ofav2.runs.records import RunRecord, checked
 from supernets.outputs import exit_logits
@@ -47,24 +47,24 @@ def measure_exits(run: str | Path) -> Agreement:
         RunError: If the folder is no run, or has no finished phase.
         UserError: If the supernet has one exit only, or its data set can't be opened.
     """
-    opened = open_for_judging(run)
-    net, judge, split = opened.loaded.net, opened.judge, opened.data.val
+    opened = open_run(run)
+    net, evaluator, split = opened.loaded.net, opened.evaluator, opened.data.val
     exits = net.architecture.exits
     if len(exits) == 1:
         raise UserError(f"supernet ({net.architecture.variant}) has one exit, so none to compare: leave out --exits")
     largest = net.space.largest()
-    module = judge.calibrated(net, largest, exits[: exits.index(largest.height) + 1])
+    module = evaluator.calibrated(net, largest, exits[: exits.index(largest.height) + 1])
     batches = eval_batches(
         split,
         resolution=largest.resolution,
-        eval_crop=judge.eval_crop,
-        batch_size=judge.config.batch_size,
-        workers=judge.workers,
+        eval_crop=evaluator.eval_crop,
+        batch_size=evaluator.config.batch_size,
+        workers=evaluator.workers,
     )
     predicted, labels = [], []
     with torch.inference_mode(), opened.runtime.autocast():
         for batch in batches:
-            images = judge.prepare(opened.runtime.send(batch.images))
+            images = evaluator.prepare(opened.runtime.send(batch.images))
             predicted.append(torch.stack([logits.argmax(1).cpu() for logits in exit_logits(module(images))]))
             labels.append(batch.labels)
     agreement = compare_predictions(torch.cat(predicted, 1), torch.cat(labels), exits=exits, phase=opened.loaded.phase)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ofav2 import files
 from ofav2.deploy.load import describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
-from ofav2.exits.early import EarlyExits, LeavingRule, early_exits
+from ofav2.exits.early import EarlyExits, ExitPolicy, early_exits
 
 EARLY_FACTS = "early_exits.json"
 EARLY_FORMAT = "ofav2-early-exits/1"
@@ -41,8 +41,8 @@ def several_exits(directory: str | Path) -> tuple[int, ...]:
     return tuple(exits)
 
 
-def load_leaving_rule(directory: str | Path) -> LeavingRule:
-    """Reads when images leave an extracted sub-network, as `ofav2 early` calibrated it.
+def load_exit_policy(directory: str | Path) -> ExitPolicy:
+    """Reads when images leave an extracted sub-network, as `ofav2 calibrate` calibrated it.
 
     Args:
         directory: The folder of the network.
@@ -56,17 +56,17 @@ def load_leaving_rule(directory: str | Path) -> LeavingRule:
     path = Path(directory)
     described, kept = describe_subnet(path), path / EARLY_FACTS
     if not kept.is_file():
-        raise RunError(f"folder ({path}) has no {EARLY_FACTS}: make it with `ofav2 early {path}`")
+        raise RunError(f"folder ({path}) has no {EARLY_FACTS}: make it with `ofav2 calibrate {path}`")
     facts = files.read_json(kept)
     if facts.get("format") != EARLY_FORMAT:
         raise RunError(f"{kept}: format ({facts.get('format')!r}) must be {EARLY_FORMAT!r}; make it anew")
     if facts.get("subnet_sha256") != described.get("sha256"):
-        raise RunError(f"{kept} is of other weights than the network's: make it anew with `ofav2 early {path}`")
+        raise RunError(f"{kept} is of other weights than the network's: make it anew with `ofav2 calibrate {path}`")
     try:
         given = facts["rule"]
         threshold = tuple(given["threshold"]) if isinstance(given["threshold"], list) else given["threshold"]
-        return LeavingRule(threshold, given["confidence"], given["ensemble"])
+        return ExitPolicy(threshold, given["confidence"], given["ensemble"])
     except (KeyError, TypeError) as error:
-        raise RunError(f"{kept} lacks {error}: make it anew with `ofav2 early {path}`") from error
+        raise RunError(f"{kept} lacks {error}: make it anew with `ofav2 calibrate {path}`") from error
     except UserError as error:
-        raise RunError(f"{kept} holds no rule: {error}; make it anew with `ofav2 early {path}`") from error
+        raise RunError(f"{kept} holds no rule: {error}; make it anew with `ofav2 calibrate {path}`") from error

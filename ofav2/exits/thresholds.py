@@ -1,4 +1,4 @@
-"""Thresholds of early exits: what each one costs and gets right on some images, and which one keeps a wish.
+"""Thresholds of early exits: what each one costs and gets right on some images, and which one keeps a target.
 
 One threshold for all exits. It splits the images by their confidences alone, so there are as many different ones as
 there are different confidences, and all are looked at: nothing is searched for or approximated. A threshold per exit
@@ -20,7 +20,7 @@ Counts = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Curve:
+class ThresholdCurve:
     """All thresholds that differ on some images, ascending: from all leaving as early as can be to none leaving."""
 
     thresholds: Numbers
@@ -116,7 +116,9 @@ class Curve:
         return sorted({0, len(total) - 1, *nearest})
 
 
-def threshold_curve(confidences: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], macs: Sequence[int]) -> Curve:
+def threshold_curve(
+    confidences: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], macs: Sequence[int]
+) -> ThresholdCurve:
     """What every threshold would do to some images.
 
     Args:
@@ -140,7 +142,7 @@ def threshold_curve(confidences: npt.NDArray[np.float32], right: npt.NDArray[np.
         at = [_tail(until, own, thresholds) - _tail(before, own, thresholds) for before, until, own in ends]
         return np.asarray(np.sum(at, 0))
 
-    return Curve(thresholds, np.diff(gone, axis=0).T, total(right), total(right[-1] & ~right), tuple(macs))
+    return ThresholdCurve(thresholds, np.diff(gone, axis=0).T, total(right), total(right[-1] & ~right), tuple(macs))
 
 
 def _thresholds(known: Numbers) -> Numbers:

@@ -65,7 +65,7 @@ class Search:
 
 
 def search(tuning: Tuning) -> Search:
-    """The first training: on training images, judged on validation after each epoch.
+    """The first training: on training images, evaluated on validation after each epoch.
 
     It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were worse than the best one
     before them.
@@ -144,7 +144,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
         optimizer=build_optimizer(module, config.optim),
         optim=config.optim,
         guard=Guard(config.optim.loss_jump),
-        prepare=tuning.judge.prepare,
+        prepare=tuning.evaluator.prepare,
         runtime=tuning.runtime,
         seed=seed,
     )
@@ -174,21 +174,21 @@ def _refuse_too_many(step: Step, skipped: int, limit: int) -> None:
 
 
 def _summary(number: int, steps: Sequence[Step]) -> Epoch:
-    losses = [step.numbers["loss"] for step in steps if step.refused is None]
+    losses = [step.metrics["loss"] for step in steps if step.refused is None]
     mean = sum(losses) / len(losses) if losses else None
-    return Epoch(number, mean, steps[-1].numbers["lr"], len(steps) - len(losses))
+    return Epoch(number, mean, steps[-1].metrics["lr"], len(steps) - len(losses))
 
 
 def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
     top1 = exit_top1(tuning, module, "val")
     if len(top1) == 1:
         return Validation(epochs, top1, *top1.values())
-    score = tuning.judge.ensemble_top1(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
+    score = tuning.evaluator.ensemble_top1(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
     return Validation(epochs, top1, score)
 
 
 def exit_top1(tuning: Tuning, module: nn.Module, split: str) -> dict[str, float]:
     """Top-1 (0..1) of a network's exits by number, on `val` or `test`."""
     images = {"val": tuning.data.val, "test": tuning.data.test}[split]
-    found = tuning.judge.exit_top1(module, tuning.resolution, images)
+    found = tuning.evaluator.exit_top1(module, tuning.resolution, images)
     return dict(zip(map(str, tuning.exits), found, strict=True))

@@ -26,7 +26,7 @@ from ofav2.finetuning.setup import Source, Tuning, prepare
 from ofav2.networks.build import build_supernet
 from ofav2.runs import folder
 from ofav2.runs.facts import versions
-from ofav2.runtime.processes import together
+from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
@@ -55,7 +55,7 @@ def finetune(
         RunError: If the folder holds no extracted network, if too many batches had an unusable loss, or if a written
             file does not compute what the network does.
     """
-    with together() as processes, interruptible():
+    with process_group() as processes, interruptible():
         if processes.count > 1:
             processes.refuse(
                 UserError(f"WORLD_SIZE ({processes.count}): fine-tuning takes one process; start it without torchrun")
@@ -89,7 +89,7 @@ def _introduce(tuning: Tuning) -> None:
 
 
 def _seen(source: Source, data: ImageData) -> str | None:
-    """What to mind where images that are to judge the network may have trained it; None where there is nothing."""
+    """What to mind where images that are to evaluate the network may have trained it; None where there is nothing."""
     same_images = source.fingerprint == data.fingerprint
     if same_images and source.history:
         return "validation images were trained on by the last fine-tuning: the epochs found on them say little"
@@ -131,7 +131,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
     }
     return {
         **{name: facts[name] for name in ("format", "name", "subnet", "exits")},
-        "supernet": dict(tuning.numbers),
+        "supernet": dict(tuning.arch),
         "input": {
             "channels": data.channels,
             "mean": list(data.mean),
@@ -141,7 +141,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
         },
         "data": data.name,
         "classes": list(data.classes),
-        "cost": asdict(subnet_cost(build_supernet(tuning.numbers).architecture, source.subnet, source.exits)),
+        "cost": asdict(subnet_cost(build_supernet(tuning.arch).architecture, source.subnet, source.exits)),
         "provenance": facts["provenance"],
         "finetuning": [*source.history, record],
         "top1": {"after_finetuning": {"test": list(test.values())[-1]}},
@@ -151,7 +151,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
 
 def _write(tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any]) -> dict[str, Any]:
     names = output_names(tuning.exits, tuning.source.exits == "last")
-    images = tuning.judge.sample_inputs(tuning.resolution)
+    images = tuning.evaluator.sample_inputs(tuning.resolution)
     console.say("writing the files and checking them")
     written = write_network(staging, module, images, names, described)
     files.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))

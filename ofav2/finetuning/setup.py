@@ -14,7 +14,7 @@ from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.deploy.extract import COMPARED
 from ofav2.deploy.load import SUBNET_FACTS, describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import Judge
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runtime.device import Runtime, open_runtime
 from supernets import Exits, Subnet
@@ -54,7 +54,7 @@ class Tuning:
     """The settings."""
     data: ImageData
     """The data set."""
-    numbers: Mapping[str, Any]
+    arch: Mapping[str, Any]
     """The numbers of a supernet that holds the network, with the data set's classes."""
     start: nn.Module
     """The network that both trainings start from, on the runtime's device."""
@@ -64,7 +64,7 @@ class Tuning:
     """Their weights."""
     runtime: Runtime
     """Where it computes."""
-    judge: Judge
+    evaluator: Evaluator
     """What measures it."""
 
     @property
@@ -96,8 +96,8 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     _refuse_data(config, data, source)
-    numbers = {**source.facts["supernet"], "num_classes": len(data.classes)}
-    net = build_supernet(numbers, config.run.seed)
+    arch = {**source.facts["supernet"], "num_classes": len(data.classes)}
+    net = build_supernet(arch, config.run.seed)
     exits = net.chosen_exits(source.subnet, source.exits)
     start = source.module
     if not _same_classes(source, data):
@@ -110,12 +110,12 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         source=source,
         config=config,
         data=data,
-        numbers=numbers,
+        arch=arch,
         start=runtime.place(start),
         exits=exits,
         weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),
         runtime=runtime,
-        judge=_open_judge(config, data, runtime),
+        evaluator=_open_judge(config, data, runtime),
     )
 
 
@@ -204,12 +204,12 @@ def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:
     module.load_state_dict({**module.state_dict(), **kept})
 
 
-def _open_judge(config: TuningConfig, data: ImageData, runtime: Runtime) -> Judge:
+def _open_judge(config: TuningConfig, data: ImageData, runtime: Runtime) -> Evaluator:
     # Batch norms are trained, not recalibrated; calibration images are those that written files are compared on.
     evaluation = EvaluationConfig(
         batch_size=config.finetune.eval_batch_size, calibration_images=COMPARED, calibration_batch=COMPARED
     )
-    return Judge(
+    return Evaluator(
         data,
         evaluation,
         eval_crop=config.data.eval_crop,

@@ -41,7 +41,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Ranking:
     """The outcome of a choice."""
 
     limits: Limits
@@ -79,7 +79,7 @@ def choose(
     candidates: int = 200,
     seed: int = 0,
     table: LatencyTable | None = None,
-) -> Choice:
+) -> Ranking:
     """Ranks random networks that keep the limits by their validation accuracy; test images are not looked at.
 
     Args:
@@ -99,16 +99,16 @@ def choose(
         net.space.check(subnet)
     found = []
     with console.progress("ranking on val", len(drawn)) as advance:
-        for score in run.judge.scores(net, drawn, run.data.val):
+        for score in run.evaluator.scores(net, drawn, run.data.val):
             found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.top1))
             advance(top1=score.top1)
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
     ranked = sorted(found, key=lambda one: (-one.top1, one.price.macs, net.space.encode(one.subnet)))
-    return Choice(limits, tuple(ranked), space, seed)
+    return Ranking(limits, tuple(ranked), space, seed)
 
 
 def draw_within(
-    numbers: Architecture,
+    arch: Architecture,
     space: Space,
     limits: Limits,
     *,
@@ -119,7 +119,7 @@ def draw_within(
     """Draws different networks that keep the limits.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         space: The networks to draw from.
         limits: The most that a network may cost.
         candidates: How many; fewer are returned where the limits leave hardly any others.
@@ -133,25 +133,25 @@ def draw_within(
         raise UserError(f"candidates ({candidates}) must be a whole number from 1 to {MOST_CANDIDATES}")
     if limits.latency is not None and table is None:
         raise UserError("limit latency needs a latency table: measure one with `ofav2 latency RUN`")
-    anchors = feasible(numbers, space, limits, table)
+    anchors = feasible(arch, space, limits, table)
     places = sorted(anchors)
-    draws = generator("choose", seed)
+    rng = generator("choose", seed)
     found: dict[Subnet, None] = {}
     idle = 0
     while len(found) < candidates and idle < PATIENCE:
-        resolution, exit = places[int(draws.integers(len(places)))]
+        resolution, exit = places[int(rng.integers(len(places)))]
         here = anchors[resolution, exit]
-        anchor = here[int(draws.integers(len(here)))].subnet
+        anchor = here[int(rng.integers(len(here)))].subnet
         place = space.restrict(resolution=(resolution,), height=(exit,))
-        start = place.largest() if draws.integers(2) else place.sample(draws)
-        subnet = _moved(start, anchor, numbers, limits, table, draws)
+        start = place.largest() if rng.integers(2) else place.sample(rng)
+        subnet = _moved(start, anchor, arch, limits, table, rng)
         idle = idle + 1 if subnet in found else 0
         found[subnet] = None
     return tuple(found)
 
 
 def feasible(
-    numbers: Architecture, space: Space, limits: Limits, table: LatencyTable | None = None
+    arch: Architecture, space: Space, limits: Limits, table: LatencyTable | None = None
 ) -> dict[tuple[int, int], tuple[Cheapest, ...]]:
     """The cheapest networks that keep the limits, by resolution and exit; those without any are left out.
 
@@ -159,7 +159,7 @@ def feasible(
         UserError: If there is none at all; the message says, for each limit, the least that it would have to be.
     """
     names = tuple(limits.named) or ("macs",)
-    everywhere = cheapest(numbers, space, names, table)
+    everywhere = cheapest(arch, space, names, table)
     kept = {place: tuple(one for one in ones if within(one.price, limits)) for place, ones in everywhere.items()}
     kept = {place: ones for place, ones in kept.items() if ones}
     if not kept:
@@ -196,17 +196,17 @@ def _exact(name: str, value: int) -> str:
 def _moved(
     start: Subnet,
     anchor: Subnet,
-    numbers: Architecture,
+    arch: Architecture,
     limits: Limits,
     table: LatencyTable | None,
-    draws: np.random.Generator,
+    rng: np.random.Generator,
 ) -> Subnet:
     """The network with as many of its choices, in random order, replaced by the anchor's as the limits ask for."""
     depth, blocks = list(start.depth), [_filled(start.blocks(i), anchor.blocks(i)) for i in range(start.height)]
     genes = [(stage, block) for stage in range(start.height) for block in range(-1, len(blocks[stage]))]
     subnet = start
-    for gene in draws.permutation(len(genes)).tolist():
-        if within(price_of(numbers, table, subnet), limits):
+    for gene in rng.permutation(len(genes)).tolist():
+        if within(price_of(arch, table, subnet), limits):
             break
         stage, block = genes[gene]
         if block < 0:
@@ -214,7 +214,7 @@ def _moved(
         elif block < anchor.depth[stage]:
             blocks[stage][block] = anchor.blocks(stage)[block]
         subnet = _assembled(start, depth, blocks)
-    assert within(price_of(numbers, table, subnet), limits), "the anchor itself keeps the limits"
+    assert within(price_of(arch, table, subnet), limits), "the anchor itself keeps the limits"
     return subnet
 
 

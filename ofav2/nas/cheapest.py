@@ -52,10 +52,10 @@ class _Partial(NamedTuple):
     choices: tuple[tuple[BlockChoice, ...], ...]
 
 
-def price_of(numbers: Architecture, table: LatencyTable | None, subnet: Subnet) -> Price:
+def price_of(arch: Architecture, table: LatencyTable | None, subnet: Subnet) -> Price:
     """Price of a network."""
-    cost = subnet_cost(numbers, subnet)
-    return _price(cost, predict_latency(table, numbers, subnet) if table else 0)
+    cost = subnet_cost(arch, subnet)
+    return _price(cost, predict_latency(table, arch, subnet) if table else 0)
 
 
 def within(price: Price, limits: Limits) -> bool:
@@ -64,12 +64,12 @@ def within(price: Price, limits: Limits) -> bool:
 
 
 def cheapest(
-    numbers: Architecture, space: Space, names: Sequence[str], table: LatencyTable | None = None
+    arch: Architecture, space: Space, names: Sequence[str], table: LatencyTable | None = None
 ) -> dict[tuple[int, int], tuple[Cheapest, ...]]:
     """The cheapest networks of each resolution and exit.
 
     Args:
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         space: The networks to look among.
         names: The costs to look at: `params`, `macs`, `memory`, `latency`.
         table: Latencies, where they are looked at.
@@ -80,26 +80,26 @@ def cheapest(
     choices = block_choices(space)
     found: dict[tuple[int, int], tuple[Cheapest, ...]] = {}
     for resolution in space.resolution:
-        stem = _price(stem_cost(numbers, resolution), stem_latency(table, resolution) if table else 0)
+        stem = _price(stem_cost(arch, resolution), stem_latency(table, resolution) if table else 0)
         front = [_Partial(stem, ())]
         for stage in range(max(space.height)):
-            side = stage_side(numbers, stage, resolution)
+            side = stage_side(arch, stage, resolution)
             front = _front(
                 (
                     partial
                     for depth in space.depth
-                    for partial in _through(numbers, table, front, choices, stage, depth, side, names)
+                    for partial in _through(arch, table, front, choices, stage, depth, side, names)
                 ),
                 names,
             )
             if stage + 1 in space.height:
-                after = stage_side(numbers, stage + 1, resolution)
-                found[resolution, stage + 1] = _ended(numbers, table, front, resolution, stage + 1, after, names)
+                after = stage_side(arch, stage + 1, resolution)
+                found[resolution, stage + 1] = _ended(arch, table, front, resolution, stage + 1, after, names)
     return found
 
 
 def _through(
-    numbers: Architecture,
+    arch: Architecture,
     table: LatencyTable | None,
     front: Sequence[_Partial],
     choices: Sequence[BlockChoice],
@@ -111,12 +111,12 @@ def _through(
     """Partial networks with one more stage, of this depth."""
     partials = [_Partial(partial.price, (*partial.choices, ())) for partial in front]
     for block in range(depth):
-        output = block_side(numbers, stage, block, side)
+        output = block_side(arch, stage, block, side)
         blocks = _front(
             (
                 _Partial(
                     _price(
-                        block_cost(numbers, stage, block, depth, choice, side),
+                        block_cost(arch, stage, block, depth, choice, side),
                         block_latency(table, stage, block, choice, side, output) if table else 0,
                     ),
                     ((choice,),),
@@ -141,7 +141,7 @@ def _through(
 
 
 def _ended(
-    numbers: Architecture,
+    arch: Architecture,
     table: LatencyTable | None,
     front: Sequence[_Partial],
     resolution: int,
@@ -149,7 +149,7 @@ def _ended(
     side: int,
     names: Sequence[str],
 ) -> tuple[Cheapest, ...]:
-    head = _price(exit_cost(numbers, exit, side), exit_latency(table, exit, side) if table else 0)
+    head = _price(exit_cost(arch, exit, side), exit_latency(table, exit, side) if table else 0)
     whole = _front((_Partial(partial.price.then(head), partial.choices) for partial in front), names)
     return tuple(Cheapest(partial.price, _subnet(resolution, exit, partial.choices)) for partial in whole)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ofav2.evaluation.opened_run import OpenedRun, load_run
-from ofav2.nas.candidates import Choice, feasible
+from ofav2.nas.candidates import Ranking, feasible
 from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
 from ofav2.nas.limits import Limits, narrowed, parse_limits, show
 from supernets import Space
@@ -16,7 +16,7 @@ SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Asked:
+class Constraints:
     """What a network has to be."""
 
     limits: Limits
@@ -37,7 +37,7 @@ def ask(
     exits: str | None = None,
     resolutions: str | None = None,
     table: str | Path | None = None,
-) -> Asked:
+) -> Constraints:
     """Reads what is asked for, and refuses what no network of the run can keep.
 
     Args:
@@ -59,10 +59,10 @@ def ask(
     wanted = table or (Path(run) / TABLE if limits.latency is not None else None)
     loaded = load_table(wanted, net.architecture) if wanted else None
     feasible(net.architecture, space, limits, loaded)
-    return Asked(limits, space, loaded)
+    return Constraints(limits, space, loaded)
 
 
-def candidate_rows(choice: Choice) -> list[tuple[object, ...]]:
+def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
     """The most accurate candidates, the chosen one first."""
     return [
         (
@@ -77,7 +77,7 @@ def candidate_rows(choice: Choice) -> list[tuple[object, ...]]:
     ]
 
 
-def describe_choice(run: OpenedRun, choice: Choice, wanted: int, table: LatencyTable | None) -> list[str]:
+def describe_choice(run: OpenedRun, choice: Ranking, wanted: int, table: LatencyTable | None) -> list[str]:
     """What else is worth knowing: fewer candidates than wanted, and the measured latency beside the predicted one."""
     said = []
     if len(choice.ranked) < wanted:

@@ -60,7 +60,7 @@ class LatencyTable:
     batch: int
     """Images per call."""
     supernet: Mapping[str, Any]
-    """The supernet's numbers."""
+    """The supernet's arch."""
     entries: Mapping[str, int]
     """Nanoseconds by part."""
     factor: float
@@ -103,22 +103,22 @@ def exit_latency(table: LatencyTable, exit: int, side: int) -> int:
     return _entry(table, _exit_key(exit, side))
 
 
-def predict_latency(table: LatencyTable, numbers: Architecture, subnet: Subnet) -> int:
+def predict_latency(table: LatencyTable, arch: Architecture, subnet: Subnet) -> int:
     """Predicted latency of a sub-network with its own exit, in nanoseconds.
 
     Args:
         table: The supernet's table.
-        numbers: The supernet's numbers.
+        arch: The supernet's arch.
         subnet: A network of its space.
 
     Raises:
         UserError: If the table lacks one of its parts.
     """
     total = stem_latency(table, subnet.resolution)
-    side = stage_side(numbers, 0, subnet.resolution)
+    side = stage_side(arch, 0, subnet.resolution)
     for stage in range(subnet.height):
         for block, choice in enumerate(subnet.blocks(stage)):
-            output = block_side(numbers, stage, block, side)
+            output = block_side(arch, stage, block, side)
             total += block_latency(table, stage, block, choice, side, output)
             side = output
     return total + exit_latency(table, subnet.height, side)
@@ -154,14 +154,14 @@ def build_table(
     if networks < 2:
         raise UserError(f"networks ({networks}) must be at least 2: one half is fitted, the other checks")
     net.eval()
-    numbers, draws = net.architecture, generator("latency", networks)
-    subnets = [net.space.sample(draws) for _ in range(networks)]
+    arch, rng = net.architecture, generator("latency", networks)
+    subnets = [net.space.sample(rng) for _ in range(networks)]
     with using_threads(threads):
         entries = _time_parts(dict(_parts(net)), runtime, batch, rounds, repeats)
         measured = _time_networks(net, subnets, runtime, batch, rounds, repeats)
         machine = this_machine(runtime.device)
-    table = LatencyTable(machine, batch, _plain(numbers), entries, 1.0, PredictionError(0, 0.0, 0.0))
-    return _fitted(table, numbers, subnets, measured)
+    table = LatencyTable(machine, batch, _plain(arch), entries, 1.0, PredictionError(0, 0.0, 0.0))
+    return _fitted(table, arch, subnets, measured)
 
 
 def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None) -> LatencyTable:
@@ -191,12 +191,12 @@ def save_table(table: LatencyTable, path: str | Path) -> None:
     files.write_json(Path(path), {"format": FORMAT, **asdict(table)})
 
 
-def load_table(path: str | Path, numbers: Architecture) -> LatencyTable:
+def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
     """Reads a table of a supernet.
 
     Args:
         path: The file.
-        numbers: Numbers of the supernet that it must be of.
+        arch: Numbers of the supernet that it must be of.
 
     Raises:
         RunError: If the file is missing or no table.
@@ -218,7 +218,7 @@ def load_table(path: str | Path, numbers: Architecture) -> LatencyTable:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is a damaged latency table ({error}): measure it again") from error
-    if _plain(numbers) != table.supernet:
+    if _plain(arch) != table.supernet:
         raise UserError(f"latency table ({path}) is of another supernet: measure one with `ofav2 latency RUN`")
     return table
 
@@ -254,24 +254,24 @@ class _Empty(nn.Module):
 
 def _parts(net: Supernet) -> Iterator[tuple[str, _Timed]]:
     """Every different part of the space's networks; parts that differ in the image's side alone share a module."""
-    numbers, space = net.architecture, net.space
+    arch, space = net.architecture, net.space
     stem = record(_Stem(net))
     for resolution in space.resolution:
-        yield _stem_key(resolution), _Timed(stem, (numbers.in_channels, resolution, resolution))
+        yield _stem_key(resolution), _Timed(stem, (arch.in_channels, resolution, resolution))
     for stage in range(max(space.height)):
-        sides = sorted({stage_side(numbers, stage, resolution) for resolution in space.resolution})
-        outputs = sorted({stage_side(numbers, stage + 1, resolution) for resolution in space.resolution})
-        channels = numbers.stages[stage].channels
+        sides = sorted({stage_side(arch, stage, resolution) for resolution in space.resolution})
+        outputs = sorted({stage_side(arch, stage + 1, resolution) for resolution in space.resolution})
+        channels = arch.stages[stage].channels
         for block in range(min(2, max(space.depth))):
             for choice in block_choices(space):
                 module = record(net.stages[stage].get_submodule("blocks")[block], choice)  # type: ignore[index]
                 for side in outputs if block else sides:
                     yield (
                         _block_key(stage, block, choice, side),
-                        _Timed(module, (numbers.block_inputs(stage, block), side, side)),
+                        _Timed(module, (arch.block_inputs(stage, block), side, side)),
                     )
         for side in outputs:
-            if numbers.dense and skip_sums(max(space.depth) - 1):
+            if arch.dense and skip_sums(max(space.depth) - 1):
                 yield _skip_key(stage, side), _Timed(_Sum(), (channels, side, side))
             if stage + 1 in space.height:
                 yield (
@@ -320,10 +320,10 @@ def _calm(times: Sequence[int]) -> float:
 
 
 def _fitted(
-    table: LatencyTable, numbers: Architecture, subnets: Sequence[Subnet], measured: Sequence[float]
+    table: LatencyTable, arch: Architecture, subnets: Sequence[Subnet], measured: Sequence[float]
 ) -> LatencyTable:
     """The table times the one factor that suits half of the networks, with its error on the other half."""
-    ratios = [real / predict_latency(table, numbers, subnet) for subnet, real in zip(subnets, measured, strict=True)]
+    ratios = [real / predict_latency(table, arch, subnet) for subnet, real in zip(subnets, measured, strict=True)]
     half = len(subnets) // 2
     factor = float(np.median(ratios[:half]))
     errors = [abs(factor / ratio - 1) for ratio in ratios[half:]]
@@ -349,9 +349,9 @@ def measure_subnet(net: Supernet, subnet: Subnet, runtime: Runtime, batch: int, 
     return measure_latency(runtime.place(net.extract(subnet)), images, threads=threads)
 
 
-def _plain(numbers: Architecture) -> dict[str, Any]:
+def _plain(arch: Architecture) -> dict[str, Any]:
     """The numbers as they stand in a JSON file."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(numbers)))
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(arch)))
     return plain
 
 

@@ -1,4 +1,4 @@
-"""What a device can bear: limits as people write them (`30M`, `8ms`, `512KiB`), and as numbers."""
+"""What a device can bear: limits as people write them (`30M`, `8ms`, `512KiB`), and as arch."""
 
 import math
 import re
@@ -42,7 +42,7 @@ class Limits:
     """Predicted latency in nanoseconds."""
 
     def __post_init__(self) -> None:
-        """Checks the numbers."""
+        """Checks the arch."""
         for name in UNITS:
             value = getattr(self, name)
             if value is None:

@@ -9,18 +9,18 @@ from ofav2.config.schema import Config
 from supernets import Supernet
 
 
-def build_supernet(numbers: Mapping[str, Any], seed: int = 0) -> Supernet:
+def build_supernet(arch: Mapping[str, Any], seed: int = 0) -> Supernet:
     """A supernet with fresh weights from the numbers that a run has recorded of it."""
     return supernets.create(
-        numbers["variant"],
-        num_classes=numbers["num_classes"],
-        width_mult=numbers["width_mult"],
-        kernel=tuple(numbers["kernel"]),
-        expand=tuple(numbers["expand"]),
-        depth=tuple(numbers["depth"]),
-        resolutions=tuple(numbers["space"]["resolution"]),
-        stem_stride=numbers["stem_stride"],
-        in_channels=numbers["in_channels"],
+        arch["variant"],
+        num_classes=arch["num_classes"],
+        width_mult=arch["width_mult"],
+        kernel=tuple(arch["kernel"]),
+        expand=tuple(arch["expand"]),
+        depth=tuple(arch["depth"]),
+        resolutions=tuple(arch["space"]["resolution"]),
+        stem_stride=arch["stem_stride"],
+        in_channels=arch["in_channels"],
         seed=seed,
     )
 

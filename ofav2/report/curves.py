@@ -26,7 +26,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Curve:
+class MetricCurve:
     """Numbers over training steps, one line per phase."""
 
     phase: str
@@ -52,7 +52,7 @@ def stretches(run: RunRecord) -> tuple[Stretch, ...]:
     )
 
 
-def curves(run: RunRecord, kind: str, names: Sequence[str]) -> tuple[Curve, ...]:
+def curves(run: RunRecord, kind: str, names: Sequence[str]) -> tuple[MetricCurve, ...]:
     """Numbers of one kind of measurement, a curve per phase; a step measured twice counts as last measured.
 
     Args:
@@ -99,6 +99,6 @@ def _of_kind(run: RunRecord, kind: str) -> Iterable[Mapping[str, Any]]:
     return (line for line in run.metrics if line.get("kind") == kind)
 
 
-def _curve(phase: str, lines: Mapping[int, Mapping[str, Any]], names: Sequence[str]) -> Curve:
+def _curve(phase: str, lines: Mapping[int, Mapping[str, Any]], names: Sequence[str]) -> MetricCurve:
     steps = tuple(sorted(lines))
-    return Curve(phase, steps, {name: tuple(lines[step].get(name) for step in steps) for name in names})
+    return MetricCurve(phase, steps, {name: tuple(lines[step].get(name) for step in steps) for name in names})

@@ -35,7 +35,7 @@ class Table:
     split: str
     """The images that they were measured on: `validation` or `test`."""
     networks: tuple[Measured, ...]
-    """The networks, from the cheapest to the dearest."""
+    """The networks, from the cheapest to the most expensive."""
 
     @property
     def title(self) -> str:
@@ -63,7 +63,7 @@ def front(networks: Sequence[Measured]) -> tuple[int, ...]:
     """Positions of the networks that no other one beats: each more accurate than all that cost no more.
 
     Args:
-        networks: Networks from the cheapest to the dearest, in multiply-adds.
+        networks: Networks from the cheapest to the most expensive, in multiply-adds.
     """
     return front_of([(network.cost.macs, network.top1) for network in networks])
 
@@ -86,21 +86,21 @@ def cheapest_near_best(networks: Sequence[Measured]) -> Measured | None:
     """The cheapest network that comes within a point (0.01) of the best one's top-1; None of none.
 
     Args:
-        networks: Networks from the cheapest to the dearest, in multiply-adds.
+        networks: Networks from the cheapest to the most expensive, in multiply-adds.
     """
     best = max((network.top1 for network in networks), default=0.0)
     return next((network for network in networks if network.top1 >= best - 0.01), None)
 
 
-def part_names(numbers: Architecture) -> tuple[str, ...]:
+def part_names(arch: Architecture) -> tuple[str, ...]:
     """The parts whose costs `part_costs` gives."""
-    return ("stem", *(f"stage {stage}" for stage in range(1, len(numbers.stages) + 1)), "exit head")
+    return ("stem", *(f"stage {stage}" for stage in range(1, len(arch.stages) + 1)), "exit head")
 
 
-def part_costs(numbers: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
+def part_costs(arch: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
     """What each part of a network costs: stem, every stage (nothing past the exit), exit head."""
-    stem, *stages, head = (part.cost for part in stage_costs(numbers, subnet))
-    idle = [Cost(0, 0)] * (len(numbers.stages) - subnet.height)
+    stem, *stages, head = (part.cost for part in stage_costs(arch, subnet))
+    idle = [Cost(0, 0)] * (len(arch.stages) - subnet.height)
     return (stem, *stages, *idle, head)
 
 
@@ -115,7 +115,7 @@ def _networks(run: RunRecord, line: Mapping[str, Any]) -> Iterator[Measured]:
         subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.space, row)
         run.space.check_architecture(subnet)
         if row["top1"] is not None:
-            yield Measured(subnet, subnet_cost(run.numbers, subnet), row["top1"])
+            yield Measured(subnet, subnet_cost(run.arch, subnet), row["top1"])
 
 
 def _uniform(space: Space, row: Mapping[str, Any]) -> Subnet:

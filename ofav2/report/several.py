@@ -118,12 +118,12 @@ def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str,
     test = run.test or {}
     at_the_end = next((table.networks for table in measured if table.split == "test"), ())
     close = cheapest_near_best(at_the_end)
-    dearest = max((network.cost.params for network in at_the_end), default=None)
+    largest = max((network.cost.params for network in at_the_end), default=None)
     return (
         name,
         run.state,
-        f"{run.numbers.variant} w{run.numbers.width_mult:g}",
-        "–" if dearest is None else f"{dearest:,}",
+        f"{run.arch.variant} w{run.arch.width_mult:g}",
+        "–" if largest is None else f"{largest:,}",
         *(percent(test.get(key)) for key in ("largest", "smallest", "mean")),
         "–" if close is None else f"{count(close.cost.macs)} at {percent(close.top1)}",
         console.duration(sum(phase_seconds(run).values())) if run.metrics else "–",
@@ -133,7 +133,7 @@ def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str,
 def _warnings(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
     if len({record.data["fingerprint"] for record in records}) > 1:
         seen = ", ".join(f"{name}: {_data(record)}" for name, record in zip(names, records, strict=True))
-        yield f"The runs were trained and judged on different data ({seen}), so their accuracies are not comparable."
+        yield f"The runs were trained and evaluated on different data ({seen}), so their accuracies are not comparable."
     for name, record in zip(names, records, strict=True):
         if record.state != "finished":
             yield f"{name} is not finished ({record.state}): its front is of validation after its last finished phase."

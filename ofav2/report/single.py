@@ -71,13 +71,13 @@ def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any
         for network in table.networks:
             positions.setdefault(network.subnet, len(positions))
     return {
-        "parts": part_names(run.numbers),
+        "parts": part_names(run.arch),
         "supernet": {
-            "stages": [asdict(stage) for stage in run.numbers.stages],
-            "blocks": run.numbers.blocks,
-            "branches": run.numbers.branches,
-            "exits": run.numbers.exits,
-            "expand": max(run.numbers.expand),
+            "stages": [asdict(stage) for stage in run.arch.stages],
+            "blocks": run.arch.blocks,
+            "branches": run.arch.branches,
+            "exits": run.arch.exits,
+            "expand": max(run.arch.expand),
         },
         "networks": [_described(run, subnet) for subnet in positions],
         "tables": [
@@ -94,7 +94,7 @@ def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any
 
 
 def _described(run: RunRecord, subnet: Subnet) -> dict[str, Any]:
-    parts = part_costs(run.numbers, subnet)
+    parts = part_costs(run.arch, subnet)
     return subnet.to_dict() | {
         "name": str(subnet),
         "mbconv": all("mbconv" in branches for stage in subnet.level for branches in stage),
@@ -126,7 +126,7 @@ def _summary(run: RunRecord) -> str:
     hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
     took = f", trained{hours}" if run.state == "finished" and seconds else ""
     return (
-        f"{run.numbers.variant.upper()} supernet, width {run.numbers.width_mult:g}, on {run.data['name']}:"
+        f"{run.arch.variant.upper()} supernet, width {run.arch.width_mult:g}, on {run.data['name']}:"
         f" {images['train']:,} training images, {len(run.data['classes'])} classes{took}."
     )
 

@@ -119,7 +119,7 @@ def _require_printable(path: Path) -> None:
         raise RunError(f"run folder ({str(path)!r}) must be printable text; leave out line breaks and the like")
 
 
-def open_run(folder: Path) -> dict[str, Any]:
+def read_run(folder: Path) -> dict[str, Any]:
     """Read the facts of a run folder, after checking that it is one of ours.
 
     Returns:

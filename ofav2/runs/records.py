@@ -12,9 +12,9 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError, UserError
 from ofav2.runs import folder as run_folder
 from ofav2.runs.tracking import read_metrics
-from supernets import Architecture, Space, StageNumbers
+from supernets import Architecture, Space, StageSpec
 
-State = Literal["finished", "training", "stopped"]
+RunStatus = Literal["finished", "training", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class PhaseRecord:
     name: str
     """Its name in the recipe."""
     space: Space
-    """The networks that are judged after it."""
+    """The networks that are evaluated after it."""
     steps: int
     """Its training steps."""
     end: int
     """Training steps of the run when it ended."""
     teacher: Mapping[str, Any]
-    """Who taught it, and why: `policy`, and where there was a teacher `name`, `accuracy` and `reason`."""
+    """Who phase_teacher it, and why: `policy`, and where there was a teacher `name`, `accuracy` and `reason`."""
     ensemble_top1: float | None
     """Validation top-1 (0..1) of the largest network's weighted exits; None of weights that were not trained here."""
     mean_corner_top1: float | None
@@ -47,18 +47,18 @@ class RunRecord:
     """The run's name."""
     created: str
     """When it began, ISO 8601."""
-    state: State
+    state: RunStatus
     """Whether it is finished, still written, or broken off."""
     status: str
     """The status that the run itself recorded last."""
     seed: int
-    """Seed of all its random draws."""
+    """Seed of all its random rng."""
     versions: Mapping[str, str | None]
     """Versions of Python and of the packages that it ran with."""
     data: Mapping[str, Any]
     """Its data set: `name`, `classes`, `fingerprint`, `images` per split, and how they are normalised."""
-    numbers: Architecture
-    """The supernet in numbers."""
+    arch: Architecture
+    """The supernet's architecture."""
     space: Space
     """All networks of the supernet."""
     phases: tuple[PhaseRecord, ...]
@@ -84,7 +84,7 @@ def read_run(run: str | Path) -> RunRecord:
         UserError: If its recipe can't be read.
     """
     path = Path(run)
-    facts = run_folder.open_run(path)
+    facts = run_folder.read_run(path)
     config = recipe.load(str(path / run_folder.RECIPE))
     with checked(path / run_folder.FACTS):
         supernet = facts["supernet"]
@@ -97,7 +97,7 @@ def read_run(run: str | Path) -> RunRecord:
             seed=facts["seed"],
             versions=dict(facts["versions"]),
             data=_data(facts["data"]),
-            numbers=_numbers(supernet),
+            arch=_architecture(supernet),
             space=Space(**supernet["space"]),
             phases=tuple(_phase(record) for record in facts["phases"]),
             test=facts.get("test"),
@@ -127,7 +127,7 @@ def checked(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _state(path: Path, status: str) -> State:
+def _state(path: Path, status: str) -> RunStatus:
     if status == "finished":
         return "finished"
     # A run that was killed could no longer say so, but the system has freed its lock.
@@ -149,13 +149,13 @@ def _data(facts: Mapping[str, Any]) -> Mapping[str, Any]:
     return {name: facts[name] for name in ("name", "classes", "fingerprint", "images", "mean", "std", "eval_crop")}
 
 
-def _numbers(supernet: Mapping[str, Any]) -> Architecture:
+def _architecture(supernet: Mapping[str, Any]) -> Architecture:
     plain: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in supernet.items()
         if name not in ("space", "stages")
     }
-    return Architecture(**plain, stages=tuple(StageNumbers(**stage) for stage in supernet["stages"]))
+    return Architecture(**plain, stages=tuple(StageSpec(**stage) for stage in supernet["stages"]))
 
 
 def _phase(record: Mapping[str, Any]) -> PhaseRecord:

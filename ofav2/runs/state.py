@@ -27,7 +27,7 @@ _REMEMBERED = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Place:
+class Progress:
     """Where a phase in progress stands."""
 
     phase: str
@@ -47,10 +47,10 @@ class Place:
 
 
 @dataclass(frozen=True)
-class State:
+class PhaseState:
     """A place, and the tensors that belong to it."""
 
-    place: Place
+    progress: Progress
     """Where the phase stands."""
     net: Mapping[str, Tensor]
     """The supernet's weights and statistics."""
@@ -60,7 +60,7 @@ class State:
     """The supernet at its best validation; empty before the first."""
 
 
-def save_state(run_folder: Path, state: State, keep: int) -> None:
+def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
     """Writes a state beside the newest `keep - 1` older ones.
 
     Args:
@@ -76,15 +76,15 @@ def save_state(run_folder: Path, state: State, keep: int) -> None:
         for group in ("net", "optimizer", "best")
         for name, tensor in getattr(state, group).items()
     }
-    path = run_folder / folder.CHECKPOINTS / f"state-{state.place.global_step:09d}"
-    checkpoint.save(path, tensors, asdict(state.place))
+    path = run_folder / folder.CHECKPOINTS / f"state-{state.progress.global_step:09d}"
+    checkpoint.save(path, tensors, asdict(state.progress))
     for old in [*_states(run_folder, "state")[keep:], *_states(run_folder, "aside")]:
         # The facts go first: tensors without facts are no state.
         for file in reversed(checkpoint.file_paths(old)):
             _remove(file)
 
 
-def load_newest(run_folder: Path, phase: str, say: Callable[[str], None]) -> State | None:
+def load_newest(run_folder: Path, phase: str, say: Callable[[str], None]) -> PhaseState | None:
     """The newest state of a phase that is whole; damaged ones are named and passed over.
 
     Args:
@@ -95,12 +95,12 @@ def load_newest(run_folder: Path, phase: str, say: Callable[[str], None]) -> Sta
     for path in _states(run_folder, "state"):
         try:
             tensors, facts = checkpoint.load(path)
-            place = _read_place(facts, path)
+            progress = _read_progress(facts, path)
         except RunError as error:
             say(f"{error}; taking the state before it")
             continue
-        if place.phase == phase:
-            return State(place, *(_group(tensors, name) for name in ("net", "optimizer", "best")))
+        if progress.phase == phase:
+            return PhaseState(progress, *(_group(tensors, name) for name in ("net", "optimizer", "best")))
     return None
 
 
@@ -125,7 +125,7 @@ def set_aside_after(run_folder: Path, global_step: int) -> None:
                 raise RunError(f"{file} cannot be set aside ({error.strerror}); check its permissions") from error
 
 
-def check_state(state: State, net: nn.Module, *, first_step: int, steps: int) -> None:
+def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: int) -> None:
     """Passes if a phase can go on from a state.
 
     Args:
@@ -137,15 +137,17 @@ def check_state(state: State, net: nn.Module, *, first_step: int, steps: int) ->
     Raises:
         RunError: If its weights do not fit, or its place is outside the phase, as after an accepted change of recipe.
     """
-    place = state.place
-    where = f"the state at step {place.global_step}"
-    if place.global_step != first_step + place.step or place.step > steps:
+    progress = state.progress
+    where = f"the state at step {progress.global_step}"
+    if progress.global_step != first_step + progress.step or progress.step > steps:
         raise RunError(
-            f"{where} is step {place.step} of phase {place.phase}, which has {steps} steps from step {first_step} on:"
-            " restore data.batch_size and the phases' epochs"
+            f"{where} is step {progress.step} of phase {progress.phase}, which has {steps} steps from step {first_step}"
+            " on: restore data.batch_size and the phases' epochs"
         )
-    if (place.best_top1 is None) == bool(state.best) or (place.step == steps and not state.best):
-        raise RunError(f"{where} lacks the best validation of phase {place.phase}, which has {steps} steps: restore it")
+    if (progress.best_top1 is None) == bool(state.best) or (progress.step == steps and not state.best):
+        raise RunError(
+            f"{where} lacks the best validation of phase {progress.phase}, which has {steps} steps: restore it"
+        )
     expected = net.state_dict()
     checkpoint.require_fit(expected, state.net, where)
     if state.best:
@@ -199,7 +201,7 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 
-def _read_place(facts: Mapping[str, Any], path: Path) -> Place:
+def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
     counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped")}
     numbers = {name: facts.get(name) for name in ("best_top1", "usual_loss")}
     phase = facts.get("phase")
@@ -209,7 +211,7 @@ def _read_place(facts: Mapping[str, Any], path: Path) -> Place:
         or not all(number is None or _is_number(number) for number in numbers.values())
     ):
         raise RunError(f"{checkpoint.file_paths(path)[1]} names no place in a phase; restore it or train again")
-    return Place(phase, **counts, **numbers)  # type: ignore[arg-type]  # the types were checked above
+    return Progress(phase, **counts, **numbers)  # type: ignore[arg-type]  # the types were checked above
 
 
 def _is_number(value: object) -> bool:

@@ -53,7 +53,7 @@ class Tracker:
         """Address of the run's W&B page; None when it has none."""
         return self._url
 
-    def log(self, kind: str, *, global_step: int, phase: str, **numbers: SupportsFloat) -> None:
+    def log(self, kind: str, *, global_step: int, phase: str, **metrics: SupportsFloat) -> None:
         """Record numbers at a step.
 
         W&B shows each as `<phase>/<kind>/<key>` and `all/<kind>/<key>` over `global_step`. In the file, a number that
@@ -63,10 +63,10 @@ class Tracker:
             kind: What was measured, such as `train` or `validation`.
             global_step: Training steps since the run's first phase began.
             phase: Name of the phase.
-            numbers: The numbers by name; scalars of numpy and torch too.
+            metrics: The numbers by name; scalars of numpy and torch too.
         """
-        assert not {"time", "nonfinite"} & numbers.keys(), "names of the line's own fields"
-        values = {key: _plain_number(number) for key, number in numbers.items()}
+        assert not {"time", "nonfinite"} & metrics.keys(), "names of the line's own fields"
+        values = {key: _plain_number(number) for key, number in metrics.items()}
         nonfinite = [key for key, value in values.items() if not math.isfinite(value)]
         self._write(
             {"kind": kind, "global_step": global_step, "phase": phase},

@@ -15,7 +15,7 @@ from ofav2 import console
 from supernets.outputs import Outputs
 
 Forward = Callable[[Tensor], Outputs]
-"""Images (N, C, H, W) -> logits; draws, statistics and gradients are those of the module behind it."""
+"""Images (N, C, H, W) -> logits; rng, statistics and gradients are those of the module behind it."""
 Compiler = Callable[[Forward], Forward]
 """A forward pass -> one that computes the same, compiled when it is first called."""
 

@@ -13,7 +13,7 @@ from ofav2.config.schema import ComputeConfig
 from ofav2.errors import UserError
 from ofav2.rng import generator
 from ofav2.runtime.compiling import Compiler, inductor
-from ofav2.runtime.processes import ALONE, Processes
+from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 
 # The numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -30,7 +30,7 @@ class Runtime:
     """Where tensors live."""
     precision: str
     """`float32` or `bfloat16`."""
-    processes: Processes = ALONE
+    processes: Processes = SINGLE_PROCESS
     """The processes that compute together."""
     tf32: bool = False
     """Whether training steps on CUDA multiply float32 numbers as TF32."""
@@ -62,7 +62,7 @@ class Runtime:
         return tensor.to(self.device, non_blocking=True)
 
 
-def open_runtime(config: ComputeConfig, processes: Processes = ALONE) -> Runtime:
+def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -> Runtime:
     """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
 
     Of several processes, each takes the CUDA device of its number on its machine. On the CPU, the process keeps memory

@@ -43,7 +43,7 @@ class Processes:
     local_rank: int = 0
     """Number of this process on its machine, from 0."""
 
-    def first(self, do: Callable[[], T]) -> T:
+    def on_main(self, do: Callable[[], T]) -> T:
         """What the first process finds when it alone does something; tensors in it must be on the CPU."""
         if self.count == 1:
             return do()
@@ -52,7 +52,7 @@ class Processes:
             dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
         return found[0]  # type: ignore[return-value]
 
-    def everywhere(self, do: Callable[[], T]) -> T:
+    def on_all(self, do: Callable[[], T]) -> T:
         """What this process finds when each does something that may be refused; one refusal ends all.
 
         Raises:
@@ -74,10 +74,10 @@ class Processes:
             raise Lost(f"process {refused[0]} can't go on")
         return found  # type: ignore[return-value]
 
-    def in_turn(self, do: Callable[[], T]) -> T:
-        """As `everywhere`, first by one process of each machine and then by its others, who find what that one made."""
-        found = self.everywhere(lambda: () if self.local_rank else (do(),))
-        return self.everywhere(lambda: found[0] if found else do())
+    def local_main_first(self, do: Callable[[], T]) -> T:
+        """As `on_all`, first by one process of each machine and then by its others, who find what that one made."""
+        found = self.on_all(lambda: () if self.local_rank else (do(),))
+        return self.on_all(lambda: found[0] if found else do())
 
     def refuse(self, error: Exception) -> NoReturn:
         """Ends all processes with what all of them found; only the first one raises, and so tells, the error itself."""
@@ -107,14 +107,14 @@ class Processes:
             dist.all_reduce(raised, dist.ReduceOp.MAX)
         return tuple(bool(flag) for flag in raised)
 
-    def mean(self, numbers: Mapping[str, float]) -> dict[str, float]:
+    def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
         """The numbers' means over the processes, the same to the last bit in each."""
         if self.count == 1:
-            return dict(numbers)
-        values = torch.tensor(list(numbers.values()), dtype=torch.float64)
+            return dict(metrics)
+        values = torch.tensor(list(metrics.values()), dtype=torch.float64)
         with _heard():
             dist.all_reduce(values)
-        return dict(zip(numbers, (values / self.count).tolist(), strict=True))
+        return dict(zip(metrics, (values / self.count).tolist(), strict=True))
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Replaces tensors by their means over the processes, the same to the last bit in each."""
@@ -135,7 +135,7 @@ class Processes:
                 _spread(flat, bucket)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 """One process, as every run is that torchrun didn't start."""
 
 
@@ -145,19 +145,19 @@ def own_rank() -> int:
 
 
 @contextmanager
-def together() -> Iterator[Processes]:
+def process_group() -> Iterator[Processes]:
     """Joins the processes that were started together, for as long as the body runs; only the first one is heard.
 
     Where the body has joined already, it stays in what it joined.
 
     Yields:
-        The processes; of a process that was started alone, `ALONE`.
+        The processes; of a process that was started alone, `SINGLE_PROCESS`.
 
     Raises:
         UserError: If the processes can't find each other.
     """
     if _started() == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     processes = Processes(own_rank(), _started(), _number("LOCAL_RANK", 0))
     if dist.is_initialized():

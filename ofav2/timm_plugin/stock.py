@@ -56,29 +56,29 @@ def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
         RunError: If the folder holds no extracted network, or the logits differ.
     """
     facts = single_exit(subnet_dir)
-    subnet, numbers = Subnet.from_dict(facts["subnet"]), build_supernet(facts["supernet"]).architecture
-    _refuse(numbers, subnet, subnet_dir)
+    subnet, arch = Subnet.from_dict(facts["subnet"]), build_supernet(facts["supernet"]).architecture
+    _refuse(arch, subnet, subnet_dir)
     own = load_subnet(subnet_dir)
-    model: nn.Module = _empty(numbers, subnet)
-    names = dict(_names(numbers, subnet))
+    model: nn.Module = _empty(arch, subnet)
+    names = dict(_names(arch, subnet))
     model.load_state_dict({_renamed(name, names): tensor for name, tensor in own.state_dict().items()}, strict=True)
     model.eval()
-    _check_logits(model, own, (numbers.in_channels, subnet.resolution, subnet.resolution))
+    _check_logits(model, own, (arch.in_channels, subnet.resolution, subnet.resolution))
     cfg = timm_cfg(facts) | {"architecture": "mobilenetv3", "first_conv": "conv_stem"}
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     return model
 
 
-def _refuse(numbers: Architecture, subnet: Subnet, where: str | Path) -> None:
+def _refuse(arch: Architecture, subnet: Subnet, where: str | Path) -> None:
     for stage, block, choice in walk_blocks(subnet):
         if choice.level != ("mbconv",):
             part = f"block {block + 1} of stage {stage + 1} has the branches {', '.join(choice.level)}"
             raise _inexpressible(where, f"{part}, and timm's blocks the MBConv alone")
     for stage, depth in enumerate(subnet.depth):
-        if numbers.dense and depth > 2:
+        if arch.dense and depth > 2:
             raise _inexpressible(where, f"stage {stage + 1} sums dense skips over {depth} blocks")
-    if numbers.stem_stride != 2:
-        raise _inexpressible(where, f"its stem has stride {numbers.stem_stride}, and timm's stride 2")
+    if arch.stem_stride != 2:
+        raise _inexpressible(where, f"its stem has stride {arch.stem_stride}, and timm's stride 2")
 
 
 def _inexpressible(where: str | Path, part: str) -> UserError:
@@ -88,22 +88,22 @@ def _inexpressible(where: str | Path, part: str) -> UserError:
     )
 
 
-def _empty(numbers: Architecture, subnet: Subnet) -> MobileNetV3:
+def _empty(arch: Architecture, subnet: Subnet) -> MobileNetV3:
     """A network of timm's of this shape."""
-    middle, last = numbers.exit_channels(subnet.height)
-    stem = {"block_type": "ds", "out_chs": numbers.stem_channels, "stride": 1, "dw_kernel_size": 3}
+    middle, last = arch.exit_channels(subnet.height)
+    stem = {"block_type": "ds", "out_chs": arch.stem_channels, "stride": 1, "dw_kernel_size": 3}
     head = {"block_type": "cn", "out_chs": middle, "stride": 1, "kernel_size": 1, "act_layer": nn.Hardswish}
     stages = [
-        [_block(numbers, stage, block, *choice[:2]) for block, choice in enumerate(subnet.blocks(stage))]
+        [_block(arch, stage, block, *choice[:2]) for block, choice in enumerate(subnet.blocks(stage))]
         for stage in range(subnet.height)
     ]
     # timm draws fresh weights from torch's global generator; they are overwritten, so its state is put back.
     with torch.random.fork_rng(devices=()):
         return MobileNetV3(
             block_args=[[stem | {"act_layer": nn.ReLU}], *stages, [head]],
-            num_classes=numbers.num_classes,
-            in_chans=numbers.in_channels,
-            stem_size=numbers.stem_channels,
+            num_classes=arch.num_classes,
+            in_chans=arch.in_channels,
+            stem_size=arch.stem_channels,
             fix_stem=True,
             num_features=last,
             head_bias=False,
@@ -114,8 +114,8 @@ def _empty(numbers: Architecture, subnet: Subnet) -> MobileNetV3:
         )
 
 
-def _block(numbers: Architecture, stage: int, block: int, kernel: int | None, expand: int | None) -> dict[str, Any]:
-    body = numbers.stages[stage]
+def _block(arch: Architecture, stage: int, block: int, kernel: int | None, expand: int | None) -> dict[str, Any]:
+    body = arch.stages[stage]
     settings: dict[str, Any] = {
         "out_chs": body.channels,
         "stride": body.stride if block == 0 else 1,
@@ -123,17 +123,17 @@ def _block(numbers: Architecture, stage: int, block: int, kernel: int | None, ex
         "se_ratio": 0.25 if body.squeeze_excite else None,
         "act_layer": {"relu": nn.ReLU, "hardswish": nn.Hardswish}[body.activation],
     }
-    if numbers.expand == (1,):
+    if arch.expand == (1,):
         return settings | {"block_type": "ds"}
     return settings | {"block_type": "ir", "exp_ratio": float(expand or 1)}
 
 
-def _names(numbers: Architecture, subnet: Subnet) -> Iterator[tuple[str, str]]:
+def _names(arch: Architecture, subnet: Subnet) -> Iterator[tuple[str, str]]:
     """Our names of layers, with a final dot, and timm's."""
     own_exit, head = f"exits.{subnet.height}.", f"blocks.{subnet.height + 1}.0."
     yield from (("stem.conv.", "conv_stem."), ("stem.norm.", "bn1."))
     yield from ((f"first.{ours}", f"blocks.0.0.{theirs}") for ours, theirs in _UNEXPANDED)
-    layers = _UNEXPANDED if numbers.expand == (1,) else _EXPANDED
+    layers = _UNEXPANDED if arch.expand == (1,) else _EXPANDED
     for stage, block, _ in walk_blocks(subnet):
         for ours, theirs in layers:
             yield f"stages.{stage}.blocks.{block}.mbconv.{ours}", f"blocks.{stage + 1}.{block}.{theirs}"

@@ -12,7 +12,7 @@ from torch import Tensor
 from ofav2 import console
 from ofav2.data import train_batches
 from ofav2.errors import RunError
-from ofav2.runs.state import Place, State, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
+from ofav2.runs.state import PhaseState, Progress, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
 from ofav2.runs.tracking import Tracker, flushed_bytes
 from ofav2.runtime.signals import Stopped
 from ofav2.training.objectives import Objective
@@ -40,7 +40,7 @@ def learn(
     *,
     path: Path,
     tracker: Tracker,
-    state: State | None,
+    state: PhaseState | None,
     stop: Callable[[], bool],
 ) -> None:
     """Trains a phase to its end, and leaves the supernet as it was at its best validation.
@@ -60,13 +60,13 @@ def learn(
         Stopped: If `stop` said so, after the state was saved.
     """
     config, net, processes = setup.config, setup.net, setup.runtime.processes
-    place = Place(phase.name, 0, phase.first_step, 0) if state is None else state.place
+    progress = Progress(phase.name, 0, phase.first_step, 0) if state is None else state.progress
     optimizer = build_optimizer(net, config.optim)
     best: Best | None = None
     if state is not None:
-        processes.everywhere(partial(_take_up, state, phase, net, optimizer))
-        best = None if place.best_top1 is None else Best(place.best_top1, dict(state.best))
-    skipped, saved_at = place.skipped, time.monotonic()
+        processes.on_all(partial(_take_up, state, phase, net, optimizer))
+        best = None if progress.best_top1 is None else Best(progress.best_top1, dict(state.best))
+    skipped, saved_at = progress.skipped, time.monotonic()
     seed = config.run.seed
     batches = train_batches(
         setup.data,
@@ -74,12 +74,12 @@ def learn(
         seed=seed,
         phase=phase.name,
         steps=phase.steps,
-        start_step=place.step,
+        start_step=progress.step,
         part=processes.rank,
         parts=processes.count,
         device=setup.runtime.device,
     )
-    with console.progress(f"{phase.name} ({phase.unlocks})", phase.steps - place.step) as advance:
+    with console.progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
         for step in train_phase(
             net,
             phase,
@@ -87,13 +87,13 @@ def learn(
             objective,
             optimizer=optimizer,
             optim=config.optim,
-            guard=Guard(config.optim.loss_jump, place.usual_loss),
-            start_step=place.step,
-            prepare=setup.judge.prepare,
+            guard=Guard(config.optim.loss_jump, progress.usual_loss),
+            start_step=progress.step,
+            prepare=setup.evaluator.prepare,
             runtime=setup.runtime,
             seed=seed,
         ):
-            advance(loss=step.numbers["loss"])
+            advance(loss=step.metrics["loss"])
             if step.refused:
                 skipped += 1
                 _skip(step, phase, skipped, setup, tracker)
@@ -104,7 +104,7 @@ def learn(
             leaving, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
             if leaving or saving:
                 saved_at = time.monotonic()
-                processes.first(partial(_save, setup, phase, step, skipped, best, optimizer, path))
+                processes.on_main(partial(_save, setup, phase, step, skipped, best, optimizer, path))
             if leaving:
                 raise Stopped(f"step {step.number} of phase {phase.name}")
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
@@ -112,7 +112,7 @@ def learn(
     net.load_state_dict(best.weights)
 
 
-def _take_up(state: State, phase: Phase, net: Supernet, optimizer: torch.optim.Optimizer) -> None:
+def _take_up(state: PhaseState, phase: Phase, net: Supernet, optimizer: torch.optim.Optimizer) -> None:
     check_state(state, net, first_step=phase.first_step, steps=phase.steps)
     net.load_state_dict(dict(state.net))
     restore_optimizer(optimizer, state.optimizer)
@@ -127,7 +127,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     path: Path,
 ) -> None:
-    here = Place(
+    here = Progress(
         phase=phase.name,
         step=step.number,
         global_step=phase.first_step + step.number,
@@ -137,19 +137,19 @@ def _save(
         usual_loss=step.guard.usual,
     )
     kept = {} if best is None else best.weights
-    state = State(here, setup.net.state_dict(), optimizer_tensors(optimizer), kept)
+    state = PhaseState(here, setup.net.state_dict(), optimizer_tensors(optimizer), kept)
     save_state(path, state, setup.config.run.keep_states)
 
 
 def _record(setup: Setup, phase: Phase, step: Step, tracker: Tracker) -> None:
     if step.number % setup.config.tracking.every_steps == 0 or step.number == phase.steps:
-        tracker.log("train", global_step=phase.first_step + step.number, phase=phase.name, **step.numbers)
+        tracker.log("train", global_step=phase.first_step + step.number, phase=phase.name, **step.metrics)
 
 
 def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker) -> None:
     limit = setup.config.optim.skip_limit
     console.say(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
-    tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.numbers["loss"])
+    tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.metrics["loss"])
     if skipped > limit:
         setup.runtime.processes.refuse(
             RunError(f"{step.refused}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit")
@@ -158,8 +158,8 @@ def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker
 
 def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
     """Measures the largest and the smallest sub-network; of equals, the newer supernet is kept."""
-    ends = {"largest": phase.judged.largest(), "smallest": phase.judged.smallest()}
-    top1 = {score.subnet: score.top1 for score in setup.judge.scores(setup.net, ends.values(), setup.data.val)}
+    ends = {"largest": phase.evaluated.largest(), "smallest": phase.evaluated.smallest()}
+    top1 = {score.subnet: score.top1 for score in setup.evaluator.scores(setup.net, ends.values(), setup.data.val)}
     found = {name: top1[subnet] for name, subnet in ends.items()}
     tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
     reached = sum(found.values()) / len(found)
@@ -173,7 +173,7 @@ def _is_due(step: int, every: float, last: int) -> bool:
 
 def _is_saving_due(setup: Setup, step: int, minutes: float, last: int) -> bool:
     every, often = setup.config.run.save_steps, setup.config.run.save_minutes
-    # After the last step comes the judging, which may take longer than whoever stops the run will wait.
+    # After the last step comes the evaluating, which may take longer than whoever stops the run will wait.
     if step == last:
         return bool(every or often)
     return bool(every and step % every == 0) or bool(often and minutes >= often)

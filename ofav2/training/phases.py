@@ -25,7 +25,7 @@ class Phase:
     """Its name in the recipe, and of its checkpoint."""
     space: Space
     """Networks that may be drawn in it."""
-    judged: Space
+    evaluated: Space
     """Networks that are measured after it: those, and after joint training every exit of the largest."""
     joint: bool
     """Whether the largest network is trained with all its exits jointly (the full phase), without teacher."""
@@ -119,7 +119,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             Phase(
                 name=name,
                 space=grown,
-                judged=replace(grown, height=space.height) if joint else grown,
+                evaluated=replace(grown, height=space.height) if joint else grown,
                 joint=joint,
                 unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
                 config=config,

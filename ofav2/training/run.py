@@ -1,4 +1,4 @@
-"""The main path: for each phase, choose the teacher, train, judge, save. Read this file first."""
+"""The main path: for each phase, choose the teacher, train, evaluator, save. Read this file first."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,15 +19,15 @@ from ofav2.evaluation.evaluator import Score, mean_top1
 from ofav2.evaluation.recalibration import adopt_statistics
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.facts import describe_run, lasting_facts
-from ofav2.runs.state import State, load_newest, set_aside_after
+from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked
-from ofav2.runtime.processes import Processes, together
+from ofav2.runtime.processes import Processes, process_group
 from ofav2.runtime.signals import Stopped, stop_requests
 from ofav2.training.loop import learn
 from ofav2.training.objectives import Objective, compiled_exits, joint, students
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup, check_progress, prepare, refuse_changes, refuse_disagreement
-from ofav2.training.teacher import choose_teacher, teaching_form
+from ofav2.training.teacher import choose_teacher, prepare_teacher
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,16 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         Stopped: If a signal asked the run to stop; it can be resumed.
         Lost: If another process failed, and said why, or is gone.
     """
-    with together() as processes:
-        config = processes.everywhere(lambda: recipe.load(recipe_name, overrides))
+    with process_group() as processes:
+        config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
         setup = prepare(config, processes)
-        path = processes.first(lambda: _new_folder(config, recipe_name, run_dir))
+        path = processes.on_main(lambda: _new_folder(config, recipe_name, run_dir))
         with _locked(path, processes):
             facts = describe_run(path.name, config, setup.data, setup.net) | {"processes": processes.count}
-            processes.first(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
-            processes.first(lambda: files.write_text(path / folder.SPLIT, json.dumps(split_record(setup.data)) + "\n"))
+            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
+            processes.on_main(
+                lambda: files.write_text(path / folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
+            )
             return _go_on(setup, path, _note(processes, path, facts))
 
 
@@ -92,19 +94,19 @@ def resume(
         Lost: If another process failed, and said why, or is gone.
     """
     path = Path(run_dir)
-    with together() as processes:
+    with process_group() as processes:
         refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
-        processes.first(lambda: folder.open_run(path))
+        processes.on_main(lambda: folder.read_run(path))
         with _locked(path, processes):
-            facts = processes.first(lambda: folder.open_run(path))
-            config = processes.first(lambda: _same_recipe(path, recipe_name, overrides, allow))
+            facts = processes.on_main(lambda: folder.read_run(path))
+            config = processes.on_main(lambda: _same_recipe(path, recipe_name, overrides, allow))
             setup = prepare(config, processes)
             now = describe_run(path.name, config, setup.data, setup.net)
-            processes.first(lambda: _check_same_run(setup, path, facts, now, allow))
+            processes.on_main(lambda: _check_same_run(setup, path, facts, now, allow))
             if facts["status"] == "finished":
                 console.say(f"{path} is finished already")
                 return Run(path, facts)
-            processes.first(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
+            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
             return _go_on(setup, path, _count_again(facts, processes) | lasting_facts(now))
 
 
@@ -115,8 +117,8 @@ def train_or_resume(
 
     Arguments, result and errors are those of `resume`.
     """
-    with together() as processes:
-        if processes.first(lambda: (Path(run_dir) / folder.FACTS).exists()):
+    with process_group() as processes:
+        if processes.on_main(lambda: (Path(run_dir) / folder.FACTS).exists()):
             return resume(run_dir, recipe_name, overrides, allow)
         if recipe_name is None:
             processes.refuse(UserError("RECIPE is missing: `ofav2 recipes` lists them"))
@@ -127,7 +129,7 @@ def train_or_resume(
 def _locked(path: Path, processes: Processes) -> Iterator[None]:
     """The run folder is this run's while the body runs; the first process holds the lock for all."""
     with ExitStack() as held:
-        processes.first(lambda: held.enter_context(folder.lock(path)))
+        processes.on_main(lambda: held.enter_context(folder.lock(path)))
         yield
 
 
@@ -138,7 +140,7 @@ def _note(processes: Processes, path: Path, facts: dict[str, Any]) -> dict[str, 
         folder.write_facts(path, facts)
         return facts
 
-    return processes.first(write)
+    return processes.on_main(write)
 
 
 def _same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]) -> Config:
@@ -182,7 +184,7 @@ def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
     for sentence in setup.plan.skipped:
         console.say(sentence)
     setup.runtime.place(setup.net)
-    facts, state = processes.first(lambda: _rewind(setup, path, facts))
+    facts, state = processes.on_main(lambda: _rewind(setup, path, facts))
     processes.copy_first(list(setup.net.state_dict().values()))
     with (
         stop_requests() as stop,
@@ -198,7 +200,7 @@ def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
                 record = _run_phase(setup, phase, path, facts["phases"], tracker, state, stop)
                 facts = _note(processes, path, {**facts, "phases": [*facts["phases"], record]})
                 state = None
-            facts = {**facts, "test": _judge_at_the_end(setup, tracker), "status": "finished"}
+            facts = {**facts, "test": _evaluate_at_the_end(setup, tracker), "status": "finished"}
         except Stopped:
             _note(processes, path, {**facts, "status": "stopped"})
             raise
@@ -211,7 +213,7 @@ def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
     return Run(path, _note(processes, path, facts))
 
 
-def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], State | None]:
+def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], PhaseState | None]:
     """Takes supernet and folder to where the run goes on; returns its facts there, and the state of its phase."""
     state = _restore(setup, path, facts)
     cut_metrics(path, _metrics_bytes(facts, state))
@@ -219,7 +221,7 @@ def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, 
     return facts, state
 
 
-def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
+def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> PhaseState | None:
     """Loads what the last finished phase left into the supernet; returns the state of the one in progress.
 
     A finished phase whose checkpoint is damaged and still needed is forgotten in `facts`, with those after it, and so
@@ -237,7 +239,7 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> State | None:
         return None
     state = load_newest(path, setup.plan.phases[len(finished)].name, console.say)
     if begun or state:
-        where = f"step {state.place.step}" if state else "its start"
+        where = f"step {state.progress.step}" if state else "its start"
         console.say(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
     return state
 
@@ -258,22 +260,22 @@ def _first_damaged(path: Path, finished: Sequence[Mapping[str, Any]], setup: Set
     return None
 
 
-def _candidates(finished: Sequence[Mapping[str, Any]]) -> list[distill.Candidate]:
+def _candidates(finished: Sequence[Mapping[str, Any]]) -> list[distill.TeacherCandidate]:
     """What finished phases left that could teach, oldest first."""
-    return [distill.Candidate(past["leaves"], past["name"], past["ensemble_top1"]) for past in finished]
+    return [distill.TeacherCandidate(past["leaves"], past["name"], past["ensemble_top1"]) for past in finished]
 
 
-def _metrics_bytes(facts: Mapping[str, Any], state: State | None) -> int:
+def _metrics_bytes(facts: Mapping[str, Any], state: PhaseState | None) -> int:
     """Length of `metrics.jsonl` at the place where the run goes on."""
     if state is not None:
-        return state.place.metrics_bytes
+        return state.progress.metrics_bytes
     return int(facts["phases"][-1]["metrics_bytes"]) if facts["phases"] else 0
 
 
-def _global_step(facts: Mapping[str, Any], state: State | None) -> int:
+def _global_step(facts: Mapping[str, Any], state: PhaseState | None) -> int:
     """Steps taken at the place where the run goes on."""
     if state is not None:
-        return state.place.global_step
+        return state.progress.global_step
     return int(facts["phases"][-1]["global_step"]) if facts["phases"] else 0
 
 
@@ -283,23 +285,23 @@ def _run_phase(
     path: Path,
     finished: Sequence[Mapping[str, Any]],
     tracker: Tracker,
-    state: State | None,
+    state: PhaseState | None,
     stop: Callable[[], bool],
 ) -> dict[str, Any]:
     """One phase, from teacher to checkpoint; returns what the run records of it."""
-    net, judge = setup.net, setup.judge
-    taught = choose_teacher(
+    net, evaluator = setup.net, setup.evaluator
+    phase_teacher = choose_teacher(
         phase,
         run_folder=path,
         net=net,
         candidates=_candidates(finished),
-        outside=setup.outside,
+        external=setup.external,
         weights=setup.weights,
-        judge=judge,
+        evaluator=evaluator,
         precision=setup.config.teacher.precision,
     )
-    if "reason" in taught.record:
-        console.say(f"teacher of {phase.name}: {taught.record['reason']}")
+    if "reason" in phase_teacher.record:
+        console.say(f"teacher of {phase.name}: {phase_teacher.record['reason']}")
     if "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     config = setup.config
@@ -311,7 +313,7 @@ def _run_phase(
         )
         if phase.joint
         else students(
-            taught.teacher,
+            phase_teacher.teacher,
             distill.distance(config.teacher.distance),
             config.teacher.kd_ratio,
             config.optim.label_smoothing,
@@ -319,25 +321,25 @@ def _run_phase(
     )
     learn(setup, phase, objective, path=path, tracker=tracker, state=state, stop=stop)
 
-    largest = judge.calibrated(net, net.space.largest(), net.architecture.exits)
+    largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
     adopt_statistics(net, largest)
-    teaching = teaching_form(largest, setup.runtime)
-    accuracy = judge.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
-    scores = list(judge.scores(net, phase.judged.corners(), setup.data.val))
+    teaching = prepare_teacher(largest, setup.runtime)
+    accuracy = evaluator.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    scores = list(evaluator.scores(net, phase.evaluated.corners(), setup.data.val))
     end = phase.first_step + phase.steps
     _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
     tracker.log("corners", global_step=end, phase=phase.name, mean=mean_top1(scores), teacher=accuracy)
     record = {
         "name": phase.name,
-        "space": asdict(phase.judged),
+        "space": asdict(phase.evaluated),
         "steps": phase.steps,
         "global_step": end,
-        "teacher": dict(taught.record),
+        "teacher": dict(phase_teacher.record),
         "leaves": f"{phase.name}'s largest network",
         "ensemble_top1": accuracy,
         "mean_corner_top1": mean_top1(scores),
     }
-    return setup.runtime.processes.first(lambda: _keep(setup, record, path, tracker))
+    return setup.runtime.processes.on_main(lambda: _keep(setup, record, path, tracker))
 
 
 def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) -> dict[str, Any]:
@@ -348,17 +350,17 @@ def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) ->
     return {**record, "metrics_bytes": flushed_bytes(path)}
 
 
-def _judge_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
+def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
     """Corner sub-networks on the test split, which nothing before has looked at."""
     last = setup.plan.phases[-1]
-    scores = list(setup.judge.scores(setup.net, last.judged.corners(), setup.data.test))
+    scores = list(setup.evaluator.scores(setup.net, last.evaluated.corners(), setup.data.test))
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
     tracker.scatter("test/accuracy_macs", corners.COLUMNS, rows, x="macs", y="top1")
     top1 = {score.subnet: score.top1 for score in scores}
     found = {
         "mean": mean_top1(scores),
-        "largest": top1[last.judged.largest()],
-        "smallest": top1[last.judged.smallest()],
+        "largest": top1[last.evaluated.largest()],
+        "smallest": top1[last.evaluated.smallest()],
     }
     tracker.log("test", global_step=setup.plan.steps, phase=last.name, **found)
     return found
@@ -368,8 +370,8 @@ def _show_corners(
     setup: Setup, name: str, title: str, scores: Sequence[Score], tracker: Tracker
 ) -> list[tuple[str | float | None, ...]]:
     """Records a corner table whole, and shows its summary."""
-    numbers = setup.net.architecture
-    rows = [corners.corner_row(numbers, score) for score in corners.by_cost(numbers, scores)]
+    arch = setup.net.architecture
+    rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
     tracker.table(name, corners.COLUMNS, rows)
     console.say(console.table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores)))
     return rows

@@ -12,14 +12,14 @@ import supernets
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import Judge, open_judge
+from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
 from ofav2.networks.build import supernet_options
 from ofav2.runs.facts import describe_run, lasting_facts
 from ofav2.runtime.device import Runtime, open_runtime
-from ofav2.runtime.processes import ALONE, Processes
+from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.training.phases import Plan, make_plan
-from ofav2.training.teacher import outside_teachers
+from ofav2.training.teacher import external_teachers
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Setup:
     """The phases."""
     weights: distill.ExitWeights
     """Weights of the exits."""
-    outside: Mapping[str, nn.Module]
+    external: Mapping[str, nn.Module]
     """Teachers from timm, by policy."""
     runtime: Runtime
     """Device, precision and processes."""
-    judge: Judge
+    evaluator: Evaluator
     """What measures sub-networks."""
 
 
-def prepare(config: Config, processes: Processes = ALONE) -> Setup:
+def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
     """Builds what a recipe asks for, and so refuses what can't be trained.
 
     Args:
@@ -55,9 +55,9 @@ def prepare(config: Config, processes: Processes = ALONE) -> Setup:
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
-    opened = processes.in_turn if config.data.download else processes.everywhere
+    opened = processes.local_main_first if config.data.download else processes.on_all
     data = opened(lambda: open_data(config.data))
-    setup = processes.everywhere(lambda: _build(config, data, processes))
+    setup = processes.on_all(lambda: _build(config, data, processes))
     facts = describe_run("", config, data, setup.net)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting_facts(facts), "versions": facts["versions"]})
     return setup
@@ -72,8 +72,8 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
-    outside = outside_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
-    return Setup(config, data, net, plan, weights, outside, runtime, open_judge(config, data, runtime))
+    external = external_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
+    return Setup(config, data, net, plan, weights, external, runtime, open_evaluator(config, data, runtime))
 
 
 def _check_parts(batch_size: int, count: int) -> None:

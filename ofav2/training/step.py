@@ -29,7 +29,7 @@ class Step:
 
     number: int
     """Steps taken in the phase, from 1."""
-    numbers: Mapping[str, float]
+    metrics: Mapping[str, float]
     """Loss and its parts (means over the step's sub-networks and images), gradient norm, learning rate, resolution,
     images per second of all processes together."""
     guard: "Guard"
@@ -72,8 +72,8 @@ def step_subnets(phase: Phase, seed: int, step: int, resolution: int) -> tuple[S
     space = replace(phase.space, resolution=(resolution,))
     if phase.joint:
         return (space.largest(),)
-    draws = generator("subnets", seed, code(phase.name), step)
-    return SAMPLERS[phase.config.sampler](space, draws, phase.config.subnets)
+    rng = generator("subnets", seed, code(phase.name), step)
+    return SAMPLERS[phase.config.sampler](space, rng, phase.config.subnets)
 
 
 def train_phase(
@@ -157,7 +157,7 @@ def train_steps(
         start_step: Steps that are taken already.
         prepare: Makes a batch's images (N, C, H, W) the network's normalised input.
         runtime: Device, precision and processes.
-        seed: Seed of the draws.
+        seed: Seed of the rng.
 
     Yields:
         What each step did, after it.
@@ -171,13 +171,13 @@ def train_steps(
         lr = schedule(number)
         images, labels = prepare(runtime.send(batch.images)), runtime.send(batch.labels)
         statistics = [buffer.clone() for buffer in net.buffers()]
-        numbers = step_gradients(net, objective, images, labels, subnets, runtime)
+        metrics = step_gradients(net, objective, images, labels, subnets, runtime)
         norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
         if optim.grad_clip:
             torch.nn.utils.clip_grads_with_norm_(net.parameters(), optim.grad_clip, norm)
-        refused = guard.refuses(numbers["loss"], float(norm))
+        refused = guard.refuses(metrics["loss"], float(norm))
         if refused is None:
-            guard = guard.after(numbers["loss"])
+            guard = guard.after(metrics["loss"])
             for group in optimizer.param_groups:
                 group["lr"] = lr
             optimizer.step()
@@ -189,7 +189,7 @@ def train_steps(
         optimizer.zero_grad(set_to_none=True)
         rate = len(labels) * runtime.processes.count / (time.perf_counter() - started)
         measured = {"gradient_norm": float(norm), "lr": lr, "resolution": resolution, "images_per_second": rate}
-        yield Step(number + 1, numbers | measured, guard, refused)
+        yield Step(number + 1, metrics | measured, guard, refused)
 
 
 def step_gradients(
@@ -219,8 +219,8 @@ def step_gradients(
     totals = _backward(net, objective, images, labels, subnets, runtime)
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
     elements = sum(gradient.numel() for gradient in gradients)
-    numbers = {name: float(total) / len(subnets) for name, total in totals.items()}
-    means = runtime.processes.mean({**numbers, "elements": elements})
+    metrics = {name: float(total) / len(subnets) for name, total in totals.items()}
+    means = runtime.processes.mean({**metrics, "elements": elements})
     assert means.pop("elements") == elements, "the same parameters took part in all processes"
     runtime.processes.average(gradients)
     return means

@@ -15,7 +15,7 @@ import supernets
 from ofav2.config.schema import TeacherConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
-from ofav2.evaluation.evaluator import Judge
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime
@@ -25,7 +25,7 @@ from supernets import Supernet
 
 
 @dataclass(frozen=True)
-class Taught:
+class PhaseTeacher:
     """A phase's teacher and what the run records of it."""
 
     teacher: Teacher | None
@@ -34,7 +34,7 @@ class Taught:
     """`policy`, `name`, `phase`, `accuracy` (validation top-1 in 0..1) and `reason`; of `none`, the policy alone."""
 
 
-def outside_teachers(
+def external_teachers(
     plan: Plan, config: TeacherConfig, data: ImageData, resolutions: Sequence[int], runtime: Runtime
 ) -> Mapping[str, nn.Module]:
     """The plan's teachers from timm by name, built once; a wrong one is refused before training starts.
@@ -45,7 +45,7 @@ def outside_teachers(
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     teachers = {
         name: runtime.place(
-            distill.outside_teacher(
+            distill.external_teacher(
                 name, classes=len(data.classes), channels=data.channels, checkpoint=config.checkpoint
             )
         )
@@ -74,12 +74,12 @@ def choose_teacher(
     *,
     run_folder: Path,
     net: Supernet,
-    candidates: Sequence[distill.Candidate],
-    outside: Mapping[str, nn.Module],
+    candidates: Sequence[distill.TeacherCandidate],
+    external: Mapping[str, nn.Module],
     weights: distill.ExitWeights,
-    judge: Judge,
+    evaluator: Evaluator,
     precision: str | None = None,
-) -> Taught:
+) -> PhaseTeacher:
     """The teacher of a phase by its policy.
 
     A candidate is the largest network as a phase left it: its weights are read from that phase's checkpoint.
@@ -89,32 +89,32 @@ def choose_teacher(
         run_folder: Where earlier phases left their checkpoints.
         net: The supernet, of which the teacher is the largest network with other weights.
         candidates: What earlier phases left.
-        outside: Teachers from timm by policy.
+        external: Teachers from timm by policy.
         weights: Weights of the exits.
-        judge: What measures an outside teacher, and where it runs.
+        evaluator: What measures an external teacher, and where it runs.
         precision: Arithmetic of the teacher's forward pass; None takes the run's, in which it is measured either way.
     """
-    compiler = judge.runtime.compiler
-    arithmetic = replace(judge.runtime, precision=precision or judge.runtime.precision).autocast
+    compiler = evaluator.runtime.compiler
+    arithmetic = replace(evaluator.runtime, precision=precision or evaluator.runtime.precision).autocast
     if phase.teacher == "none":
-        return Taught(None, {"policy": "none"})
-    if phase.teacher in outside:
-        module = outside[phase.teacher]
-        accuracy = judge.single_top1(module, max(net.space.resolution), judge.data.val)
+        return PhaseTeacher(None, {"policy": "none"})
+    if phase.teacher in external:
+        module = external[phase.teacher]
+        accuracy = evaluator.single_top1(module, max(net.space.resolution), evaluator.data.val)
         reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
         record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
         forward = compiled("teacher", module, module, compiler)
-        return Taught(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
+        return PhaseTeacher(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
     choice = distill.choose(phase.teacher, candidates)
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
-    tensors, _ = judge.runtime.processes.first(lambda: checkpoint.load(path))
-    module = teaching_form(largest_of(net, tensors), judge.runtime)
+    tensors, _ = evaluator.runtime.processes.on_main(lambda: checkpoint.load(path))
+    module = prepare_teacher(largest_of(net, tensors), evaluator.runtime)
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
     forward = compiled("teacher", module, module, compiler)
-    return Taught(as_teacher(forward, weights.ensemble, arithmetic), record)
+    return PhaseTeacher(as_teacher(forward, weights.ensemble, arithmetic), record)
 
 
-def teaching_form(largest: GraphModule, runtime: Runtime) -> GraphModule:
+def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
     """A largest network as it teaches: norms folded, 1x1 convolutions of small images multiplied, on the device.
 
     Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.

@@ -25,7 +25,7 @@ STEPS_PER_EPOCH = 100
 
 
 def epochs(row: Row) -> tuple[float, float]:
-    """Epochs of images that a row draws, and that its sub-networks see."""
+    """Epochs of images that a row rng, and that its sub-networks see."""
     config = recipe.load(row.recipe, ["data.root=x", *row.settings])
     choices = {name: getattr(config.supernet, name) for name in ("kernel", "expand", "depth")}
     net = supernets.create(config.supernet.variant, num_classes=10, resolutions=(32,), **choices)
@@ -97,10 +97,10 @@ def test_rows_are_trained_measured_and_shown(
         assert all(phase["steps"] == 2 and phase["images"] == 8 for phase in result["phases"])
     assert [phase["subnet_images"] for phase in found["ofav2"]["phases"]] == [8, 8, 16, 16, 16]
 
-    opened = ofav2.open_for_judging(runs / "ofav2")
+    opened = ofav2.open_run(runs / "ofav2")
     net = opened.loaded.net
     middle = net.space.uniform(kernel=5, depth=3, expand=4)
-    (score,) = opened.judge.scores(net, [middle], opened.data.test)
+    (score,) = opened.evaluator.scores(net, [middle], opened.data.test)
     assert found["ofav2"]["sizes"]["middle"]["top1"] == score.top1
     whole = found["ofav2"]["chosen"]["100"]
     assert whole["macs"] <= ofav2.subnet_cost(net.architecture, net.space.largest()).macs

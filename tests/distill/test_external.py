@@ -1,4 +1,4 @@
-"""Outside teachers: weights from files and from timm, without the network and without running a file's code."""
+"""External teachers: weights from files and from timm, without the network and without running a file's code."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distill import DistillError, outside_teacher
+from distill import DistillError, external_teacher
 
 TINY = "test_efficientnet"
 
@@ -20,7 +20,7 @@ TINY = "test_efficientnet"
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> NoReturn:
-        raise AssertionError("an outside teacher's test went to the network")
+        raise AssertionError("an external teacher's test went to the network")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
@@ -71,7 +71,7 @@ def save_under_model(state: dict[str, Tensor], folder: Path) -> Path:
 
 
 def load(path: Path | str, classes: int = 7, channels: int = 3, model: str = TINY) -> nn.Module:
-    return outside_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=str(path))
+    return external_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=str(path))
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_pth, save_wrapped, save_under_model])
@@ -228,7 +228,7 @@ def test_missing_files_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
 def test_unknown_names_are_refused_before_anything_is_built(name: str, message: str) -> None:
     for checkpoint in (None, "nowhere.pth"):
         with pytest.raises(DistillError, match=message):
-            outside_teacher(name, classes=10, channels=3, checkpoint=checkpoint)
+            external_teacher(name, classes=10, channels=3, checkpoint=checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_timms_weights_that_do_not_fit_are_refused_before_any_download(
     model: str, classes: int, channels: int, message: str
 ) -> None:
     with pytest.raises(DistillError, match=message):
-        outside_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=None)
+        external_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=None)
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
@@ -265,7 +265,7 @@ def test_timms_own_weights_keep_their_classifier(
     original = tiny(classes=1000)
     serve(monkeypatch, save_safetensors(original.state_dict(), tmp_path))
     before = torch.get_rng_state()
-    teacher = outside_teacher(f"timm:{TINY}", classes=1000, channels=channels, checkpoint=None)
+    teacher = external_teacher(f"timm:{TINY}", classes=1000, channels=channels, checkpoint=None)
     images = torch.rand(2, channels, 48, 48, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(teacher(images), original(images.expand(2, 3, 48, 48)), rtol=1e-4, atol=1e-4)
     assert torch.equal(torch.get_rng_state(), before)
@@ -280,6 +280,6 @@ def test_a_failing_download_names_the_next_step(error: Exception, monkeypatch: p
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(DistillError, match=r"could not load its weights .*or give a checkpoint file") as refusal:
-        outside_teacher(f"timm:{TINY}", classes=1000, channels=3, checkpoint=None)
+        external_teacher(f"timm:{TINY}", classes=1000, channels=3, checkpoint=None)
     assert refusal.value.__cause__ is error
     assert "\n" not in str(refusal.value)

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import Candidate, DistillError, check_policy, choose, policies
+from distill import DistillError, TeacherCandidate, check_policy, choose, policies
 
-FULL = Candidate("largest after full", "full", 0.6120)
-KERNEL = Candidate("largest after kernel", "kernel", 0.6310)
-DEPTH = Candidate("largest after depth_1", "depth_1", 0.6050)
+FULL = TeacherCandidate("largest after full", "full", 0.6120)
+KERNEL = TeacherCandidate("largest after kernel", "kernel", 0.6310)
+DEPTH = TeacherCandidate("largest after depth_1", "depth_1", 0.6050)
 
 
 def test_each_policy_chooses_its_own() -> None:
@@ -28,7 +28,7 @@ def test_a_single_candidate_teaches_under_every_policy(policy: str) -> None:
 
 
 def test_best_takes_the_newest_of_equals() -> None:
-    equal = Candidate("largest after expand_1", "expand_1", KERNEL.accuracy)
+    equal = TeacherCandidate("largest after expand_1", "expand_1", KERNEL.accuracy)
     choice = choose("best", [FULL, KERNEL, equal, DEPTH])
     assert choice.candidate == equal
     assert "the newest of the 2 most accurate" in choice.reason
@@ -41,7 +41,7 @@ def test_best_is_the_same_network_in_whatever_order_when_none_are_equal() -> Non
 
 @given(accuracies=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1), min_size=1, max_size=8))
 def test_best_against_a_plain_search(accuracies: list[float]) -> None:
-    candidates = [Candidate(f"network {i}", f"phase_{i}", accuracy) for i, accuracy in enumerate(accuracies)]
+    candidates = [TeacherCandidate(f"network {i}", f"phase_{i}", accuracy) for i, accuracy in enumerate(accuracies)]
     wanted = candidates[0]
     for candidate in candidates:
         if candidate.accuracy >= wanted.accuracy:
@@ -96,4 +96,4 @@ def test_policies_without_candidates_are_valid_but_do_not_choose(policy: str) ->
 @pytest.mark.parametrize("accuracy", [-0.01, 1.01, 61.2, float("nan"), float("inf")])
 def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
     with pytest.raises(DistillError, match=r"accuracy \(.*candidate largest must be a share from 0 to 1"):
-        Candidate("largest", "full", accuracy)
+        TeacherCandidate("largest", "full", accuracy)

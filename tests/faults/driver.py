@@ -78,7 +78,7 @@ class Hit:
     phase: str
     """Name of the phase."""
     at: str
-    """`step`, `saving` or `judging`."""
+    """`step`, `saving` or `evaluating`."""
 
 
 def start(arguments: Sequence[str], log: Path, largest_file: int = 0) -> ForkServerProcess:
@@ -171,7 +171,7 @@ def what_was_hit(run_folder: Path, lines: Sequence[Mapping[str, object]]) -> Hit
     phase = tiny.SIX_PHASES[min(max(taken - 1, 0) // STEPS, len(tiny.SIX_PHASES) - 1)]
     if _is_saving(run_folder):
         return Hit(phase, "saving")
-    return Hit(phase, "step" if lines and lines[-1]["kind"] == "train" else "judging")
+    return Hit(phase, "step" if lines and lines[-1]["kind"] == "train" else "evaluating")
 
 
 def is_same(run_folder: Path, straight: Path) -> str | None:

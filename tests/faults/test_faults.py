@@ -132,12 +132,12 @@ def try_all(fault: str, trials: int, tally: Tally, attempt: Callable[[int], Outc
 def moments(fault: int, count: int, times: Sequence[float]) -> list[Moment]:
     """Moments spread over a run: in turn evenly over its time, over its measurements, and over its savings.
 
-    Most of so short a run's time is judging; the measurements are mostly of steps; a saving takes milliseconds.
+    Most of so short a run's time is evaluating; the measurements are mostly of steps; a saving takes milliseconds.
     """
-    draws = np.random.default_rng([SEED, fault])
+    rng = np.random.default_rng([SEED, fault])
     found = []
     for number in range(count):
-        share = (number + draws.random()) / count
+        share = (number + rng.random()) / count
         line = int(share * (len(times) - 1))
         if number % 3 == 0:
             # The last moments of a run may pass before a signal arrives.
@@ -145,7 +145,7 @@ def moments(fault: int, count: int, times: Sequence[float]) -> list[Moment]:
             line = int(np.searchsorted(times, moment, side="right")) - 1
             found.append(Moment(line + 1, float(moment - times[line])))
         elif number % 3 == 1:
-            found.append(Moment(line + 1, float(draws.random() * (times[line + 1] - times[line]))))
+            found.append(Moment(line + 1, float(rng.random() * (times[line + 1] - times[line]))))
         else:
             found.append(Moment(line + 1, 0.0, saving=True))
     return found
@@ -205,7 +205,7 @@ def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
     try_all("kill -9", KILLS, tally, attempt)
     hits = [outcome.hit for outcome in tally.outcomes["kill -9"]]
     assert {hit.phase for hit in hits} == set(tiny.SIX_PHASES)
-    assert {hit.at for hit in hits} == {"step", "saving", "judging"}
+    assert {hit.at for hit in hits} == {"step", "saving", "evaluating"}
 
 
 def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
@@ -218,8 +218,8 @@ def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
         code, hit = interrupt(run, source, moment, signal.SIGTERM, log, workers=1 if number % 2 else 0)
         if code not in (STOPPED, 0):
             return Outcome(number, hit, f"exit code {code}: {log.read_text().strip().splitlines()[-1]}")
-        # A run that is asked to stop while it is judged for the last time has no step to stop after.
-        wrong = (code == 0) != (folder.open_run(run)["status"] == "finished")
+        # A run that is asked to stop while it is evaluated for the last time has no step to stop after.
+        wrong = (code == 0) != (folder.read_run(run)["status"] == "finished")
         lost = "exit code and status disagree" if wrong else end_of(run, source, log)
         return Outcome(number, hit, lost, "" if code else "ended on its own")
 
@@ -235,8 +235,8 @@ def test_damage(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> 
         moment = chosen[Path(source.recipe).stem][number]
         _, hit = interrupt(run, source, replace(moment, line=max(moment.line, 3)), signal.SIGKILL, log)
         damaged = damage_newest(run, np.random.default_rng([SEED, 5, number]))
-        # A run that is judged for the last time needs no state any more.
-        needed = len(folder.open_run(run)["phases"]) < len(tiny.SIX_PHASES)
+        # A run that is evaluated for the last time needs no state any more.
+        needed = len(folder.read_run(run)["phases"]) < len(tiny.SIX_PHASES)
         lost = end_of(run, source, log)
         if lost is None and needed and damaged not in log.read_text():
             lost = f"nothing is said of {damaged}"
@@ -245,14 +245,14 @@ def test_damage(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> 
     try_all("newest state damaged", DAMAGES, tally, attempt)
 
 
-def damage_newest(run: Path, draws: np.random.Generator) -> str:
+def damage_newest(run: Path, rng: np.random.Generator) -> str:
     """Damages the newest state's tensors or facts; returns the state's name."""
     newest = max((run / folder.CHECKPOINTS).glob("state-*.json")).with_suffix("")
-    file = newest.with_suffix([".safetensors", ".json"][int(draws.integers(2))])
+    file = newest.with_suffix([".safetensors", ".json"][int(rng.integers(2))])
     content = bytearray(file.read_bytes())
-    kind, position = int(draws.integers(4)), int(draws.integers(len(content)))
+    kind, position = int(rng.integers(4)), int(rng.integers(len(content)))
     if kind == 0:
-        content[position] ^= 1 << int(draws.integers(8))
+        content[position] ^= 1 << int(rng.integers(8))
     elif kind == 1:
         del content[position:]
     elif kind == 2:

@@ -34,8 +34,8 @@ def run_copy(tiny_run: Run, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def opened(tiny_run: Run) -> ofav2.OpenedRun:
-    """The run, ready to judge; to look at only."""
-    return ofav2.open_for_judging(tiny_run.folder)
+    """The run, ready to evaluate; to look at only."""
+    return ofav2.open_run(tiny_run.folder)
 
 
 @pytest.fixture(scope="session")

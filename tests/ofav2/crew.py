@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ofav2.runtime.processes import Processes, together
+from ofav2.runtime.processes import Processes, process_group
 
 PATIENCE = 120.0
 """Seconds after which a crew that hangs is ended, and its test fails."""
@@ -45,7 +45,7 @@ def run_crew(
     """How `count` processes end that run the job after they have joined; `env` adds to the environment by rank."""
 
     def joined() -> Any:
-        with together() as processes:
+        with process_group() as processes:
             return job(processes)
 
     return run_apart(count, joined, env)

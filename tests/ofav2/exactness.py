@@ -14,7 +14,7 @@ CLOCK = ("time", "images_per_second")
 def assert_same_run(run: Path, straight: Path) -> None:
     """Two finished runs have the same weights after every phase, the same measurements, and the same facts."""
     assert facts_of(run) == facts_of(straight)
-    for record in folder.open_run(straight)["phases"]:
+    for record in folder.read_run(straight)["phases"]:
         for suffix in (".safetensors", ".json"):
             name = f"{folder.CHECKPOINTS}/{record['name']}{suffix}"
             assert (run / name).read_bytes() == (straight / name).read_bytes(), f"{name} differs"
@@ -26,7 +26,7 @@ def assert_same_run(run: Path, straight: Path) -> None:
 
 def facts_of(run: Path) -> dict[str, Any]:
     """What `run.json` says, without the run's name, time of birth, and lengths of files."""
-    facts = {key: value for key, value in folder.open_run(run).items() if key not in ("name", "created")}
+    facts = {key: value for key, value in folder.read_run(run).items() if key not in ("name", "created")}
     return facts | {"phases": [without(record, "metrics_bytes") for record in facts["phases"]]}
 
 

@@ -73,7 +73,7 @@ def sign_checkpoint(run: Path, name: str, content: bytes) -> None:
 
 def unfinished(run: Path, phases: int = 1) -> Path:
     """The run as if its later phases were not finished."""
-    facts = folder.open_run(run)
+    facts = folder.read_run(run)
     folder.write_facts(run, {**facts, "status": "training", "phases": facts["phases"][:phases]})
     return run
 
@@ -291,7 +291,7 @@ def test_any_description_of_a_network_loads_or_is_refused(data: st.DataObject, e
 def test_phases_do_not_lead_out_of_the_run_folder(name: Any, run: Path) -> None:
     elsewhere = run.parent / "elsewhere"
     shutil.copytree(run / folder.CHECKPOINTS, elsewhere)
-    facts = folder.open_run(run)
+    facts = folder.read_run(run)
     phases = [*facts["phases"][:-1], facts["phases"][-1] | {"name": name}]
     folder.write_facts(run, facts | {"phases": phases})
     refused(lambda: ofav2.load_supernet(run))
@@ -325,7 +325,7 @@ def test_recipes_run_nothing_and_interpolate_nothing(line: str, run: Path, tmp_p
     with pytest.raises(UserError):
         ofav2.resume(run)
     with pytest.raises(UserError):
-        ofav2.open_for_judging(run)
+        ofav2.open_run(run)
     assert not marker.exists()
 
 

@@ -55,7 +55,7 @@ class Killed(BaseException):
 
 @pytest.fixture(autouse=True, scope="module")
 def _two_corners(tiny_run: Any) -> Iterator[None]:
-    """Judging all corners of a space takes most of a tiny run, and adds nothing to what is proved here.
+    """Evaluating all corners of a space takes most of a tiny run, and adds nothing to what is proved here.
 
     The run that other files share has all of them, so it is made before.
     """
@@ -180,7 +180,7 @@ def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
     before_yielding(monkeypatch, lambda _, number: number == 1, ask_to_stop)
     with pytest.raises(Stopped):
         ofav2.train(recipes["adamw"], STRAIGHT, run)
-    assert folder.open_run(run)["status"] == "stopped"
+    assert folder.read_run(run)["status"] == "stopped"
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
     said = capfd.readouterr().err
@@ -206,7 +206,7 @@ def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straigh
     # Such as a kill leaves them: what was logged after the state, and half a line.
     with (run / folder.METRICS).open("a") as lines:
         lines.write('{"kind": "train", "global_step": 2}\n{"kind": "tra')
-    assert folder.open_run(run)["status"] == "training"
+    assert folder.read_run(run)["status"] == "training"
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
     assert states(run) == ["state-000000011.json", "state-000000012.json"]
@@ -215,7 +215,7 @@ def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straigh
 def test_a_run_killed_while_it_is_judged_does_not_train_again(
     recipes: dict[str, str], straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The last step of a phase is saved, since judging may take longer than whoever stops the run will wait."""
+    """The last step of a phase is saved, since evaluating may take longer than whoever stops the run will wait."""
     run = tmp_path / "run"
     trained: list[tuple[str, int]] = []
 
@@ -226,7 +226,7 @@ def test_a_run_killed_while_it_is_judged_does_not_train_again(
     before_yielding(monkeypatch, note, kill)
     with killed_at(ofav2.training.run, "adopt_statistics"):
         ofav2.train(recipes["short"], run_dir=run)
-    with killed_at(ofav2.training.run, "_judge_at_the_end"):
+    with killed_at(ofav2.training.run, "_evaluate_at_the_end"):
         ofav2.resume(run)
     ofav2.resume(run)
     assert trained == PLACES
@@ -302,17 +302,20 @@ phases:
     text = tiny.TWO[: tiny.TWO.index("phases:")].replace("expand: [2]", "expand: [1, 2]") + phases
     recipe = tiny.written(tmp_path, f"{text}teacher: {{policy: {policy}}}\n")
     straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
-    first, second = (record["ensemble_top1"] for record in folder.open_run(straight_run)["phases"][:2])
-    taught = folder.open_run(straight_run)["phases"][2]["teacher"]["phase"]
-    assert taught == {"fixed": "full", "best": "full" if first > second else "kernel", "progressive": "kernel"}[policy]
+    first, second = (record["ensemble_top1"] for record in folder.read_run(straight_run)["phases"][:2])
+    phase_teacher = folder.read_run(straight_run)["phases"][2]["teacher"]["phase"]
+    assert (
+        phase_teacher
+        == {"fixed": "full", "best": "full" if first > second else "kernel", "progressive": "kernel"}[policy]
+    )
     with stopped_after(at("expand", 1)):
         ofav2.train(recipe, run_dir=tmp_path / "run")
-    damaged = tmp_path / "run" / "checkpoints" / f"{taught if again else 'full'}.safetensors"
+    damaged = tmp_path / "run" / "checkpoints" / f"{phase_teacher if again else 'full'}.safetensors"
     flip_a_bit(damaged)
     ofav2.resume(tmp_path / "run")
     said = capsys.readouterr().err
     assert ("going back to the phase before it" in said) == again
-    assert f"going on with phase {taught if again else 'expand'} from" in said
+    assert f"going on with phase {phase_teacher if again else 'expand'} from" in said
     if not again:
         # Nothing reads it any more, and nothing mends it.
         flip_a_bit(damaged)
@@ -363,15 +366,15 @@ def test_data_that_changed_are_refused_with_the_difference(
         return dataclasses.replace(open_data(config), **changed)
 
     (name,) = changed
-    before = folder.open_run(stopped)["data"][name]
+    before = folder.read_run(stopped)["data"][name]
     with monkeypatch.context() as patch:
         patch.setattr(ofav2.training.setup, "open_data", changed_data)
         with pytest.raises(RunError, match=rf"data\.{name} was .*, is .*--allow-change data\.{name}$"):
             ofav2.resume(stopped)
-        assert folder.open_run(stopped)["data"][name] == before
+        assert folder.read_run(stopped)["data"][name] == before
         assert_accepted(stopped, allow=[f"data.{name}"])
         # The yes lasts, as it does for a recipe's key.
-        assert folder.open_run(stopped)["data"][name] == json.loads(json.dumps(changed[name]))
+        assert folder.read_run(stopped)["data"][name] == json.loads(json.dumps(changed[name]))
         assert_accepted(stopped)
 
 
@@ -418,7 +421,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, capsys: 
         return {str(path): path.read_bytes() for path in files}
 
     before = content()
-    assert ofav2.resume(run_copy).facts == folder.open_run(tiny_run.folder)
+    assert ofav2.resume(run_copy).facts == folder.read_run(tiny_run.folder)
     assert content() == before
     assert "is finished already" in capsys.readouterr().err
 
@@ -567,7 +570,7 @@ def test_a_full_disk_stops_the_run_with_the_last_state_intact(
     assert full in error
     assert "No space left on device" in error
     assert "free space" in error
-    assert folder.open_run(run)["status"] == "failed: RunError"
+    assert folder.read_run(run)["status"] == "failed: RunError"
     assert not list((run / "checkpoints").glob(".*"))
     ofav2.resume(run)
     assert_same_run(run, straight)

@@ -87,7 +87,7 @@ def signal_oneself(number: int) -> Any:
 
 
 def test_a_run_of_two_processes_is_one_run(straight: Path) -> None:
-    facts = folder.open_run(straight)
+    facts = folder.read_run(straight)
     assert (facts["status"], facts["processes"]) == ("finished", 2)
     lines = read_metrics(straight)
     trained = [line["global_step"] for line in lines if line["kind"] == "train"]
@@ -117,7 +117,7 @@ def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same
         ended = started(2, two, path)
     assert [type(member.error) for member in ended] == [Stopped, Stopped]
     assert str(ended[0].error) == str(ended[1].error) == "step 3 of phase kernel"
-    assert folder.open_run(path)["status"] == "stopped"
+    assert folder.read_run(path)["status"] == "stopped"
     assert kinds(started(2, two, path)) == ["NoneType"] * 2
     assert same_run(path, straight)
 
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
     said = capfd.readouterr().err
     assert said.count(f"processes: {after}, before: {before};") == 1
     assert said.count("going on with phase kernel from step 3") == 1
-    assert folder.open_run(path)["processes"] == after
+    assert folder.read_run(path)["processes"] == after
     trained = [line["global_step"] for line in read_metrics(path) if line["kind"] == "train"]
     assert trained == list(range(1, STEPS + 1))
 
@@ -173,7 +173,7 @@ def test_a_folder_that_the_first_process_cannot_write_ends_all(
     first, second = started(2, two, path)
     assert (type(first.error), str(first.error)) == (RunError, "disk full")
     assert isinstance(second.error, Lost)
-    assert folder.open_run(path)["status"] == "failed: RunError"
+    assert folder.read_run(path)["status"] == "failed: RunError"
 
 
 def test_too_many_unusable_batches_are_told_by_the_first_process(two: str, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, Unloc
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
 from ofav2.deploy import write
-from ofav2.evaluation.evaluator import Judge
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
 from ofav2.training.phases import Phase, make_plan
 from supernets import Space, Subnet, Supernet
@@ -111,11 +111,11 @@ def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torc
     return net
 
 
-def tiny_judge(data: ImageData, **changes: Any) -> Judge:
-    """A judge whose last batches, of evaluation and of calibration, are smaller than the others."""
+def tiny_evaluator(data: ImageData, **changes: Any) -> Evaluator:
+    """A evaluate whose last batches, of evaluation and of calibration, are smaller than the others."""
     config = EvaluationConfig(batch_size=9, calibration_images=19, calibration_batch=8)
     settings: dict[str, Any] = {"eval_crop": 0.875, "workers": 0, "seed": 3, "runtime": CPU}
-    return Judge(data, config, **(settings | changes))
+    return Evaluator(data, config, **(settings | changes))
 
 
 def plan_phases(

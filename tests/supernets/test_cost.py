@@ -44,7 +44,7 @@ def test_costs_are_what_torch_counts(variant: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "numbers",
+    "arch",
     [
         {"resolutions": (37, 45, 51, 63)},
         {"resolutions": (16, 17, 23), "stem_stride": 1},
@@ -56,9 +56,9 @@ def test_costs_are_what_torch_counts(variant: str) -> None:
     ],
     ids=str,
 )
-def test_so_they_are_for_other_numbers(numbers: dict[str, Any]) -> None:
+def test_so_they_are_for_other_architectures(arch: dict[str, Any]) -> None:
     choices: dict[str, Any] = {"num_classes": 5, "width_mult": 0.1, "resolutions": (32, 40)}
-    check(supernets.create("ee_dp", **(choices | numbers)), 4)
+    check(supernets.create("ee_dp", **(choices | arch)), 4)
 
 
 def test_the_papers_largest_network() -> None:
@@ -94,13 +94,13 @@ def test_an_image_costs_what_the_parts_up_to_its_exit_do() -> None:
     subnet = replace(net.space.largest(), resolution=32)
     asked: list[Exits] = ["all", (2, 4)]
     for exits in asked:
-        numbers = net.chosen_exits(subnet, exits)
+        arch = net.chosen_exits(subnet, exits)
         module = net.extract(subnet, exits)
-        early = early_exits(module, numbers)
+        early = early_exits(module, arch)
         costs = exit_macs(net.architecture, subnet, exits)
-        assert [cost.exit for cost in costs] == list(numbers)
+        assert [cost.exit for cost in costs] == list(arch)
         for place, cost in enumerate(costs):
-            never, leave = [NEVER] * (len(numbers) - 1), [0.0] * (len(numbers) - 1)
+            never, leave = [NEVER] * (len(arch) - 1), [0.0] * (len(arch) - 1)
             with FlopCounterMode(display=False) as counter:
                 found = early.predict(images, [*never[:place], *leave[place:]])
             assert found.exits.tolist() == [cost.exit]

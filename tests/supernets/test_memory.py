@@ -42,10 +42,10 @@ def drawn(net: Supernet, count: int) -> list[Subnet]:
 
 
 # Odd sides, deep dense stages and a first block without a stride each keep other tensors alive.
-@pytest.mark.parametrize("numbers", [{}, {"depth": (1, 5, 6), "stem_stride": 1}], ids=str)
+@pytest.mark.parametrize("arch", [{}, {"depth": (1, 5, 6), "stem_stride": 1}], ids=str)
 @pytest.mark.parametrize("variant", supernets.names())
-def test_memory_is_what_lies_there(variant: str, numbers: dict[str, Any]) -> None:
-    net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **numbers).eval()
+def test_memory_is_what_lies_there(variant: str, arch: dict[str, Any]) -> None:
+    net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **arch).eval()
     for subnet in drawn(net, 3):
         for exits in exit_choices(net, subnet):
             module = net.extract(subnet, exits)

@@ -65,7 +65,7 @@ def test_absorbed_norms_are_gone_and_the_function_stays() -> None:
         folded = supernets.fold_norms(module)
         with torch.no_grad():
             expected, same = module(images), folded(images)
-            supernets.absorb_norms(module)
+            supernets.fold_norms_(module)
             for got, wanted, known in zip(module(images), expected, same, strict=True):
                 torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
                 assert torch.equal(got, known)
@@ -76,7 +76,7 @@ def test_absorbed_norms_are_gone_and_the_function_stays() -> None:
 def test_norms_that_share_what_they_read_are_not_alone() -> None:
     net = small_net("ee_dp", seed=8)
     module = net.extract(replace(net.space.largest(), height=2))
-    alone = supernets.lone_norms(module)
+    alone = supernets.foldable_norms(module)
     norms = {name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)}
     assert "stages.0.blocks.0.mbconv.expand_norm" in alone
     assert "stages.0.blocks.1.transform.norm" in norms - set(alone), "it reads the block's input, as others do"

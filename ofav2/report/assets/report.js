@@ -158,8 +158,8 @@ function kernelSquare(kernel) {
 
 function costFigure(node) {
   const table = tables[chosen.table], small = narrow(node);
-  const dearest = networks[table.networks[table.networks.length - 1]], picked = at(chosen.point).network;
-  const bars = [[dearest, "dearest", "idle", 1], [picked, "selected", "accent", 1]];
+  const costliest = networks[table.networks[table.networks.length - 1]], picked = at(chosen.point).network;
+  const bars = [[costliest, "costliest", "idle", 1], [picked, "selected", "accent", 1]];
   const data = [0, 1].flatMap(measure => bars.map(([network, name, paint, opacity]) => ({
     type: "bar", orientation: "h", name, legendgroup: name, showlegend: measure === 0,
     y: parts, x: network.parts.map(part => part[measure]), xaxis: measure ? "x2" : "x", yaxis: measure ? "y2" : "y",

@@ -21,7 +21,7 @@ from ofav2.training.run import Run
 from tests.ofav2 import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = ("recipes", "plan", "train", "evaluate", "extract", "early")
+VERBS = ("recipes", "plan", "train", "evaluate", "extract", "calibrate")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -182,8 +182,8 @@ def test_training_says_what_it_made_and_what_to_do_next(two: str, tmp_path: Path
     run = tmp_path / "run"
     out, err = run_ok(capsys, "train", two, "run.seed=3", "--run-dir", str(run))
     assert out == f"{run}\n", "the folder alone, to be piped on"
-    assert folder.open_run(run)["status"] == "finished"
-    assert folder.open_run(run)["seed"] == 3
+    assert folder.read_run(run)["status"] == "finished"
+    assert folder.read_run(run)["seed"] == 3
     assert f"made {run}: largest sub-network" in err
     next_steps = err[err.index("next:") :]
     for line in next_steps.removeprefix("next:").splitlines():
@@ -192,7 +192,7 @@ def test_training_says_what_it_made_and_what_to_do_next(two: str, tmp_path: Path
 
 def test_overrides_may_stand_on_either_side_of_options(two: str, tmp_path: Path, capsys: Capture) -> None:
     run_ok(capsys, "train", "--run-dir", str(tmp_path / "run"), two, "run.seed=4", "phases.full.epochs=0.001")
-    assert folder.open_run(tmp_path / "run")["seed"] == 4
+    assert folder.read_run(tmp_path / "run")["seed"] == 4
 
 
 def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torchvision.transforms.v2 import functional
 
-from ofav2.data.views import Draws
+from ofav2.data.views import ViewRandoms
 
 
 class Crop(NamedTuple):
@@ -18,12 +18,14 @@ class Crop(NamedTuple):
     width: int
 
 
-def plain_view(size: tuple[int, int], draws: Draws, *, scale: tuple[float, float], ratio: tuple[float, float]) -> Crop:
+def plain_view(
+    size: tuple[int, int], randoms: ViewRandoms, *, scale: tuple[float, float], ratio: tuple[float, float]
+) -> Crop:
     """The box of one image, attempt after attempt."""
     height, width = map(int, size)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    ((down, right),) = draws.places
-    for share, place in zip(draws.areas[0], draws.ratios[0], strict=True):
+    ((down, right),) = randoms.places
+    for share, place in zip(randoms.areas[0], randoms.ratios[0], strict=True):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
         shape = math.exp(low + (high - low) * place)
         h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))

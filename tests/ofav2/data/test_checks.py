@@ -174,6 +174,6 @@ def test_a_split_of_arrays_is_kept_by_numbers() -> None:
     digits = data.open_data(DataConfig("digits"))
     record = data.split_record(digits)
     assert set(record) == {"fingerprint", "val", "test"}
-    numbers = [record[name]["numbers"] for name in ("val", "test")]
-    assert [len(one) for one in numbers] == [len(digits.val), len(digits.test)]
-    assert len(np.unique(np.concatenate(numbers))) == len(digits.val) + len(digits.test)
+    indices = [record[name]["numbers"] for name in ("val", "test")]
+    assert [len(one) for one in indices] == [len(digits.val), len(digits.test)]
+    assert len(np.unique(np.concatenate(indices))) == len(digits.val) + len(digits.test)

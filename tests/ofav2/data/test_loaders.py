@@ -1,4 +1,4 @@
-"""Batches are functions of seed, phase and step: with any workers, from any start, and beside any other draws."""
+"""Batches are functions of seed, phase and step: with any workers, from any start, and beside any other rng."""
 
 import itertools
 import random
@@ -65,9 +65,9 @@ def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
         assert batch.images.dtype == torch.uint8
         assert tuple(batch.images.shape) == (100, 3, side, side)
         assert batch.labels.dtype == torch.int64
-        draws = draw_views(100, np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step]))
+        rng = draw_views(100, np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step]))
         for position, index in enumerate(order[100 * within : 100 * (within + 1)]):
-            image, own = digits.train.image(int(index)), draws.at(np.array([position]))
+            image, own = digits.train.image(int(index)), rng.at(np.array([position]))
             crop = plain_view(tuple(image.shape[1:]), own, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio)
             assert torch.equal(batch.images[position], plain_cut(image, crop, side, own.mirrors[0] < 0.5))
             assert batch.labels[position] == digits.train.labels[index]

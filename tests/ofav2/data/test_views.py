@@ -29,27 +29,27 @@ def smooth(height: int, width: int) -> torch.Tensor:
 
 
 def whole_view(image: torch.Tensor, resolution: int, flip: bool = False, seed: int = 0) -> torch.Tensor:
-    draws = draw_views(1, np.random.default_rng(seed))
+    randoms = draw_views(1, np.random.default_rng(seed))
     sizes = np.array([image.shape[1:]])
-    boxes = crop_boxes(sizes, draws, scale=(1.0, 1.0), ratio=(1.0, 1.0))
-    return cut_each(pixels_of([image]), boxes, (draws.mirrors < 0.5) & flip, resolution)[0]
+    boxes = crop_boxes(sizes, randoms, scale=(1.0, 1.0), ratio=(1.0, 1.0))
+    return cut_each(pixels_of([image]), boxes, (randoms.mirrors < 0.5) & flip, resolution)[0]
 
 
 def drawn_boxes(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draws: int
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], randoms: int
 ) -> np.ndarray:
-    sizes = np.repeat([[height, width]], draws, axis=0)
-    return crop_boxes(sizes, draw_views(draws, np.random.default_rng(0)), scale=scale, ratio=ratio)
+    sizes = np.repeat([[height, width]], randoms, axis=0)
+    return crop_boxes(sizes, draw_views(randoms, np.random.default_rng(0)), scale=scale, ratio=ratio)
 
 
 def torchvision_crops(
-    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], draws: int
+    height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float], randoms: int
 ) -> np.ndarray:
     image = torch.empty(3, height, width)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         transform: Any = v2.RandomResizedCrop(8, scale=scale, ratio=ratio, antialias=True)
-        drawn = [transform.make_params([image]) for _ in range(draws)]
+        drawn = [transform.make_params([image]) for _ in range(randoms)]
     return np.array([[crop[key] for key in Crop._fields] for crop in drawn])
 
 
@@ -104,10 +104,10 @@ def test_an_image_of_one_pixels_height_is_cropped_to_at_least_a_pixel() -> None:
 def test_boxes_of_many_images_are_those_of_each(scale: tuple[float, float], ratio: tuple[float, float]) -> None:
     rng = np.random.default_rng(1)
     sizes = rng.integers(1, 90, (200, 2))
-    draws = draw_views(200, rng)
-    together = crop_boxes(sizes, draws, scale=scale, ratio=ratio)
+    randoms = draw_views(200, rng)
+    together = crop_boxes(sizes, randoms, scale=scale, ratio=ratio)
     for number, (size, box) in enumerate(zip(sizes, together.tolist(), strict=True)):
-        alone = draws.at(np.array([number]))
+        alone = randoms.at(np.array([number]))
         assert tuple(box) == plain_view(tuple(size), alone, scale=scale, ratio=ratio)
 
 
@@ -139,9 +139,9 @@ def cut(images: torch.Tensor, boxes: np.ndarray, mirrored: np.ndarray, resolutio
 def test_cuts_are_torchvisions(height: int, width: int, resolution: int) -> None:
     """One by one to the last bit; all at once within one grey level, as torchvision rounds between its two passes."""
     images = torch.stack([noise(height, width, seed) for seed in range(12)])
-    draws = draw_views(12, np.random.default_rng(0))
+    randoms = draw_views(12, np.random.default_rng(0))
     sizes = np.repeat([[height, width]], 12, axis=0)
-    boxes, mirrored = crop_boxes(sizes, draws, scale=(0.2, 1.0), ratio=(0.5, 2.0)), draws.mirrors < 0.5
+    boxes, mirrored = crop_boxes(sizes, randoms, scale=(0.2, 1.0), ratio=(0.5, 2.0)), randoms.mirrors < 0.5
     resize = v2.Resize((resolution, resolution), antialias=True)
     cropped = [
         resize(v2.functional.crop(image, *box).contiguous()) for image, box in zip(images, boxes.tolist(), strict=True)
@@ -154,8 +154,8 @@ def test_cuts_are_torchvisions(height: int, width: int, resolution: int) -> None
 
 def test_cutting_together_is_exact_where_torchvision_computes_in_floats() -> None:
     images = torch.stack([noise(64, 60, seed) for seed in range(8)])
-    draws = draw_views(8, np.random.default_rng(2))
-    boxes = crop_boxes(np.repeat([[64, 60]], 8, axis=0), draws, scale=(0.3, 1.0), ratio=(0.75, 1.3))
+    randoms = draw_views(8, np.random.default_rng(2))
+    boxes = crop_boxes(np.repeat([[64, 60]], 8, axis=0), randoms, scale=(0.3, 1.0), ratio=(0.75, 1.3))
     for resolution in (24, 64):
         resize = v2.Resize((resolution, resolution), antialias=True)
         floats = [

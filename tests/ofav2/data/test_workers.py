@@ -75,7 +75,7 @@ def test_the_training_process_takes_signals_as_before(images: ImageData) -> None
 
 LEAVING = """\
 import sys
-from ofav2.config import DataConfig
+from ofav2.config.schema import DataConfig
 from ofav2.data import open_data, train_batches
 from tests.ofav2 import tiny
 

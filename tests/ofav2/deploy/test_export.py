@@ -18,7 +18,7 @@ import ofav2
 from ofav2.deploy import export
 from ofav2.deploy.agreement import TOLERANCE, largest_gap, require_same
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import OpenedRun, open_for_judging
+from ofav2.evaluation.opened_run import OpenedRun, open_run
 from ofav2.runs import checkpoint
 from supernets import Exits, SpaceError, Subnet, Supernet
 from supernets.outputs import exit_logits
@@ -39,7 +39,7 @@ class Extracted:
 
 @pytest.fixture(scope="module")
 def opened(tiny_run: ofav2.Run) -> OpenedRun:
-    return open_for_judging(tiny_run.folder)
+    return open_run(tiny_run.folder)
 
 
 @pytest.fixture(scope="module", params=["last", "all", (1, 3)], ids=str)
@@ -106,7 +106,7 @@ def test_every_exit_has_the_accuracy_of_the_network_cut_there(extracted: Extract
     after = extracted.facts["top1_per_exit"]["after_recalibration"]
     for split in (opened.data.val, opened.data.test):
         cuts = [replace(extracted.subnet, height=exit) for exit in extracted.numbers]
-        alone = {score.subnet: score.top1 for score in opened.judge.scores(opened.loaded.net, cuts, split)}
+        alone = {score.subnet: score.top1 for score in opened.evaluator.scores(opened.loaded.net, cuts, split)}
         assert after[split.name] == {str(cut.height): alone[cut] for cut in cuts}
         assert extracted.facts["top1"]["after_recalibration"][split.name] == alone[cuts[-1]]
 
@@ -236,7 +236,7 @@ def test_a_gap_is_a_share_of_the_largest_logit() -> None:
 LIBRARIES = (
     "numpy omegaconf wandb timm torchvision rich sklearn yaml PIL onnx onnxruntime onnxscript plotly jinja2 scipy"
 )
-ALONE = f"""
+SINGLE_PROCESS = f"""
 import sys
 
 class Missing:
@@ -262,7 +262,7 @@ def test_loading_needs_only_torch_and_safetensors(extracted: Extracted, tmp_path
     (tmp_path / "batch.safetensors").write_bytes(checkpoint.tensor_bytes({"images": batch}))
     root = str(Path(ofav2.__file__).parents[1])
     done = subprocess.run(
-        [sys.executable, "-c", ALONE, str(extracted.folder)],
+        [sys.executable, "-c", SINGLE_PROCESS, str(extracted.folder)],
         cwd=tmp_path,
         env={"PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -67,12 +67,12 @@ def test_the_description_says_what_it_is_and_where_it_came_from(facts: dict[str,
 def test_accuracies_before_and_after_can_be_measured_again(
     extracted: Path, facts: dict[str, Any], opened: OpenedRun
 ) -> None:
-    subnet, judge = tiny.middle(opened.loaded.net.space), opened.judge
+    subnet, evaluator = tiny.middle(opened.loaded.net.space), opened.evaluator
     raw, loaded = opened.loaded.net.extract(subnet), ofav2.load_subnet(extracted)
     for split in (opened.data.val, opened.data.test):
-        assert facts["top1"]["before_recalibration"][split.name] == judge.single_top1(raw, 16, split)
-        assert facts["top1"]["after_recalibration"][split.name] == judge.single_top1(loaded, 16, split)
-        (score,) = judge.scores(opened.loaded.net, [subnet], split)
+        assert facts["top1"]["before_recalibration"][split.name] == evaluator.single_top1(raw, 16, split)
+        assert facts["top1"]["after_recalibration"][split.name] == evaluator.single_top1(loaded, 16, split)
+        (score,) = evaluator.scores(opened.loaded.net, [subnet], split)
         assert facts["top1"]["after_recalibration"][split.name] == score.top1
 
 
@@ -153,7 +153,7 @@ def test_a_network_outside_the_trained_space_is_refused_by_name_and_value(
 
 
 def test_what_an_earlier_phase_did_not_train_is_outside_its_space(tiny_run: Any, tmp_path: Path) -> None:
-    opened = ofav2.open_for_judging(tiny_run.folder, "kernel")
+    opened = ofav2.open_run(tiny_run.folder, "kernel")
     subnet = ofav2.load_supernet(tiny_run.folder).space.uniform(depth=1)
     with pytest.raises(SpaceError, match=r"^depth\[0\] \(1\) is not in the space: choose one of 3"):
         ofav2.extract(opened, subnet, tmp_path / "out")
@@ -183,7 +183,7 @@ def test_a_slice_that_is_wrong_in_extraction_alone_is_found(
 # Measuring
 
 
-def test_networks_are_measured_from_the_dearest_to_the_cheapest(opened: OpenedRun) -> None:
+def test_networks_are_measured_from_the_most_expensive_to_the_cheapest(opened: OpenedRun) -> None:
     space = opened.loaded.net.space
     subnets = [space.smallest(), space.largest(), space.uniform(height=2), space.largest()]
     columns, rows = ofav2.measure(opened, subnets, "val")
@@ -191,7 +191,9 @@ def test_networks_are_measured_from_the_dearest_to_the_cheapest(opened: OpenedRu
     macs = [int(str(row[2]).replace(",", "")) for row in rows]
     assert macs == sorted(macs, reverse=True)
     assert len(rows) == 3, "equal ones once"
-    scores = {score.subnet: score.top1 for score in opened.judge.scores(opened.loaded.net, subnets, opened.data.val)}
+    scores = {
+        score.subnet: score.top1 for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
+    }
     assert {row[0]: row[3] for row in rows} == {str(s): f"{100 * top1:.2f}" for s, top1 in scores.items()}
 
 
@@ -199,7 +201,7 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
     assert (len(opened.data.val), len(opened.data.test)) == (36, 50)
     subnet = opened.loaded.net.space.largest()
     for split in (opened.data.val, opened.data.test):
-        (score,) = opened.judge.scores(opened.loaded.net, [subnet], split)
+        (score,) = opened.evaluator.scores(opened.loaded.net, [subnet], split)
         _, rows = ofav2.measure(opened, [subnet], split.name)
         assert rows[0][3] == f"{100 * score.top1:.2f}"
         assert score.images == len(split)
@@ -212,13 +214,13 @@ def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
 
 
 def test_the_data_are_the_runs(tiny_run: Any, run_copy: Path) -> None:
-    assert ofav2.open_for_judging(tiny_run.folder).same_data
+    assert ofav2.open_run(tiny_run.folder).same_data
     recipe = (run_copy / "recipe.yaml").read_text()
     (run_copy / "recipe.yaml").write_text(recipe.replace("split_seed: 0", "split_seed: 1"))
-    assert not ofav2.open_for_judging(run_copy).same_data
+    assert not ofav2.open_run(run_copy).same_data
 
 
 def test_data_of_other_classes_are_refused(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opened_run, "open_data", lambda _: tiny.tiny_data(classes=7))
     with pytest.raises(RunError, match=r"7 classes now, the run was trained on 10"):
-        ofav2.open_for_judging(run_copy)
+        ofav2.open_run(run_copy)

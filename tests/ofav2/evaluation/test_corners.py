@@ -66,7 +66,7 @@ def test_the_summary_counts_lowest_mean_and_highest_per_exit() -> None:
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_rows_run_from_the_dearest_to_the_cheapest(turned: bool) -> None:
+def test_rows_run_from_the_most_expensive_to_the_cheapest(turned: bool) -> None:
     scores = [Score(subnet, 0.5, 40) for subnet in SPACE.corners()]
     macs = [
         subnet_cost(NET.architecture, score.subnet).macs

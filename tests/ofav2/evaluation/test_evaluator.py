@@ -1,4 +1,4 @@
-"""Sub-networks are judged with statistics of their own, in any order and company, and the supernet never notices."""
+"""Sub-networks are evaluated with statistics of their own, in any order and company, and the supernet never notices."""
 
 import random
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 import supernets
 from ofav2.data import ImageData
 from ofav2.data.views import evaluation_view
-from ofav2.evaluation.evaluator import Score, families, mean_top1
+from ofav2.evaluation.evaluator import Score, mean_top1, nested_groups
 from ofav2.evaluation.recalibration import adopt_statistics, recalibrate
 from supernets import Subnet, Supernet
-from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_judge, tiny_net
+from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
 from tests.supernets.randomise import randomise
 
 B = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
@@ -149,14 +149,14 @@ def test_a_recalibrated_module_can_go_on_as_any_other() -> None:
     assert all(parameter.grad is not None for parameter in module.parameters())
 
 
-# Families
+# Groups
 
 
-def test_families_hold_each_network_once_highest_first() -> None:
+def test_nested_groups_hold_each_network_once_highest_first() -> None:
     net = tiny_net("ee_dp")
     wide, narrow = net.space.largest(), net.space.uniform(kernel=3)
     other = net.space.uniform(resolution=16)
-    found = families([cut(narrow, 2), cut(wide, 3), wide, cut(wide, 3), other, cut(other, 1), cut(wide, 1)])
+    found = nested_groups([cut(narrow, 2), cut(wide, 3), wide, cut(wide, 3), other, cut(other, 1), cut(wide, 1)])
     assert sorted(map(len, found)) == [1, 2, 3]
     assert (wide, cut(wide, 3), cut(wide, 1)) in found
     assert (other, cut(other, 1)) in found
@@ -167,8 +167,8 @@ def test_every_member_is_its_host_cut_and_no_two_hosts_could_be_one() -> None:
     net = tiny_net("ee_dp")
     subnets = [cut(subnet, height) for subnet in some(net, 6) for height in range(1, subnet.height + 1)]
     random.Random(0).shuffle(subnets)
-    found = families(subnets)
-    assert sorted(map(str, (subnet for family in found for subnet in family))) == sorted(map(str, set(subnets)))
+    found = nested_groups(subnets)
+    assert sorted(map(str, (subnet for group in found for subnet in group))) == sorted(map(str, set(subnets)))
     for host, *members in found:
         assert all(cut(host, member.height) == member and member.height < host.height for member in members)
     assert len(found) == len({cut(subnet, subnet.height) for subnet in some(net, 6)})
@@ -177,11 +177,11 @@ def test_every_member_is_its_host_cut_and_no_two_hosts_could_be_one() -> None:
 @pytest.mark.parametrize("variant", ["ee_b", "ee_dp"])
 def test_sharing_a_host_changes_no_statistic_by_a_bit(variant: str) -> None:
     net, data = tiny_net(variant), tiny_data()
-    judge = tiny_judge(data)
+    evaluator = tiny_evaluator(data)
     for subnet in (net.space.largest(), net.space.uniform(kernel=3, depth=2)):
-        shared = bits(judge.calibrated(net, subnet, (1, 3, 5)))
+        shared = bits(evaluator.calibrated(net, subnet, (1, 3, 5)))
         for height in (1, 3, 5):
-            alone = bits(judge.calibrated(net, cut(subnet, height), (height,)))
+            alone = bits(evaluator.calibrated(net, cut(subnet, height), (height,)))
             assert alone.keys() <= shared.keys()
             assert all(torch.equal(tensor, shared[name]) for name, tensor in alone.items())
 
@@ -195,13 +195,13 @@ def relatives(net: Supernet) -> list[Subnet]:
 def test_judging_together_is_judging_alone_in_any_order() -> None:
     net, data = tiny_net("ee_dp"), tiny_data(val=60)
     subnets = relatives(net)
-    together = {score.subnet: score for score in tiny_judge(data).scores(net, subnets, data.val)}
+    together = {score.subnet: score for score in tiny_evaluator(data).scores(net, subnets, data.val)}
     assert together.keys() == set(subnets)
-    judge = tiny_judge(data)
+    evaluator = tiny_evaluator(data)
     for subnet in subnets:
-        assert list(judge.scores(net, [subnet], data.val)) == [together[subnet]]
+        assert list(evaluator.scores(net, [subnet], data.val)) == [together[subnet]]
     shuffled = random.Random(1).sample(subnets * 2, 2 * len(subnets))
-    assert {score.subnet: score for score in judge.scores(net, shuffled, data.val)} == together
+    assert {score.subnet: score for score in evaluator.scores(net, shuffled, data.val)} == together
     for start in (0, 5):
         exits = [together[subnet].top1 for subnet in subnets[start : start + 5]]
         assert exits != exits[::-1], "exits that can be told apart"
@@ -209,18 +209,18 @@ def test_judging_together_is_judging_alone_in_any_order() -> None:
 
 def test_scores_are_those_of_a_plain_loop_image_by_image() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
-    judge = tiny_judge(data, eval_crop=1.0, seed=3)
-    (score,) = judge.scores(net, [net.space.uniform(depth=2, height=4, resolution=16)], data.test)
+    evaluator = tiny_evaluator(data, eval_crop=1.0, seed=3)
+    (score,) = evaluator.scores(net, [net.space.uniform(depth=2, height=4, resolution=16)], data.test)
     module = net.extract(score.subnet)
     plain = net.extract(score.subnet)
-    calibration = [judge.prepare(batch.images) for batch in judge._calibration(16)]
+    calibration = [evaluator.prepare(batch.images) for batch in evaluator._calibration(16)]
     assert [len(batch) for batch in calibration] == [8, 8, 3]
     for name, (mean, var) in plain_recalibrate(plain.double(), [batch.double() for batch in calibration]).items():
         norm: Any = module.get_submodule(name)
         norm.running_mean, norm.running_var = mean.float(), var.float()
     hits = 0
     for index, label in enumerate(data.test.labels.tolist()):
-        image = judge.prepare(evaluation_view(data.test.image(index), 16, 1.0)[None])
+        image = evaluator.prepare(evaluation_view(data.test.image(index), 16, 1.0)[None])
         with torch.no_grad():
             hits += int(module(image).argmax().item() == label)
     assert score == Score(score.subnet, hits / 17, 17)
@@ -231,7 +231,7 @@ def test_the_supernet_is_untouched_by_judging() -> None:
     for mode in (True, False):
         net.train(mode)
         before, gradients = bits(net), [p.requires_grad for p in net.parameters()]
-        list(tiny_judge(data).scores(net, relatives(net), data.val))
+        list(tiny_evaluator(data).scores(net, relatives(net), data.val))
         assert same_bits(bits(net), before)
         assert all(module.training is mode for module in net.modules())
         assert [p.requires_grad for p in net.parameters()] == gradients
@@ -239,28 +239,28 @@ def test_the_supernet_is_untouched_by_judging() -> None:
 
 def test_the_same_calibration_images_each_time_and_only_of_the_training_split() -> None:
     data = tiny_data()
-    reference = tiny_judge(data).sample_inputs(16)
-    assert torch.equal(tiny_judge(data).sample_inputs(16), reference)
-    assert not torch.equal(tiny_judge(data, seed=4).sample_inputs(16), reference)
+    reference = tiny_evaluator(data).sample_inputs(16)
+    assert torch.equal(tiny_evaluator(data).sample_inputs(16), reference)
+    assert not torch.equal(tiny_evaluator(data, seed=4).sample_inputs(16), reference)
     blind = ImageData(
         **{**vars(data), "val": data.test.take("val", np.arange(0)), "test": data.val.take("test", np.arange(0))}
     )
-    assert torch.equal(tiny_judge(blind).sample_inputs(16), reference)
+    assert torch.equal(tiny_evaluator(blind).sample_inputs(16), reference)
 
 
 def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
-    judge = tiny_judge(data, eval_crop=1.0)
-    module = judge.calibrated(net, net.space.largest(), net.architecture.exits)
+    evaluator = tiny_evaluator(data, eval_crop=1.0)
+    module = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
     hits = 0
-    for images, labels in judge._labelled(judge._batches(data.val, 20, 0, 1)):
+    for images, labels in evaluator._labelled(evaluator._batches(data.val, 20, 0, 1)):
         with torch.no_grad():
             weighted = sum(float(b) * logits.double() for b, logits in zip(B, module(images), strict=True))
         hits += int((weighted.argmax(1) == labels).sum())
-    assert judge.ensemble_top1(module, B, 20, data.val) == hits / len(data.val)
+    assert evaluator.ensemble_top1(module, B, 20, data.val) == hits / len(data.val)
     only_last = tuple(Fraction(i) for i in (0, 0, 0, 0, 1))
-    single = judge.calibrated(net, net.space.largest(), (5,))
-    assert judge.ensemble_top1(module, only_last, 20, data.val) == judge.single_top1(single, 20, data.val)
+    single = evaluator.calibrated(net, net.space.largest(), (5,))
+    assert evaluator.ensemble_top1(module, only_last, 20, data.val) == evaluator.single_top1(single, 20, data.val)
 
 
 # Adopting statistics
@@ -268,10 +268,10 @@ def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
 
 def test_the_supernet_that_adopts_computes_what_the_module_does() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
-    judge = tiny_judge(data)
+    evaluator = tiny_evaluator(data)
     subnet = net.space.largest()
-    module = judge.calibrated(net, subnet, net.architecture.exits)
-    images = judge.sample_inputs(20)
+    module = evaluator.calibrated(net, subnet, net.architecture.exits)
+    images = evaluator.sample_inputs(20)
     with torch.no_grad():
         assert not torch.allclose(net.eval()(images, subnet), module(images)[-1], rtol=1e-3)
         adopt_statistics(net, module)
@@ -283,7 +283,7 @@ def test_a_smaller_module_changes_its_own_channels_and_nothing_else() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
     subnet = net.space.uniform(expand=2, depth=1, height=2)
     before = bits(net)
-    module = tiny_judge(data).calibrated(net, subnet, (2,))
+    module = tiny_evaluator(data).calibrated(net, subnet, (2,))
     adopt_statistics(net, module)
     own, after = bits(module), bits(net)
     for name, tensor in after.items():

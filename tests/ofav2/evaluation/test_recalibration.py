@@ -10,7 +10,7 @@ from ofav2.evaluation import evaluator as evaluation
 from ofav2.evaluation import recalibration
 from ofav2.evaluation.recalibration import recalibrate
 from supernets.cpu_kernels import Normed, pointwise_norm
-from tests.ofav2.tiny import CPU, bits, cut, same_bits, tiny_data, tiny_judge, tiny_net
+from tests.ofav2.tiny import CPU, bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 
 def layers(values: Tensor) -> nn.Sequential:
@@ -20,9 +20,9 @@ def layers(values: Tensor) -> nn.Sequential:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_many_values_are_summed_without_drift(layout: torch.memory_format) -> None:
     """A hundred thousand values per channel, at 3 deviations from zero: what a first layer has."""
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     batches = [
-        (torch.randn(count, 16, 32, 32, generator=draws) * 0.5 + 1.5).to(memory_format=layout) for count in (100, 60)
+        (torch.randn(count, 16, 32, 32, generator=rng) * 0.5 + 1.5).to(memory_format=layout) for count in (100, 60)
     ]
     assert batches[1].numel() / 16 > recalibration.MANY_VALUES
     module = layers(batches[0])
@@ -39,8 +39,8 @@ def test_many_values_are_summed_without_drift(layout: torch.memory_format) -> No
 @pytest.mark.parametrize("chunk", [2**17, 50])
 def test_own_sums_are_those_of_torch(variant: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny_net(variant, dtype=torch.float64)
-    draws = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(count, 3, 20, 20, generator=draws, dtype=torch.float64) for count in (6, 4)]
+    rng = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(count, 3, 20, 20, generator=rng, dtype=torch.float64) for count in (6, 4)]
     subnet = net.space.largest()
     expected, found = net.extract(subnet), net.extract(subnet)
     parts = nn.Sequential(*net.extract_parts(subnet))
@@ -68,8 +68,8 @@ def test_widening_convolutions_statistics_are_those_of_double_precision(
 
     monkeypatch.setattr(recalibration, "pointwise_norm", counted)
     net = tiny_net(variant)
-    draws = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(count, 3, 20, 20, generator=draws) for count in (60, 40)]
+    rng = torch.Generator().manual_seed(1)
+    inputs = [torch.randn(count, 3, 20, 20, generator=rng) for count in (60, 40)]
     inputs = [batch.contiguous(memory_format=torch.channels_last) for batch in inputs]
     found, exact = (CPU.place(net.extract(net.space.largest())) for _ in range(2))
     recalibrate(found, inputs)
@@ -125,7 +125,7 @@ def test_sharing_the_first_block_changes_no_logit_by_a_bit(
     for kept in (evaluation.KEPT_BYTES, 0):
         monkeypatch.setattr(evaluation, "KEPT_BYTES", kept)
         logits.append([])
-        scores.append(list(tiny_judge(data).scores(net, subnets, data.val)))
+        scores.append(list(tiny_evaluator(data).scores(net, subnets, data.val)))
     assert scores[0] == scores[1]
     assert len(logits[0]) == len(logits[1]) > 0
     assert all(torch.equal(one, other) for one, other in zip(*logits, strict=True))
@@ -133,20 +133,20 @@ def test_sharing_the_first_block_changes_no_logit_by_a_bit(
 
 def test_a_ranked_network_has_the_logits_of_the_one_that_is_written() -> None:
     net, data = tiny_net("ee_dp"), tiny_data(val=60)
-    judge = tiny_judge(data)
+    evaluator = tiny_evaluator(data)
     subnet = net.space.uniform(kernel=3)
-    (score,) = judge.scores(net, [subnet], data.val)
-    written = judge.calibrated(net, subnet, "last")
-    assert score.top1 == judge.single_top1(written, subnet.resolution, data.val)
+    (score,) = evaluator.scores(net, [subnet], data.val)
+    written = evaluator.calibrated(net, subnet, "last")
+    assert score.top1 == evaluator.single_top1(written, subnet.resolution, data.val)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in written.modules()), "nothing is folded in what is written"
 
 
 def test_portions_cover_a_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(val=60)
-    judge = tiny_judge(data)
-    whole = list(judge.views(data.val, 20).labelled())
+    evaluator = tiny_evaluator(data)
+    whole = list(evaluator.views(data.val, 20).labelled())
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 2 * 20 * 20 + 1)
-    portions = list(judge.views(data.val, 20).labelled())
+    portions = list(evaluator.views(data.val, 20).labelled())
     assert {len(images) for images, _ in portions} == {1, 2}
     for place in (0, 1):
         one, other = torch.cat([pair[place] for pair in whole]), torch.cat([pair[place] for pair in portions])

@@ -1,4 +1,4 @@
-"""`ofav2 early`: what it says can be measured again, what it writes is read back, what can't be is refused."""
+"""`ofav2 calibrate`: what it says can be measured again, what it writes is read back, what can't be is refused."""
 
 import json
 import re
@@ -15,8 +15,8 @@ import ofav2
 from ofav2.cli import main as cli
 from ofav2.deploy.load import SUBNET_FACTS
 from ofav2.errors import RunError, UserError
-from ofav2.exits import calibrate as early_study
-from ofav2.exits.calibrate import OpenedExits, Study, judge_rule, open_exits
+from ofav2.exits import calibrate
+from ofav2.exits.calibrate import OpenedExits, Study, evaluate_policy, open_exits
 from ofav2.exits.early import NEVER
 from ofav2.exits.policy_file import EARLY_FACTS
 from ofav2.report.early import PAGE, write_early_page
@@ -40,8 +40,8 @@ def taken(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def directory(taken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy to calibrate, in little time."""
-    monkeypatch.setattr(early_study, "TIMED_IMAGES", 5)
-    monkeypatch.setattr(early_study, "ROUNDS", 1)
+    monkeypatch.setattr(calibrate, "TIMED_IMAGES", 5)
+    monkeypatch.setattr(calibrate, "ROUNDS", 1)
     return Path(shutil.copytree(taken, tmp_path / "net"))
 
 
@@ -59,8 +59,8 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     opened = open_exits(path)
     macs = sum(cost.passed for cost in opened.macs) // len(EXITS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(early_study, "TIMED_IMAGES", 5)
-        patch.setattr(early_study, "ROUNDS", 1)
+        patch.setattr(calibrate, "TIMED_IMAGES", 5)
+        patch.setattr(calibrate, "ROUNDS", 1)
         study = ofav2.calibrate_exits(path, max_macs=macs, confidence="margin", ensemble=True)
     return path, study, opened
 
@@ -68,15 +68,15 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_what_it_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
     for split, said in ((opened.data.val, study.val), (opened.data.test, study.test)):
-        assert judge_rule(opened, split, study.rule) == said
+        assert evaluate_policy(opened, split, study.rule) == said
     assert study.val.images == len(opened.data.val)
     assert sum(study.val.shares) == pytest.approx(1)
     assert study.exits == EXITS
     assert study.own.threshold == study.rule.threshold
     assert (study.own.mean_macs, study.own.top1) == (study.val.mean_macs, study.val.top1)
-    assert study.last_test_top1 == opened.judge.exit_top1(opened.module, 16, opened.data.test)[-1]
+    assert study.last_test_top1 == opened.evaluator.exit_top1(opened.module, 16, opened.data.test)[-1]
     single = [row.top1 for row in study.rows if row.name.endswith("alone")]
-    assert single == list(opened.judge.exit_top1(opened.module, 16, opened.data.val))
+    assert single == list(opened.evaluator.exit_top1(opened.module, 16, opened.data.val))
     assert [row.name for row in study.rows[-4:]] == ["exit 1 alone", "exit 3 alone", "exit 4 alone", "all exits"]
     assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.rows)
 
@@ -85,21 +85,21 @@ def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Pat
     _, study, opened = calibrated
     for row in study.rows:
         if row.threshold is not None:
-            rule = ofav2.LeavingRule(row.threshold, study.rule.confidence, study.rule.ensemble)
-            outcome = judge_rule(opened, opened.data.val, rule)
+            rule = ofav2.ExitPolicy(row.threshold, study.rule.confidence, study.rule.ensemble)
+            outcome = evaluate_policy(opened, opened.data.val, rule)
             assert (outcome.mean_macs, outcome.top1, outcome.shares) == (row.mean_macs, row.top1, row.shares)
 
 
 def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
-    assert ofav2.load_leaving_rule(directory) == study.rule
+    assert ofav2.load_exit_policy(directory) == study.rule
     net = ofav2.load_early_exits(str(directory))
     assert net.exits == EXITS
     assert not any(module.training for module in net.modules())
     images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert all(map(torch.equal, net(images), ofav2.load_subnet(directory)(images)))
-    assert set(net.decide(images, ofav2.load_leaving_rule(directory)).exits.tolist()) <= set(EXITS)
+    assert set(net.decide(images, ofav2.load_exit_policy(directory)).exits.tolist()) <= set(EXITS)
 
 
 def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
@@ -107,24 +107,24 @@ def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
 ) -> None:
     shutil.copy(calibrated[0] / EARLY_FACTS, directory)
     looked: list[str] = []
-    judged = judge_rule
+    evaluated = evaluate_policy
 
     def noted(opened: Any, split: Any, rule: Any) -> Any:
         looked.append(split.name)
-        return judged(opened, split, rule)
+        return evaluated(opened, split, rule)
 
-    monkeypatch.setattr(early_study, "judge_rule", noted)
+    monkeypatch.setattr(calibrate, "evaluate_policy", noted)
     study = ofav2.calibrate_exits(directory, min_top1=0.0)
     assert looked == ["test"]
-    assert ofav2.load_leaving_rule(directory) == study.rule
+    assert ofav2.load_exit_policy(directory) == study.rule
     assert study.rule.confidence == "max_softmax"
     assert study.val.shares == (1.0, 0.0, 0.0)
 
 
 def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: Path) -> None:
     study, opened = ofav2.calibrate_exits(directory), open_exits(directory)
-    last = early_study.LeavingRule(NEVER)
-    for images, labels in early_study._inputs(opened, opened.data.val):
+    last = calibrate.ExitPolicy(NEVER)
+    for images, labels in calibrate._inputs(opened, opened.data.val):
         right = opened.net.decide(images, last).classes == labels
         assert (opened.net.decide(images, study.rule).classes == labels)[right].all()
 
@@ -171,22 +171,22 @@ def test_a_rule_that_was_tampered_with_is_refused(change: Any, words: str, taken
     rule = {"threshold": 0.5, "confidence": "entropy", "ensemble": False}
     facts = {"format": "ofav2-early-exits/1", "subnet_sha256": weights, "rule": rule}
     (copy / EARLY_FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    assert ofav2.load_leaving_rule(copy) == ofav2.LeavingRule(0.5, "entropy")
+    assert ofav2.load_exit_policy(copy) == ofav2.ExitPolicy(0.5, "entropy")
     edited(copy / EARLY_FACTS, change)
     with pytest.raises(RunError, match=words) as caught:
-        ofav2.load_leaving_rule(copy)
+        ofav2.load_exit_policy(copy)
     assert str(copy) in str(caught.value)
 
 
 def test_a_network_that_was_not_calibrated_has_no_rule(taken: Path) -> None:
-    with pytest.raises(RunError, match="make it with `ofav2 early"):
-        ofav2.load_leaving_rule(taken)
+    with pytest.raises(RunError, match="make it with `ofav2 calibrate"):
+        ofav2.load_exit_policy(taken)
 
 
 def refused(capsys: Capture, *arguments: str) -> str:
     """The one line of a command that is refused, results and traces aside."""
     capsys.readouterr()
-    assert cli.main(["early", *arguments]) == 2
+    assert cli.main(["calibrate", *arguments]) == 2
     out, err = capsys.readouterr()
     lines = [line for line in err.splitlines() if line.startswith("ofav2: ")]
     assert out == ""
@@ -245,10 +245,10 @@ def test_facts_that_are_missing_are_named(key: str, directory: Path) -> None:
 
 
 def test_the_verb_shows_what_it_chose(directory: Path, capsys: Capture) -> None:
-    assert cli.main(["early", str(directory), "run.threads=1", "--min-top1", "1%", "--ensemble"]) == 0
+    assert cli.main(["calibrate", str(directory), "run.threads=1", "--min-top1", "1%", "--ensemble"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split("  ")[0] == ""
     assert sum(line.startswith("->") for line in out.splitlines()) == 1
     assert "chosen: threshold" in out
-    assert "load_leaving_rule" in err
+    assert "load_exit_policy" in err
     assert (directory / PAGE).is_file()

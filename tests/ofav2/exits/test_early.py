@@ -11,7 +11,7 @@ from torch.fx import symbolic_trace
 
 import distill
 from ofav2.errors import UserError
-from ofav2.exits.early import NEVER, EarlyExits, LeavingRule, Prediction, confidence_of, confidences, early_exits
+from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, Prediction, confidence_of, confidences, early_exits
 from supernets import GraphError
 from tests.supernets.randomise import exit_choices, images_for, small_net, some_subnets
 
@@ -31,7 +31,7 @@ def plain_confidence(name: str, logits: list[float]) -> float:
     return 1 + sum(share * math.log(share) for share in shares if share) / math.log(len(shares))
 
 
-def plain_decide(logits: list[Tensor], exits: tuple[int, ...], rule: LeavingRule) -> tuple[list[int], list[Tensor]]:
+def plain_decide(logits: list[Tensor], exits: tuple[int, ...], rule: ExitPolicy) -> tuple[list[int], list[Tensor]]:
     """Image after image, exit after exit, from the whole network's logits."""
     left, said = [], []
     for image in range(len(logits[0])):
@@ -59,7 +59,7 @@ def middle(net: EarlyExits, images: Tensor, name: str, share: float) -> float:
     return float((values[place] + values[place + 1]) / 2)
 
 
-def check(net: EarlyExits, images: Tensor, whole: list[Tensor], rule: LeavingRule) -> Prediction:
+def check(net: EarlyExits, images: Tensor, whole: list[Tensor], rule: ExitPolicy) -> Prediction:
     found = net.decide(images, rule)
     exits, said = plain_decide(whole, net.exits, rule)
     assert found.exits.tolist() == exits
@@ -80,7 +80,7 @@ def test_each_image_has_the_whole_networks_logits_of_its_exit(variant: str) -> N
             early = early_exits(module, net.chosen_exits(subnet, exits))
             with torch.no_grad():
                 whole = list(module(images))
-            found = check(early, images, whole, LeavingRule(middle(early, images, "max_softmax", 0.5)))
+            found = check(early, images, whole, ExitPolicy(middle(early, images, "max_softmax", 0.5)))
             assert len(found.exits.unique()) > 1, "some leave early, some late"
 
 
@@ -104,9 +104,9 @@ def test_any_confidence_ensemble_and_batch(
     with torch.no_grad():
         whole = [logits[:count] for logits in early(images)]
     for share in (0.2, 0.6, 0.9):
-        check(early, images[:count], whole, LeavingRule(middle(early, images, name, share), name, ensemble))
+        check(early, images[:count], whole, ExitPolicy(middle(early, images, name, share), name, ensemble))
     per_exit = tuple(middle(early, images, name, share) for share in (0.9, 0.3, 0.7, 0.5))
-    check(early, images[:count], whole, LeavingRule(per_exit, name, ensemble))
+    check(early, images[:count], whole, ExitPolicy(per_exit, name, ensemble))
 
 
 @pytest.mark.parametrize("name", confidences())
@@ -182,8 +182,8 @@ def test_single_precision_stays_between_0_and_1(name: str) -> None:
 def test_the_ensemble_is_the_one_that_distillation_has(early: EarlyExits, images: Tensor) -> None:
     with torch.no_grad():
         logits = early(images)
-        said = early.said(logits, ensemble=True)
-        assert all(map(torch.equal, early.said(logits, ensemble=False), logits))
+        said = early.exit_outputs(logits, ensemble=True)
+        assert all(map(torch.equal, early.exit_outputs(logits, ensemble=False), logits))
     for count in range(1, 6):
         weights = distill.exit_weights("ascending", count).ensemble
         torch.testing.assert_close(said[count - 1], distill.ensemble(logits[:count], weights), **CLOSE)

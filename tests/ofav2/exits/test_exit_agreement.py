@@ -40,10 +40,10 @@ def test_what_is_measured_is_kept_and_agrees_with_judging(measured_run: Path) ->
     assert found is not None
     assert (found.phase, found.exits) == ("expand", (1, 2, 3, 4, 5))
     assert [found.agree[i][i] for i in range(5)] == [1.0] * 5
-    opened = ofav2.open_for_judging(measured_run)
+    opened = ofav2.open_run(measured_run)
     space = opened.loaded.net.space
     for exit in found.exits:
-        (score,) = opened.judge.scores(opened.loaded.net, [space.uniform(height=exit)], opened.data.val)
+        (score,) = opened.evaluator.scores(opened.loaded.net, [space.uniform(height=exit)], opened.data.val)
         assert found.top1[exit - 1] == score.top1
 
 

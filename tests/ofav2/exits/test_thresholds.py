@@ -1,4 +1,4 @@
-"""What every threshold does, and which one keeps a wish, beside a loop over images and thresholds."""
+"""What every threshold does, and which one keeps a target, beside a loop over images and thresholds."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ofav2.errors import UserError
 from ofav2.exits.early import NEVER
-from ofav2.exits.thresholds import Curve, threshold_curve
+from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 
 Setting = tuple[Any, Any, list[int]]
 
@@ -110,7 +110,7 @@ def test_no_sure_image_leaves_no_choice() -> None:
         curve.within(19)
 
 
-def many(count: int) -> Curve:
+def many(count: int) -> ThresholdCurve:
     random = np.random.default_rng([7])
     return threshold_curve(random.random((2, count), np.float32), random.random((3, count)) < 0.5, [100, 300, 900])
 

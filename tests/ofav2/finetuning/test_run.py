@@ -21,7 +21,7 @@ from ofav2.data import ImageData, Split, eval_batches, join, normalise, train_ba
 from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
-from ofav2.finetuning import run as room
+from ofav2.finetuning import run as finetune_run
 from ofav2.runtime.processes import Processes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
@@ -165,7 +165,7 @@ def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
     monkeypatch.setattr(
         learn, "_validation", lambda tuning, module, epochs: learn.Validation(epochs, {"3": 0.0}, scores[epochs])
     )
-    tuning = room.prepare(extracted, [*QUICK, "finetune.epochs=8"])
+    tuning = finetune_run.prepare(extracted, [*QUICK, "finetune.epochs=8"])
     assert learn.search(tuning).best.epochs == 8
     patient = replace(tuning.config, finetune=replace(tuning.config.finetune, patience=3))
     stopped = learn.search(replace(tuning, config=patient))
@@ -174,7 +174,7 @@ def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
 
 def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "finetune.warmup_epochs=1", "data.batch_size=4"]
-    tuning = room.prepare(extracted, settings)
+    tuning = finetune_run.prepare(extracted, settings)
     module = tuning.start
     first = [epoch.lr for epoch in learn.train(tuning, module, tuning.data, "search", 3)]
     whole = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
@@ -200,7 +200,7 @@ def test_exits_are_trained_by_their_weights(several: Path, tmp_path: Path) -> No
 
 
 def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
-    tuning = room.prepare(extracted)
+    tuning = finetune_run.prepare(extracted)
     assert not tuning.new_classifiers
     assert tiny.same_bits(tiny.bits(tuning.start), tensors(extracted))
 
@@ -210,13 +210,13 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     classes: tuple[str, ...], several: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve(replace(tiny.tiny_data(classes=len(classes), side=16), classes=classes))
-    start, before = tiny.bits(room.prepare(several).start), tensors(several)
+    start, before = tiny.bits(finetune_run.prepare(several).start), tensors(several)
     differing = {name for name in before if not torch.equal(before[name], start[name])}
     assert differing == {f"exits.{exit}.classifier.weight" for exit in (2, 3)} | (
         {f"exits.{exit}.classifier.bias" for exit in (2, 3)}
     )
-    assert tiny.same_bits(start, tiny.bits(room.prepare(several).start)), "drawn from the seed alone"
-    assert not tiny.same_bits(start, tiny.bits(room.prepare(several, ["run.seed=1"]).start))
+    assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start)), "drawn from the seed alone"
+    assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start))
     facts = ofav2.finetune(several, QUICK, out=tmp_path / "out")
     assert "classifiers are made anew" in capsys.readouterr().err
     assert facts["classes"] == list(classes)
@@ -321,7 +321,7 @@ def test_folders_that_are_not_what_they_should_be_are_refused(tiny_run: Any, ext
 def test_a_folder_that_cannot_be_made_is_refused_before_training(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "search", lambda _: pytest.fail("trains"))
+    monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be made"):
         ofav2.finetune(extracted, out=tmp_path / "file" / "out")
@@ -332,7 +332,7 @@ def test_several_processes_are_refused(extracted: Path, tmp_path: Path, monkeypa
     def two() -> Iterator[Processes]:
         yield Processes(count=2)
 
-    monkeypatch.setattr(room, "together", two)
+    monkeypatch.setattr(finetune_run, "process_group", two)
     with pytest.raises(UserError, match=r"WORLD_SIZE \(2\): fine-tuning takes one process"):
         ofav2.finetune(extracted, out=tmp_path / "out")
 
@@ -377,7 +377,7 @@ DAMAGE: tuple[tuple[str, Any], ...] = (
 def test_a_damaged_description_is_refused_before_anything_is_computed(
     key: str, value: Any, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(room, "search", lambda _: pytest.fail("trains"))
+    monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
     facts = json.loads((extracted / "subnet.json").read_text())
     damaged = tmp_path / "damaged"
     damaged.mkdir()

@@ -26,17 +26,17 @@ NAMES = tuple(UNITS)
 
 
 def small(variant: str, **choices: Any) -> Supernet:
-    numbers: dict[str, Any] = {"kernel": (3,), "expand": (2, 3), "depth": (1, 2), "resolutions": (33, 40)}
-    return supernets.create(variant, num_classes=3, width_mult=0.1, **(numbers | choices))
+    arch: dict[str, Any] = {"kernel": (3,), "expand": (2, 3), "depth": (1, 2), "resolutions": (33, 40)}
+    return supernets.create(variant, num_classes=3, width_mult=0.1, **(arch | choices))
 
 
 def made_up_table(net: Supernet) -> LatencyTable:
     """Latencies out of the air, so that what is quick is not what is small."""
-    draws = np.random.default_rng(7)
-    entries = {key: int(draws.integers(1, 1000)) for key, _ in _parts(net.eval())}
+    rng = np.random.default_rng(7)
+    entries = {key: int(rng.integers(1, 1000)) for key, _ in _parts(net.eval())}
     machine = Machine("cpu", "none", 1, "0")
-    numbers = {"dense": net.architecture.dense}
-    return LatencyTable(machine, 1, numbers, entries, 1.0, PredictionError(1, 0.0, 0.0))
+    arch = {"dense": net.architecture.dense}
+    return LatencyTable(machine, 1, arch, entries, 1.0, PredictionError(1, 0.0, 0.0))
 
 
 def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
@@ -77,43 +77,43 @@ def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...])
 
 def test_a_limit_just_above_the_least_is_met() -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
-    numbers = net.architecture
+    arch = net.architecture
     for name in ("params", "macs", "memory"):
-        least = min(getattr(one.price, name) for ones in cheapest(numbers, net.space, (name,)).values() for one in ones)
-        (only, *others) = draw_within(numbers, net.space, Limits(**{name: least}), candidates=3)
-        assert all(getattr(price_of(numbers, None, subnet), name) == least for subnet in (only, *others))
+        least = min(getattr(one.price, name) for ones in cheapest(arch, net.space, (name,)).values() for one in ones)
+        (only, *others) = draw_within(arch, net.space, Limits(**{name: least}), candidates=3)
+        assert all(getattr(price_of(arch, None, subnet), name) == least for subnet in (only, *others))
         with pytest.raises(
             UserError, match=f"limit {name} .* is less than any network needs: the least is .*{least:,}"
         ):
-            draw_within(numbers, net.space, Limits(**{name: least - 1}), candidates=3)
+            draw_within(arch, net.space, Limits(**{name: least - 1}), candidates=3)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tight_limits_are_kept_by_many_different_networks(seed: int) -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
-    numbers, space = net.architecture, net.space.restrict(height=(4, 5))
-    fronts = cheapest(numbers, space, ("macs",)).values()
+    arch, space = net.architecture, net.space.restrict(height=(4, 5))
+    fronts = cheapest(arch, space, ("macs",)).values()
     limits = Limits(params=1_000_000, macs=min(one.price.macs for front in fronts for one in front) * 5 // 4)
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     # Throwing away what misses would find nothing.
-    assert not any(within(price_of(numbers, None, space.sample(draws)), limits) for _ in range(2000))
-    found = draw_within(numbers, space, limits, candidates=40, seed=seed)
+    assert not any(within(price_of(arch, None, space.sample(rng)), limits) for _ in range(2000))
+    found = draw_within(arch, space, limits, candidates=40, seed=seed)
     assert len(set(found)) == 40
-    assert all(subnet in space and within(price_of(numbers, None, subnet), limits) for subnet in found)
-    assert found == draw_within(numbers, space, limits, candidates=40, seed=seed)
-    assert found != draw_within(numbers, space, limits, candidates=40, seed=seed + 1)
+    assert all(subnet in space and within(price_of(arch, None, subnet), limits) for subnet in found)
+    assert found == draw_within(arch, space, limits, candidates=40, seed=seed)
+    assert found != draw_within(arch, space, limits, candidates=40, seed=seed + 1)
 
 
 def test_a_loose_limit_is_used_up() -> None:
     """Uniform draws cost about half of the largest network; whoever allows 80 % of it wants more than that."""
     net = supernets.create("se_b", num_classes=10, resolutions=(64,))
-    numbers, space = net.architecture, net.space
-    largest = price_of(numbers, None, space.largest()).macs
-    draws = np.random.default_rng(0)
-    assert max(price_of(numbers, None, space.sample(draws)).macs for _ in range(100)) < 0.7 * largest
-    found = draw_within(numbers, space, Limits(macs=largest * 8 // 10), candidates=40)
-    assert sum(price_of(numbers, None, subnet).macs > 0.7 * largest for subnet in found) >= 10
-    assert space.largest() in draw_within(numbers, space, Limits(macs=largest), candidates=40)
+    arch, space = net.architecture, net.space
+    largest = price_of(arch, None, space.largest()).macs
+    rng = np.random.default_rng(0)
+    assert max(price_of(arch, None, space.sample(rng)).macs for _ in range(100)) < 0.7 * largest
+    found = draw_within(arch, space, Limits(macs=largest * 8 // 10), candidates=40)
+    assert sum(price_of(arch, None, subnet).macs > 0.7 * largest for subnet in found) >= 10
+    assert space.largest() in draw_within(arch, space, Limits(macs=largest), candidates=40)
 
 
 def test_without_limits_draws_reach_the_whole_space() -> None:
@@ -131,15 +131,15 @@ def test_a_space_of_one_network_ends_the_search() -> None:
 
 def test_limits_that_exclude_each_other() -> None:
     net = small("ee_dp")
-    numbers, table = net.architecture, made_up_table(net)
-    fronts = cheapest(numbers, net.space, ("params", "latency"), table).values()
+    arch, table = net.architecture, made_up_table(net)
+    fronts = cheapest(arch, net.space, ("params", "latency"), table).values()
     prices = [one.price for front in fronts for one in front]
     least = Limits(params=min(price.params for price in prices), latency=min(price.latency for price in prices))
     with pytest.raises(UserError, match="by no network all at once") as caught:
-        feasible(numbers, net.space, least, table)
+        feasible(arch, net.space, least, table)
     quickest = min(price.latency for price in prices if price.params <= (least.params or 0))
     assert f"latency {quickest}ns" in str(caught.value) or f"{quickest / 1000:.4g}" in str(caught.value)
-    feasible(numbers, net.space, Limits(params=least.params, latency=quickest), table)
+    feasible(arch, net.space, Limits(params=least.params, latency=quickest), table)
 
 
 @pytest.mark.parametrize("candidates", [0, -1, 10**9, 1.5, True])
@@ -156,12 +156,12 @@ def test_latency_needs_a_table() -> None:
 
 
 def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
-    opened = ofav2.open_for_judging(tiny_run.folder)
+    opened = ofav2.open_run(tiny_run.folder)
     net = opened.loaded.net
     limits = Limits(macs=price_of(net.architecture, None, net.space.largest()).macs // 2)
     choice = choose(opened, limits, candidates=6, seed=3)
     assert len({one.subnet for one in choice.ranked}) == 6
-    scores = {score.subnet: score.top1 for score in opened.judge.scores(net, scores_of(choice), opened.data.val)}
+    scores = {score.subnet: score.top1 for score in opened.evaluator.scores(net, scores_of(choice), opened.data.val)}
     assert [one.top1 for one in choice.ranked] == sorted(scores.values(), reverse=True)
     assert all(one.top1 == scores[one.subnet] and within(one.price, limits) for one in choice.ranked)
     assert choice.best.top1 == max(scores.values())
@@ -177,7 +177,7 @@ def test_how_a_network_was_chosen_is_written_beside_it(
     written = describe_subnet(out)
     limits = {"params": 10**6, "macs": 10**6}
     assert written["choice"].items() >= {"limits": limits, "exits": [1, 2], "candidates": 3, "seed": 4}.items()
-    opened = ofav2.open_for_judging(tiny_run.folder)
+    opened = ofav2.open_run(tiny_run.folder)
     space = opened.loaded.net.space.restrict(height=(1, 2))
     again = choose(opened, Limits(**limits), space=space, candidates=3, seed=4)
     assert again.best.subnet == Subnet.from_dict(written["subnet"])

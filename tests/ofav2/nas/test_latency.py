@@ -71,9 +71,9 @@ def test_numbers_are_checked(name: str, value: int) -> None:
 
 
 def test_a_table_knows_every_network(net: Supernet, table: LatencyTable) -> None:
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for _ in range(200):
-        assert predict_latency(table, net.architecture, net.space.sample(draws)) > 0
+        assert predict_latency(table, net.architecture, net.space.sample(rng)) > 0
     assert table.machine == this_machine(CPU.device)
     assert (table.error.networks, table.batch) == (2, 1)
     assert 0 <= table.error.median <= table.error.largest
@@ -97,8 +97,8 @@ def test_a_prediction_is_the_sum_of_its_parts(net: Supernet) -> None:
 def test_the_factor_fits_networks_made_of_their_parts(net: Supernet, table: LatencyTable) -> None:
     from ofav2.nas.latency_table import _fitted
 
-    draws = np.random.default_rng(2)
-    subnets = [net.space.sample(draws) for _ in range(6)]
+    rng = np.random.default_rng(2)
+    subnets = [net.space.sample(rng) for _ in range(6)]
     predicted = [predict_latency(table, net.architecture, subnet) for subnet in subnets]
     fitted = _fitted(
         table,

@@ -16,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ofav2
-from ofav2.exits import calibrate as early_study
+from ofav2.exits import calibrate
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.training.run import Run
 from tests.ofav2 import tiny
@@ -135,7 +135,7 @@ def test_all_measured_networks_are_points(browser: webdriver.Chrome, page: Path)
 
 def test_a_click_shows_the_network_block_by_block(browser: webdriver.Chrome, page: Path) -> None:
     show(browser, page)
-    # The dearest network is the largest, and stands alone at the right end.
+    # The most expensive network is the largest, and stands alone at the right end.
     spot = browser.execute_script(
         "const n = document.getElementById('scatter'); n.scrollIntoView({block: 'center'});"
         "const t = tables[chosen.table], p = t.networks.length - 1, l = n._fullLayout, box = n.getBoundingClientRect();"
@@ -278,8 +278,8 @@ def early_page(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("early") / "net"
     with pytest.MonkeyPatch.context() as patch:
         tiny.without_exports(patch)
-        patch.setattr(early_study, "TIMED_IMAGES", 5)
-        patch.setattr(early_study, "ROUNDS", 1)
+        patch.setattr(calibrate, "TIMED_IMAGES", 5)
+        patch.setattr(calibrate, "ROUNDS", 1)
         ofav2.extract(opened, opened.loaded.net.space.largest(), path, "all")
         study = ofav2.calibrate_exits(path)
     write_early_page(replace(study, name=HOSTILE, data=HOSTILE), path / PAGE)

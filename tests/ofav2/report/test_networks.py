@@ -22,8 +22,8 @@ def measured(points: list[tuple[int, int]]) -> list[Measured]:
 
 
 def test_a_front_of_points_in_any_order() -> None:
-    draws = np.random.default_rng(0)
-    points = [(int(macs), int(top1) / 30) for macs, top1 in draws.integers(1, 30, size=(60, 2))]
+    rng = np.random.default_rng(0)
+    points = [(int(macs), int(top1) / 30) for macs, top1 in rng.integers(1, 30, size=(60, 2))]
     beaten = {
         one for one in points if any(other[0] <= one[0] and other[1] >= one[1] and other != one for other in points)
     }

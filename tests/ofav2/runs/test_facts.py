@@ -10,7 +10,7 @@ import pytest
 
 from ofav2.config.schema import Config, RunConfig
 from ofav2.networks.build import build_supernet
-from ofav2.runs import facts as facts_room
+from ofav2.runs import facts as facts_module
 from ofav2.runs.facts import describe_run
 from tests.ofav2.tiny import data_config, tiny_data, tiny_net
 
@@ -41,7 +41,7 @@ def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     found = described()["versions"]
     assert found["torch"] == version("torch")
     assert found["numpy"] == version("numpy")
-    monkeypatch.setattr(facts_room, "PACKAGES", ("torch", "no-such-package"))
+    monkeypatch.setattr(facts_module, "PACKAGES", ("torch", "no-such-package"))
     assert described()["versions"]["no-such-package"] is None
 
 
@@ -55,7 +55,7 @@ def test_the_supernet_can_be_built_again_from_its_facts() -> None:
 
 
 def test_lasting_facts_survive_json_and_change_with_data_net_and_seed() -> None:
-    lasting = facts_room.lasting_facts
+    lasting = facts_module.lasting_facts
     first = lasting(described())
     assert lasting(json.loads(json.dumps(described()))) == first
     assert lasting(described() | {"status": "finished", "created": "later", "phases": [1]}) == first

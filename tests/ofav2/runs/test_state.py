@@ -13,8 +13,8 @@ from ofav2.config.schema import OptimConfig
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint
 from ofav2.runs.state import (
-    Place,
-    State,
+    PhaseState,
+    Progress,
     check_state,
     cloned,
     load_newest,
@@ -52,13 +52,13 @@ def optimizer_of(net: nn.Module, name: str) -> torch.optim.Optimizer:
     return build_optimizer(net, OptimConfig(name=name, weight_decay=0.01))  # type: ignore[arg-type]
 
 
-def place(phase: str = "kernel", step: int = 3, global_step: int = 13, **more: Any) -> Place:
-    return Place(phase, step, global_step, 1234, **more)
+def place(phase: str = "kernel", step: int = 3, global_step: int = 13, **more: Any) -> Progress:
+    return Progress(phase, step, global_step, 1234, **more)
 
 
-def state(step: int, phase: str = "kernel") -> State:
+def state(step: int, phase: str = "kernel") -> PhaseState:
     tensors = {"a.weight": torch.full((2, 2), float(step))}
-    return State(place(phase, step, step), tensors, {}, {})
+    return PhaseState(place(phase, step, step), tensors, {}, {})
 
 
 def names(run: Path) -> list[str]:
@@ -78,13 +78,15 @@ def test_training_goes_on_from_a_state_to_the_last_bit(name: str, tmp_path: Path
     optimizer = optimizer_of(straight, name)
     take_steps(straight, optimizer, 0, 3)
     here = place(best_top1=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
-    save_state(tmp_path, State(here, straight.state_dict(), optimizer_tensors(optimizer), cloned(straight)), keep=1)
+    save_state(
+        tmp_path, PhaseState(here, straight.state_dict(), optimizer_tensors(optimizer), cloned(straight)), keep=1
+    )
     best = cloned(straight)
     take_steps(straight, optimizer, 3, 4)
 
     found = load_newest(tmp_path, "kernel", pytest.fail)
     assert found is not None
-    assert found.place == here
+    assert found.progress == here
     assert tiny.same_bits(found.best, best)
     other = small_net(seed=1)
     again = optimizer_of(other, name)
@@ -103,7 +105,7 @@ def test_what_an_optimiser_remembers_is_restored_whole_in_its_parameters_layout(
     tensors = optimizer_tensors(optimizer)
     remembered = {"sgd": ["momentum_buffer"], "adamw": ["exp_avg", "exp_avg_sq", "step"]}[name]
     assert sorted({key.partition(".")[2] for key in tensors}) == remembered
-    save_state(tmp_path, State(place(), net.state_dict(), tensors, {}), keep=1)
+    save_state(tmp_path, PhaseState(place(), net.state_dict(), tensors, {}), keep=1)
     found = load_newest(tmp_path, "kernel", pytest.fail)
     assert found is not None
     fresh = optimizer_of(net, name)
@@ -174,7 +176,7 @@ def test_states_of_another_phase_are_passed_over_without_a_word(tmp_path: Path) 
     save_state(tmp_path, state(2, "kernel"), keep=9)
     found = load_newest(tmp_path, "full", pytest.fail)
     assert found is not None
-    assert found.place.global_step == 1
+    assert found.progress.global_step == 1
     assert load_newest(tmp_path, "level", pytest.fail) is None
     assert load_newest(tmp_path / "nowhere", "full", pytest.fail) is None
 
@@ -189,7 +191,7 @@ def test_states_past_a_place_are_set_aside_until_the_next_one_is_saved(tmp_path:
     set_aside_after(tmp_path, 2)
     found = load_newest(tmp_path, "kernel", pytest.fail)
     assert found is not None
-    assert found.place.global_step == 2
+    assert found.progress.global_step == 2
     save_state(tmp_path, state(3), keep=2)
     assert names(tmp_path) == files(2, 3)
 
@@ -208,7 +210,7 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
         said: list[str] = []
         found = load_newest(tmp_path, "kernel", said.append)
         assert found is not None
-        assert found.place.global_step == 1
+        assert found.progress.global_step == 1
         assert len(said) == 1
         assert torn.name in said[0]
         assert said[0].endswith("; taking the state before it")
@@ -216,7 +218,7 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
     torn.write_bytes(content)
     whole = load_newest(tmp_path, "kernel", pytest.fail)
     assert whole is not None
-    assert whole.place.global_step == 2
+    assert whole.progress.global_step == 2
 
 
 @pytest.mark.parametrize(
@@ -241,12 +243,12 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
 )
 def test_a_well_signed_state_that_names_no_place_is_passed_over(lie: dict[str, Any], tmp_path: Path) -> None:
     save_state(tmp_path, state(1), keep=2)
-    facts = dataclasses.asdict(state(2).place) | lie
+    facts = dataclasses.asdict(state(2).progress) | lie
     checkpoint.save(tmp_path / "checkpoints" / "state-000000002", {}, facts)
     said: list[str] = []
     found = load_newest(tmp_path, "kernel", said.append)
     assert found is not None
-    assert found.place.global_step == 1
+    assert found.progress.global_step == 1
     assert "names no place in a phase" in said[0]
 
 
@@ -268,9 +270,9 @@ def test_a_link_to_elsewhere_is_read_as_a_file_and_checked_like_one(tmp_path: Pa
     assert names(tmp_path / "other") == files(2), "what a link leads to is not ours to remove"
 
 
-def fitting(net: nn.Module, /, **changes: Any) -> State:
-    given = {"place": place(best_top1=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
-    return State(**(given | changes))
+def fitting(net: nn.Module, /, **changes: Any) -> PhaseState:
+    given = {"progress": place(best_top1=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
+    return PhaseState(**(given | changes))
 
 
 @pytest.mark.parametrize("group", ["net", "best"])
@@ -299,7 +301,7 @@ def test_a_state_that_fits_passes() -> None:
     net = small_net()
     check_state(fitting(net), net, first_step=10, steps=5)
     check_state(fitting(net), net, first_step=10, steps=3)
-    check_state(fitting(net, best={}, place=place()), net, first_step=10, steps=5)
+    check_state(fitting(net, best={}, progress=place()), net, first_step=10, steps=5)
 
 
 @pytest.mark.parametrize(
@@ -308,8 +310,8 @@ def test_a_state_that_fits_passes() -> None:
         ({}, 11, 5),
         ({}, 10, 2),
         ({"best": {}}, 10, 5),
-        ({"place": place()}, 10, 5),
-        ({"place": place(), "best": {}}, 10, 3),
+        ({"progress": place()}, 10, 5),
+        ({"progress": place(), "best": {}}, 10, 3),
     ],
     ids=["other first step", "shorter phase", "best without weights", "weights without best", "end without best"],
 )

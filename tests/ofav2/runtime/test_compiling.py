@@ -203,7 +203,7 @@ def trained(net: Supernet, compiler: Compiler | None, sides: Sequence[int] = (16
         runtime=CPU,
         seed=3,
     )
-    return [step.numbers["loss"] for step in steps]
+    return [step.metrics["loss"] for step in steps]
 
 
 @pytest.mark.parametrize("compiler", [as_it_is, broken])

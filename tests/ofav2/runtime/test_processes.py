@@ -25,10 +25,10 @@ from ofav2.config import recipe
 from ofav2.config.schema import Config, OptimConfig, RunConfig
 from ofav2.data import Batch
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import families
-from ofav2.runtime import processes as room
+from ofav2.evaluation.evaluator import nested_groups
+from ofav2.runtime import processes as processes_module
 from ofav2.runtime.device import Runtime, open_runtime, seed_torch
-from ofav2.runtime.processes import ALONE, Processes, own_rank, together
+from ofav2.runtime.processes import SINGLE_PROCESS, Processes, own_rank, process_group
 from ofav2.runtime.signals import Lost
 from ofav2.training import setup as prepare
 from ofav2.training.objectives import Losses, Objective, as_teacher, joint, students
@@ -37,7 +37,7 @@ from ofav2.training.step import Guard, step_gradients, train_phase
 from supernets import Subnet, Supernet
 from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, crew, run_crew
-from tests.ofav2.tiny import bits, same_bits, tiny_data, tiny_judge, tiny_net
+from tests.ofav2.tiny import bits, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 CPU = torch.device("cpu")
 B = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
@@ -79,8 +79,8 @@ def gradients(
     net: Supernet, objective: Objective, images: Tensor, labels: Tensor, processes: Processes
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     net.zero_grad(set_to_none=True)
-    numbers = step_gradients(net, objective, images, labels, three_subnets(net), on(processes))
-    return numbers, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    metrics = step_gradients(net, objective, images, labels, three_subnets(net), on(processes))
+    return metrics, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
 @pytest.mark.parametrize("name", ["joint", "students"])
@@ -88,7 +88,7 @@ def gradients(
 def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: int) -> None:
     net = tiny_net(dtype=torch.float64).eval()
     objective, (images, labels) = objective_of(name, net), twelve_images()
-    numbers, expected = gradients(net, objective, images, labels, ALONE)
+    metrics, expected = gradients(net, objective, images, labels, SINGLE_PROCESS)
     assert 50 < len(expected) < len(list(net.parameters())), "some took no part"
 
     def job(processes: Processes) -> Any:
@@ -99,7 +99,7 @@ def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: i
         assert own.keys() == expected.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(own[key], tensor, rtol=1e-9, atol=1e-12)
-        assert own_numbers == pytest.approx(numbers, rel=1e-9)
+        assert own_numbers == pytest.approx(metrics, rel=1e-9)
     assert all(same_bits(own, found[0][1]) for _, own in found)
     assert all(own_numbers == found[0][0] for own_numbers, _ in found)
 
@@ -108,9 +108,9 @@ def test_batch_norm_in_training_sees_its_own_part_and_nothing_else_differs() -> 
     """The documented difference: the mean of what one process finds for each part, each with its own statistics."""
     net = tiny_net(dtype=torch.float64)
     objective, (images, labels) = objective_of("students", net), twelve_images()
-    _, whole = gradients(copy.deepcopy(net), objective, images, labels, ALONE)
+    _, whole = gradients(copy.deepcopy(net), objective, images, labels, SINGLE_PROCESS)
     halves = [
-        gradients(copy.deepcopy(net), objective, *half, ALONE)[1]
+        gradients(copy.deepcopy(net), objective, *half, SINGLE_PROCESS)[1]
         for half in zip(images.chunk(2), labels.chunk(2), strict=True)
     ]
 
@@ -124,12 +124,12 @@ def test_batch_norm_in_training_sees_its_own_part_and_nothing_else_differs() -> 
 
 
 def test_buckets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    draws = torch.Generator().manual_seed(0)
+    rng = torch.Generator().manual_seed(0)
     shapes = [(3,), (), (2, 3, 4, 4), (70,), (5, 2), (1,), (0,)]
-    wide = [[torch.randn(shape, generator=draws, dtype=torch.float64) for shape in shapes] for _ in range(3)]
+    wide = [[torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes] for _ in range(3)]
     expected = [sum(row) / 3 for row in zip(*wide, strict=True)]
-    monkeypatch.setattr(room, "BUCKET_BYTES", 300)
-    assert len(list(room._buckets(wide[0]))) > 2, "some hold several tensors, one is larger than a bucket"
+    monkeypatch.setattr(processes_module, "BUCKET_BYTES", 300)
+    assert len(list(processes_module._buckets(wide[0]))) > 2, "some hold several tensors, one is larger than a bucket"
 
     def job(processes: Processes) -> Any:
         own = [tensor.clone() for tensor in wide[processes.rank]]
@@ -193,7 +193,7 @@ def test_processes_keep_the_same_weights_to_the_last_bit() -> None:
     def job(processes: Processes) -> Any:
         net = tiny_net()
         steps = list(steps_of(net, students(None, distill.mse, 1.0, 0.1), processes, dropout=0.3))
-        said = [{**step.numbers, "images_per_second": 0} for step in steps]
+        said = [{**step.metrics, "images_per_second": 0} for step in steps]
         return {name: p.detach() for name, p in net.named_parameters()}, said
 
     (first, said), (second, also_said) = crew(2, job)
@@ -230,9 +230,9 @@ def test_dropout_differs_from_process_to_process_and_the_first_draws_as_one_alon
             return torch.rand(8).tolist()
 
         assert drawn(3, 4, 5, 0) == drawn(3, 4, 5)
-        draws = [drawn(3, 4, step, rank) for step in (5, 6) for rank in range(8)]
-        assert len(set(map(tuple, draws))) == 16
-        assert drawn(3, 4, 5, 7) == draws[7]
+        rng = [drawn(3, 4, step, rank) for step in (5, 6) for rank in range(8)]
+        assert len(set(map(tuple, rng))) == 16
+        assert drawn(3, 4, 5, 7) == rng[7]
     finally:
         torch.set_rng_state(state)
 
@@ -272,7 +272,7 @@ def test_shares_of_a_split_are_its_batches_dealt_out(parts: int) -> None:
     assert len(dealt) == len(whole)
 
 
-# Judging
+# Evaluating
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -280,23 +280,25 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
     net, images = tiny_net("ee_d", depth=(1, 2), num_classes=3), tiny_data(classes=3, val=61)
     made = itertools.product((3, 5), (2, 3), (1, 2), (1, 3))
     several = [net.space.uniform(kernel=k, expand=e, depth=d, height=h, resolution=16) for k, e, d, h in made][:10]
-    assert len(families(several)) == 5, "two processes take two each, and the last one together"
+    assert len(nested_groups(several)) == 5, "two processes take two each, and the last one together"
     asked: dict[str, Callable[[Any], Any]] = {
-        "several families": lambda judge: list(judge.scores(net, several, images.val)),
-        "one family": lambda judge: list(judge.scores(net, [net.space.largest()], images.test)),
-        "the ends": lambda judge: list(judge.scores(net, [net.space.largest(), net.space.smallest()], images.val)),
-        "none": lambda judge: list(judge.scores(net, [], images.val)),
-        "exits": lambda judge: judge.exit_top1(module, 20, images.val),
-        "ensemble": lambda judge: judge.ensemble_top1(module, B, 20, images.val),
+        "several nested_groups": lambda evaluator: list(evaluator.scores(net, several, images.val)),
+        "one family": lambda evaluator: list(evaluator.scores(net, [net.space.largest()], images.test)),
+        "the ends": lambda evaluator: list(
+            evaluator.scores(net, [net.space.largest(), net.space.smallest()], images.val)
+        ),
+        "none": lambda evaluator: list(evaluator.scores(net, [], images.val)),
+        "exits": lambda evaluator: evaluator.exit_top1(module, 20, images.val),
+        "ensemble": lambda evaluator: evaluator.ensemble_top1(module, B, 20, images.val),
     }
-    module = tiny_judge(images).calibrated(net, net.space.largest(), net.architecture.exits)
-    alone = {name: ask(tiny_judge(images)) for name, ask in asked.items()}
-    assert len({score.top1 for score in alone["several families"]}) >= 3, "the networks can be told apart"
+    module = tiny_evaluator(images).calibrated(net, net.space.largest(), net.architecture.exits)
+    alone = {name: ask(tiny_evaluator(images)) for name, ask in asked.items()}
+    assert len({score.top1 for score in alone["several nested_groups"]}) >= 3, "the networks can be told apart"
 
     def job(processes: Processes) -> Any:
-        judge = tiny_judge(images)
-        judge.runtime = on(processes)
-        return {name: ask(judge) for name, ask in asked.items()}
+        evaluator = tiny_evaluator(images)
+        evaluator.runtime = on(processes)
+        return {name: ask(evaluator) for name, ask in asked.items()}
 
     assert all(found == alone for found in crew(count, job))
 
@@ -308,12 +310,12 @@ def test_values_numbers_flags_and_counts() -> None:
     def job(processes: Processes) -> Any:
         rank = processes.rank
         return {
-            "first": processes.first(lambda: (rank, torch.arange(3), {"a": None})),
+            "first": processes.on_main(lambda: (rank, torch.arange(3), {"a": None})),
             "gather": processes.gather({"rank": rank}),
             "any": processes.any(False, rank == 1, True),
             "mean": processes.mean({"a": float(rank), "b": 0.1}),
             "totals": processes.totals([rank, 10] if rank else []),
-            "everywhere": processes.everywhere(lambda: rank),
+            "everywhere": processes.on_all(lambda: rank),
         }
 
     for rank, found in enumerate(crew(3, job)):
@@ -330,46 +332,51 @@ def test_one_process_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("all_reduce", "broadcast", "broadcast_object_list", "all_gather_object", "init_process_group"):
         monkeypatch.setattr(dist, name, None)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with together() as processes:
-        assert processes is ALONE
+    with process_group() as processes:
+        assert processes is SINGLE_PROCESS
     tensor = torch.ones(2)
-    ALONE.average([tensor])
-    ALONE.copy_first([tensor])
+    SINGLE_PROCESS.average([tensor])
+    SINGLE_PROCESS.copy_first([tensor])
     assert tensor.tolist() == [1.0, 1.0]
-    assert ALONE.first(lambda: 1) == ALONE.everywhere(lambda: 1) == ALONE.in_turn(lambda: 1) == 1
-    assert ALONE.gather(2) == [2]
-    assert ALONE.any(True, False) == (True, False)
-    assert ALONE.mean({"a": 0.1}) == {"a": 0.1}
-    assert ALONE.totals([1, 2]) == [1, 2]
+    assert (
+        SINGLE_PROCESS.on_main(lambda: 1)
+        == SINGLE_PROCESS.on_all(lambda: 1)
+        == SINGLE_PROCESS.local_main_first(lambda: 1)
+        == 1
+    )
+    assert SINGLE_PROCESS.gather(2) == [2]
+    assert SINGLE_PROCESS.any(True, False) == (True, False)
+    assert SINGLE_PROCESS.mean({"a": 0.1}) == {"a": 0.1}
+    assert SINGLE_PROCESS.totals([1, 2]) == [1, 2]
     with pytest.raises(RunError, match="as it is"):
-        ALONE.refuse(RunError("as it is"))
+        SINGLE_PROCESS.refuse(RunError("as it is"))
     with pytest.raises(UserError, match="as it is"):
-        ALONE.everywhere(lambda: ALONE.refuse(UserError("as it is")))
+        SINGLE_PROCESS.on_all(lambda: SINGLE_PROCESS.refuse(UserError("as it is")))
 
 
 def test_torchrun_with_one_process_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    with together() as processes:
-        assert processes is ALONE
+    with process_group() as processes:
+        assert processes is SINGLE_PROCESS
     assert not dist.is_initialized()
 
 
 @pytest.mark.parametrize("value", ["two", "", "-1", "1.5", "²"])
 def test_an_environment_that_is_no_torchruns_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
-    with pytest.raises(UserError, match=rf"WORLD_SIZE \({value}\)"), together():
+    with pytest.raises(UserError, match=rf"WORLD_SIZE \({value}\)"), process_group():
         pass
     monkeypatch.setenv("WORLD_SIZE", "2")
     for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UserError, match=r"WORLD_SIZE \(2\): the processes can't find each other"), together():
+    with pytest.raises(UserError, match=r"WORLD_SIZE \(2\): the processes can't find each other"), process_group():
         pass
 
 
 def test_only_the_first_process_is_heard_and_joining_twice_is_joining_once(capfd: pytest.CaptureFixture[str]) -> None:
     def job(processes: Processes) -> Any:
-        with together() as again:
+        with process_group() as again:
             assert again == processes
         assert own_rank() == processes.rank
         console.say(f"note {processes.rank}")
@@ -395,7 +402,7 @@ def test_what_some_refuse_ends_all_and_is_told_once(refusing: tuple[int, ...]) -
             if processes.rank in refusing:
                 raise UserError(f"no, says {processes.rank}")
 
-        processes.everywhere(do)
+        processes.on_all(do)
 
     ended = run_crew(3, job)
     assert kinds(ended) == ["UserError" if rank == refusing[0] else "Lost" for rank in range(3)]
@@ -417,17 +424,17 @@ def die(processes: Processes) -> None:
 
 
 @pytest.mark.parametrize("end", [leave, die])
-@pytest.mark.parametrize("talk", ["first", "gather", "any", "mean", "average", "copy_first", "in_turn"])
+@pytest.mark.parametrize("talk", ["on_main", "gather", "any", "mean", "average", "copy_first", "local_main_first"])
 def test_whoever_waits_for_a_process_that_is_gone_ends_too(end: Any, talk: str) -> None:
     """The crew's own patience is the test: nobody hangs."""
     arguments: dict[str, Any] = {
-        "first": (lambda: 1,),
+        "on_main": (lambda: 1,),
         "gather": (1,),
         "any": (True,),
         "mean": ({"a": 1.0},),
         "average": ([torch.ones(5)],),
         "copy_first": ([torch.ones(5)],),
-        "in_turn": (lambda: 1,),
+        "local_main_first": (lambda: 1,),
     }
 
     def job(processes: Processes) -> None:
@@ -472,7 +479,7 @@ def test_one_process_of_each_machine_goes_first(tmp_path: Path) -> None:
             with log.open("a") as lines:
                 lines.write(str(processes.rank))
 
-        return replace(processes, local_rank=processes.rank % 2).in_turn(do)
+        return replace(processes, local_rank=processes.rank % 2).local_main_first(do)
 
     assert crew(4, job) == [None] * 4
     order = log.read_text()
@@ -493,7 +500,7 @@ def three_by_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
 
     def attempt(processes: Processes, settings: Sequence[str]) -> Exception | None:
         try:
-            prepare.prepare(processes.everywhere(lambda: recipe.load(path, settings)), processes)
+            prepare.prepare(processes.on_all(lambda: recipe.load(path, settings)), processes)
         except (UserError, Lost) as error:
             return error
         return None

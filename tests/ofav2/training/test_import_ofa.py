@@ -15,7 +15,7 @@ from ofav2.cli.main import main
 from ofav2.config import recipe
 from ofav2.errors import UserError
 from ofav2.evaluation.measure import measure
-from ofav2.evaluation.opened_run import open_for_judging
+from ofav2.evaluation.opened_run import open_run
 from ofav2.report.single import write_report
 from ofav2.runs.records import read_run
 from ofav2.training.import_ofa import import_ofa
@@ -71,7 +71,7 @@ def test_the_supernet_has_the_peers_logits(run: Path) -> None:
 
 
 def test_its_sub_networks_are_measured_and_extracted(run: Path, tmp_path: Path) -> None:
-    opened = open_for_judging(run)
+    opened = open_run(run)
     assert opened.same_data
     _, rows = measure(opened, [opened.loaded.net.space.smallest()], "test")
     assert len(rows) == 1

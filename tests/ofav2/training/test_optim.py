@@ -56,9 +56,9 @@ def test_parameters_may_take_part_at_different_times(config: OptimConfig) -> Non
     decays = {p.ndim: group["weight_decay"] for group in groups for p in group["params"]}
     of_plain = [{"params": [p], "weight_decay": decays[p.ndim]} for p in plain.parameters()]
     reference = kind(of_plain, lr=0.0, fused=False, foreach=False, **{name: groups[0][name] for name in settings})
-    draws = torch.Generator().manual_seed(1)
+    rng = torch.Generator().manual_seed(1)
     for step, parts in enumerate([(1,), (0, 1), (2,), (0, 2), ()]):
-        images = torch.randn(2, 3, 5, 5, generator=draws)
+        images = torch.randn(2, 3, 5, 5, generator=rng)
         for net, each in ((ours, optimizer), (plain, reference)):
             for part in parts:
                 # The first channels alone, as a sub-network takes them; their gradient is not in the weight's layout.

@@ -63,7 +63,7 @@ def test_the_papers_phases(variant: str) -> None:
         assert (phase.steps, phase.warmup_steps) == (epochs * 1328, warmup * 1328)
         assert (phase.config.lr, phase.config.subnets, phase.config.dropout) == (lr, subnets, 0.1)
         assert (phase.joint, phase.teacher) == (False, "progressive")
-        assert phase.judged == phase.space
+        assert phase.evaluated == phase.space
     assert plan.phases[-1].space == space, "in the end everything can be chosen"
 
 
@@ -92,7 +92,7 @@ def test_after_joint_training_every_exit_of_the_largest_is_judged() -> None:
     plan = make_plan({"full": PhaseConfig(1, 0.1)}, "progressive", space_of("ee_d"), 10)
     (full,) = plan.phases
     assert full.space.height == (5,)
-    assert [(subnet.height, subnet.resolution) for subnet in full.judged.corners()] == [
+    assert [(subnet.height, subnet.resolution) for subnet in full.evaluated.corners()] == [
         (height, side) for side in (48, 64) for height in (1, 2, 3, 4, 5)
     ]
 

@@ -24,7 +24,7 @@ from ofav2.data import ImageData, Split, open_data
 from ofav2.data.images import Images, Indices, Pixels, pixels_of
 from ofav2.errors import RunError
 from ofav2.evaluation import corners
-from ofav2.evaluation.evaluator import Judge, Score
+from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.tracking import read_metrics
@@ -51,7 +51,7 @@ def weights_of(run: Run, phase: str) -> bytes:
 
 
 def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
-    facts = folder.open_run(tiny_run.folder)
+    facts = folder.read_run(tiny_run.folder)
     assert facts["status"] == "finished"
     assert [record["name"] for record in facts["phases"]] == list(tiny.SIX_PHASES)
     assert [record["steps"] for record in facts["phases"]] == [2] * 6
@@ -66,7 +66,7 @@ def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
 
 def test_what_train_returns_is_what_lies_on_disk(tiny_run: Run) -> None:
     # Through JSON, where tuples are lists.
-    assert json.loads(json.dumps(tiny_run.facts)).items() <= folder.open_run(tiny_run.folder).items()
+    assert json.loads(json.dumps(tiny_run.facts)).items() <= folder.read_run(tiny_run.folder).items()
 
 
 def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
@@ -109,7 +109,7 @@ def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
         else net.extract(net.space.largest(), "all")
     )
     weights = distill.exit_weights("ascending", 5).ensemble
-    assert opened.judge.ensemble_top1(module, weights, 16, opened.data.val) == record["ensemble_top1"]
+    assert opened.evaluator.ensemble_top1(module, weights, 16, opened.data.val) == record["ensemble_top1"]
 
 
 def test_no_two_phases_left_the_same_weights(tiny_run: Run) -> None:
@@ -140,7 +140,7 @@ def test_every_uniform_corner_is_measured_on_test_and_numbers_can_be_had_again(
 ) -> None:
     table = metrics(tiny_run, "table")[-1]
     net = ofav2.load_supernet(tiny_run.folder)
-    scores = list(opened.judge.scores(net, net.space.corners(), opened.data.test))
+    scores = list(opened.evaluator.scores(net, net.space.corners(), opened.data.test))
     again = [list(corners.corner_row(net.architecture, score)) for score in scores]
     assert sorted(map(str, again)) == sorted(map(str, table["rows"])), "to the last digit"
     assert len(again) == len(net.space.corners()) == 5 * 2 * (2 * 2 * 2 + 2)
@@ -236,7 +236,7 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
 
 def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
     kept = files.read_json(tiny_run.folder / folder.SPLIT)
-    facts = folder.open_run(tiny_run.folder)
+    facts = folder.read_run(tiny_run.folder)
     assert kept["fingerprint"] == facts["data"]["fingerprint"]
     assert {name: len(kept[name]["numbers"]) for name in ("val", "test")} == {
         name: facts["data"]["images"][name] for name in ("val", "test")
@@ -264,17 +264,17 @@ def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, caps
 def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged, told = Judge.scores, iter([0.25, 0.75, 0.75, 0.5])
+    evaluated, told = Evaluator.scores, iter([0.25, 0.75, 0.75, 0.5])
     states: list[dict[str, Tensor]] = []
 
-    def scores(judge: Judge, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
+    def scores(evaluator: Evaluator, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
         if len(states) < 4:
             states.append({name: parameter.detach().clone() for name, parameter in net.named_parameters()})
             top1 = next(told)
             return iter([Score(subnet, top1, len(split)) for subnet in dict.fromkeys(subnets)])
-        return judged(judge, net, subnets, split)
+        return evaluated(evaluator, net, subnets, split)
 
-    monkeypatch.setattr(Judge, "scores", scores)
+    monkeypatch.setattr(Evaluator, "scores", scores)
     run = train_two(tmp_path, "evaluation.every_epochs=0.001", "phases.full.epochs=0.04")
     tensors, _ = checkpoint.load(folder.checkpoint_path(run.folder, "full"))
     assert len(states) == 4
@@ -302,7 +302,7 @@ def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
         ("supernet.depth=[1,2] phases.kernel.unlock.depth=[2,5]", r"^phases\.kernel\.unlock\.depth \(5\) .*among 1, 2"),
         ("phases.kernel.epochs=0", r"^phases\.kernel\.epochs \(0"),
         ("phases.kernel.teacher=progresive", r"^teacher policy \('progresive'\) is unknown"),
-        ("phases.kernel.teacher=timm:no_such_network", r"^outside teacher \('timm:no_such_network'\)"),
+        ("phases.kernel.teacher=timm:no_such_network", r"^external teacher \('timm:no_such_network'\)"),
         ("teacher.exit_weights=[0.5,0.5]", r"^exit weights .*one number per exit, 1 here"),
         ("teacher.exit_weights=rising", r"^exit weights \('rising'\) name no known scheme"),
         ("run.device=cuda:99", r"^run\.device \(cuda:99\)"),
@@ -380,7 +380,7 @@ def test_a_run_in_which_training_fails_says_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoint, "save", refuse)
     with pytest.raises(RunError, match="the disk is full"):
         train_two(tmp_path)
-    facts = folder.open_run(tmp_path / "run")
+    facts = folder.read_run(tmp_path / "run")
     assert "RunError" in facts["status"]
     assert facts["phases"] == []
     with pytest.raises(RunError, match="no finished phase"):
@@ -394,7 +394,7 @@ def test_a_run_that_blows_up_names_the_step_and_the_sub_networks(tmp_path: Path)
     ) as caught:
         train_two(tmp_path, *overrides)
     assert len(str(caught.value).splitlines()) == 1
-    assert "RunError" in folder.open_run(tmp_path / "run")["status"]
+    assert "RunError" in folder.read_run(tmp_path / "run")["status"]
 
 
 # W&B
@@ -413,7 +413,7 @@ def test_an_offline_run_is_mirrored_and_its_id_kept(tmp_path: Path) -> None:
     run = train_two(tmp_path / "mirrored", "tracking.mode=offline", "tracking.artifacts=true")
     plain = train_two(tmp_path / "plain")
     assert weights_of(run, "kernel") == weights_of(plain, "kernel"), "being watched changes nothing"
-    run_id = folder.open_run(run.folder)["wandb_run_id"]
+    run_id = folder.read_run(run.folder)["wandb_run_id"]
     assert run_id
     [mirrored] = run.folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
     assert b"kernel/train/loss" in mirrored.read_bytes()

@@ -1,4 +1,4 @@
-"""One loop for every phase: what a step draws, and that it does what a plain, slow loop does."""
+"""One loop for every phase: what a step rng, and that it does what a plain, slow loop does."""
 
 import copy
 import math
@@ -321,13 +321,13 @@ def test_a_step_says_what_it_did() -> None:
 
     steps = list(train(net, phase, noting, random_batches([16, 20])))
     assert [step.number for step in steps] == [1, 2]
-    assert [step.numbers["resolution"] for step in steps] == [16, 20]
-    assert [step.numbers["lr"] for step in steps] == pytest.approx([0.05, 0.025])
+    assert [step.metrics["resolution"] for step in steps] == [16, 20]
+    assert [step.metrics["lr"] for step in steps] == pytest.approx([0.05, 0.025])
     for step, losses in zip(steps, said, strict=True):
         assert len(losses) == 2
-        assert step.numbers["loss"] == pytest.approx(sum(losses) / 2)
-        assert step.numbers["ce"] == pytest.approx(step.numbers["loss"])
-        assert step.numbers["images_per_second"] > 0
+        assert step.metrics["loss"] == pytest.approx(sum(losses) / 2)
+        assert step.metrics["ce"] == pytest.approx(step.metrics["loss"])
+        assert step.metrics["images_per_second"] > 0
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
@@ -382,8 +382,8 @@ def test_the_guard_goes_on_from_what_it_has_seen() -> None:
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases())["full"]
     first, second = train(net, phase, joint(A, 0.1), random_batches([16, 20]))
-    assert first.guard.usual == pytest.approx(first.numbers["loss"])
-    assert second.guard.usual == pytest.approx(0.95 * first.numbers["loss"] + 0.05 * second.numbers["loss"])
+    assert first.guard.usual == pytest.approx(first.metrics["loss"])
+    assert second.guard.usual == pytest.approx(0.95 * first.metrics["loss"] + 0.05 * second.metrics["loss"])
 
 
 def test_a_phase_goes_on_from_any_step_as_if_it_had_never_stopped() -> None:

@@ -12,22 +12,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 import distill
-from distill import Candidate
+from distill import TeacherCandidate
 from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.training.phases import Phase, Plan, make_plan
-from ofav2.training.teacher import Taught, choose_teacher, largest_of, outside_teachers, teaching_form
+from ofav2.training.teacher import PhaseTeacher, choose_teacher, external_teachers, largest_of, prepare_teacher
 from supernets import Supernet
 from supernets.cpu_kernels import PointwiseConv2d
-from tests.ofav2.tiny import CPU, bits, same_bits, tiny_data, tiny_judge, tiny_net
+from tests.ofav2.tiny import CPU, bits, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 TINY_TIMM = "test_efficientnet"
 DATA = tiny_data()
 WEIGHTS = distill.exit_weights("ascending", 5)
 LEFT = {"full": 11, "kernel": 12, "depth": 13}
 CANDIDATES = [
-    Candidate(f"{name}'s largest network", name, top1) for name, top1 in zip(LEFT, (0.5, 0.7, 0.6), strict=True)
+    TeacherCandidate(f"{name}'s largest network", name, top1) for name, top1 in zip(LEFT, (0.5, 0.7, 0.6), strict=True)
 ]
 
 
@@ -45,14 +45,14 @@ def phase_taught_by(policy: str, net: Supernet) -> Phase:
     return make_plan({"full": full, "last": elastic}, "progressive", net.space, 1).phases[1]
 
 
-def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Taught:
+def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> PhaseTeacher:
     arguments: dict[str, Any] = {
         "run_folder": run_folder,
         "net": net,
         "candidates": CANDIDATES,
-        "outside": {},
+        "external": {},
         "weights": WEIGHTS,
-        "judge": tiny_judge(DATA),
+        "evaluator": tiny_evaluator(DATA),
     }
     return choose_teacher(phase_taught_by(policy, net), **(arguments | changes))
 
@@ -61,23 +61,23 @@ def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Taug
 def test_the_weights_of_the_chosen_phase_teach(policy: str, chosen: str, run_folder: Path) -> None:
     net = tiny_net(seed=99)
     before = bits(net)
-    taught = choose(policy, run_folder, net)
+    phase_teacher = choose(policy, run_folder, net)
     candidate = next(candidate for candidate in CANDIDATES if candidate.phase == chosen)
-    assert {key: taught.record[key] for key in ("policy", "name", "phase", "accuracy")} == {
+    assert {key: phase_teacher.record[key] for key in ("policy", "name", "phase", "accuracy")} == {
         "policy": policy,
         "name": candidate.name,
         "phase": chosen,
         "accuracy": candidate.accuracy,
     }
-    assert taught.record["reason"] == distill.choose(policy, CANDIDATES).reason
+    assert phase_teacher.record["reason"] == distill.choose(policy, CANDIDATES).reason
 
     source = tiny_net(seed=LEFT[chosen]).eval()
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         exits = source(images, source.space.largest(), exits="all")
     expected = sum(float(b) * logits for b, logits in zip(WEIGHTS.ensemble, exits, strict=True))
-    assert taught.teacher is not None
-    target = taught.teacher(images)
+    assert phase_teacher.teacher is not None
+    target = phase_teacher.teacher(images)
     torch.testing.assert_close(target.logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(target.probabilities, target.logits.softmax(1))
     assert same_bits(bits(net), before), "the supernet goes on as it was"
@@ -100,10 +100,10 @@ def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
     """Its target is float32, near that of float32 arithmetic; a student after it is the run's."""
     net, images = tiny_net(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     runtime = replace(CPU, precision=runs)
-    judge = tiny_judge(DATA, runtime=runtime)
+    evaluator = tiny_evaluator(DATA, runtime=runtime)
     plain = choose("fixed", run_folder, net).teacher
     wide, narrow, own = (
-        choose("fixed", run_folder, net, judge=judge, precision=precision).teacher
+        choose("fixed", run_folder, net, evaluator=evaluator, precision=precision).teacher
         for precision in ("float32", "bfloat16", None)
     )
     assert plain is not None
@@ -125,16 +125,18 @@ def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
 def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     net = tiny_net("se_b", seed=4)
     checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})
-    taught = choose("fixed", tmp_path, net, candidates=CANDIDATES[:1], weights=distill.exit_weights("ascending", 1))
-    assert taught.teacher is not None
+    phase_teacher = choose(
+        "fixed", tmp_path, net, candidates=CANDIDATES[:1], weights=distill.exit_weights("ascending", 1)
+    )
+    assert phase_teacher.teacher is not None
     images = torch.ones(2, 3, 16, 16)
     with torch.no_grad():
         expected = net.eval()(images, net.space.largest())
-    torch.testing.assert_close(taught.teacher(images).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(phase_teacher.teacher(images).logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_none_teaches_nothing_and_says_so(tmp_path: Path) -> None:
-    assert choose("none", tmp_path, tiny_net()) == Taught(None, {"policy": "none"})
+    assert choose("none", tmp_path, tiny_net()) == PhaseTeacher(None, {"policy": "none"})
 
 
 def test_a_checkpoint_that_is_gone_is_named(run_folder: Path) -> None:
@@ -160,7 +162,7 @@ def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
     images = torch.rand(2, 3, 20, 20).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         forms = {
-            runtime: teaching_form(largest, runtime) for runtime in (CPU, replace(CPU, compiler=lambda form: form))
+            runtime: prepare_teacher(largest, runtime) for runtime in (CPU, replace(CPU, compiler=lambda form: form))
         }
         for form in forms.values():
             for ours, theirs in zip(form(images), largest(images), strict=True):
@@ -170,7 +172,7 @@ def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
     assert [type(layer) for layer in largest.modules()] == kinds
 
 
-# Teachers from outside
+# External teachers
 
 
 @pytest.fixture
@@ -190,32 +192,32 @@ def plan_taught_by(*policies: str) -> Plan:
 def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Path) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    outside = outside_teachers(plan_taught_by(policy), config, DATA, (16, 20), CPU)
-    judge, net = tiny_judge(DATA), tiny_net()
-    taught = choose(policy, tmp_path, net, outside=outside, judge=judge, candidates=[])
+    external = external_teachers(plan_taught_by(policy), config, DATA, (16, 20), CPU)
+    evaluator, net = tiny_evaluator(DATA), tiny_net()
+    phase_teacher = choose(policy, tmp_path, net, external=external, evaluator=evaluator, candidates=[])
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected = outside[policy](images)
-    assert taught.teacher is not None
-    torch.testing.assert_close(taught.teacher(images).logits, expected)
-    accuracy = judge.single_top1(outside[policy], 20, DATA.val)
-    record = dict(taught.record)
+        expected = external[policy](images)
+    assert phase_teacher.teacher is not None
+    torch.testing.assert_close(phase_teacher.teacher(images).logits, expected)
+    accuracy = evaluator.single_top1(external[policy], 20, DATA.val)
+    record = dict(phase_teacher.record)
     assert f"{accuracy:.1%}" in record.pop("reason")
     assert record == {"policy": policy, "name": policy, "phase": None, "accuracy": accuracy}
 
 
-def test_outside_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:
+def test_external_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    built = outside_teachers(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,), CPU)
+    built = external_teachers(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,), CPU)
     assert list(built) == [policy]
-    assert outside_teachers(plan_taught_by("best", "none"), config, DATA, (16,), CPU) == {}
+    assert external_teachers(plan_taught_by("best", "none"), config, DATA, (16,), CPU) == {}
 
 
 def test_a_teacher_of_other_classes_is_refused(timm_file: str) -> None:
     config = TeacherConfig(checkpoint=timm_file)
     with pytest.raises(distill.DistillError, match="5 classes"):
-        outside_teachers(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,), CPU)
+        external_teachers(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,), CPU)
 
 
 def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
@@ -226,13 +228,13 @@ def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
             assert images.shape[-1] != 20, "Input height (20) doesn't match model (16)."
             return images.mean((2, 3))
 
-    monkeypatch.setattr(distill, "outside_teacher", lambda *_, **__: Picky())
+    monkeypatch.setattr(distill, "external_teacher", lambda *_, **__: Picky())
     plan = plan_taught_by("timm:picky")
-    assert list(outside_teachers(plan, TeacherConfig(), DATA, (16,), CPU)) == ["timm:picky"]
+    assert list(external_teachers(plan, TeacherConfig(), DATA, (16,), CPU)) == ["timm:picky"]
     with pytest.raises(UserError, match=r"^teacher \(timm:picky\) can't look at images of 20 pixels") as caught:
-        outside_teachers(plan, TeacherConfig(), DATA, (16, 20), CPU)
+        external_teachers(plan, TeacherConfig(), DATA, (16, 20), CPU)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_outside_weights_are_one_exit() -> None:
+def test_external_weights_are_one_exit() -> None:
     assert distill.exit_weights("uniform", 1).ensemble == (Fraction(1),)
