@@ -39,7 +39,6 @@ def mentioned() -> list[str]:
 def test_its_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands but for the training, which is shrunk to two steps a phase."""
     monkeypatch.chdir(tmp_path)
-    tiny.only_ends(monkeypatch)
     train = ofav2.train
     trained: list[str] = []
 

@@ -71,7 +71,8 @@ examples:
 Limits (and --exit, --resolution, --candidates) rank random networks that keep them on validation and take the best:
 counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s (needs `ofav2 latency RUN` once).
 
-It writes model.safetensors, subnet.json, model.onnx, model.pt2 and model_card.md, each checked on real images.
+It writes model.safetensors, subnet.json, model.onnx, model.pt2 and model_card.md, each checked on real images;
+--formats onnx writes of the last three the ONNX file alone.
 
 A sub-network file is JSON with the keys resolution, depth (one per stage), kernel, expand, level (a list per stage, one
 entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
@@ -272,6 +273,7 @@ def parser() -> argparse.ArgumentParser:
     extract.add_argument(
         "--exits", metavar="WHICH", default="last", help="logits to return: last (default), all, or exits such as 2,4"
     )
+    _add_formats(extract)
     extract.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     extract.set_defaults(verb=verbs.extract_subnet)
 
@@ -294,6 +296,7 @@ def parser() -> argparse.ArgumentParser:
     finetune.add_argument("directory", metavar="DIR", help="folder that `ofav2 extract`, or this command, made")
     finetune.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
     finetune.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    _add_formats(finetune)
     finetune.add_argument("--out", metavar="DIR", required=True, help="folder to make")
     finetune.set_defaults(verb=verbs.finetune_subnet)
 
@@ -331,6 +334,14 @@ def _add_recipe(parser: argparse.ArgumentParser, needed: bool = True) -> None:
         help="name out of `ofav2 recipes`, or path of a YAML file",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+
+
+def _add_formats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--formats",
+        metavar="NAMES",
+        help="files beside weights and description: onnx,pt2,card (default: all), or none",
+    )
 
 
 def _add_choice(extract: argparse.ArgumentParser) -> None:

@@ -113,6 +113,7 @@ def extract_subnet(arguments: argparse.Namespace) -> None:
     from ofav2.deploy.extract import extract
     from ofav2.evaluation.opened_run import open_run
 
+    formats = _formats(arguments.formats)
     constraints = _constraints(arguments)
     chosen = _read_subnet(arguments.subnet) if arguments.subnet else None
     run = open_run(arguments.run)
@@ -121,7 +122,7 @@ def extract_subnet(arguments: argparse.Namespace) -> None:
     if constraints:
         choice = _choose(arguments, run, constraints)
         subnet, facts = choice.best.subnet, choice.to_dict()
-    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts)
+    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts, formats=formats)
     before, after = (written["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
     rows = [
         (exit, split, f"{100 * before[split][exit]:.2f}", f"{100 * after[split][exit]:.2f}")
@@ -139,10 +140,13 @@ def finetune_subnet(arguments: argparse.Namespace) -> None:
     """`ofav2 finetune`."""
     from ofav2.finetuning.run import finetune
 
+    formats = _formats(arguments.formats)
     if arguments.recipe is not None and "=" in arguments.recipe:
         # Without a file, argparse takes the first setting for one.
         arguments.recipe, arguments.overrides = None, [arguments.recipe, *arguments.overrides]
-    written = finetune(arguments.directory, arguments.overrides, out=arguments.out, file=arguments.recipe)
+    written = finetune(
+        arguments.directory, arguments.overrides, out=arguments.out, file=arguments.recipe, formats=formats
+    )
     done = written["finetuning"][-1]
     before, after = done["test_before"] or {}, done["test"]
     rows = [
@@ -284,6 +288,16 @@ def _exits(text: str) -> "Exits":
     if not all(number.strip().isdecimal() and len(number) < 5 for number in numbers):
         raise UserError(f"--exits ({text}) must be last, all, or exits by number, such as 2,4")
     return tuple(int(number) for number in numbers)
+
+
+def _formats(text: str | None) -> tuple[str, ...]:
+    from ofav2.deploy.export import FORMATS, check_formats
+
+    if text is None:
+        return FORMATS
+    formats = () if text == "none" else tuple(name.strip() for name in text.split(","))
+    check_formats(formats)
+    return formats
 
 
 def import_checkpoint(arguments: argparse.Namespace) -> None:

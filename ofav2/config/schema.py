@@ -204,6 +204,9 @@ class EvaluationConfig:
     """Training images from which a sub-network's batch-norm statistics are gathered before it is evaluated."""
     calibration_batch: int = 100
     """Images per batch of that recalibration."""
+    corners: Literal["all", "ends", "none"] = "all"
+    """Corner sub-networks that are evaluated after each phase and at the end: all, the largest and the smallest
+    (`ends`), or none after phases and `ends` at the end."""
 
 
 @dataclass(frozen=True)

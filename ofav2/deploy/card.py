@@ -140,14 +140,17 @@ def _usage(described: Mapping[str, Any]) -> Iterator[str]:
     yield f"images = torch.rand(2, {given['channels']}, {given['resolution']}, {given['resolution']})  # yours, in 0..1"
     yield "images = (images - mean) / std"
     yield ""
-    yield "import onnxruntime  # needs nothing of ofav2"
-    yield ""
-    yield 'session = onnxruntime.InferenceSession("model.onnx")'
-    yield f'outputs = session.run(None, {{"images": images.numpy()}})  # {", ".join(described["checks"]["outputs"])}'
-    yield ""
-    yield 'program = torch.export.load("model.pt2").module()  # torch alone'
-    yield "outputs = program(images)"
-    yield ""
+    if "onnx" in described["formats"]:
+        yield "import onnxruntime  # needs nothing of ofav2"
+        yield ""
+        yield 'session = onnxruntime.InferenceSession("model.onnx")'
+        outputs = ", ".join(described["checks"]["outputs"])
+        yield f'outputs = session.run(None, {{"images": images.numpy()}})  # {outputs}'
+        yield ""
+    if "pt2" in described["formats"]:
+        yield 'program = torch.export.load("model.pt2").module()  # torch alone'
+        yield "outputs = program(images)"
+        yield ""
     yield "import ofav2  # the plain torch module, to train on or to quantise"
     yield ""
     yield 'module = ofav2.load_subnet(".")'

@@ -6,20 +6,24 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from ofav2.deploy.agreement import require_same
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from supernets.outputs import exit_logits
 
 PROGRAM = "model.pt2"
 ONNX = "model.onnx"
 INPUT = "images"
 """Name of the ONNX file's input: normalised images (N, C, H, W), float32, N free."""
+
+Format = Literal["onnx", "pt2", "card"]
+"""A file beside weights and description: `model.onnx`, `model.pt2`, `model_card.md`."""
+FORMATS: tuple[Format, ...] = get_args(Format)
 
 Form = Callable[[Tensor], Sequence[Tensor]]
 """A network in some form: images (N, C, H, W) -> logits (N, classes) per exit."""
@@ -30,8 +34,21 @@ def output_names(exits: Sequence[int], single: bool) -> tuple[str, ...]:
     return ("logits",) if single else tuple(f"exit_{exit}" for exit in exits)
 
 
-def write_exports(module: nn.Module, images: Tensor, names: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Writes `model.pt2` and `model.onnx`, reads both back, and compares their logits with the network's.
+def check_formats(formats: Sequence[str]) -> None:
+    """Refuse a format that does not exist.
+
+    Raises:
+        UserError: Naming it, and those that exist.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"formats ({name}): must be out of {', '.join(FORMATS)}, or none; leave it out for all")
+
+
+def write_exports(
+    module: nn.Module, images: Tensor, names: Sequence[str], folder: Path, formats: Sequence[str] = FORMATS
+) -> dict[str, Any]:
+    """Write `model.pt2` and `model.onnx`, read each back, and compare its logits with the network's.
 
     Both take any number of images of this size; they are compared with one image and with all.
 
@@ -40,6 +57,7 @@ def write_exports(module: nn.Module, images: Tensor, names: Sequence[str], folde
         images: Real, normalised images (N, C, H, W).
         names: Names of the ONNX file's outputs, one per exit.
         folder: Where to write.
+        formats: Which of `FORMATS` to write.
 
     Returns:
         What was compared, for `subnet.json`.
@@ -52,16 +70,29 @@ def write_exports(module: nn.Module, images: Tensor, names: Sequence[str], folde
     plain.requires_grad_(False).eval()
     images = images.cpu().contiguous()
     with _quiet():
-        program = _exported(plain, images)
-        torch.export.save(program, folder / PROGRAM)
-        _write_onnx(program, names, folder / ONNX)
-        forms: dict[str, Form] = {PROGRAM: _program(folder / PROGRAM), ONNX: _onnx(folder / ONNX)}
-        batches = images[:1], images
+        forms = _write_forms(plain, images, names, folder, formats)
+        batches = (images[:1], images) if forms else ()
         gaps = {
             name: max(require_same(form(batch), exit_logits(plain(batch)), name) for batch in batches)
             for name, form in forms.items()
         }
     return {"batches": [len(batch) for batch in batches], "largest_gap": gaps, "outputs": list(names)}
+
+
+def _write_forms(
+    module: nn.Module, images: Tensor, names: Sequence[str], folder: Path, formats: Sequence[str]
+) -> dict[str, Form]:
+    forms: dict[str, Form] = {}
+    if {"pt2", "onnx"}.isdisjoint(formats):
+        return forms
+    program = _exported(module, images)
+    if "pt2" in formats:
+        torch.export.save(program, folder / PROGRAM)
+        forms[PROGRAM] = _program(folder / PROGRAM)
+    if "onnx" in formats:
+        _write_onnx(program, names, folder / ONNX)
+        forms[ONNX] = _onnx(folder / ONNX)
+    return forms
 
 
 def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

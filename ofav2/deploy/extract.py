@@ -1,6 +1,6 @@
 """Taking a sub-network out of a run: checked, recalibrated, measured, written whole."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ofav2 import console, files
 from ofav2.deploy.agreement import largest_gap, require_same
-from ofav2.deploy.export import output_names
+from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.load import SUBNET_FORMAT
 from ofav2.deploy.write import write_network
 from ofav2.errors import RunError
@@ -32,8 +32,9 @@ def extract(
     exits: Exits = "last",
     *,
     choice: Mapping[str, Any] | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> dict[str, Any]:
-    """Writes a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
+    """Write a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
 
     Before it is recalibrated, the extracted network's logits are compared with the supernet's on real images, and a
     canary makes sure that another sub-network has other logits. ONNX file and program are read back and compared.
@@ -44,16 +45,18 @@ def extract(
         out: Folder to make; it must not exist, or be empty.
         exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
         choice: How it was chosen, `Choice.to_dict()`, to be kept in `subnet.json`; None for a network that was named.
+        formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
         The content of `subnet.json`.
 
     Raises:
         SpaceError: If the sub-network is outside the space that was trained, or an exit is not on its way.
-        UserError: If the folder is not empty or can't be written.
+        UserError: If the folder is not empty or can't be written, or a format does not exist.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
     net, evaluator, path = run.loaded.net, run.evaluator, Path(out)
+    check_formats(formats)
     net.space.check(subnet)
     names = output_names(net.chosen_exits(subnet, exits), exits == "last")
     files.check_free(path)
@@ -75,7 +78,7 @@ def extract(
         "checks": checks,
     }
     with files.making(path) as staging:
-        return write_network(staging, module, images, names, described)
+        return write_network(staging, module, images, names, described, formats)
 
 
 def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:

@@ -1,13 +1,21 @@
 """The table of corner sub-networks, and its summary for people."""
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 from ofav2.evaluation.evaluator import Score
-from supernets import Architecture, Subnet
+from supernets import Architecture, Space, Subnet
 from supernets.cost import subnet_cost
 
 COLUMNS = ("resolution", "kernel", "expand", "depth", "level", "exit", "params", "macs", "top1")
 """Columns of the corner table; `macs` are multiply-adds per image, `top1` a share in 0..1."""
+
+
+def chosen_corners(space: Space, which: Literal["all", "ends", "none"]) -> tuple[Subnet, ...]:
+    """Return all corner sub-networks of a space, its largest and smallest network, or none; each once."""
+    if which == "all":
+        return space.corners()
+    return tuple(dict.fromkeys([space.largest(), space.smallest()])) if which == "ends" else ()
 
 
 def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ...]:

@@ -17,7 +17,7 @@ from ofav2 import console, files
 from ofav2.config import recipe
 from ofav2.data import ImageData, join
 from ofav2.deploy.agreement import require_same
-from ofav2.deploy.export import output_names
+from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.load import load_subnet
 from ofav2.deploy.write import write_network
 from ofav2.errors import UserError
@@ -33,9 +33,14 @@ from supernets.outputs import exit_logits
 
 
 def finetune(
-    directory: str | Path, overrides: Sequence[str] = (), *, out: str | Path, file: str | None = None
+    directory: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path,
+    file: str | None = None,
+    formats: Sequence[str] = FORMATS,
 ) -> dict[str, Any]:
-    """Fine-tunes an extracted network, and writes the result as an extracted network is written.
+    """Fine-tune an extracted network, and write the result as an extracted network is written.
 
     Settings are, unless changed, the data set and the optimiser that the network was trained with. Where the data set's
     classes are not the network's, its classifiers are made anew.
@@ -46,6 +51,7 @@ def finetune(
         out: Folder to make; it must not exist, or be empty.
         file: Path of a YAML file with settings, such as the `recipe.yaml` of an earlier fine-tuning; overrides are
             merged over it.
+        formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
         The content of the new folder's `subnet.json`.
@@ -62,6 +68,7 @@ def finetune(
             )
         path = Path(out)
         files.check_free(path)
+        check_formats(formats)
         tuning = prepare(directory, overrides, file)
         _introduce(tuning)
         # A folder that can't be written is better known before the trainings than after.
@@ -72,7 +79,7 @@ def finetune(
             module, final = train_final(tuning, everything, found.best.epochs)
             # Nothing before this line has looked at a test image.
             top1 = exit_top1(tuning, module, "test")
-            return _write(tuning, module, staging, _describe(tuning, found, final, top1))
+            return _write(tuning, module, staging, _describe(tuning, found, final, top1), formats)
 
 
 def _introduce(tuning: Tuning) -> None:
@@ -149,11 +156,13 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
     }
 
 
-def _write(tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any]) -> dict[str, Any]:
+def _write(
+    tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any], formats: Sequence[str]
+) -> dict[str, Any]:
     names = output_names(tuning.exits, tuning.source.exits == "last")
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     console.say("writing the files and checking them")
-    written = write_network(staging, module, images, names, described)
+    written = write_network(staging, module, images, names, described, formats)
     files.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
     with torch.inference_mode():
         loaded = tuning.runtime.place(load_subnet(staging))

@@ -325,10 +325,13 @@ def _run_phase(
     adopt_statistics(net, largest)
     teaching = prepare_teacher(largest, setup.runtime)
     accuracy = evaluator.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
-    scores = list(evaluator.scores(net, phase.evaluated.corners(), setup.data.val))
+    subnets = corners.chosen_corners(phase.evaluated, config.evaluation.corners)
+    scores = list(evaluator.scores(net, subnets, setup.data.val))
     end = phase.first_step + phase.steps
-    _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
-    tracker.log("corners", global_step=end, phase=phase.name, mean=mean_top1(scores), teacher=accuracy)
+    mean = {"mean": mean_top1(scores)} if scores else {}
+    if scores:
+        _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
+    tracker.log("corners", global_step=end, phase=phase.name, **mean, teacher=accuracy)
     record = {
         "name": phase.name,
         "space": asdict(phase.evaluated),
@@ -337,7 +340,7 @@ def _run_phase(
         "teacher": dict(phase_teacher.record),
         "leaves": f"{phase.name}'s largest network",
         "ensemble_top1": accuracy,
-        "mean_corner_top1": mean_top1(scores),
+        "mean_corner_top1": mean.get("mean"),
     }
     return setup.runtime.processes.on_main(lambda: _keep(setup, record, path, tracker))
 
@@ -353,7 +356,9 @@ def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) ->
 def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
     """Corner sub-networks on the test split, which nothing before has looked at."""
     last = setup.plan.phases[-1]
-    scores = list(setup.evaluator.scores(setup.net, last.evaluated.corners(), setup.data.test))
+    # A run always says what its largest and its smallest network reach.
+    subnets = corners.chosen_corners(last.evaluated, "all" if setup.config.evaluation.corners == "all" else "ends")
+    scores = list(setup.evaluator.scores(setup.net, subnets, setup.data.test))
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
     tracker.scatter("test/accuracy_macs", corners.COLUMNS, rows, x="macs", y="top1")
     top1 = {score.subnet: score.top1 for score in scores}

@@ -42,9 +42,7 @@ def opened(tiny_run: Run) -> ofav2.OpenedRun:
 def extracted(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sub-network that ends before the last exit, taken out of the run; to look at only."""
     path = tmp_path_factory.mktemp("extracted") / "middle"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.without_exports(patch)
-        ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path)
+    ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, formats=())
     return path
 
 

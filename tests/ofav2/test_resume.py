@@ -29,12 +29,11 @@ from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_phase
-from supernets import Space
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of
 
-SHALLOW = tiny.SIX.replace("depth: [1, 3]", "depth: [1, 2]")
+SHALLOW = tiny.SIX.replace("depth: [1, 3]", "depth: [1, 2]").replace(tiny.ALL_CORNERS, tiny.ENDS)
 SGD = "{name: sgd, loss_jump: 100, grad_clip: 5}"
 RECIPES = {
     "adamw": SHALLOW,
@@ -51,17 +50,6 @@ PLACES = [("full", 1), ("full", 2), ("kernel", 1), ("kernel", 2), ("kernel", 3),
 
 class Killed(BaseException):
     """Stands for a kill: nothing in the code catches it on purpose."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _two_corners(tiny_run: Any) -> Iterator[None]:
-    """Evaluating all corners of a space takes most of a tiny run, and adds nothing to what is proved here.
-
-    The run that other files share has all of them, so it is made before.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Space, "corners", lambda space: tuple(dict.fromkeys([space.largest(), space.smallest()])))
-        yield
 
 
 @pytest.fixture(scope="module")

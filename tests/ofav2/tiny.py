@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,6 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
-from ofav2.deploy import write
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
 from ofav2.training.phases import Phase, make_plan
@@ -34,6 +32,9 @@ evaluation: {every_epochs: 0, calibration_images: 30, calibration_batch: 16}
 tracking: {every_steps: 1}
 """
 
+ALL_CORNERS, ENDS = "evaluation: {", "evaluation: {corners: ends, "
+"""How a recipe's text has all corner sub-networks evaluated, or the largest and the smallest alone."""
+
 # All six phases of all that there is: early exits, dense skips, parallel blocks.
 SIX = (
     COMMON
@@ -51,7 +52,7 @@ phases:
 
 # The least that is a run: a first phase, an elastic one, and one that a single-exit network lacks.
 TWO = (
-    COMMON
+    COMMON.replace(ALL_CORNERS, ENDS)
     + """\
 supernet: {variant: se_b, width_mult: 0.05, kernel: [3, 5], expand: [2], depth: [1], stem_stride: 1}
 phases:
@@ -178,12 +179,6 @@ def middle(space: Space) -> Subnet:
     return Subnet.from_dict(fields)
 
 
-def without_exports(patch: pytest.MonkeyPatch) -> None:
-    """Let extraction write weights and facts alone: ONNX takes seconds, and has tests of its own."""
-    patch.setattr(write, "write_exports", lambda *_: {})
-    patch.setattr(write, "model_card", lambda _: "")
-
-
 def shrunk(name: str, *, train_images: int) -> list[str]:
     """Overrides that leave a recipe its phases, samplers and teachers, and each phase two steps."""
     config = recipe.load(name, ["data.root=null"])
@@ -203,11 +198,7 @@ def shrunk(name: str, *, train_images: int) -> list[str]:
         "evaluation.every_epochs=0",
         "evaluation.calibration_images=6",
         "evaluation.calibration_batch=6",
+        "evaluation.corners=ends",
         "tracking.every_steps=1",
         *phases,
     ]
-
-
-def only_ends(patch: pytest.MonkeyPatch) -> None:
-    """Let a space's corners be the largest network and the smallest."""
-    patch.setattr(Space, "corners", lambda space: (space.largest(), space.smallest()))

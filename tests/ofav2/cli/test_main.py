@@ -223,11 +223,10 @@ def test_evaluate_takes_a_file_a_split_and_a_phase(
 
 
 @pytest.mark.parametrize("which", ["--largest", "--smallest"])
-def test_extract_shows_accuracy_before_and_after(
-    which: str, tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tiny.without_exports(monkeypatch)
-    out, err = run_ok(capsys, "extract", str(tiny_run.folder), which, "--out", str(tmp_path / "out"))
+def test_extract_shows_accuracy_before_and_after(which: str, tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    out, err = run_ok(
+        capsys, "extract", str(tiny_run.folder), which, "--out", str(tmp_path / "out"), "--formats", "card"
+    )
     facts = json.loads((tmp_path / "out" / "subnet.json").read_text())
     space = ofav2.load_supernet(tiny_run.folder).space
     assert facts["subnet"] == (space.largest() if which == "--largest" else space.smallest()).to_dict()
@@ -238,14 +237,21 @@ def test_extract_shows_accuracy_before_and_after(
     assert "ofav2.load_subnet(" in err
 
 
-def test_extract_takes_a_file(tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny.without_exports(monkeypatch)
+def test_extract_takes_a_file(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     subnet = ofav2.load_supernet(tiny_run.folder).space.uniform(height=2, depth=1)
     (tmp_path / "mine.json").write_text(subnet.to_json())
-    run_ok(
-        capsys, "extract", str(tiny_run.folder), "--subnet", str(tmp_path / "mine.json"), "--out", str(tmp_path / "o")
-    )
+    files = ("--subnet", str(tmp_path / "mine.json"), "--out", str(tmp_path / "o"))
+    run_ok(capsys, "extract", str(tiny_run.folder), *files, "--formats", "none")
     assert json.loads((tmp_path / "o" / "subnet.json").read_text())["subnet"] == subnet.to_dict()
+
+
+@pytest.mark.parametrize("verb", ["extract", "finetune"])
+def test_formats_that_do_not_exist_are_refused_before_anything_is_opened(
+    verb: str, tmp_path: Path, capsys: Capture
+) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    said = refusal(capsys, verb, nowhere, "--out", str(tmp_path / "out"), "--formats", "onnx,tflite")
+    assert said == "formats (tflite): must be out of onnx, pt2, card, or none; leave it out for all"
 
 
 # Recipes that cannot be used

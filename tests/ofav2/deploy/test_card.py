@@ -20,6 +20,7 @@ DESCRIBED = {
         "after_recalibration": {"val": {"2": 0.7, "5": 0.8}, "test": {"2": 0.71, "5": 0.8123456789}},
     },
     "checks": {"outputs": ["exit_2", "exit_5"]},
+    "formats": ["onnx", "pt2", "card"],
     "provenance": {
         "run": "digits",
         "phase": "expand",

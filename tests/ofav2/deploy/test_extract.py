@@ -26,12 +26,6 @@ def facts(extracted: Path) -> dict[str, Any]:
     return value
 
 
-@pytest.fixture
-def light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out what takes seconds."""
-    tiny.without_exports(monkeypatch)
-
-
 def files_below(path: Path) -> list[str]:
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
 
@@ -76,22 +70,20 @@ def test_accuracies_before_and_after_can_be_measured_again(
         assert facts["top1"]["after_recalibration"][split.name] == score.top1
 
 
-@pytest.mark.usefixtures("light")
 def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
     extracted: Path, opened: OpenedRun, tmp_path: Path
 ) -> None:
     net = opened.loaded.net
     before = tiny.bits(net)
-    ofav2.extract(opened, tiny.middle(net.space), tmp_path / "deeper" / "again")
+    ofav2.extract(opened, tiny.middle(net.space), tmp_path / "deeper" / "again", formats=())
     assert (tmp_path / "deeper/again" / SUBNET_WEIGHTS).read_bytes() == (extracted / SUBNET_WEIGHTS).read_bytes()
     assert tiny.same_bits(tiny.bits(net), before)
     assert not net.training
 
 
-@pytest.mark.usefixtures("light")
 def test_an_empty_folder_will_do(opened: OpenedRun, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
     assert (tmp_path / "out" / SUBNET_FACTS).is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
@@ -114,7 +106,6 @@ def test_a_folder_that_cannot_be_made_is_named(opened: OpenedRun, tmp_path: Path
     assert files_below(tmp_path) == ["file"]
 
 
-@pytest.mark.usefixtures("light")
 @pytest.mark.parametrize("fails", ["write_bytes", "write_json"])
 @pytest.mark.parametrize("kind", [RunError("disk full"), OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_nothing_is_half_written(
@@ -126,7 +117,7 @@ def test_nothing_is_half_written(
     monkeypatch.setattr(files, fails, fail)
     expected = UserError if isinstance(kind, OSError) else type(kind)
     with pytest.raises(expected):
-        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
     assert files_below(tmp_path) == []
 
 
@@ -159,6 +150,26 @@ def test_what_an_earlier_phase_did_not_train_is_outside_its_space(tiny_run: Any,
         ofav2.extract(opened, subnet, tmp_path / "out")
 
 
+def test_formats_choose_the_files_beside_weights_and_description(opened: OpenedRun, tmp_path: Path) -> None:
+    formats, always = ("card", "pt2"), [SUBNET_WEIGHTS, SUBNET_FACTS]
+    facts = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "out", formats=formats)
+    assert files_below(tmp_path / "out") == sorted([*always, "model.pt2", "model_card.md"])
+    assert facts["formats"] == list(formats)
+    assert list(facts["checks"]["largest_gap"]) == ["model.pt2"]
+    card = (tmp_path / "out" / "model_card.md").read_text()
+    assert "model.pt2" in card
+    assert "onnx" not in card
+    none = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "none", formats=())
+    assert files_below(tmp_path / "none") == always
+    assert none["checks"]["largest_gap"] == {}
+
+
+def test_a_format_that_does_not_exist_is_refused_by_name(opened: OpenedRun, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^formats \(tflite\): must be out of onnx, pt2, card"):
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=("onnx", "tflite"))
+    assert files_below(tmp_path) == []
+
+
 # The self-check
 
 
@@ -176,7 +187,7 @@ def test_a_slice_that_is_wrong_in_extraction_alone_is_found(
 
     monkeypatch.setattr(layer, "plain", wrong)
     with pytest.raises(RunError, match="extracted network"):
-        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
     assert files_below(tmp_path) == []
 
 

@@ -2,9 +2,18 @@
 
 import pytest
 
-from ofav2.evaluation.corners import COLUMNS, SUMMARY_COLUMNS, by_cost, corner_row, keeps_mbconv, summary_rows
+from ofav2.evaluation.corners import (
+    COLUMNS,
+    SUMMARY_COLUMNS,
+    by_cost,
+    chosen_corners,
+    corner_row,
+    keeps_mbconv,
+    summary_rows,
+)
 from ofav2.evaluation.evaluator import Score
 from supernets.cost import subnet_cost
+from supernets.space import DIMENSIONS
 from tests.ofav2.tiny import tiny_net
 
 NET = tiny_net("ee_dp")
@@ -74,3 +83,12 @@ def test_rows_run_from_the_most_expensive_to_the_cheapest(turned: bool) -> None:
     ]
     assert macs == sorted(macs, reverse=True)
     assert len(macs) == len(scores)
+
+
+def test_a_recipe_chooses_all_corners_or_the_ends_or_none() -> None:
+    assert chosen_corners(SPACE, "all") == SPACE.corners()
+    assert chosen_corners(SPACE, "ends") == (SPACE.largest(), SPACE.smallest())
+    assert chosen_corners(SPACE, "none") == ()
+    one = SPACE.restrict(**{name: getattr(SPACE, name)[-1:] for name in DIMENSIONS})
+    assert one.largest() == one.smallest()
+    assert chosen_corners(one, "ends") == (one.largest(),), "each once"

@@ -21,7 +21,6 @@ from ofav2.exits.early import NEVER
 from ofav2.exits.policy_file import EARLY_FACTS
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.training.run import Run
-from tests.ofav2 import tiny
 
 EXITS = (1, 3, 4)
 Capture = pytest.CaptureFixture[str]
@@ -31,9 +30,7 @@ Capture = pytest.CaptureFixture[str]
 def taken(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with three exits; to look at only."""
     path = tmp_path_factory.mktemp("early") / "net"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.without_exports(patch)
-        ofav2.extract(opened, opened.loaded.net.space.uniform(height=4), path, EXITS)
+    ofav2.extract(opened, opened.loaded.net.space.uniform(height=4), path, EXITS, formats=())
     return path
 
 

@@ -36,9 +36,8 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[ImageData], None]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, serve: Callable[[ImageData], None]) -> None:
-    """Noise instead of digits, and no files but weights and description."""
-    tiny.without_exports(monkeypatch)
+def noise(serve: Callable[[ImageData], None]) -> None:
+    """Noise instead of digits."""
     serve(images())
 
 
@@ -46,7 +45,5 @@ def quick(monkeypatch: pytest.MonkeyPatch, serve: Callable[[ImageData], None]) -
 def several(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with the logits of two exits, taken out of the run; to look at only."""
     path = tmp_path_factory.mktemp("several") / "early"
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.without_exports(patch)
-        ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, exits=(2, 3))
+    ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, exits=(2, 3), formats=())
     return path

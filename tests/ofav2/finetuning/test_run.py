@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from ofav2.runtime.processes import Processes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
 
-pytestmark = pytest.mark.usefixtures("quick")
+pytestmark = pytest.mark.usefixtures("noise")
+finetune = partial(ofav2.finetune, formats=())
+"""Nothing but weights and description is written."""
 Serve = Callable[[ImageData], None]
 
 
@@ -95,7 +98,7 @@ optim: {}
 
 def test_it_is_the_plain_reference_to_the_last_bit(extracted: Path, tmp_path: Path) -> None:
     data = images()
-    facts = ofav2.finetune(extracted, QUICK, out=tmp_path / "out")
+    facts = finetune(extracted, QUICK, out=tmp_path / "out")
     best, found, module = plain_reference(extracted, data, epochs=3, lr=0.01)
     record = facts["finetuning"][-1]
     search = record["search"]
@@ -149,7 +152,7 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
 
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))
-    facts = ofav2.finetune(several, QUICK, out=tmp_path / "out")
+    facts = finetune(several, QUICK, out=tmp_path / "out")
     tested = [place for place, (name, _) in enumerate(log) if name == "test"]
     assert sorted(log[place] for place in tested) == [("test", index) for index in range(len(data.test))]
     assert tested == list(range(tested[0], tested[0] + len(tested))), "in one go"
@@ -188,7 +191,7 @@ def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path
 
 
 def test_exits_are_trained_by_their_weights(several: Path, tmp_path: Path) -> None:
-    facts = ofav2.finetune(several, [*QUICK, "finetune.exit_weights=[0,1]"], out=tmp_path / "out")
+    facts = finetune(several, [*QUICK, "finetune.exit_weights=[0,1]"], out=tmp_path / "out")
     before, after = tensors(several), tensors(tmp_path / "out")
     own = [name for name in before if name.startswith("exits.2.") and "running" not in name and "num_" not in name]
     assert own
@@ -217,7 +220,7 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     )
     assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start)), "drawn from the seed alone"
     assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start))
-    facts = ofav2.finetune(several, QUICK, out=tmp_path / "out")
+    facts = finetune(several, QUICK, out=tmp_path / "out")
     assert "classifiers are made anew" in capsys.readouterr().err
     assert facts["classes"] == list(classes)
     assert [logits.shape for logits in ofav2.load_subnet(tmp_path / "out")(torch.zeros(2, 3, 16, 16))] == [
@@ -229,8 +232,8 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
 def test_images_are_normalised_as_the_network_was_trained_to_expect(extracted: Path, tmp_path: Path) -> None:
     given = json.loads((extracted / "subnet.json").read_text())["input"]
     assert given["mean"] != list(tiny.MEAN)
-    assert ofav2.finetune(extracted, QUICK, out=tmp_path / "kept")["input"] == given
-    own = ofav2.finetune(extracted, [*QUICK, "data.mean=null", "data.std=null"], out=tmp_path / "own")["input"]
+    assert finetune(extracted, QUICK, out=tmp_path / "kept")["input"] == given
+    own = finetune(extracted, [*QUICK, "data.mean=null", "data.std=null"], out=tmp_path / "own")["input"]
     assert (own["mean"], own["std"]) == (list(tiny.MEAN), list(tiny.STD))
 
 
@@ -241,12 +244,12 @@ def test_the_folder_is_one_that_can_be_fine_tuned_again(
     extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = json.loads((extracted / "subnet.json").read_text())
-    first = ofav2.finetune(extracted, [*QUICK, "optim.weight_decay=0.5"], out=tmp_path / "first")
+    first = finetune(extracted, [*QUICK, "optim.weight_decay=0.5"], out=tmp_path / "first")
     assert first["provenance"] == before["provenance"]
     assert (first["cost"], first["name"]) == (before["cost"], before["name"])
     assert first["finetuning"][0]["source_sha256"] == before["sha256"]
     assert "say little" not in capsys.readouterr().err.splitlines()[-1]
-    second = ofav2.finetune(tmp_path / "first", ["run.seed=1"], out=tmp_path / "second")
+    second = finetune(tmp_path / "first", ["run.seed=1"], out=tmp_path / "second")
     assert "validation images were trained on by the last fine-tuning" in capsys.readouterr().err
     assert [step["source_sha256"] for step in second["finetuning"]] == [before["sha256"], first["sha256"]]
     kept = recipe.parse_tuning(second["finetuning"][-1]["recipe"], "here")
@@ -258,7 +261,7 @@ def test_other_splits_of_the_same_images_are_told(
     extracted: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
 ) -> None:
     serve(images(name="digits"))
-    ofav2.finetune(extracted, QUICK, out=tmp_path / "out")
+    finetune(extracted, QUICK, out=tmp_path / "out")
     assert "digits holds other images, or other splits, than the network was trained on" in capsys.readouterr().err
 
 
@@ -266,11 +269,11 @@ def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) 
     settings = [*QUICK, "finetune.dropout=0.3"]
     for name in ("one", "two"):
         torch.rand(3)
-        ofav2.finetune(extracted, settings, out=tmp_path / name)
+        finetune(extracted, settings, out=tmp_path / name)
     names = files_below(tmp_path / "one")
     assert {"subnet.json", "model.safetensors", "recipe.yaml"} <= set(names)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
-    repeated = ofav2.finetune(extracted, out=tmp_path / "three", file=str(tmp_path / "one/recipe.yaml"))
+    repeated = finetune(extracted, out=tmp_path / "three", file=str(tmp_path / "one/recipe.yaml"))
     assert repeated["sha256"] == json.loads((tmp_path / "one/subnet.json").read_text())["sha256"]
 
 
@@ -279,7 +282,7 @@ def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) 
 
 def test_a_loss_that_is_not_finite_stops_it_with_the_step(extracted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not finite in step \d+ of phase search.*lower finetune\.lr") as refused:
-        ofav2.finetune(extracted, ["finetune.lr=1e30", "finetune.epochs=9"], out=tmp_path / "out")
+        finetune(extracted, ["finetune.lr=1e30", "finetune.epochs=9"], out=tmp_path / "out")
     assert len(str(refused.value).splitlines()) == 1
     assert files_below(tmp_path) == []
 
@@ -299,22 +302,22 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_step(extracted: Path, tmp_p
 )
 def test_what_cannot_be_is_refused_by_name(setting: str, message: str, extracted: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
-        ofav2.finetune(extracted, [setting], out=tmp_path / "out")
+        finetune(extracted, [setting], out=tmp_path / "out")
     assert files_below(tmp_path) == []
 
 
 def test_images_of_other_channels_are_refused(extracted: Path, tmp_path: Path, serve: Serve) -> None:
     serve(images(channels=1))
     with pytest.raises(UserError, match="have 1 channels, and the network takes 3"):
-        ofav2.finetune(extracted, out=tmp_path / "out")
+        finetune(extracted, out=tmp_path / "out")
 
 
 def test_folders_that_are_not_what_they_should_be_are_refused(tiny_run: Any, extracted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"has no subnet\.json"):
-        ofav2.finetune(tiny_run.folder, out=tmp_path / "out")
+        finetune(tiny_run.folder, out=tmp_path / "out")
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        ofav2.finetune(extracted, out=tmp_path)
+        finetune(extracted, out=tmp_path)
     assert files_below(tmp_path) == ["mine.txt"]
 
 
@@ -324,7 +327,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(
     monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be made"):
-        ofav2.finetune(extracted, out=tmp_path / "file" / "out")
+        finetune(extracted, out=tmp_path / "file" / "out")
 
 
 def test_several_processes_are_refused(extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -334,7 +337,7 @@ def test_several_processes_are_refused(extracted: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(finetune_run, "process_group", two)
     with pytest.raises(UserError, match=r"WORLD_SIZE \(2\): fine-tuning takes one process"):
-        ofav2.finetune(extracted, out=tmp_path / "out")
+        finetune(extracted, out=tmp_path / "out")
 
 
 @pytest.mark.parametrize("when", ["training", "writing"])
@@ -346,7 +349,7 @@ def test_a_signal_leaves_nothing_behind(
     place, name = (learn, "exit_logits") if when == "training" else (files, "write_json")
     monkeypatch.setattr(place, name, lambda *_: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
-        ofav2.finetune(extracted, QUICK, out=tmp_path / "out")
+        finetune(extracted, QUICK, out=tmp_path / "out")
     assert files_below(tmp_path) == []
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -384,6 +387,6 @@ def test_a_damaged_description_is_refused_before_anything_is_computed(
     (damaged / "model.safetensors").write_bytes((extracted / "model.safetensors").read_bytes())
     (damaged / "subnet.json").write_text(json.dumps({k: v for k, v in {**facts, key: value}.items() if v is not None}))
     with pytest.raises(UserError) as refused:
-        ofav2.finetune(damaged, out=tmp_path / "out")
+        finetune(damaged, out=tmp_path / "out")
     assert len(str(refused.value).splitlines()) == 1
     assert not (tmp_path / "out").exists()

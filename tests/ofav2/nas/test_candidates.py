@@ -168,12 +168,9 @@ def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
     assert choice == choose(opened, limits, candidates=6, seed=3)
 
 
-def test_how_a_network_was_chosen_is_written_beside_it(
-    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("ofav2.deploy.write.write_exports", lambda *_: {"outputs": ["logits"]})
+def test_how_a_network_was_chosen_is_written_beside_it(tiny_run: Run, tmp_path: Path) -> None:
     out, options = tmp_path / "small", ["--max-macs", "1M", "--max-params", "1M", "--exit", "1,2", "--candidates", "3"]
-    assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out)]) == 0
+    assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out), "--formats", "card"]) == 0
     written = describe_subnet(out)
     limits = {"params": 10**6, "macs": 10**6}
     assert written["choice"].items() >= {"limits": limits, "exits": [1, 2], "candidates": 3, "seed": 4}.items()

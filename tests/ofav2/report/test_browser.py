@@ -19,7 +19,6 @@ import ofav2
 from ofav2.exits import calibrate
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.training.run import Run
-from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
 
 pytestmark = pytest.mark.browser
@@ -277,10 +276,9 @@ def early_page(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory
     """The page of a network's early exits, its names hostile."""
     path = tmp_path_factory.mktemp("early") / "net"
     with pytest.MonkeyPatch.context() as patch:
-        tiny.without_exports(patch)
         patch.setattr(calibrate, "TIMED_IMAGES", 5)
         patch.setattr(calibrate, "ROUNDS", 1)
-        ofav2.extract(opened, opened.loaded.net.space.largest(), path, "all")
+        ofav2.extract(opened, opened.loaded.net.space.largest(), path, "all", formats=())
         study = ofav2.calibrate_exits(path)
     write_early_page(replace(study, name=HOSTILE, data=HOSTILE), path / PAGE)
     return path / PAGE
