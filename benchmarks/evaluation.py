@@ -22,6 +22,7 @@ from torchvision import transforms
 
 import supernets
 from benchmarks.sides import Times, report, time_sides
+from ofav2.cli import console
 from ofav2.config.schema import DataConfig, EvaluationConfig
 from ofav2.data import ImageData, Split, open_data
 from ofav2.data.images import FileImages
@@ -224,6 +225,7 @@ def _norms(layers: Iterable[nn.Module]) -> list[Any]:
     return [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
 
 
+@console.show_logs()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_root", help="folder of Tiny ImageNet, as its archive has it")

@@ -16,9 +16,10 @@ from torch.nn.grad import conv2d_weight
 
 import supernets
 from benchmarks.sides import time_sides, write
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.config.schema import OptimConfig
 from ofav2.runtime.device import keep_freed_memory
+from ofav2.tables import table
 from ofav2.training.optim import build_optimizer
 from supernets import cpu_kernels as convolution
 
@@ -119,10 +120,11 @@ def compare(images: int, repeats: int) -> dict[str, dict[str, float]]:
         for layer, ms in found.items()
     ]
     columns = ("layer", "torch, ms", "strips, ms", "ofav2, ms", "times as fast as torch")
-    console.show(console.table(f"{images} images, {torch.get_num_threads()} threads", columns, rows))
+    console.show(table(f"{images} images, {torch.get_num_threads()} threads", columns, rows))
     return found
 
 
+@console.show_logs()
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -27,10 +27,11 @@ from torchvision import datasets, transforms
 import distill
 import supernets
 from benchmarks.sides import time_sides, write
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, normalise, open_data, train_batches
 from ofav2.runtime.device import keep_freed_memory
+from ofav2.tables import table
 
 BASE = "PIL + torchvision"
 STREAMED = "ofav2, streaming"
@@ -71,7 +72,7 @@ def compare(config: DataConfig, *, batches: int, repeats: int) -> dict[str, Any]
             for name, rate in rates.items()
         ]
         columns = ("side", "images/s, median", "slow quartile", f"times as fast as {BASE}")
-        console.show(console.table(f"{side} pixels, batches of {config.batch_size}", columns, rows))
+        console.show(table(f"{side} pixels, batches of {config.batch_size}", columns, rows))
     return found
 
 
@@ -105,7 +106,7 @@ def waits(config: DataConfig, *, width: float, steps: int) -> dict[str, Any]:
         }
     rows = [(name, *numbers.values()) for name, numbers in found.items()]
     columns = ("side", "wait for images, ms", "step, ms", "share of the wait")
-    console.show(console.table(f"a training step, {side} pixels, batches of {config.batch_size}", columns, rows))
+    console.show(table(f"a training step, {side} pixels, batches of {config.batch_size}", columns, rows))
     return found
 
 
@@ -176,6 +177,7 @@ def _step(net: supernets.Supernet, optimizer: torch.optim.Optimizer, images: Ten
     optimizer.zero_grad(set_to_none=True)
 
 
+@console.show_logs()
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", help="the data set's folder")

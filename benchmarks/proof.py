@@ -23,9 +23,11 @@ from typing import Any
 import ofav2
 from benchmarks.proof_tables import RESULTS, show
 from benchmarks.sides import machine
-from ofav2 import console, files
+from ofav2 import files
+from ofav2.cli import console
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.progress import log_progress
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, tables
 from ofav2.rng import generator
@@ -187,7 +189,7 @@ def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
     net, test = opened.loaded.net, opened.data.test
     some = test.take("some-test", generator("proof images").permutation(len(test))[:TEST_IMAGES])
     subnets = [replace(body, height=exit) for body in bodies(net.space) for exit in net.space.height]
-    with console.progress("random networks", len(subnets)) as advance:
+    with log_progress("random networks", len(subnets)) as advance:
         found = []
         for score in opened.evaluator.scores(net, subnets, some):
             found.append(_point(opened, score.subnet, score.top1))
@@ -245,6 +247,7 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@console.show_logs()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     given = parser().parse_args(argv)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.plots import Panel, Series, chart
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.errors import UserError
 from ofav2.report.networks import front_of
 

@@ -18,12 +18,13 @@ from torch import Tensor
 
 import distill
 import supernets
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.networks.build import supernet_options
 from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, process_group
+from ofav2.tables import table
 from ofav2.training.objectives import joint, students
 from ofav2.training.phases import Phase, make_plan
 from ofav2.training.step import step_gradients, step_subnets
@@ -45,7 +46,7 @@ def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: in
             (phase.name, phase.steps, mean / 2**20, max(sent) / 2**20, mean / whole, mean * phase.steps / 2**40)
         )
     columns = ("phase", "steps", "MiB a step", "most", "share of weights", "TiB in all")
-    console.show(console.table(f"{name}: {whole / 2**20:.1f} MiB of float32 weights", columns, rows))
+    console.show(table(f"{name}: {whole / 2**20:.1f} MiB of float32 weights", columns, rows))
 
 
 def _sent(net: Supernet, phase: Phase, seed: int, step: int) -> int:
@@ -72,7 +73,7 @@ def speed(runs: Sequence[Path]) -> None:
         for phase in medians[0]
     ]
     columns = ("phase", *(run.name for run in runs), *(f"{run.name} / {runs[0].name}" for run in runs[1:]))
-    console.show(console.table("median images per second", columns, rows))
+    console.show(table("median images per second", columns, rows))
 
 
 def norm(batch: int, side: int) -> None:
@@ -94,7 +95,7 @@ def norm(batch: int, side: int) -> None:
             rows.append((f"{parts} parts of {batch // parts}", _cosine(found, whole), _distance(found, whole)))
         found = _gradient(net, objective, subnet, other, labels, 1)
         rows.append(("another batch", _cosine(found, whole), _distance(found, whole)))
-        console.show(console.table(title, ("gradient of", "cosine", "relative distance"), rows))
+        console.show(table(title, ("gradient of", "cosine", "relative distance"), rows))
 
 
 def exchange(mib: int) -> None:
@@ -113,7 +114,7 @@ def exchange(mib: int) -> None:
                 act()
                 taken.append(time.perf_counter() - started)
             rows.append((what, 1000 * statistics.median(taken), 1000 * min(taken)))
-        console.show(console.table(f"{processes.count} processes", ("exchange of", "median ms", "least ms"), rows))
+        console.show(table(f"{processes.count} processes", ("exchange of", "median ms", "least ms"), rows))
 
 
 def _gradient(net: Supernet, objective: object, subnet: Subnet, images: Tensor, labels: Tensor, parts: int) -> Tensor:
@@ -137,6 +138,7 @@ def _distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
+@console.show_logs()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)

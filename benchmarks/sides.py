@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ofav2 import console
+from ofav2.cli import console
+from ofav2.tables import table
 
 RESULTS = Path("build/benchmarks")
 
@@ -83,7 +84,7 @@ def report(name: str, title: str, times: Mapping[str, Times], base: str, facts: 
         (side, found.median, found.lower, found.upper, times[base].median / found.median)
         for side, found in times.items()
     ]
-    console.show(console.table(title, ("side", "median ms", "lower", "upper", f"times as fast as {base}"), rows))
+    console.show(table(title, ("side", "median ms", "lower", "upper", f"times as fast as {base}"), rows))
     write(name, {"sides": {side: asdict(found) for side, found in times.items()}, "base": base, **facts})
 
 

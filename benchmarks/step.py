@@ -38,12 +38,13 @@ import distill
 import supernets
 from benchmarks.plots import curves
 from benchmarks.sides import RESULTS, Times, report, time_sides, write
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
 from ofav2.data import Batch, normalise
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import process_group
+from ofav2.tables import table
 from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
 from ofav2.training.optim import build_optimizer
 from ofav2.training.phases import Phase, make_plan
@@ -377,7 +378,7 @@ def memory(work: Work, steps: int) -> dict[str, float]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         found = {name: pool.submit(peak_of, name, work, steps).result() for name in ("ofa", "ofav2")}
     rows = [(name, peak, peak / found["ofa"]) for name, peak in found.items()]
-    console.show(console.table(f"peak memory of {steps} steps", ("side", "MiB", "share of ofa's"), rows))
+    console.show(table(f"peak memory of {steps} steps", ("side", "MiB", "share of ofa's"), rows))
     write("step-memory", {"MiB": found, "steps": steps, "work": asdict(work)})
     return found
 
@@ -462,7 +463,7 @@ def growth(
     powers = {axis: power(points) for axis, points in found.items()}
     rows = [(axis, at, ms, powers[axis]) for axis, points in found.items() for at, ms in points.items()]
     columns = ("over", "at", "median ms", "power between the ends")
-    console.show(console.table(f"a step of {work.variant}; a power of 1 is linear, of 2 for pixels", columns, rows))
+    console.show(table(f"a step of {work.variant}; a power of 1 is linear, of 2 for pixels", columns, rows))
     write("step-growth", {"ms": found, "power": powers, "work": asdict(work), "load": os.getloadavg()})
     plot.parent.mkdir(parents=True, exist_ok=True)
     plot.write_text(curves(found, "ms a step"), encoding="utf-8")
@@ -489,6 +490,7 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
     return table
 
 
+@console.show_logs()
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -1,4 +1,4 @@
-"""How keys and values stand in messages: short, on one line, nothing in them that a terminal would act on."""
+"""How keys, values and times stand in messages: short, on one line, nothing in them that a terminal would act on."""
 
 import json
 import re
@@ -29,3 +29,31 @@ def short(text: str) -> str:
 def one_line(text: str) -> str:
     """Text with its line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def cell(value: object) -> str:
+    """A value in a table or a line of progress: a dash for None, numbers as `number` has them."""
+    if value is None:
+        return "-"
+    return number(value) if isinstance(value, float) else " ".join(str(value).splitlines())
+
+
+def number(value: float) -> str:
+    """A number with four significant digits."""
+    # Past four digits "g" would turn to an exponent, which nobody reads in a table.
+    return f"{value:.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """A span of time as a person says it: `3.2 s`, `4 min 05 s`, `2 h 03 min`.
+
+    Args:
+        seconds: Its length in seconds.
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min"

@@ -1,6 +1,7 @@
 """What every test may rely on: no network, one thread, no settings of the machine's owner."""
 
 import ipaddress
+import logging
 import os
 import signal
 import socket
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from tests.notes import Notes
 
 
 class NetworkRefusedError(RuntimeError):
@@ -28,6 +31,19 @@ def pytest_configure() -> None:
     os.environ.update(
         {"WANDB_MODE": "offline", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_ERROR_REPORTING": "false"}
     )
+
+
+@pytest.fixture
+def notes(caplog: pytest.LogCaptureFixture) -> Notes:
+    """What was logged since the last call, a note per line."""
+    caplog.set_level(logging.INFO, "ofav2")
+
+    def read() -> str:
+        text = "".join(f"{record.getMessage()}\n" for record in caplog.records)
+        caplog.clear()
+        return text
+
+    return read
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -28,8 +28,9 @@ LAYERS = (
     "errors",
     "rng",
     "messages",
+    "tables",
+    "progress",
     "files",
-    "console",
     "config",
     "runtime",
     "data",
@@ -59,7 +60,7 @@ OWNERS = MappingProxyType(
         "PIL": ("ofav2/data/",),
         "timm": ("distill/external.py", "ofav2/timm_plugin/"),
         "onnxruntime": ("ofav2/deploy/export.py",),
-        "rich": ("ofav2/console.py",),
+        "rich": ("ofav2/cli/console.py",),
         "torch.distributed": ("ofav2/runtime/processes.py",),
         "plotly": ("ofav2/report/page.py",),
         "jinja2": ("ofav2/report/page.py",),
@@ -69,6 +70,7 @@ OWNERS = MappingProxyType(
 # Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
 # numbers, the second one only for as long as a transform rng.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
+PRINTERS = "ofav2/cli/"
 TORCH_FREE = ("supernets/space.py",)
 DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})
 
@@ -253,6 +255,15 @@ def public_names_have_docstrings(path: str, tree: ast.Module) -> Iterator[str]:
                 bodies.append(node.body)
 
 
+def only_the_command_line_prints(path: str, tree: ast.Module) -> Iterator[str]:
+    if path.startswith(PRINTERS):
+        return
+    for node in ast.walk(tree):
+        name = dotted(node.func) if isinstance(node, ast.Call) else dotted(node)
+        if name in ("print", "sys.stdout", "sys.stderr") and not isinstance(node, ast.Name):
+            yield f"{path}:{getattr(node, 'lineno', 1)}: {name} prints; below ofav2/cli, log it"
+
+
 RULES: tuple[Rule, ...] = (
     leaves_stand_alone,
     packages_import_downwards,
@@ -262,6 +273,7 @@ RULES: tuple[Rule, ...] = (
     files_run_no_code,
     chance_has_a_generator,
     public_names_have_docstrings,
+    only_the_command_line_prints,
 )
 
 
@@ -377,6 +389,8 @@ BAD = (
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f(): pass"),
     (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    x = 1"),
     (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    '''A.'''\n    async def f(self): pass"),
+    (only_the_command_line_prints, "ofav2/training/run.py", "print('a')"),
+    (only_the_command_line_prints, "supernets/space.py", "import sys\nsys.stderr.write('a')"),
 )
 
 GOOD = (
@@ -406,6 +420,8 @@ GOOD = (
     (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3, generator=torch.Generator())\ntorch.zeros(3)"),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef _f(): pass\nclass _B:\n    def g(self): pass"),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f():\n    '''F.'''\n    def inner(): pass"),
+    (only_the_command_line_prints, "ofav2/cli/console.py", "import sys\nsys.stdout.write('a')"),
+    (only_the_command_line_prints, "ofav2/training/run.py", "import logging\nlogging.getLogger('a').info('a')"),
 )
 
 

@@ -10,8 +10,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from ofav2 import console
-from ofav2.cli import verbs
+from ofav2.cli import console, verbs
 from ofav2.messages import one_line
 from ofav2.runtime.signals import Lost, Stopped
 
@@ -155,7 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = _parsed(argv)
     try:
-        arguments.verb(arguments)
+        with console.show_logs():
+            arguments.verb(arguments)
     except Stopped as stopped:
         if _rank() == 0:
             console.say(f"ofav2: stopped after {stopped}; `ofav2 train --resume RUN` goes on from there")

@@ -7,8 +7,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ofav2 import console, files
+from ofav2 import files
+from ofav2.cli import console
 from ofav2.config import recipe
+from ofav2.tables import table
 
 if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import OpenedRun
@@ -38,7 +40,7 @@ def without_verb(arguments: argparse.Namespace) -> None:
 def list_recipes(arguments: argparse.Namespace) -> None:
     """`ofav2 recipes`."""
     rows = [(name, recipe.describe(name)) for name in recipe.names()]
-    console.show(console.table("", ("recipe", "what it trains"), rows))
+    console.show(table("", ("recipe", "what it trains"), rows))
     console.say("next: ofav2 plan RECIPE, then ofav2 train RECIPE")
 
 
@@ -50,7 +52,7 @@ def show_plan(arguments: argparse.Namespace) -> None:
     setup = prepare(recipe.load(arguments.recipe, arguments.overrides))
     columns, rows = plan_table(setup.plan)
     console.show(
-        console.table(f"{arguments.recipe}: {setup.data.name}, {len(setup.data.train)} training images", columns, rows)
+        table(f"{arguments.recipe}: {setup.data.name}, {len(setup.data.train)} training images", columns, rows)
     )
     for sentence in setup.plan.skipped:
         console.show(sentence)
@@ -63,7 +65,6 @@ def run_training(arguments: argparse.Namespace) -> None:
     from ofav2.runtime.processes import process_group
     from ofav2.training.run import resume, train, train_or_resume
 
-    # Of several processes, only the first one is heard in here.
     with process_group() as processes:
         processes.on_all(lambda: _check_train(arguments))
         if arguments.resume == "auto":
@@ -72,6 +73,8 @@ def run_training(arguments: argparse.Namespace) -> None:
             run = resume(arguments.resume, arguments.recipe, arguments.overrides, arguments.allow_change)
         else:
             run = train(arguments.recipe, arguments.overrides, arguments.run_dir)
+        if processes.rank:
+            return
         console.show(str(run.folder))
         console.say(
             f"made {run.folder}: largest sub-network {run.facts['test']['largest']:.1%} test top-1\n"
@@ -104,7 +107,7 @@ def evaluate_run(arguments: argparse.Namespace) -> None:
     run = open_run(arguments.run, arguments.phase)
     subnets = [_read_subnet(arguments.subnet)] if arguments.subnet else run.loaded.net.space.corners()
     columns, rows = measure(run, subnets, arguments.split)
-    console.show(console.table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
+    console.show(table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
     console.say(f"next: ofav2 extract {arguments.run} --subnet FILE.json --out DIR")
 
 
@@ -129,7 +132,7 @@ def extract_subnet(arguments: argparse.Namespace) -> None:
         for split in before
         for exit in before[split]
     ]
-    console.show(console.table(str(subnet), ("exit", "split", "top-1 % as extracted", "top-1 % recalibrated"), rows))
+    console.show(table(str(subnet), ("exit", "split", "top-1 % as extracted", "top-1 % recalibrated"), rows))
     console.say(
         f"made {arguments.out}: {written['cost']['params']:,} parameters, {written['cost']['macs']:,} multiply-adds\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"
@@ -153,7 +156,7 @@ def finetune_subnet(arguments: argparse.Namespace) -> None:
         (exit, f"{100 * before[exit]:.2f}" if exit in before else None, f"{100 * top1:.2f}")
         for exit, top1 in after.items()
     ]
-    console.show(console.table(written["name"], ("exit", "test top-1 % before", "test top-1 % fine-tuned"), rows))
+    console.show(table(written["name"], ("exit", "test top-1 % before", "test top-1 % fine-tuned"), rows))
     console.say(
         f"made {arguments.out}: {done['epochs']} epochs on {done['images']['train'] + done['images']['val']} images\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"
@@ -196,7 +199,7 @@ def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Const
         run, constraints.limits, space=constraints.space, candidates=count, seed=seed, table=constraints.table
     )
     title = f"best of {len(choice.ranked)}: {constraints.limits}"
-    console.show(console.table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
+    console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
     for sentence in describe_choice(run, choice, count, constraints.table):
         console.say(sentence)
     return choice
@@ -218,7 +221,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     )
     page = Path(arguments.directory) / PAGE
     write_early_page(study, page)
-    console.show(console.table(f"{study.name}, validation", STUDY_COLUMNS, study_rows(study)))
+    console.show(table(f"{study.name}, validation", STUDY_COLUMNS, study_rows(study)))
     test = study.test
     console.show(
         f"chosen: {study.own.name}, {study.target}; test top-1 {100 * test.top1:.2f} %"
@@ -237,12 +240,12 @@ def time_parts(arguments: argparse.Namespace) -> None:
     from ofav2.nas.latency_table import TABLE, measure_table, save_table
 
     path = Path(arguments.table) if arguments.table else Path(arguments.run) / TABLE
-    table = measure_table(arguments.run, batch=arguments.batch, threads=arguments.threads)
-    save_table(table, path)
-    error, machine = table.error, table.machine
+    timed = measure_table(arguments.run, batch=arguments.batch, threads=arguments.threads)
+    save_table(timed, path)
+    error, machine = timed.error, timed.machine
     console.show(str(path))
     console.say(
-        f"made {path}: {len(table.entries)} parts, batch {table.batch}, {machine.threads} threads, {machine.name}\n"
+        f"made {path}: {len(timed.entries)} parts, batch {timed.batch}, {machine.threads} threads, {machine.name}\n"
         f"off by {error.median:.1%} (median), {error.largest:.1%} (largest) on {error.networks} random networks\n"
         f"next: ofav2 extract {arguments.run} --max-latency 2ms --out DIR"
     )
@@ -269,9 +272,9 @@ def compare_pages(arguments: argparse.Namespace) -> None:
     from ofav2.report.several import RESULT_COLUMNS, compare_runs
 
     comparison = compare_runs(arguments.runs, arguments.out)
-    console.show(console.table("", RESULT_COLUMNS, comparison.results))
+    console.show(table("", RESULT_COLUMNS, comparison.results))
     if comparison.settings:
-        console.show(console.table("\nsettings that differ", ("setting", *comparison.names), comparison.settings))
+        console.show(table("\nsettings that differ", ("setting", *comparison.names), comparison.settings))
     for warning in comparison.warnings:
         console.say(warning)
     console.say(f"made {comparison.page}: open it in a browser, it needs no network\nnext: ofav2 report RUN")

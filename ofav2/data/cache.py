@@ -11,6 +11,7 @@ An entry appears whole or not at all. Of several processes that open a data set 
 
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import zipfile
@@ -27,9 +28,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.data.images import FileImages, Indices, Pixels, Size, decode
 from ofav2.errors import RunError, UserError
+from ofav2.progress import log_progress
+
+logger = logging.getLogger(__name__)
 
 FORMAT = "ofav2-images/1"
 PIXELS, INDEX, ABOUT = "pixels.bin", "index.npz", "about.json"
@@ -135,7 +139,7 @@ def open_store(
             return store
         expected = _estimate(trees)
         if expected > budget and not check:
-            console.say(
+            logger.info(
                 f"{name}: about {_gib(expected)} decoded, more than data.cache_gib ({_gib(budget)}); images are "
                 "decoded anew each time they are used"
             )
@@ -167,7 +171,7 @@ def _turn(cache: Path, name: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            console.say(f"cache {cache / name}: another process is at it, waiting")
+            logger.info(f"cache {cache / name}: another process is at it, waiting")
             fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError as error:
             raise _unusable(cache, error) from error
@@ -184,7 +188,7 @@ def _unusable(cache: Path, error: OSError) -> UserError:
 def _sweep(cache: Path, entry: Path) -> None:
     """Remove what a process that was killed left of the entry, as no other one makes it now."""
     for left in cache.glob(f".{entry.name}-*"):
-        console.say(f"cache {entry}: was left half-written; decoding again")
+        logger.warning(f"cache {entry}: was left half-written; decoding again")
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -196,7 +200,7 @@ def _load(entry: Path, key: str, budget: int) -> Store | None:
         about = files.read_json(entry / ABOUT)
         store = _open(entry, about, key)
     except (RunError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        console.say(f"cache {entry}: is damaged ({error}); decoding again")
+        logger.warning(f"cache {entry}: is damaged ({error}); decoding again")
         shutil.rmtree(entry, ignore_errors=True)
         return None
     if store.pixels is None and about["bytes"] <= budget:
@@ -285,7 +289,7 @@ def _decode_all(
     bad: dict[str, str] = {}
     end, kept = 0, budget >= 0
     verb = "decoding" if kept else "looking at"
-    with path.open("wb") as file, console.progress(f"{verb} {name}", total) as advance:
+    with path.open("wb") as file, log_progress(f"{verb} {name}", total) as advance:
         for number, found in enumerate(_looks(trees)):
             digests[number] = found.digest
             offsets[number] = end
@@ -339,7 +343,7 @@ def _remove_stale(entry: Path, name: str, root: Path) -> None:
         except RunError:
             continue
         if about.get("root") == str(root.resolve()):
-            console.say(f"cache {other}: was made before files below {root} changed; removed")
+            logger.info(f"cache {other}: was made before files below {root} changed; removed")
             shutil.rmtree(other, ignore_errors=True)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ofav2.config.schema import DataConfig
-from ofav2.data.checks import checked_files, say_doubles
+from ofav2.data.checks import checked_files, log_duplicates
 from ofav2.data.readers import arrays, folders
 from ofav2.data.settings import check_settings
 from ofav2.data.splits import Colour, ImageData, Listed, divide, fingerprint
@@ -67,7 +67,7 @@ def open_data(config: DataConfig) -> ImageData:
         listed, skipped = checked_files(listed, config, folders.root_of(config))
     parts = divide(listed, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.split_seed)
     if entry.files:
-        say_doubles(parts)
+        log_duplicates(parts)
     return ImageData(
         name=entry.name,
         classes=listed.classes,

@@ -1,5 +1,6 @@
 """What is wrong with a data set's images: broken, mislabelled, twice there, or in more than one split."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ofav2 import console
 from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, open_store
 from ofav2.data.images import FileImages, Indices
 from ofav2.data.splits import Listed, Parts, Split
 from ofav2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 Reasons = dict[tuple[int, int], str]
 """Why an image cannot be used, by the number of its split and its own."""
@@ -40,31 +42,31 @@ def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Liste
         listed, broken = _settled(*_looked_at(listed, config, root), config)
         skipped += broken
     if skipped:
-        console.say(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
+        logger.warning(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
         _require_classes(listed)
     return listed, skipped
 
 
-def say_doubles(parts: Parts) -> None:
-    """Say which images are there twice, where that may be an accident."""
+def log_duplicates(parts: Parts) -> None:
+    """Log which images are there twice, where that may be an accident."""
     splits = (parts.train, parts.val, parts.test)
     files = [_files(split) for split in splits]
     names = _Names(files)
     nodes = np.concatenate([tree.nodes for tree in files])
     same_file = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
-    _say_pair(_first_pair(same_file), names, "are one file under two names")
+    _log_pair(_first_pair(same_file), names, "are one file under two names")
     digests = [split.images.digests for split in splits if isinstance(split.images, CheckedImages)]
     if not digests:
         return
     same_bytes = np.unique(np.concatenate(digests), return_inverse=True)[1]
     in_train = np.repeat([True, False, False], [len(split) for split in splits])
-    _say_pair(
+    _log_pair(
         _first_pair(same_bytes, in_train),
         names,
         "have the same content, one in train and one in val or test, which flatters accuracy",
     )
     labels = np.concatenate([split.labels for split in splits])
-    _say_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
+    _log_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
 
 
 class _Names:
@@ -95,10 +97,10 @@ def _first_pair(
     return len(places), int(order[places[0]]), int(order[places[0] + 1])
 
 
-def _say_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
+def _log_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
     if found is not None:
         count, first, second = found
-        console.say(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
+        logger.warning(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
 
 
 def _files(split: Split) -> FileImages:

@@ -1,5 +1,6 @@
 """Taking a sub-network out of a run: checked, recalibrated, measured, written whole."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.deploy.agreement import largest_gap, require_same
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.load import SUBNET_FORMAT
@@ -18,6 +19,8 @@ from ofav2.evaluation.opened_run import OpenedRun
 from supernets import Exits, Subnet, Supernet
 from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
 
 COMPARED = 16
 """Real images on which two forms of a network are compared, at most."""
@@ -60,7 +63,7 @@ def extract(
     net.space.check(subnet)
     names = output_names(net.chosen_exits(subnet, exits), exits == "last")
     files.check_free(path)
-    console.say(f"extracting {subnet}: measuring it, then writing the files and checking them")
+    logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")
     module = run.runtime.place(net.extract(subnet, exits))
     images = evaluator.sample_inputs(subnet.resolution)[:COMPARED]
     checks = {

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from ofav2 import console
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.progress import log_progress
 from supernets import Subnet
 from supernets.cost import subnet_cost
 
@@ -24,7 +24,7 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
     for subnet in chosen:
         net.space.check(subnet)
     images = {"val": run.data.val, "test": run.data.test}[split]
-    with console.progress(f"measuring on {split}", len(set(chosen))) as advance:
+    with log_progress(f"measuring on {split}", len(set(chosen))) as advance:
         scores = []
         for score in run.evaluator.scores(net, chosen, images):
             scores.append(score)

@@ -1,5 +1,6 @@
 """Calibrating the exits of an extracted network: thresholds on validation, the chosen one on test, measured times."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import ImageData, Split, eval_batches, open_data
 from ofav2.deploy.agreement import require_same
@@ -23,11 +24,14 @@ from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
 from ofav2.networks.build import build_supernet
+from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
 from supernets import Subnet
 from supernets.cost import ExitMacs, exit_macs
 from supernets.graphs import alone
+
+logger = logging.getLogger(__name__)
 
 BATCHES = (1, 64)
 """Images per call that times are measured at."""
@@ -194,7 +198,7 @@ def calibrate_exits(
     ExitPolicy(0.0, confidence, ensemble)
     _check_target(max_macs, min_top1)
     opened = open_exits(directory, overrides)
-    console.say(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
+    logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
     place, target = _choose(curve, max_macs, min_top1)
     rule = ExitPolicy(float(curve.thresholds[place]), confidence, ensemble)
@@ -365,7 +369,7 @@ def _call_times(opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]]
     # Splits may be sorted by class, and one class may be easier than others.
     split = val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
     found = []
-    with console.progress("measuring times", len(BATCHES)) as advance, opened.runtime.autocast():
+    with log_progress("measuring times", len(BATCHES)) as advance, opened.runtime.autocast():
         for size in BATCHES:
             batches = [images for images, _ in _inputs(opened, split, size)]
             found.append(stream_times(calls, batches, ROUNDS))

@@ -1,17 +1,20 @@
 """How often the exits of the largest network say the same: measured on validation images, kept in the run folder."""
 
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.data import eval_batches
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import open_run
 from ofav2.runs import folder
 from ofav2.runs.records import RunRecord, checked
 from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
 
 EXITS = "exits.json"
 FORMAT = "ofav2-exits/1"
@@ -70,7 +73,7 @@ def measure_exits(run: str | Path) -> Agreement:
     agreement = compare_predictions(torch.cat(predicted, 1), torch.cat(labels), exits=exits, phase=opened.loaded.phase)
     kept = {"format": FORMAT, "checkpoint_sha256": opened.loaded.sha256, **asdict(agreement)}
     files.write_json(Path(run) / EXITS, kept)
-    console.say(f"measured how {len(agreement.exits)} exits agree on {agreement.images} validation images")
+    logger.info(f"measured how {len(agreement.exits)} exits agree on {agreement.images} validation images")
     return agreement
 
 

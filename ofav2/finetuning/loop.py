@@ -1,6 +1,7 @@
 """The two trainings of a fine-tuning, epoch by epoch."""
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,16 +10,18 @@ from itertools import islice
 from torch import Tensor, nn
 
 import distill
-from ofav2 import console
 from ofav2.data import ImageData, steps_per_epoch, train_batches
 from ofav2.errors import RunError
 from ofav2.finetuning.setup import Tuning
+from ofav2.progress import log_progress
 from ofav2.runtime.compiling import Forward, compiled
 from ofav2.training.objectives import Losses
 from ofav2.training.optim import build_optimizer, learning_rate
 from ofav2.training.step import Guard, Step, train_steps
 from supernets import Subnet
 from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def search(tuning: Tuning) -> Search:
     module = copy.deepcopy(tuning.start)
     wanted, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
     found = Search((), _validation(tuning, module, 0), ())
-    with console.progress("looking for the best epoch", wanted) as advance:
+    with log_progress("looking for the best epoch", wanted) as advance:
         for epoch in train(tuning, module, tuning.data, "search", wanted):
             validation = _validation(tuning, module, epoch.number)
             found = replace(found, epochs=(*found.epochs, epoch), after=(*found.after, validation))
@@ -102,7 +105,7 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module
     """
     module = copy.deepcopy(tuning.start)
     done = []
-    with console.progress("training on all images", epochs) as advance:
+    with log_progress("training on all images", epochs) as advance:
         for epoch in train(tuning, module, data, "final", epochs):
             done.append(epoch)
             advance(loss=epoch.loss)
@@ -168,7 +171,7 @@ def _losses(
 
 def _refuse_too_many(step: Step, skipped: int, limit: int) -> None:
     if step.refused:
-        console.say(f"batch skipped ({skipped} of at most {limit} in this training): {step.refused}")
+        logger.warning(f"batch skipped ({skipped} of at most {limit} in this training): {step.refused}")
     if skipped > limit:
         raise RunError(f"{step.refused}; lower finetune.lr, set optim.grad_clip or raise optim.skip_limit")
 

@@ -5,6 +5,7 @@ one starts again from the same weights and takes that many epochs on training an
 images are looked at once, in the end.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import ImageData, join
 from ofav2.deploy.agreement import require_same
@@ -30,6 +31,8 @@ from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
 
 
 def finetune(
@@ -84,15 +87,15 @@ def finetune(
 
 def _introduce(tuning: Tuning) -> None:
     data, exits = tuning.data, tuning.exits
-    console.say(
+    logger.info(
         f"fine-tuning {tuning.source.subnet} on {data.name}: {len(data.train)} training and {len(data.val)} validation"
         f" images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
     )
     if tuning.new_classifiers:
         old = len(tuning.source.facts["classes"])
-        console.say(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
+        logger.warning(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
     if seen := _seen(tuning.source, data):
-        console.say(seen)
+        logger.warning(seen)
 
 
 def _seen(source: Source, data: ImageData) -> str | None:
@@ -110,12 +113,12 @@ def _seen(source: Source, data: ImageData) -> str | None:
 
 def _tell(found: Search) -> None:
     best, before = found.best, found.before
-    console.say(
+    logger.info(
         f"best on validation after epoch {best.epochs} of {len(found.epochs)}: {best.score:.2%} top-1,"
         f" before {before.score:.2%}"
     )
     if best.score < before.score:
-        console.say("no epoch was as good as the network before: a lower finetune.lr may do better")
+        logger.warning("no epoch was as good as the network before: a lower finetune.lr may do better")
 
 
 def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[str, float]) -> dict[str, Any]:
@@ -161,7 +164,7 @@ def _write(
 ) -> dict[str, Any]:
     names = output_names(tuning.exits, tuning.source.exits == "last")
     images = tuning.evaluator.sample_inputs(tuning.resolution)
-    console.say("writing the files and checking them")
+    logger.info("writing the files and checking them")
     written = write_network(staging, module, images, names, described, formats)
     files.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
     with torch.inference_mode():

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from ofav2 import console
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.cheapest import Cheapest, Price, cheapest, price_of, within
 from ofav2.nas.latency_table import LatencyTable
 from ofav2.nas.limits import Limits, show
+from ofav2.progress import log_progress
 from ofav2.rng import generator
 from supernets import Architecture, BlockChoice, Space, Subnet
 
@@ -98,7 +98,7 @@ def choose(
     for subnet in drawn:
         net.space.check(subnet)
     found = []
-    with console.progress("ranking on val", len(drawn)) as advance:
+    with log_progress("ranking on val", len(drawn)) as advance:
         for score in run.evaluator.scores(net, drawn, run.data.val):
             found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.top1))
             advance(top1=score.top1)

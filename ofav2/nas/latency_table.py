@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.config import recipe
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import load_run
 from ofav2.nas.latency import Latency, Machine, call_times, measure_latency, this_machine, using_threads
+from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runs import folder
 from ofav2.runtime.device import Runtime, open_runtime
@@ -285,7 +286,7 @@ def _time_parts(parts: Mapping[str, _Timed], runtime: Runtime, batch: int, round
     empty = record(_Empty())
     times: dict[str, list[int]] = {key: [] for key in parts}
     nothing: list[int] = []
-    with console.progress("timing parts", rounds * len(parts)) as advance:
+    with log_progress("timing parts", rounds * len(parts)) as advance:
         for _ in range(rounds):
             for key, part in parts.items():
                 images = _input(part.shape, batch, runtime)
@@ -304,7 +305,7 @@ def _time_networks(
     """Time of whole extracted networks."""
     times: list[list[int]] = [[] for _ in subnets]
     modules = [runtime.place(net.extract(subnet)) for subnet in subnets]
-    with console.progress("timing whole networks", rounds * len(subnets)) as advance:
+    with log_progress("timing whole networks", rounds * len(subnets)) as advance:
         for _ in range(rounds):
             for subnet, module, own in zip(subnets, modules, times, strict=True):
                 images = _input((net.architecture.in_channels, subnet.resolution, subnet.resolution), batch, runtime)

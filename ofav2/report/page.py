@@ -10,8 +10,9 @@ from typing import Any
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.errors import UserError
+from ofav2.messages import duration
 
 
 def write_page(out: Path, template: str, values: Mapping[str, Any]) -> None:
@@ -42,7 +43,7 @@ def _render(template: str, values: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, count=count, duration=console.duration, when=when)
+    environment.filters.update(percent=percent, count=count, duration=duration, when=when)
     # Only files of this package and of plotly go in unescaped.
     return environment.get_template(template).render(**values, asset=_asset, plotly=get_plotlyjs)
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ofav2 import console
 from ofav2.errors import UserError
+from ofav2.messages import duration
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, cheapest_near_best, front, tables
 from ofav2.report.page import count, percent, write_page
@@ -126,7 +126,7 @@ def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str,
         "–" if largest is None else f"{largest:,}",
         *(percent(test.get(key)) for key in ("largest", "smallest", "mean")),
         "–" if close is None else f"{count(close.cost.macs)} at {percent(close.top1)}",
-        console.duration(sum(phase_seconds(run).values())) if run.metrics else "–",
+        duration(sum(phase_seconds(run).values())) if run.metrics else "–",
     )
 
 

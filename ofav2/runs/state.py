@@ -4,9 +4,10 @@ Every random draw is a function of (seed, phase, step), the learning rate one of
 phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the place are all there is.
 """
 
+import logging
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
+
+logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"((?:state|aside)-\d{9})\.(?:json|safetensors)", re.ASCII)
 
@@ -84,20 +87,19 @@ def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
             _remove(file)
 
 
-def load_newest(run_folder: Path, phase: str, say: Callable[[str], None]) -> PhaseState | None:
-    """The newest state of a phase that is whole; damaged ones are named and passed over.
+def load_newest(run_folder: Path, phase: str) -> PhaseState | None:
+    """The newest state of a phase that is whole; damaged ones are logged and passed over.
 
     Args:
         run_folder: The run folder.
         phase: The phase that is to go on.
-        say: Where to say what was passed over.
     """
     for path in _states(run_folder, "state"):
         try:
             tensors, facts = checkpoint.load(path)
             progress = _read_progress(facts, path)
         except RunError as error:
-            say(f"{error}; taking the state before it")
+            logger.warning(f"{error}; taking the state before it")
             continue
         if progress.phase == phase:
             return PhaseState(progress, *(_group(tensors, name) for name in ("net", "optimizer", "best")))

@@ -4,6 +4,7 @@ A form is compiled once per shape of images, when it comes, and tried before it 
 fails costs speed and no run, and if the first form is slower than the pass as it is, that is said, and none is used.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ofav2 import console
+from ofav2.messages import duration
 from supernets.outputs import Outputs
+
+logger = logging.getLogger(__name__)
 
 Forward = Callable[[Tensor], Outputs]
 """Images (N, C, H, W) -> logits; rng, statistics and gradients are those of the module behind it."""
@@ -72,9 +75,9 @@ class _Compiled:
         except Exception as error:
             self.given_up = True
             reason = (str(error).strip().splitlines() or [""])[0][:200]
-            console.say(f"{self.name} can't be compiled ({type(error).__name__}: {reason}): it runs as it is")
+            logger.warning(f"{self.name} can't be compiled ({type(error).__name__}: {reason}): it runs as it is")
             return self.forward
-        console.say(f"{self.name} compiled for {side} pixels in {console.duration(time.perf_counter() - started)}")
+        logger.info(f"{self.name} compiled for {side} pixels in {duration(time.perf_counter() - started)}")
         if not self.forms:
             self.given_up = self._is_slower(form, images)
         return self.forward if self.given_up else form
@@ -85,7 +88,7 @@ class _Compiled:
             compiled_ms, plain_ms = ((_quickest(one, images)) for one in (form, self.forward))
         slower = compiled_ms > SLOWER * plain_ms
         verdict = ": it runs as it is" if slower else ""
-        console.say(f"{self.name}, compiled: {compiled_ms:.1f} ms, as it is: {plain_ms:.1f} ms{verdict}")
+        logger.info(f"{self.name}, compiled: {compiled_ms:.1f} ms, as it is: {plain_ms:.1f} ms{verdict}")
         return slower
 
 

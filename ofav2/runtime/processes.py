@@ -8,11 +8,12 @@ Numbers, flags and values go over the CPU (gloo), and so never wait for a GPU; g
 they are on (nccl on CUDA). torch pickles values on their way: they come from processes of the run, never from a file.
 """
 
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn, TypeVar
@@ -146,7 +147,7 @@ def own_rank() -> int:
 
 @contextmanager
 def process_group() -> Iterator[Processes]:
-    """Joins the processes that were started together, for as long as the body runs; only the first one is heard.
+    """Joins the processes that were started together, for as long as the body runs; only the first one logs.
 
     Where the body has joined already, it stays in what it joined.
 
@@ -165,15 +166,23 @@ def process_group() -> Iterator[Processes]:
         return
     _meet(processes)
     try:
-        with ExitStack() as stack:
-            if processes.rank:
-                nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
-                stack.enter_context(redirect_stdout(nowhere))
-                stack.enter_context(redirect_stderr(nowhere))
+        with _silence() if processes.rank else nullcontext():
             yield processes
     finally:
         # Whoever still waits for this process learns that it has left.
         dist.destroy_process_group()
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Log nothing in the body, as another process logs the same."""
+    logger = logging.getLogger("ofav2")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _started() -> int:

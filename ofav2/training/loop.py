@@ -1,5 +1,6 @@
 """Training one phase: steps, measurements, validations, saved states, and a stop on request."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ofav2 import console
 from ofav2.data import train_batches
 from ofav2.errors import RunError
+from ofav2.progress import log_progress
 from ofav2.runs.state import PhaseState, Progress, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
 from ofav2.runs.tracking import Tracker, flushed_bytes
 from ofav2.runtime.signals import Stopped
@@ -21,6 +22,8 @@ from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup
 from ofav2.training.step import Guard, Step, train_phase
 from supernets import Supernet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ def learn(
         parts=processes.count,
         device=setup.runtime.device,
     )
-    with console.progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
+    with log_progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
         for step in train_phase(
             net,
             phase,
@@ -148,7 +151,7 @@ def _record(setup: Setup, phase: Phase, step: Step, tracker: Tracker) -> None:
 
 def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker) -> None:
     limit = setup.config.optim.skip_limit
-    console.say(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
+    logger.warning(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
     tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.metrics["loss"])
     if skipped > limit:
         setup.runtime.processes.refuse(

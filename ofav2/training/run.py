@@ -1,6 +1,7 @@
 """The main path: for each phase, choose the teacher, train, evaluator, save. Read this file first."""
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from typing import Any
 
 import distill
 import supernets
-from ofav2 import console, files
+from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.data import split_record
@@ -23,11 +24,14 @@ from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked
 from ofav2.runtime.processes import Processes, process_group
 from ofav2.runtime.signals import Stopped, stop_requests
+from ofav2.tables import table
 from ofav2.training.loop import learn
 from ofav2.training.objectives import Objective, compiled_exits, joint, students
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup, check_progress, prepare, refuse_changes, refuse_disagreement
 from ofav2.training.teacher import choose_teacher, prepare_teacher
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def resume(
             now = describe_run(path.name, config, setup.data, setup.net)
             processes.on_main(lambda: _check_same_run(setup, path, facts, now, allow))
             if facts["status"] == "finished":
-                console.say(f"{path} is finished already")
+                logger.info(f"{path} is finished already")
                 return Run(path, facts)
             processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
             return _go_on(setup, path, _count_again(facts, processes) | lasting_facts(now))
@@ -161,7 +165,7 @@ def _check_same_run(
 def _count_again(facts: dict[str, Any], processes: Processes) -> dict[str, Any]:
     before = facts.get("processes", 1)
     if before != processes.count:
-        console.say(
+        logger.info(
             f"processes: {processes.count}, before: {before}; batches, sub-networks and learning rates stay the same,"
             " batch norm sees other parts of a batch"
         )
@@ -180,9 +184,9 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
 def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
     """All phases that are not finished, then the test split; `facts` are kept up to date in `run.json`."""
     config, processes = setup.config, setup.runtime.processes
-    console.say(f"run folder: {path}")
+    logger.info(f"run folder: {path}")
     for sentence in setup.plan.skipped:
-        console.say(sentence)
+        logger.info(sentence)
     setup.runtime.place(setup.net)
     facts, state = processes.on_main(lambda: _rewind(setup, path, facts))
     processes.copy_first(list(setup.net.state_dict().values()))
@@ -237,10 +241,10 @@ def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> PhaseState | No
         checkpoint.fill(setup.net, tensors, str(last))
     if len(finished) == len(setup.plan.phases):
         return None
-    state = load_newest(path, setup.plan.phases[len(finished)].name, console.say)
+    state = load_newest(path, setup.plan.phases[len(finished)].name)
     if begun or state:
         where = f"step {state.progress.step}" if state else "its start"
-        console.say(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
+        logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
     return state
 
 
@@ -255,7 +259,7 @@ def _first_damaged(path: Path, finished: Sequence[Mapping[str, Any]], setup: Set
             try:
                 checkpoint.load(folder.checkpoint_path(path, record["name"]))
             except RunError as error:
-                console.say(f"{error}; going back to the phase before it")
+                logger.warning(f"{error}; going back to the phase before it")
                 return number
     return None
 
@@ -301,7 +305,7 @@ def _run_phase(
         precision=setup.config.teacher.precision,
     )
     if "reason" in phase_teacher.record:
-        console.say(f"teacher of {phase.name}: {phase_teacher.record['reason']}")
+        logger.info(f"teacher of {phase.name}: {phase_teacher.record['reason']}")
     if "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     config = setup.config
@@ -378,5 +382,5 @@ def _show_corners(
     arch = setup.net.architecture
     rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
     tracker.table(name, corners.COLUMNS, rows)
-    console.say(console.table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores)))
+    logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores)))
     return rows

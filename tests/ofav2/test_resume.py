@@ -29,6 +29,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_phase
+from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of
@@ -161,7 +162,11 @@ def assert_accepted(run: Path, **named: Any) -> None:
 
 
 def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
-    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    recipes: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    notes: Notes,
 ) -> None:
     straight_run = ofav2.train(recipes["adamw"], STRAIGHT, tmp_path / "straight").folder
     run = tmp_path / "run"
@@ -171,8 +176,8 @@ def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
     assert folder.read_run(run)["status"] == "stopped"
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
-    said = capfd.readouterr().err
-    assert said.count("SIGTERM: saving after this step") == len(tiny.SIX_PHASES)
+    assert capfd.readouterr().err.count("SIGTERM: saving after this step") == len(tiny.SIX_PHASES)
+    said = notes()
     assert all(f"going on with phase {phase} from step 1" in said for phase in tiny.SIX_PHASES)
 
 
@@ -223,13 +228,13 @@ def test_a_run_killed_while_it_is_judged_does_not_train_again(
 
 @pytest.mark.parametrize("damage", ["flipped", "truncated", "without facts", "foreign facts"])
 def test_a_damaged_newest_state_is_named_and_the_one_before_it_taken(
-    damage: str, stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
+    damage: str, stopped: Path, straight: Path, notes: Notes
 ) -> None:
     assert states(stopped) == [f"state-{step:09d}.json" for step in (1, 2, 3, 4)]
     damage_state(stopped, 4, damage)
     # The damaged one is newer than the next that are saved, and must not push them out.
     ofav2.resume(stopped, overrides=["run.keep_states=1"], allow=SAVING)
-    said = capsys.readouterr().err
+    said = notes()
     assert "state-000000004" in said
     assert "taking the state before it" in said
     assert "going on with phase kernel from step 1" in said
@@ -249,18 +254,16 @@ def damage_state(run: Path, step: int, damage: str) -> None:
         facts.write_bytes((run / "checkpoints" / "state-000000001.json").read_bytes())
 
 
-def test_a_phase_without_a_good_state_starts_anew(
-    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_phase_without_a_good_state_starts_anew(stopped: Path, straight: Path, notes: Notes) -> None:
     damage_state(stopped, 4, "flipped")
     damage_state(stopped, 3, "truncated")
     ofav2.resume(stopped)
-    assert "going on with phase kernel from its start" in capsys.readouterr().err
+    assert "going on with phase kernel from its start" in notes()
     assert_same_run(stopped, straight)
 
 
 def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
-    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stopped: Path, straight: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flip_a_bit(stopped / "checkpoints" / "full.safetensors")
     # It is killed again before the next phase has a state of its own: those of its first life are no good to its second
@@ -269,7 +272,7 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
         ofav2.resume(stopped)
     assert "state-000000003.json" not in states(stopped)
     ofav2.resume(stopped)
-    said = capsys.readouterr().err
+    said = notes()
     assert "full.safetensors is damaged" in said
     assert "going back to the phase before it" in said
     assert "going on with phase full from step 2" in said
@@ -279,7 +282,7 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
 
 @pytest.mark.parametrize(("policy", "again"), [("fixed", True), ("best", True), ("progressive", False)])
 def test_a_damaged_teacher_is_trained_again_if_it_is_to_teach(
-    policy: str, again: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    policy: str, again: bool, tmp_path: Path, notes: Notes
 ) -> None:
     phases = """\
 phases:
@@ -301,7 +304,7 @@ phases:
     damaged = tmp_path / "run" / "checkpoints" / f"{phase_teacher if again else 'full'}.safetensors"
     flip_a_bit(damaged)
     ofav2.resume(tmp_path / "run")
-    said = capsys.readouterr().err
+    said = notes()
     assert ("going back to the phase before it" in said) == again
     assert f"going on with phase {phase_teacher if again else 'expand'} from" in said
     if not again:
@@ -310,13 +313,11 @@ phases:
     assert_same_run(tmp_path / "run", straight_run)
 
 
-def test_a_run_without_any_good_file_starts_anew(
-    stopped: Path, straight: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_without_any_good_file_starts_anew(stopped: Path, straight: Path, notes: Notes) -> None:
     for file in (stopped / "checkpoints").glob("*.safetensors"):
         flip_a_bit(file)
     ofav2.resume(stopped)
-    assert capsys.readouterr().err.count("is damaged") == 5
+    assert notes().count("is damaged") == 5
     assert_same_run(stopped, straight)
 
 
@@ -403,7 +404,7 @@ def test_phases_that_differ_from_the_finished_ones_are_refused(stopped: Path, re
         ofav2.resume(stopped, other, overrides=["run.save_steps=1", "run.keep_states=4"], allow=["phases"])
 
 
-def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, notes: Notes) -> None:
     def content() -> dict[str, bytes]:
         files = (path for path in run_copy.rglob("*") if path.is_file() and path.name != folder.LOCK)
         return {str(path): path.read_bytes() for path in files}
@@ -411,7 +412,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, capsys: 
     before = content()
     assert ofav2.resume(run_copy).facts == folder.read_run(tiny_run.folder)
     assert content() == before
-    assert "is finished already" in capsys.readouterr().err
+    assert "is finished already" in notes()
 
 
 def test_a_run_in_use_is_refused(stopped: Path) -> None:
@@ -631,7 +632,7 @@ def test_images_that_vanish_stop_the_run_and_are_waited_for(
 
 
 def test_a_skipped_batch_is_named_counted_and_resumed_past(
-    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes
 ) -> None:
     poisoned = poison(monkeypatch, lambda batch: batch in (1, 3))
     settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2"]
@@ -639,7 +640,7 @@ def test_a_skipped_batch_is_named_counted_and_resumed_past(
     skipped = [line for line in metrics_of(straight_run) if line["kind"] == "skipped"]
     assert [line["global_step"] for line in skipped] == [2, 4]
     assert all(line["loss"] is None and line["nonfinite"] == ["loss"] for line in skipped)
-    said = capfd.readouterr().err
+    said = notes()
     assert "batch skipped (1 of at most 2 in this phase): loss (nan) or gradient norm (nan) is not finite" in said
     assert re.search(
         r"in step 1 of phase full, resolution (16|20), sub-networks r\1 d1-1-1-1-1 k5 e2 l1 exit 5\n", said
@@ -651,7 +652,7 @@ def test_a_skipped_batch_is_named_counted_and_resumed_past(
         ofav2.train(recipes["short"], settings, run)
     ofav2.resume(run)
     assert_same_run(run, straight_run)
-    assert "batch skipped (2 of at most 2 in this phase)" in capfd.readouterr().err
+    assert "batch skipped (2 of at most 2 in this phase)" in notes()
 
 
 def test_one_unusable_batch_too_many_stops_the_run_where_it_can_be_resumed(

@@ -15,6 +15,7 @@ import pytest
 
 import ofav2
 from ofav2 import data
+from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
@@ -40,7 +41,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def started(count: int, path: str, into: Path, *more: str) -> list[Ended]:
-    return run_apart(count, lambda: dict(train_or_resume(into, path, [*SETTINGS, *more]).facts))
+    def job() -> Any:
+        with console.show_logs():
+            return dict(train_or_resume(into, path, [*SETTINGS, *more]).facts)
+
+    return run_apart(count, job)
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, cache
 from ofav2.data.cache import CheckedImages
 from ofav2.errors import UserError
+from tests.notes import Notes
 
 SIZES = ((12, 10), (5, 40), (64, 9), (1, 1), (30, 30))
 
@@ -101,18 +102,18 @@ def test_sizes_are_known_once_decoded(config: DataConfig, tmp_path: Path, classe
 
 
 def test_changed_files_are_decoded_again_and_the_old_entry_goes(
-    config: DataConfig, image: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    config: DataConfig, image: Callable[..., None], notes: Notes
 ) -> None:
     data.open_data(config)
     (old,) = entries(config)
     image(Path(str(config.root)) / "cat" / "new" / "extra.png", (9, 9))
     (Path(str(config.root)) / "cat" / "new" / "extra.png").replace(Path(str(config.root)) / "cat" / "000.jpg")
     (Path(str(config.root)) / "cat" / "new").rmdir()
-    capsys.readouterr()
+    notes()
     opened = data.open_data(config)
     assert entries(config) != [old]
     assert len(entries(config)) == 1
-    assert f"{old}: was made before files below" in capsys.readouterr().err
+    assert f"{old}: was made before files below" in notes()
     assert all(map(torch.equal, everything(opened), everything(data.open_data(replace(config, cache=None)))))
 
 
@@ -154,25 +155,25 @@ def spoil_about(entry: Path) -> None:
     ],
 )
 def test_a_damaged_entry_is_said_and_made_again(
-    config: DataConfig, damage: Callable[[Path], object], capsys: pytest.CaptureFixture[str]
+    config: DataConfig, damage: Callable[[Path], object], notes: Notes
 ) -> None:
     before = everything(data.open_data(config))
     (entry,) = entries(config)
     damage(entry)
-    capsys.readouterr()
+    notes()
     assert all(map(torch.equal, everything(data.open_data(config)), before))
-    assert f"cache {entry}: is damaged (" in capsys.readouterr().err
+    assert f"cache {entry}: is damaged (" in notes()
     assert entries(config) == [entry]
     data.open_data(config)
-    assert "damaged" not in capsys.readouterr().err
+    assert "damaged" not in notes()
 
 
-def test_what_a_killed_process_left_is_said_and_removed(config: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_killed_process_left_is_said_and_removed(config: DataConfig, notes: Notes) -> None:
     data.open_data(config)
     (entry,) = entries(config)
     entry.rename(entry.with_name(f".{entry.name}-abc"))
     data.open_data(config)
-    assert f"cache {entry}: was left half-written" in capsys.readouterr().err
+    assert f"cache {entry}: was left half-written" in notes()
     assert entries(config) == [entry]
     assert not leftovers(config)
 
@@ -247,10 +248,10 @@ def test_of_processes_that_open_a_data_set_at_once_one_decodes_it(config: DataCo
     }
 
 
-def test_a_set_over_the_budget_is_streamed_and_said(config: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_set_over_the_budget_is_streamed_and_said(config: DataConfig, notes: Notes) -> None:
     opened = data.open_data(replace(config, cache_gib=1e-7))
     assert not isinstance(opened.train.images, CheckedImages)
-    assert "decoded, more than data.cache_gib (" in capsys.readouterr().err
+    assert "decoded, more than data.cache_gib (" in notes()
     assert not entries(config)
 
 

@@ -11,6 +11,7 @@ import pytest
 from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.errors import UserError
+from tests.notes import Notes
 
 
 @pytest.fixture
@@ -71,12 +72,12 @@ def test_leaving_images_out_is_as_removing_their_files(
     config: DataConfig,
     spoils: tuple[Callable[[DataConfig], Path], ...],
     kept: float,
-    capsys: pytest.CaptureFixture[str],
+    notes: Notes,
 ) -> None:
     paths = [spoil(config) for spoil in spoils]
     skipping = replace(config, bad_images="skip", cache_gib=kept)
     opened = data.open_data(skipping)
-    assert f"imagefolder: images left out: {len(paths)} (the first: image " in capsys.readouterr().err
+    assert f"imagefolder: images left out: {len(paths)} (the first: image " in notes()
     assert sorted(reason.split(":")[0] for reason in opened.skipped) == sorted(f"image {path}" for path in paths)
     assert data.open_data(skipping).skipped == opened.skipped
     for path in paths:
@@ -104,28 +105,28 @@ def test_a_class_without_a_usable_image_is_refused(config: DataConfig) -> None:
         data.open_data(replace(config, bad_images="skip"))
 
 
-def test_a_file_under_two_names_is_said(config: DataConfig, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_under_two_names_is_said(config: DataConfig, notes: Notes) -> None:
     data.open_data(config)
-    assert "pairs of images" not in capsys.readouterr().err
+    assert "pairs of images" not in notes()
     (root(config) / "cat" / "again.jpg").symlink_to(root(config) / "cat" / "002.jpg")
     os.link(root(config) / "dog" / "002.jpg", root(config) / "dog" / "again.jpg")
     data.open_data(replace(config, cache=None))
-    assert "pairs of images that are one file under two names: 2 (the first: " in capsys.readouterr().err
+    assert "pairs of images that are one file under two names: 2 (the first: " in notes()
 
 
 def test_the_same_content_in_train_and_test_or_in_two_classes_is_said(
-    tmp_path: Path, config: DataConfig, classes: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, config: DataConfig, classes: Callable[..., None], notes: Notes
 ) -> None:
     folder = tmp_path / "split"
     classes(folder / "train", {"cat": 6, "dog": 6})
     classes(folder / "test", {"cat": 2, "dog": 2})
     apart = replace(config, root=str(folder))
     data.open_data(apart)
-    before = capsys.readouterr().err
+    before = notes()
     (folder / "test" / "cat" / "000.jpg").write_bytes((folder / "train" / "cat" / "005.jpg").read_bytes())
     (folder / "train" / "dog" / "000.jpg").write_bytes((folder / "train" / "cat" / "001.jpg").read_bytes())
     data.open_data(apart)
-    said = capsys.readouterr().err
+    said = notes()
     # The fixture's noise depends on the last three parts of a path, which train and test do not share.
     assert "same content" not in before
     assert "same content, one in train and one in val or test, which flatters accuracy: 1 (" in said

@@ -12,7 +12,7 @@ import torch
 
 import ofav2
 import ofav2.timm_plugin
-from ofav2 import console
+from ofav2.cli import console
 from ofav2.cli import main as cli
 from ofav2.config.schema import FinetuneConfig
 from ofav2.finetuning.setup import prepare

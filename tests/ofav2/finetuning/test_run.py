@@ -24,6 +24,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
 from ofav2.runtime.processes import Processes
+from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
 
@@ -210,7 +211,7 @@ def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
 
 @pytest.mark.parametrize("classes", [("a", "b", "c"), DIGITS[::-1]])
 def test_other_classes_get_new_classifiers_and_nothing_else_changes(
-    classes: tuple[str, ...], several: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
+    classes: tuple[str, ...], several: Path, tmp_path: Path, serve: Serve, notes: Notes
 ) -> None:
     serve(replace(tiny.tiny_data(classes=len(classes), side=16), classes=classes))
     start, before = tiny.bits(finetune_run.prepare(several).start), tensors(several)
@@ -221,7 +222,7 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start)), "drawn from the seed alone"
     assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start))
     facts = finetune(several, QUICK, out=tmp_path / "out")
-    assert "classifiers are made anew" in capsys.readouterr().err
+    assert "classifiers are made anew" in notes()
     assert facts["classes"] == list(classes)
     assert [logits.shape for logits in ofav2.load_subnet(tmp_path / "out")(torch.zeros(2, 3, 16, 16))] == [
         (2, len(classes))
@@ -240,29 +241,25 @@ def test_images_are_normalised_as_the_network_was_trained_to_expect(extracted: P
 # What is written
 
 
-def test_the_folder_is_one_that_can_be_fine_tuned_again(
-    extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_folder_is_one_that_can_be_fine_tuned_again(extracted: Path, tmp_path: Path, notes: Notes) -> None:
     before = json.loads((extracted / "subnet.json").read_text())
     first = finetune(extracted, [*QUICK, "optim.weight_decay=0.5"], out=tmp_path / "first")
     assert first["provenance"] == before["provenance"]
     assert (first["cost"], first["name"]) == (before["cost"], before["name"])
     assert first["finetuning"][0]["source_sha256"] == before["sha256"]
-    assert "say little" not in capsys.readouterr().err.splitlines()[-1]
+    assert "say little" not in notes().splitlines()[-1]
     second = finetune(tmp_path / "first", ["run.seed=1"], out=tmp_path / "second")
-    assert "validation images were trained on by the last fine-tuning" in capsys.readouterr().err
+    assert "validation images were trained on by the last fine-tuning" in notes()
     assert [step["source_sha256"] for step in second["finetuning"]] == [before["sha256"], first["sha256"]]
     kept = recipe.parse_tuning(second["finetuning"][-1]["recipe"], "here")
     assert (kept.finetune.epochs, kept.optim.weight_decay, kept.run.seed) == (3, 0.5, 1)
     assert second["finetuning"][-1]["test_before"] == first["top1_per_exit"]["after_finetuning"]["test"]
 
 
-def test_other_splits_of_the_same_images_are_told(
-    extracted: Path, tmp_path: Path, serve: Serve, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_splits_of_the_same_images_are_told(extracted: Path, tmp_path: Path, serve: Serve, notes: Notes) -> None:
     serve(images(name="digits"))
     finetune(extracted, QUICK, out=tmp_path / "out")
-    assert "digits holds other images, or other splits, than the network was trained on" in capsys.readouterr().err
+    assert "digits holds other images, or other splits, than the network was trained on" in notes()
 
 
 def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) -> None:

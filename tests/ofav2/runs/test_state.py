@@ -24,6 +24,7 @@ from ofav2.runs.state import (
     set_aside_after,
 )
 from ofav2.training.optim import build_optimizer
+from tests.notes import Notes
 from tests.ofav2 import tiny
 
 OPTIMISERS = ("sgd", "adamw")
@@ -84,7 +85,7 @@ def test_training_goes_on_from_a_state_to_the_last_bit(name: str, tmp_path: Path
     best = cloned(straight)
     take_steps(straight, optimizer, 3, 4)
 
-    found = load_newest(tmp_path, "kernel", pytest.fail)
+    found = load_newest(tmp_path, "kernel")
     assert found is not None
     assert found.progress == here
     assert tiny.same_bits(found.best, best)
@@ -106,7 +107,7 @@ def test_what_an_optimiser_remembers_is_restored_whole_in_its_parameters_layout(
     remembered = {"sgd": ["momentum_buffer"], "adamw": ["exp_avg", "exp_avg_sq", "step"]}[name]
     assert sorted({key.partition(".")[2] for key in tensors}) == remembered
     save_state(tmp_path, PhaseState(place(), net.state_dict(), tensors, {}), keep=1)
-    found = load_newest(tmp_path, "kernel", pytest.fail)
+    found = load_newest(tmp_path, "kernel")
     assert found is not None
     fresh = optimizer_of(net, name)
     restore_optimizer(fresh, found.optimizer)
@@ -174,11 +175,11 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
 def test_states_of_another_phase_are_passed_over_without_a_word(tmp_path: Path) -> None:
     save_state(tmp_path, state(1, "full"), keep=9)
     save_state(tmp_path, state(2, "kernel"), keep=9)
-    found = load_newest(tmp_path, "full", pytest.fail)
+    found = load_newest(tmp_path, "full")
     assert found is not None
     assert found.progress.global_step == 1
-    assert load_newest(tmp_path, "level", pytest.fail) is None
-    assert load_newest(tmp_path / "nowhere", "full", pytest.fail) is None
+    assert load_newest(tmp_path, "level") is None
+    assert load_newest(tmp_path / "nowhere", "full") is None
 
 
 def test_states_past_a_place_are_set_aside_until_the_next_one_is_saved(tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ def test_states_past_a_place_are_set_aside_until_the_next_one_is_saved(tmp_path:
     aside = [name for name in files(3, 4, kind="aside") if name != "aside-000000004.json"]
     assert names(tmp_path) == sorted(files(1, 2) + aside)
     set_aside_after(tmp_path, 2)
-    found = load_newest(tmp_path, "kernel", pytest.fail)
+    found = load_newest(tmp_path, "kernel")
     assert found is not None
     assert found.progress.global_step == 2
     save_state(tmp_path, state(3), keep=2)
@@ -200,23 +201,21 @@ def test_states_past_a_place_are_set_aside_until_the_next_one_is_saved(tmp_path:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, tmp_path: Path) -> None:
+def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, tmp_path: Path, notes: Notes) -> None:
     for step in (1, 2):
         save_state(tmp_path, state(step), keep=2)
     torn = tmp_path / "checkpoints" / f"state-000000002{suffix}"
     content = torn.read_bytes()
     for damaged in (b"", content[: len(content) // 2], content[:-1] + bytes([content[-1] ^ 0x10]), content + content):
         torn.write_bytes(damaged)
-        said: list[str] = []
-        found = load_newest(tmp_path, "kernel", said.append)
+        found = load_newest(tmp_path, "kernel")
         assert found is not None
         assert found.progress.global_step == 1
-        assert len(said) == 1
-        assert torn.name in said[0]
-        assert said[0].endswith("; taking the state before it")
-        assert "\n" not in said[0]
+        (note,) = notes().splitlines()
+        assert torn.name in note
+        assert note.endswith("; taking the state before it")
     torn.write_bytes(content)
-    whole = load_newest(tmp_path, "kernel", pytest.fail)
+    whole = load_newest(tmp_path, "kernel")
     assert whole is not None
     assert whole.progress.global_step == 2
 
@@ -241,22 +240,22 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
     ],
     ids=repr,
 )
-def test_a_well_signed_state_that_names_no_place_is_passed_over(lie: dict[str, Any], tmp_path: Path) -> None:
+def test_a_well_signed_state_that_names_no_place_is_passed_over(
+    lie: dict[str, Any], tmp_path: Path, notes: Notes
+) -> None:
     save_state(tmp_path, state(1), keep=2)
     facts = dataclasses.asdict(state(2).progress) | lie
     checkpoint.save(tmp_path / "checkpoints" / "state-000000002", {}, facts)
-    said: list[str] = []
-    found = load_newest(tmp_path, "kernel", said.append)
+    found = load_newest(tmp_path, "kernel")
     assert found is not None
     assert found.progress.global_step == 1
-    assert "names no place in a phase" in said[0]
+    assert "names no place in a phase" in notes()
 
 
-def test_a_state_that_lacks_a_fact_is_passed_over(tmp_path: Path) -> None:
+def test_a_state_that_lacks_a_fact_is_passed_over(tmp_path: Path, notes: Notes) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "state-000000002", {}, {"phase": "kernel"})
-    said: list[str] = []
-    assert load_newest(tmp_path, "kernel", said.append) is None
-    assert "names no place in a phase" in said[0]
+    assert load_newest(tmp_path, "kernel") is None
+    assert "names no place in a phase" in notes()
 
 
 def test_a_link_to_elsewhere_is_read_as_a_file_and_checked_like_one(tmp_path: Path) -> None:

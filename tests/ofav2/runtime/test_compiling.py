@@ -22,6 +22,7 @@ from ofav2.training.optim import build_optimizer
 from ofav2.training.step import Guard, train_phase
 from supernets import Supernet
 from supernets.outputs import Outputs
+from tests.notes import Notes
 from tests.ofav2.tiny import CPU, bits, phase_config, plan_phases, random_batches, same_bits, tiny_net
 
 # Not AdamW, which makes a whole step of a gradient that is nothing but rounding.
@@ -108,7 +109,7 @@ def test_gradients_that_are_there_stay() -> None:
     assert all(parameter.grad is gradient for parameter, gradient in zip(module.parameters(), before, strict=True))
 
 
-def test_there_is_one_form_per_shape_and_more_than_torchs_eight(capsys: pytest.CaptureFixture[str]) -> None:
+def test_there_is_one_form_per_shape_and_more_than_torchs_eight(notes: Notes) -> None:
     module, made = nn.Hardswish(), []
     forward = compiled("network", module, module, counting(dynamo, made))
     sides = range(8, 18)
@@ -116,34 +117,34 @@ def test_there_is_one_form_per_shape_and_more_than_torchs_eight(capsys: pytest.C
         with torch.no_grad():
             forward(noise(side))
     assert len(made) == len(sides)
-    told = capsys.readouterr().err
+    told = notes()
     assert told.count("network compiled for") == len(sides)
     assert "network compiled for 8 pixels in " in told
     assert "can't" not in told
 
 
-def test_a_failure_is_said_once_and_no_more_is_tried(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failure_is_said_once_and_no_more_is_tried(notes: Notes) -> None:
     module, made = small(), []
     forward = compiled("teacher", module, module, counting(broken, made))
     for side in (8, 9):
         forward(noise(side))
     assert len(made) == 1
-    assert capsys.readouterr().err == ("teacher can't be compiled (RuntimeError: no C++ compiler): it runs as it is\n")
+    assert notes() == ("teacher can't be compiled (RuntimeError: no C++ compiler): it runs as it is\n")
 
 
-def test_a_compiler_that_is_not_there_is_a_failure(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_compiler_that_is_not_there_is_a_failure(notes: Notes) -> None:
     def missing(forward: Forward) -> Forward:
         raise RuntimeError("torch.compile is not supported on Python 4")
 
     module = small().eval()
     found = compiled("teacher", module, module, missing)(noise())
     assert torch.equal(found, module(noise()))  # type: ignore[arg-type]
-    assert "not supported on Python 4" in capsys.readouterr().err
+    assert "not supported on Python 4" in notes()
 
 
 @pytest.mark.parametrize("slower", [True, False])
 def test_a_form_that_is_slower_is_given_up_for_all_shapes(
-    slower: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    slower: bool, monkeypatch: pytest.MonkeyPatch, notes: Notes
 ) -> None:
     monkeypatch.setattr(compiling, "SLOWER", SLOWER)
     module = small()
@@ -165,7 +166,7 @@ def test_a_form_that_is_slower_is_given_up_for_all_shapes(
     tried = {"as it is": 1 + TRIALS, "compiled": 1 + TRIALS}
     chosen = "as it is" if slower else "compiled"
     assert used == tried | {chosen: tried[chosen] + 1}
-    told = capsys.readouterr().err.splitlines()[-1]
+    told = notes().splitlines()[-1]
     assert told.startswith("network, compiled: ")
     assert " ms, as it is: " in told
     assert told.endswith(" ms: it runs as it is") == slower
@@ -235,7 +236,7 @@ def test_a_compiled_teacher_says_what_it_would_have_said(compiler: Callable[...,
 
 
 @pytest.mark.slow
-def test_inductors_code_trains_and_teaches_as_torch_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_inductors_code_trains_and_teaches_as_torch_does(notes: Notes) -> None:
     """The real compiler, with dropout and statistics."""
 
     def net() -> Supernet:
@@ -252,7 +253,7 @@ def test_inductors_code_trains_and_teaches_as_torch_does(capsys: pytest.CaptureF
     torch.testing.assert_close(
         as_teacher(form, weights)(noise(16)).logits, as_teacher(module, weights)(noise(16)).logits, rtol=1e-4, atol=1e-4
     )
-    told = capsys.readouterr().err
+    told = notes()
     assert "can't" not in told
     for line in ("largest network compiled for 16", "teacher compiled for 16"):
         assert line in told

@@ -31,6 +31,7 @@ from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
 from ofav2.training.run import Run
 from supernets import SpaceError, Subnet, Supernet
+from tests.notes import Notes
 from tests.ofav2 import tiny
 
 
@@ -264,9 +265,9 @@ def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Pa
     assert plain != losses[0]
 
 
-def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, notes: Notes) -> None:
     run = train_two(tmp_path)
-    assert "height is skipped: this supernet has no choice of height" in capsys.readouterr().err
+    assert "height is skipped: this supernet has no choice of height" in notes()
     assert [record["name"] for record in run.facts["phases"]] == ["full", "kernel"]
 
 

@@ -1,0 +1,116 @@
+"""What the command line shows: notes and progress on stderr, results on stdout, plain text wherever nobody watches."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from ofav2.progress import Status
+
+LOGGERS = ("ofav2", "supernets", "distill")
+"""What the packages below log under."""
+
+
+def say(text: str) -> None:
+    """Write a note for the person who watches (stderr)."""
+    _write_line(sys.stderr, text)
+
+
+def show(text: str) -> None:
+    """Write a result that may be piped on (stdout)."""
+    _write_line(sys.stdout, text)
+
+
+@contextmanager
+def show_logs(stream: TextIO | None = None) -> Iterator[None]:
+    """Show what the packages log in the body: notes as plain lines, progress as a bar on a terminal, else as lines.
+
+    Args:
+        stream: Where to; None is stderr.
+    """
+    watched = _is_watched(sys.stderr if stream is None else stream)
+    handler = _Bars(stream) if watched else _Lines(stream)
+    loggers = [logging.getLogger(name) for name in LOGGERS]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        # A bar moves with every unit, lines tell tenths alone.
+        logger.setLevel(logging.DEBUG if watched else logging.INFO)
+        # Another library may have given the root logger a handler of its own, which would tell everything again.
+        logger.propagate = False
+        logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+
+
+class _Lines(logging.Handler):
+    """Writes each record as a plain line."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(logging.INFO)
+        self.stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # stderr is looked up now, as a bar has it replaced while it is drawn.
+        _write_line(sys.stderr if self.stream is None else self.stream, record.getMessage())
+
+
+class _Bars(logging.Handler):
+    """Draws progress as a bar per work that is under way, and writes all else as plain lines above them."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines = _Lines(stream)
+        self.drawn: dict[str, tuple[Progress, TaskID]] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if isinstance(record.msg, Status):
+            self._draw(record.msg)
+        elif record.levelno >= self.lines.level:
+            self.lines.emit(record)
+
+    def _draw(self, status: Status) -> None:
+        if status.state == "started":
+            self.drawn[status.description] = _started_bar(status, self.lines.stream)
+        progress, task = self.drawn[status.description]
+        progress.update(task, completed=status.done, rate=status.rate, shown=status.values)
+        if status.state in ("finished", "stopped"):
+            progress.stop()
+            del self.drawn[status.description]
+
+
+def _started_bar(status: Status, stream: TextIO | None) -> tuple[Progress, TaskID]:
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[shown]}", markup=False),
+        console=Console(file=sys.stderr if stream is None else stream),
+        # A result that is piped must not be drawn into by the bar.
+        redirect_stdout=sys.stdout.isatty(),
+    )
+    progress.start()
+    return progress, progress.add_task(status.description, total=status.total, rate="", shown="")
+
+
+def _is_watched(stream: TextIO) -> bool:
+    # rich alone would also take FORCE_COLOR, which build servers set, for a terminal.
+    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def _write_line(stream: TextIO, text: str) -> None:
+    # Names of files may hold what the stream's encoding has no place for.
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+    stream.flush()
