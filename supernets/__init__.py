@@ -7,7 +7,7 @@ module = net.extract(subnet)
 """
 
 from supernets.architecture import Architecture, StageSpec
-from supernets.cpu_kernels import multiply_pointwise
+from supernets.cpu_kernels import use_cpu_kernels
 from supernets.graphs import GraphError, fold_norms, fold_norms_, foldable_norms
 from supernets.mobilenetv3 import Exits, Supernet
 from supernets.ofa_weights import infer_ofa_options, load_ofa_state_dict
@@ -33,8 +33,8 @@ __all__ = (
     "foldable_norms",
     "infer_ofa_options",
     "load_ofa_state_dict",
-    "multiply_pointwise",
     "names",
     "sort_channels",
+    "use_cpu_kernels",
     "walk_blocks",
 )

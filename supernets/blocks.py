@@ -7,7 +7,7 @@ choices, never read off a tensor, so that extraction can send a stand-in through
 from torch import Tensor, nn
 
 from supernets.architecture import Architecture, StageSpec, hidden_channels, squeeze_channels
-from supernets.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepthwise, activation, conv_norm
+from supernets.layers import ElasticBatchNorm2d, ElasticConv2d, ElasticDepthwise, activation
 from supernets.space import BlockChoice
 
 
@@ -30,7 +30,7 @@ class ConvNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
         inputs, outputs = self.channels
-        return conv_norm(self.conv, self.norm, x, inputs, outputs)
+        return self.norm(self.conv(x, inputs, outputs), outputs)
 
 
 class SqueezeExcite(nn.Module):
@@ -105,7 +105,7 @@ class InvertedResidual(nn.Module):
         hidden = hidden_channels(inputs, expand)
         y = x
         if self.expand is not None and self.expand_norm is not None:
-            y = self.act(conv_norm(self.expand, self.expand_norm, y, inputs, hidden))
+            y = self.act(self.expand_norm(self.expand(y, inputs, hidden), hidden))
         y = self.act(self.depthwise_norm(self.depthwise(y, hidden, kernel), hidden))
         if self.squeeze is not None:
             y = self.squeeze(y, hidden)

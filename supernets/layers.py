@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional
 
-from supernets.cpu_kernels import depthwise_conv2d, joins_norm, pointwise_conv2d, pointwise_norm
-
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -49,8 +47,8 @@ class ElasticConv2d(ElasticLayer):
         self, in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, bias: bool = False
     ) -> None:
         super().__init__()
+        self.conv2d: Callable[..., Tensor] = functional.conv2d
         self.stride = stride
-        self.pointwise = kernel == stride == 1
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
@@ -62,9 +60,7 @@ class ElasticConv2d(ElasticLayer):
     def forward(self, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
         """(N, in, H, W) -> (N, out, ceil(H / stride), ceil(W / stride))."""
         weight, bias = self.slice(in_channels, out_channels)
-        if self.pointwise:
-            return pointwise_conv2d(x, weight, bias)
-        return functional.conv2d(x, weight, bias, self.stride, self.weight.shape[-1] // 2)
+        return self.conv2d(x, weight, bias, self.stride, self.weight.shape[-1] // 2)
 
     def plain(self, in_channels: int, out_channels: int) -> nn.Conv2d:
         """A stock convolution of this size."""
@@ -93,6 +89,7 @@ class ElasticDepthwise(ElasticLayer):
 
     def __init__(self, channels: int, kernels: tuple[int, ...], stride: int) -> None:
         super().__init__()
+        self.conv2d: Callable[..., Tensor] = functional.conv2d
         self.kernels = kernels
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(channels, 1, kernels[-1], kernels[-1]))
@@ -114,7 +111,7 @@ class ElasticDepthwise(ElasticLayer):
 
     def forward(self, x: Tensor, channels: int, kernel: int) -> Tensor:
         """(N, channels, H, W) -> (N, channels, ceil(H / stride), ceil(W / stride))."""
-        return depthwise_conv2d(x, self.slice(channels, kernel), self.stride)
+        return self.conv2d(x, self.slice(channels, kernel), None, self.stride, kernel // 2, groups=channels)
 
     def plain(self, channels: int, kernel: int) -> nn.Conv2d:
         """A stock depthwise convolution of this size."""
@@ -162,49 +159,10 @@ class ElasticBatchNorm2d(ElasticLayer):
         part = self.slice(channels)
         return functional.batch_norm(x, training=self.training, momentum=self.momentum, eps=self.eps, **part)
 
-    @torch.no_grad()
-    def observe(self, mean: Tensor, variance: Tensor, values: int) -> None:
-        """Updates the running statistics of the first channels as a batch in training mode does.
-
-        Args:
-            mean: The batch's mean (channels,).
-            variance: The batch's own (biased) variance (channels,).
-            values: Values per channel in the batch.
-        """
-        part = self.slice(len(mean))
-        part["running_mean"].lerp_(mean, self.momentum)
-        part["running_var"].lerp_(variance * (values / (values - 1)), self.momentum)
-
     def plain(self, channels: int) -> nn.BatchNorm2d:
         """A stock batch norm of this size."""
         norm = nn.BatchNorm2d(channels, self.eps, self.momentum, device="meta")
         return _filled(norm, **self.slice(channels), num_batches_tracked=torch.zeros((), dtype=torch.long))
-
-
-def conv_norm(conv: ElasticConv2d, norm: ElasticBatchNorm2d, x: Tensor, in_channels: int, out_channels: int) -> Tensor:
-    """A convolution without bias and its norm, which are computed together in training where that is quicker.
-
-    Without gradients they are one after the other, to the bit.
-
-    Args:
-        conv: The convolution.
-        norm: The norm of its output.
-        x: (N, in, H, W).
-        in_channels: Input channels.
-        out_channels: Output channels.
-
-    Returns:
-        (N, out, ceil(H / stride), ceil(W / stride)).
-    """
-    assert conv.bias is None
-    trains = conv.pointwise and norm.training and torch.is_grad_enabled() and not isinstance(x, Proxy)
-    if trains and joins_norm(x, conv.weight, in_channels, out_channels):
-        weight, _ = conv.slice(in_channels, out_channels)
-        part = norm.slice(out_channels)
-        normed = pointwise_norm(x, weight, part["weight"], part["bias"], norm.eps)
-        norm.observe(normed.mean, normed.variance, x.numel() // in_channels)
-        return normed.y
-    return norm(conv(x, in_channels, out_channels), out_channels)
 
 
 class Linear(ElasticLayer):

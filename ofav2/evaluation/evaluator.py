@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import distill
-import supernets
 from ofav2.config.schema import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches, normalise
 from ofav2.evaluation.recalibration import recalibrate
@@ -206,7 +205,7 @@ class Evaluator:
         first, rest = net.extract_parts(group[0], tuple(sorted(subnet.height for subnet in group)))
         for part in (first, rest):
             self.runtime.place(part)
-            supernets.multiply_pointwise(part)
+            self.runtime.use_cpu_kernels(part)
         return first, rest
 
     def _correct(self, module: nn.Module, images: Iterable[tuple[Tensor, Tensor]]) -> list[int]:

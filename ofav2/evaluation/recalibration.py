@@ -8,7 +8,6 @@ from torch.fx import GraphModule
 from torch.nn import functional
 
 from supernets import Supernet, foldable_norms
-from supernets.cpu_kernels import joins_norm, pointwise_norm
 
 MANY_VALUES = 2**12
 """Values per channel from which on a CPU's statistics are summed here. Torch's kernel adds one after the other, which
@@ -46,30 +45,6 @@ class _Gathering(nn.Module):
         return made
 
 
-class _GatheringBoth(nn.Module):
-    """A 1x1 convolution and the norm that alone reads it, together where that is quicker.
-
-    Args:
-        conv: The convolution, without bias.
-        gathering: What stands in for the norm.
-    """
-
-    def __init__(self, conv: nn.Conv2d, gathering: _Gathering) -> None:
-        super().__init__()
-        self.conv = conv
-        self.gathering = gathering
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, K, H, W)."""
-        conv, norm = self.conv, self.gathering.norm
-        if not joins_norm(x, conv.weight, conv.in_channels, conv.out_channels):
-            made: Tensor = self.gathering(conv(x))
-            return made
-        normed = pointwise_norm(x, conv.weight, norm.weight, norm.bias, norm.eps)
-        self.gathering.noted.append((normed.mean, normed.variance))
-        return normed.y
-
-
 def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
     """Gathers a plain module's batch-norm statistics anew, in place: the means over images of batch mean and variance.
 
@@ -80,19 +55,11 @@ def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
         inputs: Normalised images (N, C, H, W) each, N at least 2.
     """
     module.eval()
-    lone = dict(_lone(module))
+    lone = set(_lone(module))
     norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d)}
     gatherings = {name: _Gathering(norm, name in lone) for name, norm in norms.items()}
-    before: dict[str, nn.Module] = dict(norms)
-    standing_in: dict[str, nn.Module] = dict(gatherings)
-    for name, conv_name in lone.items():
-        conv = module.get_submodule(conv_name)
-        assert isinstance(conv, nn.Conv2d), conv_name
-        if conv.kernel_size == conv.stride == (1, 1) and conv.groups == 1 and conv.bias is None:
-            before[conv_name] = conv
-            standing_in |= {conv_name: nn.Identity(), name: _GatheringBoth(conv, gatherings[name])}
-    for name, layer in standing_in.items():
-        module.set_submodule(name, layer)
+    for name, gathering in gatherings.items():
+        module.set_submodule(name, gathering)
     sizes: list[int] = []
     try:
         with torch.inference_mode():
@@ -100,8 +67,8 @@ def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
                 module(images)
                 sizes.append(len(images))
     finally:
-        for name, layer in before.items():
-            module.set_submodule(name, layer)
+        for name, norm in norms.items():
+            module.set_submodule(name, norm)
     assert sizes, "there is at least one batch to calibrate with"
     for name, norm in norms.items():
         means, variances = (torch.stack(noted) for noted in zip(*gatherings[name].noted, strict=True))
@@ -109,12 +76,12 @@ def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
         norm.running_mean, norm.running_var = (means * shares).sum(0), (variances * shares).sum(0)
 
 
-def _lone(module: nn.Module) -> Iterator[tuple[str, str]]:
-    """Names of norms that alone read what they are given, and of the convolutions that give it."""
+def _lone(module: nn.Module) -> Iterator[str]:
+    """Yield the names of norms that alone read what they are given."""
     for name, part in module.named_modules():
         if isinstance(part, GraphModule):
             prefix = f"{name}." if name else ""
-            yield from ((prefix + norm, prefix + conv) for norm, conv in foldable_norms(part).items())
+            yield from (prefix + norm for norm in foldable_norms(part))
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:

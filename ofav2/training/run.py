@@ -188,6 +188,7 @@ def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
     for sentence in setup.plan.skipped:
         logger.info(sentence)
     setup.runtime.place(setup.net)
+    setup.runtime.use_cpu_kernels(setup.net)
     facts, state = processes.on_main(lambda: _rewind(setup, path, facts))
     processes.copy_first(list(setup.net.state_dict().values()))
     with (

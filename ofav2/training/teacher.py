@@ -115,18 +115,16 @@ def choose_teacher(
 
 
 def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
-    """A largest network as it teaches: norms folded, 1x1 convolutions of small images multiplied, on the device.
+    """A largest network as it teaches: norms folded, on the device.
 
     Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.
 
     Args:
         largest: The network, in evaluation mode; it stays as it is.
-        runtime: Where it teaches. What is to be compiled is left to the compiler.
+        runtime: Where it teaches.
     """
     module = supernets.fold_norms(largest)
     runtime.place(module)
-    if runtime.compiler is None:
-        supernets.multiply_pointwise(module)
     return module
 
 

@@ -1,7 +1,5 @@
 """Statistics are those of a plain sum in double precision, in both of the ways in which they are taken."""
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,8 +7,7 @@ from torch import Tensor, nn
 from ofav2.evaluation import evaluator as evaluation
 from ofav2.evaluation import recalibration
 from ofav2.evaluation.recalibration import recalibrate
-from supernets.cpu_kernels import Normed, pointwise_norm
-from tests.ofav2.tiny import CPU, bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
+from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 
 def layers(values: Tensor) -> nn.Sequential:
@@ -53,36 +50,6 @@ def test_own_sums_are_those_of_torch(variant: str, chunk: int, monkeypatch: pyte
         torch.testing.assert_close(found.state_dict()[name], tensor, rtol=1e-9, atol=1e-10)
     in_parts = {name.partition(".")[2]: tensor for name, tensor in parts.state_dict().items()}
     assert same_bits(in_parts, bits(found))
-
-
-@pytest.mark.parametrize("variant", ["se_b", "ee_dp"])
-def test_widening_convolutions_statistics_are_those_of_double_precision(
-    variant: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Those that follow from the statistics of what the convolution is given."""
-    joined: list[int] = []
-
-    def counted(x: Tensor, weight: Tensor, *norm: Any) -> Normed:
-        joined.append(len(weight))
-        return pointwise_norm(x, weight, *norm)
-
-    monkeypatch.setattr(recalibration, "pointwise_norm", counted)
-    net = tiny_net(variant)
-    rng = torch.Generator().manual_seed(1)
-    inputs = [torch.randn(count, 3, 20, 20, generator=rng) for count in (60, 40)]
-    inputs = [batch.contiguous(memory_format=torch.channels_last) for batch in inputs]
-    found, exact = (CPU.place(net.extract(net.space.largest())) for _ in range(2))
-    recalibrate(found, inputs)
-    assert joined
-    joined.clear()
-    recalibrate(exact.double(), [batch.double() for batch in inputs])
-    assert not joined
-    for name, tensor in exact.state_dict().items():
-        gap = (found.state_dict()[name] - tensor).abs() / (1 + tensor.abs())
-        assert gap.max() < 1e-5, name
-    kinds, expected = ([type(layer) for layer in module.modules()][1:] for module in (found, exact))
-    assert kinds == expected, "all layers are put back"
-    assert nn.Identity not in kinds
 
 
 def test_what_others_read_is_not_written_over(monkeypatch: pytest.MonkeyPatch) -> None:
