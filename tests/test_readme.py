@@ -84,9 +84,3 @@ def test_every_make_target_that_it_names_is_there() -> None:
 
 def test_every_recipe_is_listed() -> None:
     assert set(re.findall(r"^\| `([a-z0-9_]+)` \|", README, re.MULTILINE)) >= set(recipe.names())
-
-
-def test_every_link_leads_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
