@@ -1,4 +1,4 @@
-"""The error of this package, and the two phrases that its messages share."""
+"""Define this package's error, and two phrases that its messages share."""
 
 import difflib
 from collections.abc import Iterable

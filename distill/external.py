@@ -1,4 +1,4 @@
-"""A teacher from external: a timm network, with weights from a file or timm's own."""
+"""Load an external teacher: a timm network, with weights from a file or timm's own."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Exit weights: how much each exit counts in the joint loss and in the ensemble, as exact fractions."""
+"""Weigh exits in the joint loss and in the ensemble, as exact fractions."""
 
 import math
 from collections.abc import Mapping, Sequence

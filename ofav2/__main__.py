@@ -1,4 +1,4 @@
-"""`python -m ofav2` is the command `ofav2`."""
+"""Run the command `ofav2` as `python -m ofav2`."""
 
 from ofav2.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend; everything else that is raised is a bug of ours."""
+"""Define the errors that a user can fix; any other exception is a bug."""
 
 
 class UserError(ValueError):

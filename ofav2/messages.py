@@ -1,4 +1,4 @@
-"""How keys, values and times stand in messages: short, on one line, nothing in them that a terminal would act on."""
+"""Format keys, values and times for messages: short, on one line, without control characters."""
 
 import json
 import re
@@ -11,41 +11,41 @@ KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
 
 def join(key: str, name: Any) -> str:
-    """A key in full, of a section's key and a name in it."""
+    """Return a key in full, of a section's key and a name in it."""
     shown = name if isinstance(name, str) and KEY.fullmatch(name) else show(name)
     return f"{key}.{shown}" if key else shown
 
 
 def show(value: Any) -> str:
-    """A value as YAML would have it, short and on one line."""
+    """Return a value as YAML would have it, short and on one line."""
     return short(json.dumps(value, ensure_ascii=False))
 
 
 def short(text: str) -> str:
-    """Text on one line, its end left off where it is long."""
+    """Return text on one line, its end left off where it is long."""
     return one_line(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…")
 
 
 def one_line(text: str) -> str:
-    """Text with its line breaks and control characters escaped."""
+    """Return text with its line breaks and control characters escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def cell(value: object) -> str:
-    """A value in a table or a line of progress: a dash for None, numbers as `number` has them."""
+    """Return a value in a table or a line of progress: a dash for None, numbers as `number` has them."""
     if value is None:
         return "-"
     return number(value) if isinstance(value, float) else " ".join(str(value).splitlines())
 
 
 def number(value: float) -> str:
-    """A number with four significant digits."""
+    """Return a number with four significant digits."""
     # Past four digits "g" would turn to an exponent, which nobody reads in a table.
     return f"{value:.0f}" if 1e3 <= abs(value) < 1e15 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
-    """A span of time as a person says it: `3.2 s`, `4 min 05 s`, `2 h 03 min`.
+    """Return a span of time as a person says it: `3.2 s`, `4 min 05 s`, `2 h 03 min`.
 
     Args:
         seconds: Its length in seconds.

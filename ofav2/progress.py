@@ -1,4 +1,4 @@
-"""Progress of long work as log records; whoever shows them chooses between lines and a bar."""
+"""Log the progress of long work; the command line shows it as lines or a bar."""
 
 import logging
 import time
@@ -30,7 +30,7 @@ class Status:
     """Whether this is the first record, one on the way, or the last one (stopped: the work raised or left early)."""
 
     def __str__(self) -> str:
-        """The line: `full: 30 of 120 (25 %), 1.5/s, 1 min 00 s left, loss 0.12`."""
+        """Return the line: `full: 30 of 120 (25 %), 1.5/s, 1 min 00 s left, loss 0.12`."""
         if self.state == "started":
             return f"{self.description}: 0 of {self.total}"
         if self.state == "running":

@@ -1,4 +1,4 @@
-"""Random generators made of explicit numbers: a draw depends on what it is for, and on nothing drawn before."""
+"""Make random generators from explicit numbers, independent of anything drawn before."""
 
 import zlib
 

@@ -1,4 +1,4 @@
-"""Tables in plain text."""
+"""Lay out tables in plain text."""
 
 import unicodedata
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def _width(text: str) -> int:
-    """Columns that a text takes on a terminal."""
+    """Return columns that a text takes on a terminal."""
     return sum(0 if unicodedata.combining(c) else 1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
 
 

@@ -1,4 +1,4 @@
-"""OFAv2 supernets: what may be chosen, the elastic network, and plain sub-networks out of it.
+"""Build OFAv2 supernets, choose sub-networks, and extract them as plain torch modules.
 
 net = supernets.create("ee_dp", num_classes=200)
 subnet = net.space.sample(np.random.default_rng(0))

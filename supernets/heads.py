@@ -1,4 +1,4 @@
-"""What an exit ends in."""
+"""Heads: the layers from an exit's features to its output."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ from supernets.layers import Dropout, ElasticConv2d, Linear
 
 
 class ExitHead(nn.Module):
-    """Features to logits: 1x1 conv and norm, mean over the image, 1x1 conv, dropout, linear.
+    """Map features to logits: 1x1 conv and norm, mean over the image, 1x1 conv, dropout, linear.
 
     Args:
         in_channels: Channels of the features.

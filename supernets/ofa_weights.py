@@ -1,4 +1,4 @@
-"""Loading the original OFA MobileNetV3 supernet (mit-han-lab, ICLR 2020) into SE_B, which has the same layers."""
+"""Load the original OFA MobileNetV3 supernet (mit-han-lab, ICLR 2020) into SE_B, which has the same layers."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -34,7 +34,7 @@ _PARTS = (
 
 
 def load_ofa_state_dict(net: Supernet, state: Mapping[str, Tensor]) -> None:
-    """Loads a state dict of OFA's `OFAMobileNetV3` supernet, as the package has it or as its official checkpoints do.
+    """Load a state dict of OFA's `OFAMobileNetV3` supernet, as the package has it or as its official checkpoints do.
 
     Args:
         net: An SE_B supernet with the same width, kernels, expansion ratios, depths and classes.
@@ -74,7 +74,7 @@ def load_ofa_state_dict(net: Supernet, state: Mapping[str, Tensor]) -> None:
 
 
 def infer_ofa_options(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The numbers of the original OFA supernet that a state dict belongs to, as keyword arguments of `create`.
+    """Return the options of the OFA supernet that a state dict belongs to, as keyword arguments of `create`.
 
     Args:
         state: The state dict, or the mapping under a checkpoint's key `state_dict`.
@@ -125,7 +125,7 @@ def _shape(shapes: Mapping[str, tuple[int, ...]], name: str, dimensions: int) ->
 
 
 def _width_mult(channels: Sequence[int]) -> float:
-    """The multiplier with the fewest decimals that gives stem, stages and last layer these channels."""
+    """Return the multiplier with the fewest decimals that gives stem, stages and last layer these channels."""
     bases = (STEM_CHANNELS, *(row[0] for row in BODY), 8 * BODY[-1][0])
     for step in (1.0, 0.1, 0.05, 0.01):
         for count in range(1, round(10 / step) + 1):

@@ -1,4 +1,4 @@
-"""What a network returns: one tensor, or one per exit."""
+"""Treat one output and several outputs alike: one tensor per exit."""
 
 from torch import Tensor
 
@@ -7,5 +7,5 @@ Outputs = Tensor | tuple[Tensor, ...]
 
 
 def exit_logits(outputs: Outputs) -> tuple[Tensor, ...]:
-    """A network's outputs as one tensor per exit."""
+    """Return a network's outputs as one tensor per exit."""
     return (outputs,) if isinstance(outputs, Tensor) else outputs

@@ -1,4 +1,4 @@
-"""A sub-network as a plain torch module, made by recording the supernet's own forward.
+"""Make a sub-network a plain torch module, by recording the supernet's own forward.
 
 A stand-in for the images is sent through the network once; every elastic layer that it meets notes itself and the sizes
 it was called with. The record is a `torch.fx` graph; each noted layer is then replaced by the stock torch layer holding
@@ -37,13 +37,13 @@ class _Recorder(GraphAppendingTracer):
 
 
 def record(net: nn.Module, *choices: Any) -> GraphModule:
-    """The computation of `net(images, *choices)` as a module that is called as `module(images)`."""
+    """Return the computation of `net(images, *choices)` as a module that is called as `module(images)`."""
     graph, layers = _trace(net, *choices)
     return GraphModule(layers, graph, class_name="ExtractedSubnet")
 
 
 def record_parts(net: nn.Module, part: str, *choices: Any) -> tuple[GraphModule, GraphModule]:
-    """The computation of `net(images, *choices)` in two modules, for inference: `tail(head(images))`, to the bit.
+    """Return `net(images, *choices)` as two modules for inference: `tail(head(images))` is equal to the bit.
 
     Activations write over what they are given, where nothing else reads it: memory for half of the tensors is then
     neither asked for nor cleared, which is much of the time that a large batch takes.
@@ -63,7 +63,7 @@ def record_parts(net: nn.Module, part: str, *choices: Any) -> tuple[GraphModule,
 
 
 def _trace(net: nn.Module, *choices: Any) -> tuple[Graph, dict[str, nn.Module]]:
-    """The computation of `net(images, *choices)`, and its layers by name."""
+    """Return the computation of `net(images, *choices)`, and its layers by name."""
     graph = Graph()
     recorder = _Recorder(graph, net)
     images = Proxy(graph.placeholder("images"), recorder)
@@ -74,7 +74,7 @@ def _trace(net: nn.Module, *choices: Any) -> tuple[Graph, dict[str, nn.Module]]:
 
 
 def _is_fresh(given: object, layers: Mapping[str, nn.Module]) -> bool:
-    """Whether this is the output of a layer, in memory of its own, that is read once."""
+    """Return whether this is the output of a layer, in memory of its own, that is read once."""
     if not isinstance(given, Node) or not is_layer(given) or len(given.users) > 1:
         return False
     return isinstance(layers[str(given.target)], nn.Conv2d | nn.BatchNorm2d)

@@ -1,4 +1,4 @@
-"""The eight supernets, as rows of a table."""
+"""Build the eight supernets by name."""
 
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -38,7 +38,7 @@ VARIANTS = MappingProxyType(
 
 
 def names() -> tuple[str, ...]:
-    """Names of all supernets."""
+    """Return the names of all supernets."""
     return tuple(VARIANTS)
 
 
@@ -56,7 +56,7 @@ def create(
     dropout: float = 0.1,
     seed: int = 0,
 ) -> Supernet:
-    """Builds a supernet with fresh weights.
+    """Build a supernet with fresh weights.
 
     Args:
         name: One of `names()`.

@@ -1,4 +1,4 @@
-"""Reordering hidden channels so that the first ones are the most important, without changing the function.
+"""Sort hidden channels by importance, without changing what the network computes.
 
 A smaller expansion ratio keeps the first hidden channels (OFA, section 3.2, figure 6), so they must be the ones that
 matter. OFA sorts when a smaller ratio is first unlocked; so do we, and channels never cross the border of a ratio that
@@ -18,7 +18,7 @@ from supernets.mobilenetv3 import Supernet
 
 
 def sort_channels(net: Supernet, unlocked: Sequence[int]) -> None:
-    """Sorts the hidden channels of every elastic MBConv by importance, in place.
+    """Sort the hidden channels of every elastic MBConv by importance, in place.
 
     A hidden channel's importance is the L1 norm of the projection's weights that read it; a squeeze-excite unit's, that
     of the expanding weights that read it. Kernel matrices are shared by all channels and stay as they are.
@@ -65,7 +65,7 @@ def _sort_squeeze(squeeze: SqueezeExcite, widths: Sequence[int]) -> None:
 
 
 def _order(importance: Tensor, widths: Sequence[int]) -> Tensor:
-    """Indices by falling importance, sorted only between the borders that `widths` set; equals keep their order."""
+    """Return indices by falling importance, sorted only between the borders in `widths`; equals keep their order."""
     borders = sorted({0, *widths, len(importance)})
     parts = [start + importance[start:end].argsort(descending=True, stable=True) for start, end in pairwise(borders)]
     return torch.cat(parts)

@@ -1,1 +1,1 @@
-"""The command `ofav2`: what it takes, what it prints, and its exit codes."""
+"""Run the command `ofav2`: arguments, output and exit codes."""

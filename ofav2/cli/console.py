@@ -1,4 +1,4 @@
-"""What the command line shows: notes and progress on stderr, results on stdout, plain text wherever nobody watches."""
+"""Print for the command line: notes and progress on stderr, results on stdout, plain text without a terminal."""
 
 import logging
 import os

@@ -1,1 +1,1 @@
-"""Recipes: their schema, how they are found, merged and checked, and the range of every value."""
+"""Find, merge and check recipes: the schema, and the range of every value."""

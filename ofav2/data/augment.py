@@ -1,4 +1,4 @@
-"""Changes of a whole batch on the training device: colour, RandAugment, mixup and cutmix, all by torchvision.
+"""Augment a whole batch on the training device: colour, RandAugment, mixup and cutmix, all by torchvision.
 
 torchvision draws from torch's global generator. Here it does so from seeds that are functions of (seed, phase, step),
 and the generator is left as it was.
@@ -26,7 +26,7 @@ Key = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to a batch after it is cut."""
+    """Settings of a batch's augmentation."""
 
     jitter: tuple[float, float, float, float]
     """Strengths of changes of brightness, contrast, saturation, hue."""
@@ -51,12 +51,12 @@ class Augmentation:
 
 
 def augmentation(config: DataConfig, classes: int) -> Augmentation:
-    """Give the augmentation that a recipe asks for."""
+    """Return a recipe's augmentation."""
     return Augmentation(config.jitter, config.randaugment, config.mixup, config.cutmix, classes)
 
 
 def recoloured(images: Tensor, positions: Indices, settings: Augmentation, key: Key) -> Tensor:
-    """Change colours and apply RandAugment's operations, drawn anew for each `GROUP` of a batch's images.
+    """Change colours and apply RandAugment's operations, drawn for each `GROUP` of a batch's images.
 
     Args:
         images: uint8 (N, 3, H, W).

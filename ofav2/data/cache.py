@@ -1,4 +1,4 @@
-"""Files decoded once: a data set's pixels in one memory-mapped file, and what was found out about each image.
+"""Decode files once: keep a data set's pixels in one memory-mapped file, with facts about each image.
 
 An entry of the cache is a folder `NAME-KEY`, whose key is a digest of the files' paths, sizes and times of change:
 
@@ -85,12 +85,12 @@ class CheckedImages:
         return self.store.digests[self.places]
 
     def read(self, index: int) -> Tensor:
-        """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        """Return image `index` as a fresh uint8 tensor (3, H, W)."""
         (image,) = self.look(np.array([index])).images()
         return image.clone()
 
     def look(self, indices: Indices) -> Pixels:
-        """Give images where they are kept."""
+        """Return images where they are kept."""
         pixels, places = self.store.pixels, self.places[indices]
         if pixels is None:
             return self.files.look(indices)
@@ -99,15 +99,15 @@ class CheckedImages:
         return Pixels([pixels] * len(places), self.store.offsets[places], strides, sizes)
 
     def take(self, indices: Indices) -> "CheckedImages":
-        """Give the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return CheckedImages(self.files.take(indices), self.store, self.places[indices])
 
     def identity(self) -> bytes:
-        """Give that of the files: images are the same, wherever their pixels come from."""
+        """Return the files' identity: images are the same, wherever their pixels come from."""
         return self.files.identity()
 
     def names(self) -> list[str]:
-        """Give the images' paths relative to their folder."""
+        """Return the images' paths relative to their folder."""
         return self.files.names()
 
 

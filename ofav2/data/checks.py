@@ -1,4 +1,4 @@
-"""What is wrong with a data set's images: broken, mislabelled, twice there, or in more than one split."""
+"""Find bad images of a data set: broken, mislabelled, duplicated, or in more than one split."""
 
 import logging
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Reasons = dict[tuple[int, int], str]
 
 
 def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, tuple[str, ...]]:
-    """Give a data set of files without those that cannot be used, from the cache where the recipe names one.
+    """Return a data set of files without those that cannot be used, from the cache where the recipe names one.
 
     Leaving an image out gives what removing its file would: order, splits and fingerprint are the same.
 
@@ -146,7 +146,7 @@ def _with_two_labels(listed: Listed) -> Reasons:
 
 
 def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, Reasons]:
-    """Give the data set from the cache, and which images of it cannot be decoded."""
+    """Return the data set from the cache, and which images of it cannot be decoded."""
     assert config.cache is not None
     trees = _trees(listed)
     store = open_store(

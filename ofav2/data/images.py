@@ -1,4 +1,4 @@
-"""Where images come from: arrays in memory, or files that are decoded on demand.
+"""Hold images: arrays in memory, or files that are decoded on demand.
 
 All keep their items in numpy arrays. Worker processes that are forked share their pages, which they could not do with a
 Python list: counting references writes to every item.
@@ -38,7 +38,7 @@ class Pixels(NamedTuple):
     """Heights and widths in pixels (N, 2)."""
 
     def images(self) -> list[Tensor]:
-        """Give each image (3, H, W)."""
+        """Return each image (3, H, W)."""
         return [
             memory.as_strided((3, *size), stride, start)
             for memory, start, stride, size in zip(
@@ -47,7 +47,7 @@ class Pixels(NamedTuple):
         ]
 
     def boxes(self, boxes: Indices) -> list[Tensor]:
-        """Give a box of each image as a batch of one (1, 3, height, width).
+        """Return a box of each image as a batch of one (1, 3, height, width).
 
         Slices of images would do, but take longer, and hide from torch that a pixel's channels lie side by side.
 
@@ -63,7 +63,7 @@ class Pixels(NamedTuple):
         ]
 
     def at(self, order: Indices) -> "Pixels":
-        """Give the images at these places, in this order."""
+        """Return the images at these places, in this order."""
         memory = [self.memory[place] for place in order.tolist()]
         return Pixels(memory, self.starts[order], self.strides[order], self.sizes[order])
 
@@ -90,23 +90,23 @@ class Images(Protocol):
         ...
 
     def read(self, index: int) -> Tensor:
-        """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        """Return image `index` as a fresh uint8 tensor (3, H, W)."""
         ...
 
     def look(self, indices: Indices) -> Pixels:
-        """Give images where they are kept."""
+        """Return images where they are kept."""
         ...
 
     def take(self, indices: Indices) -> "Images":
-        """Give the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         ...
 
     def identity(self) -> bytes:
-        """Give bytes that change when the images do."""
+        """Return bytes that change when the images do."""
         ...
 
     def names(self) -> list[str] | None:
-        """Give the images' paths; None where they are no files."""
+        """Return the images' paths; None where they are no files."""
         ...
 
 
@@ -127,25 +127,25 @@ class ArrayImages:
         return self.array.shape[2], self.array.shape[3]
 
     def read(self, index: int) -> Tensor:
-        """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        """Return image `index` as a fresh uint8 tensor (3, H, W)."""
         return torch.from_numpy(self.array[index]).clone()
 
     def look(self, indices: Indices) -> Pixels:
-        """Give images where they are kept."""
+        """Return images where they are kept."""
         array, count = torch.from_numpy(self.array), len(indices)
         each, *strides = array.stride()
         return Pixels([array] * count, each * indices, np.tile(strides, (count, 1)), np.tile(self.size, (count, 1)))
 
     def take(self, indices: Indices) -> "ArrayImages":
-        """Give the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return ArrayImages(self.array.transpose(0, 2, 3, 1)[indices].transpose(0, 3, 1, 2))
 
     def identity(self) -> bytes:
-        """Give shape and pixels."""
+        """Return shape and pixels."""
         return str(self.array.shape).encode() + np.ascontiguousarray(self.array).tobytes()
 
     def names(self) -> None:
-        """Give None: they are no files."""
+        """Return None: they are no files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,7 +171,7 @@ class FileImages:
         return None
 
     def path(self, index: int) -> Path:
-        """Give the file of image `index`."""
+        """Return the file of image `index`."""
         return self.root / os.fsdecode(self.paths[index].item())
 
     def read(self, index: int) -> Tensor:
@@ -183,16 +183,16 @@ class FileImages:
         return pixels_of([self.read(index) for index in indices.tolist()])
 
     def take(self, indices: Indices) -> "FileImages":
-        """Give the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return FileImages(self.root, self.paths[indices], self.nodes[indices], self.stamps[indices])
 
     def identity(self) -> bytes:
-        """Give each file's relative path, size and time of change: cheap, and enough to notice other data."""
+        """Return each file's relative path, size and time of change: cheap, and enough to notice other data."""
         rows = zip(self.paths.tolist(), self.stamps.tolist(), strict=True)
         return b"".join(b"%s %d %d\n" % (path, size, changed) for path, (size, changed) in rows)
 
     def names(self) -> list[str]:
-        """Give the images' paths relative to `root`."""
+        """Return the images' paths relative to `root`."""
         return [os.fsdecode(path) for path in self.paths.tolist()]
 
 
@@ -216,12 +216,12 @@ class JoinedImages:
         return self.first.size if self.first.size == self.second.size else None
 
     def read(self, index: int) -> Tensor:
-        """Give image `index` as a fresh uint8 tensor (3, H, W)."""
+        """Return image `index` as a fresh uint8 tensor (3, H, W)."""
         place = int(self.places[index])
         return self.first.read(place) if place < self.count else self.second.read(place - self.count)
 
     def look(self, indices: Indices) -> Pixels:
-        """Give images where they are kept."""
+        """Return images where they are kept."""
         places = self.places[indices]
         second = places >= self.count
         one, other = self.first.look(places[~second]), self.second.look(places[second] - self.count)
@@ -230,16 +230,16 @@ class JoinedImages:
         return both.at(np.argsort(np.argsort(second, kind="stable")))
 
     def take(self, indices: Indices) -> "JoinedImages":
-        """Give the images at `indices`, in that order."""
+        """Return the images at `indices`, in that order."""
         return JoinedImages(self.first, self.count, self.second, self.places[indices])
 
     def identity(self) -> bytes:
-        """Give what identifies both rows, and the places."""
+        """Return what identifies both rows, and the places."""
         parts = (self.places.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
         return b"".join(b"%d\n%b" % (len(part), part) for part in parts)
 
     def names(self) -> list[str] | None:
-        """Give the images' paths; None where a row holds no files."""
+        """Return the images' paths; None where a row holds no files."""
         first, second = self.first.names(), self.second.names()
         if first is None or second is None:
             return None

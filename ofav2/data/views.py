@@ -1,4 +1,4 @@
-"""How images are cut to a resolution, in training and in evaluation, and how a batch becomes floats."""
+"""Crop images to a resolution, in training and in evaluation, and normalise them."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ Numbers = npt.NDArray[np.float64]
 
 
 class ViewRandoms(NamedTuple):
-    """What chance says of some images' views, apart from the images themselves: numbers in 0..1, 1 excluded."""
+    """Uniform random numbers in [0, 1) from which crops and flips are computed."""
 
     areas: Numbers
     """For each attempt at a box, where in the range its area is (N, attempts)."""
@@ -33,12 +33,12 @@ class ViewRandoms(NamedTuple):
     """Below one half: mirrored (N,)."""
 
     def at(self, positions: Indices) -> "ViewRandoms":
-        """Give those of some of the images."""
+        """Return the numbers of some of the images."""
         return ViewRandoms(*(numbers[positions] for numbers in self))
 
 
 def draw_views(images: int, rng: np.random.Generator) -> ViewRandoms:
-    """Draw what the views of some images are made of."""
+    """Draw the random numbers of some images' crops and flips."""
     numbers = rng.random((images, 2 * ATTEMPTS + 3))
     return ViewRandoms(numbers[:, :ATTEMPTS], numbers[:, ATTEMPTS : 2 * ATTEMPTS], numbers[:, -3:-1], numbers[:, -1])
 
@@ -46,7 +46,7 @@ def draw_views(images: int, rng: np.random.Generator) -> ViewRandoms:
 def crop_boxes(
     sizes: Indices, randoms: ViewRandoms, *, scale: tuple[float, float], ratio: tuple[float, float]
 ) -> Indices:
-    """Give boxes of random area and aspect ratio inside images, distributed as in torchvision's RandomResizedCrop.
+    """Return boxes of random area and aspect ratio inside images, distributed as in torchvision's RandomResizedCrop.
 
     After ten boxes that stick out of an image it is the largest centred one whose ratio is allowed.
 
@@ -124,7 +124,7 @@ def cut_together(images: Tensor, boxes: Tensor, mirrored: Tensor, resolution: in
 
 
 def _sampling(starts: Tensor, lengths: Tensor, side: int, resolution: int) -> Tensor:
-    """Give, per image, how much each of `resolution` pixels takes of each of `side`: float32 (N, resolution, side).
+    """Return, per image, how much each of `resolution` pixels takes of each of `side`: float32 (N, resolution, side).
 
     It is a triangle as wide as a pixel of the result, or one of the image where that is wider, inside the box.
     """
@@ -153,7 +153,7 @@ def evaluation_view(image: Tensor, resolution: int, eval_crop: float) -> Tensor:
 
 
 def short_side(resolution: int, eval_crop: float) -> int:
-    """Give ceil(resolution / eval_crop), with `eval_crop` taken as the decimal number that was written.
+    """Return ceil(resolution / eval_crop), with `eval_crop` taken as the decimal number that was written.
 
     In floating point 21 / 0.7 is a little over 30, and its ceiling 31.
     """
@@ -187,7 +187,7 @@ def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
 def _per_value(
     mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Give what a line of pixels is multiplied by, and what is added (width * channels,).
+    """Return what a line of pixels is multiplied by, and what is added (width * channels,).
 
     They are made once: a copy to a card would have it waited for in every step.
     """

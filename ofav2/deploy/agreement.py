@@ -1,4 +1,4 @@
-"""Whether two forms of a network compute the same."""
+"""Compare the logits of two forms of a network."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ TOLERANCE = 1e-4
 
 
 def largest_gap(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """The largest difference of logits, as a share of the largest expected logit.
+    """Return the largest difference of logits, as a share of the largest expected logit.
 
     Args:
         found: Logits (N, classes), one tensor per exit.
@@ -35,7 +35,7 @@ def _gap(found: Tensor, expected: Tensor) -> float:
 
 
 def require_same(found: Sequence[Tensor], expected: Sequence[Tensor], what: str) -> float:
-    """Passes if the logits agree within `TOLERANCE`, and returns their `largest_gap`.
+    """Check that the logits agree within `TOLERANCE`, and return their `largest_gap`.
 
     Args:
         found: Logits (N, classes), one tensor per exit.

@@ -1,4 +1,4 @@
-"""Gathering a sub-network's batch-norm statistics anew, as OFA does."""
+"""Recalibrate a sub-network's batch norms, as OFA does."""
 
 from collections.abc import Iterable, Iterator
 
@@ -46,7 +46,7 @@ class _Gathering(nn.Module):
 
 
 def recalibrate(module: nn.Module, inputs: Iterable[Tensor]) -> None:
-    """Gathers a plain module's batch-norm statistics anew, in place: the means over images of batch mean and variance.
+    """Recalibrate a plain module's batch norms, in place: mean over images of batch means and variances.
 
     As in OFA, the variance is the biased one, and batches count by their images. The module is left in evaluation mode.
 
@@ -85,7 +85,7 @@ def _lone(module: nn.Module) -> Iterator[str]:
 
 
 def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, in two passes and by pairwise sums."""
+    """Return mean and biased variance of each channel, in two passes and by pairwise sums."""
     rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
     mean = rows.mean(0)
     squares = torch.zeros_like(mean)
@@ -101,7 +101,7 @@ def _normalised(x: Tensor, mean: Tensor, var: Tensor, norm: nn.BatchNorm2d, in_p
 
 
 def adopt_statistics(net: Supernet, module: nn.Module) -> None:
-    """Copies an extracted module's batch-norm statistics into the supernet that it was extracted from."""
+    """Copy an extracted module's batch-norm statistics into the supernet that it was extracted from."""
     with torch.no_grad():
         for name, layer in module.named_modules():
             if isinstance(layer, nn.BatchNorm2d):

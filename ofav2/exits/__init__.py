@@ -1,1 +1,1 @@
-"""Early exits of an extracted network: predict with them, calibrate thresholds, compare exits."""
+"""Use early exits of an extracted network: predict with them, calibrate thresholds, compare exits."""

@@ -1,4 +1,4 @@
-"""Thresholds of early exits: what each one costs and gets right on some images, and which one keeps a target.
+"""Evaluate all thresholds of early exits on some images, and choose one for a target.
 
 One threshold for all exits. It splits the images by their confidences alone, so there are as many different ones as
 there are different confidences, and all are looked at: nothing is searched for or approximated. A threshold per exit
@@ -59,7 +59,7 @@ class ThresholdCurve:
         return self.left @ np.array(self.macs, dtype=np.int64)
 
     def within(self, macs: int) -> int:
-        """The most accurate threshold of a wanted mean cost; of equals the cheapest, then the most cautious.
+        """Return the most accurate threshold of a wanted mean cost; of equals the cheapest, then the most cautious.
 
         Args:
             macs: Mean multiply-adds per image, at most.
@@ -81,7 +81,7 @@ class ThresholdCurve:
         return int(kept[np.lexsort((self.thresholds[kept], -total[kept], self.right[kept]))[-1]])
 
     def reaching(self, top1: float) -> int:
-        """The cheapest threshold of a wanted accuracy; of equals the most accurate, then the most cautious.
+        """Return the cheapest threshold of a wanted accuracy; of equals the most accurate, then the most cautious.
 
         Args:
             top1: Share of images (0..1) whose class is right, at least.
@@ -99,7 +99,7 @@ class ThresholdCurve:
         return self._cheapest(kept)
 
     def harmless(self) -> int:
-        """The cheapest threshold that loses no image which the last exit has right; of equals as in `reaching`.
+        """Return the cheapest threshold that loses no image which the last exit has right; of equals as in `reaching`.
 
         On few images this is more cautious than an equal accuracy, which losses and gains may come to by chance.
         """
@@ -109,7 +109,7 @@ class ThresholdCurve:
         return int(kept[np.lexsort((self.thresholds[kept], self.right[kept], -self._total_macs[kept]))[-1]])
 
     def spread(self, count: int) -> list[int]:
-        """Places of at most so many thresholds, both ends included, about evenly spaced in cost; ascending."""
+        """Return places of at most so many thresholds, both ends included, about evenly spaced in cost; ascending."""
         total = self._total_macs
         wanted = np.linspace(int(total.min()), int(total.max()), count)
         nearest = {int(np.abs(total - value).argmin()) for value in wanted}
@@ -119,7 +119,7 @@ class ThresholdCurve:
 def threshold_curve(
     confidences: npt.NDArray[np.float32], right: npt.NDArray[np.bool_], macs: Sequence[int]
 ) -> ThresholdCurve:
-    """What every threshold would do to some images.
+    """Evaluate every threshold on some images.
 
     Args:
         confidences: How sure each exit but the last is of each image, (exits - 1, N), N at least 1; NaN is never sure.
@@ -137,7 +137,7 @@ def threshold_curve(
     gone = np.stack([_tail(row, everything, thresholds) for row in surest])
 
     def total(counted: npt.NDArray[np.bool_]) -> Counts:
-        """Images that count at the exit they leave at, per threshold."""
+        """Return images that count at the exit they leave at, per threshold."""
         ends = zip(surest[:-1], surest[1:], counted, strict=True)
         at = [_tail(until, own, thresholds) - _tail(before, own, thresholds) for before, until, own in ends]
         return np.asarray(np.sum(at, 0))
@@ -146,7 +146,7 @@ def threshold_curve(
 
 
 def _thresholds(known: Numbers) -> Numbers:
-    """All that differ: between two confidences, those of exits that decide nothing included."""
+    """Return all that differ: between two confidences, those of exits that decide nothing included."""
     values = np.unique(known[np.isfinite(known)])
     lower, upper = values[:-1], values[1:]
     middle = (lower / 2 + upper / 2).astype(np.float32)
@@ -156,7 +156,7 @@ def _thresholds(known: Numbers) -> Numbers:
 
 
 def _tail(values: Numbers, counted: npt.NDArray[np.bool_], thresholds: Numbers) -> Counts:
-    """How many counted images have a value of at least each threshold."""
+    """Return how many counted images have a value of at least each threshold."""
     order = np.argsort(values)
     sums = np.concatenate([[0], np.cumsum(counted[order], dtype=np.int64)])
     return np.asarray(sums[-1] - sums[np.searchsorted(values[order], thresholds)])

@@ -1,1 +1,1 @@
-"""Search for sub-networks under limits: costs, latency, candidates."""
+"""Choose sub-networks under limits: latency tables, cheapest networks, candidates."""

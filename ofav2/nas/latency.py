@@ -1,4 +1,4 @@
-"""How long a network takes here: warmed up, repeated, with its spread, on a named device with named threads."""
+"""Measure a network's latency: warmed up, repeated, with its spread, device and threads."""
 
 import platform
 import time
@@ -49,7 +49,7 @@ class Latency:
     """Where."""
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         middle, lower, upper = (f"{value / 1e6:.3g}" for value in (self.median, self.lower, self.upper))
         return (
             f"{middle} ms (quartiles {lower} to {upper}, {self.repeats} calls, batch {self.batch},"
@@ -60,7 +60,7 @@ class Latency:
 def measure_latency(
     module: nn.Module, images: Tensor, *, warmup: int = 5, repeats: int = 30, threads: int | None = None
 ) -> Latency:
-    """Times a module in inference, in float32.
+    """Time a module in inference, in float32.
 
     Args:
         module: The module, on the device that it is to be timed on; it is put into evaluation mode.
@@ -83,7 +83,7 @@ def measure_latency(
 
 
 def call_times(module: nn.Module, images: Tensor, repeats: int) -> list[int]:
-    """Nanoseconds of each of some calls."""
+    """Return the nanoseconds of each of some calls."""
     module.eval()
     with torch.inference_mode():
         return [call_time(module, images) for _ in range(repeats)]
@@ -92,7 +92,7 @@ def call_times(module: nn.Module, images: Tensor, repeats: int) -> list[int]:
 def stream_times(
     calls: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], rounds: int
 ) -> tuple[float, ...]:
-    """Nanoseconds that each call takes for a whole stream of batches.
+    """Return the nanoseconds that each call takes for a whole stream of batches.
 
     Each call goes through the stream as it would in use, its weights in the caches; then comes the next call's turn, so
     that a busy moment is no single one's. Of the rounds, the median of each batch counts, and these are summed: batches
@@ -111,7 +111,7 @@ def stream_times(
 
 
 def call_time(call: Callable[[Tensor], object], images: Tensor) -> int:
-    """Nanoseconds of one call with these images, to the end of what it started on their device."""
+    """Return the nanoseconds of one call with these images, to the end of what it started on their device."""
     _finish(images.device)
     start = time.perf_counter_ns()
     call(images)
@@ -121,7 +121,7 @@ def call_time(call: Callable[[Tensor], object], images: Tensor) -> int:
 
 @contextmanager
 def using_threads(count: int | None) -> Iterator[None]:
-    """Lets torch compute with so many threads while the body runs; None leaves them as they are.
+    """Let torch compute with so many threads while the body runs; None leaves them as they are.
 
     Raises:
         UserError: If the count makes no sense.
@@ -137,7 +137,7 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 
 def this_machine(device: torch.device) -> Machine:
-    """The machine as it is now."""
+    """Return the machine as it is now."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Machine(device.type, name, torch.get_num_threads(), torch.__version__)
 
@@ -148,7 +148,7 @@ def _finish(device: torch.device) -> None:
 
 
 def _processor() -> str:
-    """Name of the processor; the architecture's where the system has no better one."""
+    """Return the name of the processor; the architecture's where the system has no better one."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

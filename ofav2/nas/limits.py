@@ -1,4 +1,4 @@
-"""What a device can bear: limits as people write them (`30M`, `8ms`, `512KiB`), and as arch."""
+"""Parse a device's limits, such as `30M`, `8ms` and `512KiB`."""
 
 import math
 import re
@@ -42,7 +42,7 @@ class Limits:
     """Predicted latency in nanoseconds."""
 
     def __post_init__(self) -> None:
-        """Checks the arch."""
+        """Check the limits."""
         for name in UNITS:
             value = getattr(self, name)
             if value is None:
@@ -66,7 +66,7 @@ class Limits:
 def parse_limits(
     *, params: str | None = None, macs: str | None = None, memory: str | None = None, latency: str | None = None
 ) -> Limits:
-    """Reads limits such as `params="2M"`, `macs="1.5G"`, `memory="512KiB"`, `latency="8ms"`.
+    """Read limits such as `params="2M"`, `macs="1.5G"`, `memory="512KiB"`, `latency="8ms"`.
 
     Raises:
         UserError: If one is no number with a unit that there is, or is not over zero.
@@ -76,7 +76,7 @@ def parse_limits(
 
 
 def parse_choices(name: str, text: str, choices: Sequence[int]) -> tuple[int, ...]:
-    """Reads a choice, a list or a range, such as `3`, `2,4` or `48..64`: those of `choices` that it names.
+    """Read a choice, a list or a range, such as `3`, `2,4` or `48..64`: those of `choices` that it names.
 
     Args:
         name: What is chosen, for messages.
@@ -104,7 +104,7 @@ def parse_choices(name: str, text: str, choices: Sequence[int]) -> tuple[int, ..
 
 
 def parse_share(name: str, text: str) -> float:
-    """Reads a share of everything, such as `0.96` or `96%`.
+    """Read a share of everything, such as `0.96` or `96%`.
 
     Args:
         name: What it is a share of, for messages.
@@ -121,7 +121,7 @@ def parse_share(name: str, text: str) -> float:
 
 
 def narrowed(space: Space, exits: str | None, resolutions: str | None) -> Space:
-    """The part of a space with these exits and resolutions, as the user wrote them; None keeps all.
+    """Return the part of a space with these exits and resolutions, as the user wrote them; None keeps all.
 
     Raises:
         UserError: If one can't be read, or was not trained.
@@ -137,7 +137,7 @@ def narrowed(space: Space, exits: str | None, resolutions: str | None) -> Space:
 
 
 def show(name: str, value: int) -> str:
-    """A cost as people write it, rounded up to four digits, so that a limit of what is shown can be met.
+    """Return a cost as people write it, rounded up to four digits, so that a limit of what is shown can be met.
 
     Args:
         name: `params`, `macs`, `memory` or `latency`.

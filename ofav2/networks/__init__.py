@@ -1,1 +1,1 @@
-"""Networks: the supernet of a recipe or record."""
+"""Build networks: the supernet of a recipe or record."""

@@ -1,1 +1,1 @@
-"""A run folder as a page that a person looks at, and several runs side by side."""
+"""Write HTML pages of a run, and of several runs side by side."""

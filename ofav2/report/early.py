@@ -1,4 +1,4 @@
-"""The page of an extracted network's early exits: accuracy against cost and time, and who leaves where."""
+"""Write the page of a network's early exits: accuracy against cost and time, and exits taken."""
 
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +12,7 @@ _POINTS = 400
 
 
 def write_early_page(study: Study, out: Path) -> None:
-    """Writes the page.
+    """Write the page.
 
     Args:
         study: What `calibrate_exits` found.

@@ -1,4 +1,4 @@
-"""One HTML file that needs nothing else: markup from templates, values as JSON, and the plotting library inside."""
+"""Write one self-contained HTML file: templates, values as JSON, and the plotting library."""
 
 import os
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from ofav2.messages import duration
 
 
 def write_page(out: Path, template: str, values: Mapping[str, Any]) -> None:
-    """Writes a page, whole or not at all.
+    """Write a page, whole or not at all.
 
     Args:
         out: The file; one that is there is replaced.
@@ -53,12 +53,12 @@ def _asset(name: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """A share (0..1) as a person reads it: `98.9 %`, a dash for none."""
+    """Return a share (0..1) as a person reads it: `98.9 %`, a dash for none."""
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
 def count(number: float) -> str:
-    """A large number in three digits: `10.3 M`; beyond billions as a power of ten."""
+    """Return a large number in three digits: `10.3 M`; beyond billions as a power of ten."""
     for size, unit in ((1e15, None), (1e9, " G"), (1e6, " M"), (1e3, " k")):
         if number >= size:
             return f"{number / size:.3g}{unit}" if unit else _power(number)
@@ -71,7 +71,7 @@ def _power(number: float) -> str:
 
 
 def when(iso: str) -> str:
-    """A time stamp as a person reads it, in its own time zone: `22 Nov 2026, 17:50 UTC`."""
+    """Return a time stamp as a person reads it, in its own time zone: `22 Nov 2026, 17:50 UTC`."""
     try:
         moment = datetime.fromisoformat(iso)
     except ValueError:

@@ -1,1 +1,1 @@
-"""What a run keeps on disk: its folder, records, checkpoints, resumable states and metrics."""
+"""Store a run on disk: its folder, records, checkpoints, resumable states and metrics."""

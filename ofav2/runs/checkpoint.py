@@ -1,4 +1,4 @@
-"""A checkpoint is two files: `<path>.safetensors` with tensors, and `<path>.json` with facts that a person can read.
+"""Save and load checkpoints: tensors in `<path>.safetensors`, facts in `<path>.json`.
 
 The JSON carries the SHA-256 of both parts, so a damaged file or two halves of different checkpoints are found on
 loading. Nothing in either file can run code.
@@ -24,7 +24,7 @@ _BOOKKEEPING = ("format", "sha256", "facts_sha256")
 
 
 def file_paths(path: Path) -> tuple[Path, Path]:
-    """The tensor file and the JSON file of the checkpoint at `path` (given without suffix)."""
+    """Return the tensor file and the JSON file of the checkpoint at `path` (given without suffix)."""
     return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
 
 
@@ -85,7 +85,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
-    """The content of a safetensors file with copies of these tensors."""
+    """Return the content of a safetensors file with copies of these tensors."""
     return serialise_tensors({name: _plain_copy(tensor) for name, tensor in tensors.items()})
 
 
@@ -117,7 +117,7 @@ def read_tensors(path: Path, sha256: object, described_in: str) -> dict[str, Ten
 
 
 def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
-    """Passes if tensors have the names, shapes and types of others.
+    """Check that tensors have the names, shapes and types of others.
 
     Args:
         expected: What they have to be like.
@@ -137,7 +137,7 @@ def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """Gives a module the tensors of a file; nothing is changed if they do not fit.
+    """Load the tensors of a file into a module; nothing is changed if they do not fit.
 
     Raises:
         RunError: Naming the first tensor that does not fit.

@@ -1,4 +1,4 @@
-"""Measurements of a run: `metrics.jsonl` in the run folder is the truth, Weights & Biases mirrors it.
+"""Record a run's measurements in `metrics.jsonl`, and mirror them to Weights & Biases.
 
 Nothing that goes wrong in W&B stops a run: the first failure is logged as one warning (by `logging`, under this
 module's name), after which W&B is off for the rest of the run and the local file goes on.
@@ -103,7 +103,7 @@ class Tracker:
         self._reflect(lambda run: run.log({name: _wandb_scatter(columns, rows, x, y, name)}))
 
     def artifact(self, paths: Sequence[Path], name: str, type: str) -> None:
-        """Give files to W&B as one artifact, if the recipe asks for artifacts; the local file records nothing.
+        """Upload files to W&B as one artifact, if the recipe has artifacts on; the local file records nothing.
 
         Args:
             paths: Files that belong together.
@@ -194,7 +194,7 @@ def open_tracker(
 
 @contextmanager
 def untracked() -> Iterator[Tracker]:
-    """A tracker that keeps nothing, for those of a run's processes that are not the first.
+    """Return a tracker that keeps nothing, for those of a run's processes that are not the first.
 
     Yields:
         The tracker.
@@ -204,7 +204,7 @@ def untracked() -> Iterator[Tracker]:
 
 
 def flushed_bytes(folder: Path) -> int:
-    """Waits until a run folder's `metrics.jsonl` is on the disk, and returns its length in bytes.
+    """Wait until a run folder's `metrics.jsonl` is on the disk, and return its length in bytes.
 
     Raises:
         RunError: The system can't write it.
@@ -275,7 +275,7 @@ def _open_lines(path: Path) -> TextIO:
 
 @contextmanager
 def _closing(lines: TextIO) -> Iterator[TextIO]:
-    """Closes the file in the end, which tries once more to write what could not be written before."""
+    """Close the file in the end, which tries once more to write what could not be written before."""
     try:
         yield lines
     finally:

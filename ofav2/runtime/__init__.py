@@ -1,1 +1,1 @@
-"""Where a run computes: device, precision, processes, signals, compiling."""
+"""Set up where a run computes: device, precision, processes, signals, compiling."""

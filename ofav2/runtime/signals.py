@@ -1,4 +1,4 @@
-"""What ends a run early.
+"""Stop a run on a signal, or when another process is gone.
 
 The first SIGTERM or SIGINT lets the running step end and its state be saved, the second one kills.
 """
@@ -23,7 +23,7 @@ class Lost(Exception):
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Listens for SIGTERM and SIGINT while the body runs.
+    """Listen for SIGTERM and SIGINT while the body runs.
 
     Yields:
         A function that tells whether to stop. Outside the main thread, where Python takes no signals, it never does.
@@ -54,7 +54,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Lets SIGTERM end the body as Ctrl-C does, by KeyboardInterrupt, so that what it has begun is cleared away."""
+    """Let SIGTERM end the body as Ctrl-C does, by KeyboardInterrupt, so that what it has begun is cleared away."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Extracted sub-networks for timm: importing this package registers the model `ofav2_subnet`.
+"""Register extracted sub-networks with timm, as the model `ofav2_subnet`, when this package is imported.
 
     import timm
     import ofav2.timm_plugin
@@ -35,7 +35,7 @@ def ofav2_subnet(
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: object = None,
 ) -> TimmSubnet:
-    """An extracted sub-network as a timm model; called by `timm.create_model("ofav2_subnet", subnet_dir=DIR)`.
+    """Return an extracted sub-network as a timm model; called by `timm.create_model("ofav2_subnet", subnet_dir=DIR)`.
 
     Args:
         pretrained: Not looked at: the folder's weights are the network, so they are always loaded.

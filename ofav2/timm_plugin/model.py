@@ -1,4 +1,4 @@
-"""An extracted sub-network with the methods that timm's training and validation code asks of a model."""
+"""Wrap an extracted sub-network as a timm model."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Data sets that fit in memory: scikit-learn's handwritten digits, CIFAR-10 and CIFAR-100."""
+"""Read data sets that fit in memory: scikit-learn's handwritten digits, CIFAR-10 and CIFAR-100."""
 
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100

@@ -1,4 +1,4 @@
-"""Data sets that are folders of image files: Tiny ImageNet, ImageNet, and any folder of classes.
+"""Read folders of image files: Tiny ImageNet, ImageNet, and any folder of classes.
 
 Classes are numbered in the sorted order of their folders. Names with a leading dot are passed over everywhere, and so
 are files that are no images; anything else that a layout has no place for is refused, since it would go missing
@@ -21,7 +21,7 @@ UNREADABLE = (".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
 
 
 def root_of(config: DataConfig) -> Path:
-    """Give the folder that `data.root` names.
+    """Return the folder that `data.root` names.
 
     Raises:
         UserError: It names none.
@@ -73,7 +73,7 @@ def read_tiny_imagenet(config: DataConfig) -> Listed:
 
 
 def _splits_at(root: Path) -> tuple[str, ...]:
-    """Name the split folders of `root`; none when its folders are classes (one of them may be called train)."""
+    """Name the split folders of `root`; none if its folders are classes (one of them may be called train)."""
     present = [name for name in ("train", "val", "test") if name in _folders(root) and _folders(root / name)]
     return tuple(present) if "train" in present else ()
 
