@@ -29,6 +29,7 @@ from ofav2.data.images import FileImages
 from ofav2.data.views import short_side
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
+from ofav2.tasks.classification import Classification
 from supernets import Subnet, Supernet
 
 EVAL_CROP = 0.875
@@ -103,7 +104,7 @@ def compare(data: ImageData, options: Options) -> Outcome:
 
         return step
 
-    ours = ((score.subnet, score.top1) for score in evaluator.scores(net, subnets, test))
+    ours = ((score.subnet, score.value) for score in evaluator.scores(net, subnets, test))
     peers = ((subnet, evaluate_ofa(theirs, subnet, *own)) for subnet in subnets)
     # Networks that begin alike come one after the other on our side, so the sides go through them in other orders.
     times = time_sides({"ofav2": side("ofav2", ours), "ofa": side("ofa", peers)}, repeats=len(set(subnets)), warmup=0)
@@ -161,14 +162,17 @@ def taken_out(supernet: nn.Module, subnet: Subnet) -> nn.Module:
 def _evaluator(data: ImageData, options: Options) -> Evaluator:
     config = EvaluationConfig(batch_size=200, calibration_images=options.calibration_images, calibration_batch=100)
     runtime = Runtime(torch.device("cpu"), "float32")
-    return Evaluator(data, config, eval_crop=EVAL_CROP, seed=0, workers=0, runtime=runtime)
+    task = Classification(len(data.classes))
+    return Evaluator(data, task, config, eval_crop=EVAL_CROP, seed=0, workers=0, runtime=runtime)
 
 
 def _kept_loaders(evaluator: Evaluator, data: ImageData, options: Options) -> tuple[Loader, Loader]:
     """The evaluate's images for the peer, in its layout, and normalised once and for all, which is in its favour."""
-    views = evaluator.views(data.test, options.resolution)
-    calibration = [(images.contiguous(), torch.zeros(len(images))) for images in views.calibration()]
-    batches = [(images.contiguous(), labels) for images, labels in views.labelled()]
+    calibration = [
+        (images.contiguous(), torch.zeros(len(images))) for images in evaluator.calibration(options.resolution)
+    ]
+    inputs = evaluator.inputs(data.test, options.resolution)
+    batches = [(images.contiguous(), labels) for images, labels in inputs]
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     whole = list(zip(images.split(200), labels.split(200), strict=True))
     return lambda: calibration, lambda: whole

@@ -30,8 +30,10 @@ from benchmarks.sides import time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, normalise, open_data, train_batches
+from ofav2.rng import Stream
 from ofav2.runtime.device import keep_freed_memory
 from ofav2.tables import table
+from ofav2.tasks.classification import Classification
 
 BASE = "PIL + torchvision"
 STREAMED = "ofav2, streaming"
@@ -135,8 +137,8 @@ def _torchvision(config: DataConfig, data: ImageData) -> Iterator[Tensor]:
 
 
 def _ours(data: ImageData, config: DataConfig) -> Iterator[tuple[Tensor, Tensor]]:
-    for batch in train_batches(data, config, seed=0, phase="full", steps=ENDLESS):
-        yield normalise(batch.images, data.mean, data.std), batch.labels
+    for batch in train_batches(data, config, Stream(0, "full"), range(ENDLESS)):
+        yield normalise(batch.images, data.mean, data.std), batch.targets
 
 
 def _taking(loader: Iterator[Any], batches: int) -> Callable[[], None]:
@@ -161,10 +163,10 @@ def _equal(streamed: ImageData, cached: ImageData, config: DataConfig) -> bool:
     """Whether both ways give the same first batches."""
 
     def first(data: ImageData) -> list[Batch]:
-        return list(train_batches(data, config, seed=0, phase="full", steps=3))
+        return list(train_batches(data, config, Stream(0, "full"), range(3)))
 
     return all(
-        torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        torch.equal(one.images, other.images) and torch.equal(one.targets, other.targets)
         for one, other in zip(first(streamed), first(cached), strict=True)
     )
 
@@ -172,7 +174,8 @@ def _equal(streamed: ImageData, cached: ImageData, config: DataConfig) -> bool:
 def _step(net: supernets.Supernet, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor) -> None:
     outputs = net(images, net.space.largest(), exits="all")
     weights = distill.exit_weights("ascending", len(outputs)).losses
-    distill.joint_loss(outputs, labels, weights, 0.1)["loss"].backward()
+    loss = partial(Classification(outputs[0].shape[1], 0.1).loss, target=labels)
+    distill.joint_loss(outputs, loss, weights)["loss"].backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 

@@ -160,7 +160,7 @@ def phases(record: RunRecord) -> list[dict[str, Any]]:
 
 
 def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
-    phase, top1 = record.phases[number], {network.subnet: network.top1 for network in corners.networks}
+    phase, top1 = record.phases[number], {network.subnet: network.score for network in corners.networks}
     images = phase.steps * record.config.data.batch_size
     whole = phase.space.restrict(height=(max(phase.space.height),))
     rates = [
@@ -176,7 +176,7 @@ def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
         "seconds": phase_seconds(record)[phase.name],
         "images_per_second": statistics.median(rates),
         "corners": len(top1),
-        "mean": phase.mean_corner_top1,
+        "mean": phase.mean_corner_score,
         "largest": top1[phase.space.largest()],
         "smallest": top1[phase.space.smallest()],
         "smallest_at_last_exit": top1[whole.smallest()],
@@ -192,8 +192,8 @@ def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
     with log_progress("random networks", len(subnets)) as advance:
         found = []
         for score in opened.evaluator.scores(net, subnets, some):
-            found.append(_point(opened, score.subnet, score.top1))
-            advance(top1=score.top1)
+            found.append(_point(opened, score.subnet, score.value))
+            advance(top1=score.value)
     return found
 
 
@@ -213,14 +213,14 @@ def chosen(opened: OpenedRun, share: int) -> dict[str, Any] | None:
         console.say(str(error))
         return None
     (score,) = opened.evaluator.scores(net, [choice.best.subnet], opened.data.test)
-    return {**_point(opened, score.subnet, score.top1), "val": choice.best.top1, "candidates": len(choice.ranked)}
+    return {**_point(opened, score.subnet, score.value), "val": choice.best.score, "candidates": len(choice.ranked)}
 
 
 def sizes(opened: OpenedRun) -> dict[str, dict[str, Any]]:
     """The networks that are also trained alone, as this supernet has them, on test."""
     net = opened.loaded.net
     subnets = {size: net.space.uniform(**choices) for size, choices in SIZES.items()}
-    top1 = {score.subnet: score.top1 for score in opened.evaluator.scores(net, subnets.values(), opened.data.test)}
+    top1 = {score.subnet: score.value for score in opened.evaluator.scores(net, subnets.values(), opened.data.test)}
     return {size: _point(opened, subnet, top1[subnet]) for size, subnet in subnets.items()}
 
 

@@ -10,6 +10,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,14 +22,16 @@ import supernets
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.networks.build import supernet_options
+from ofav2.rng import Stream
 from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, process_group
 from ofav2.tables import table
-from ofav2.training.objectives import joint, students
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Distill, Draw, Joint, Objective, all_exits
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.step import step_gradients, step_subnets
-from supernets import Subnet, Supernet
+from ofav2.training.step import step_gradients
+from supernets import Exits, Space, Subnet, Supernet
 
 
 def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: int, steps: int) -> None:
@@ -49,14 +52,25 @@ def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: in
     console.show(table(f"{name}: {whole / 2**20:.1f} MiB of float32 weights", columns, rows))
 
 
+@dataclass(frozen=True)
+class Ends:
+    """A sampler of one end of the space."""
+
+    end: str
+
+    def draw(self, space: Space, rng: np.random.Generator) -> tuple[Subnet, ...]:
+        """Return the end."""
+        return (space.largest() if self.end == "largest" else space.smallest(),)
+
+
 def _sent(net: Supernet, phase: Phase, seed: int, step: int) -> int:
     """Bytes of a step's gradients; on torch's meta device, where nothing is computed."""
     resolution = min(phase.space.resolution)
     net.zero_grad(set_to_none=True)
-    for subnet in step_subnets(phase, seed, int(step), resolution):
-        logits = net(
-            torch.empty(2, 3, resolution, resolution, device="meta"), subnet, exits="all" if phase.joint else "last"
-        )
+    draw = Draw(phase.sampler, phase.space, Stream(seed, phase.name))
+    exits: Exits = "all" if phase.objective == "joint" else "last"
+    for subnet in draw.at(int(step), resolution):
+        logits = net(torch.empty(2, 3, resolution, resolution, device="meta"), subnet, exits=exits)
         sum(out.sum() for out in (logits if isinstance(logits, tuple) else (logits,))).backward()
     return sum(parameter.nbytes for parameter in net.parameters() if parameter.grad is not None)
 
@@ -84,16 +98,18 @@ def norm(batch: int, side: int) -> None:
     images, other = (torch.randn(batch, 3, side, side, generator=rng) for _ in range(2))
     labels = torch.randint(200, (batch,), generator=rng)
     weights = distill.exit_weights("ascending", 5).losses
-    for title, subnet, objective in (
-        ("largest, all exits", net.space.largest(), joint(weights, 0.1)),
-        ("smallest, its exit", net.space.smallest(), students(None, distill.mse, 0.0, 0.1)),
+    task = Classification(200, 0.1)
+    largest, smallest = (Draw(Ends(end), net.space, Stream(0, "norm")) for end in ("largest", "smallest"))
+    for title, objective in (
+        ("largest, all exits", Joint(task, largest, weights, all_exits(net))),
+        ("smallest, its exit", Distill(task, smallest, net, None, distill.mse, 0.0)),
     ):
-        whole = _gradient(net, objective, subnet, images, labels, 1)
+        whole = _gradient(net, objective, images, labels, 1)
         rows: list[tuple[object, ...]] = []
         for parts in (2, 4, 8):
-            found = _gradient(net, objective, subnet, images, labels, parts)
+            found = _gradient(net, objective, images, labels, parts)
             rows.append((f"{parts} parts of {batch // parts}", _cosine(found, whole), _distance(found, whole)))
-        found = _gradient(net, objective, subnet, other, labels, 1)
+        found = _gradient(net, objective, other, labels, 1)
         rows.append(("another batch", _cosine(found, whole), _distance(found, whole)))
         console.show(table(title, ("gradient of", "cosine", "relative distance"), rows))
 
@@ -117,15 +133,14 @@ def exchange(mib: int) -> None:
         console.show(table(f"{processes.count} processes", ("exchange of", "median ms", "least ms"), rows))
 
 
-def _gradient(net: Supernet, objective: object, subnet: Subnet, images: Tensor, labels: Tensor, parts: int) -> Tensor:
+def _gradient(net: Supernet, objective: Objective, images: Tensor, labels: Tensor, parts: int) -> Tensor:
     """The mean of the parts' gradients, which is what as many processes exchange."""
     total: list[Tensor] = []
     for part, targets in zip(images.chunk(parts), labels.chunk(parts), strict=True):
         net.zero_grad(set_to_none=True)
         net.train()
-        step_gradients(
-            net, objective, part, targets, (subnet,), Runtime(torch.device("cpu"), "float32", SINGLE_PROCESS)
-        )  # type: ignore[arg-type]
+        runtime = Runtime(torch.device("cpu"), "float32", SINGLE_PROCESS)
+        step_gradients(net, objective.losses(part, targets, 0), runtime)
         total.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
     return torch.stack(total).mean(0)
 

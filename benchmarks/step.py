@@ -41,14 +41,16 @@ from benchmarks.sides import RESULTS, Times, report, time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
 from ofav2.data import Batch, normalise
+from ofav2.rng import Stream
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import process_group
 from ofav2.tables import table
-from ofav2.training.objectives import Objective, Teacher, as_teacher, compiled_exits, joint, students
-from ofav2.training.optim import build_optimizer
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Distill, Draw, Joint, Objective, Teacher, as_teacher, compiled_exits
+from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase, make_plan
-from ofav2.training.step import Guard, step_subnets, train_phase
+from ofav2.training.step import Guard, train_steps
 from ofav2.training.teacher import prepare_teacher
 from supernets import Subnet, Supernet
 from supernets.cpu_kernels import depthwise_conv2d
@@ -56,6 +58,7 @@ from supernets.cpu_kernels import depthwise_conv2d
 MEAN, STD = (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821)
 CLASSES = 200
 SMOOTHING = 0.1
+TASK = Classification(CLASSES, SMOOTHING)
 CPU = torch.device("cpu")
 OPTIM = OptimConfig()
 PROCESSES = 1, 2
@@ -101,6 +104,10 @@ class Work:
         config = PhaseConfig(epochs=1.0, lr=0.0075, subnets=self.subnets, dropout=self.dropout, unlock=unlock)
         return make_plan({"all": config}, "none", space, 10**6).phases[0]
 
+    def draw(self, phase: Phase) -> Draw:
+        """The sub-networks of a phase's steps."""
+        return Draw(phase.sampler, phase.space, Stream(self.seed, phase.name))
+
     def images(self) -> Batch:
         """Random pixels and labels."""
         rng = torch.Generator().manual_seed(self.seed)
@@ -110,13 +117,15 @@ class Work:
     def inputs(self) -> tuple[Tensor, Tensor]:
         """The same, normalised."""
         batch = self.images()
-        return normalise(batch.images, MEAN, STD), batch.labels
+        return normalise(batch.images, MEAN, STD), batch.targets
 
 
 def our_step(work: Work, runtime: Runtime, teachers_precision: str | None = None) -> Callable[[], float]:
-    """A step of our training loop as it is, teacher included; returns its loss."""
+    """A step of our own training loop, teacher included; returns its loss."""
+    net, phase = work.net(), work.phase()
     teacher = our_teacher(work, runtime, teachers_precision)
-    return _step_of(work, runtime, work.phase(), students(teacher, distill.soft_cross_entropy, 1.0, SMOOTHING))
+    objective = Distill(TASK, work.draw(phase), net, teacher, distill.soft_cross_entropy, 1.0)
+    return _step_of(work, runtime, phase, objective, net)
 
 
 def our_full_step(work: Work, runtime: Runtime) -> Callable[[], float]:
@@ -127,26 +136,23 @@ def our_full_step(work: Work, runtime: Runtime) -> Callable[[], float]:
     phase = make_plan({"full": config}, "none", net.space, 10**6).phases[0]
     weights = distill.exit_weights("ascending", len(net.architecture.exits)).losses
     forward = compiled_exits(net, phase.space.largest(), runtime.compiler)
-    return _step_of(work, runtime, phase, joint(weights, SMOOTHING, forward), net)
+    return _step_of(work, runtime, phase, Joint(TASK, work.draw(phase), weights, forward), net)
 
 
-def _step_of(
-    work: Work, runtime: Runtime, phase: Phase, objective: Objective, net: Supernet | None = None
-) -> Callable[[], float]:
-    net, batch = net or work.net(), work.images()
+def _step_of(work: Work, runtime: Runtime, phase: Phase, objective: Objective, net: Supernet) -> Callable[[], float]:
+    images, targets = map(runtime.send, work.images())
     runtime.place(net)
     runtime.use_cpu_kernels(net)
-    steps = train_phase(
+    net.set_dropout(phase.config.dropout)
+    steps = train_steps(
         net,
-        phase,
-        itertools.repeat(batch),
+        # Normalising is part of a step.
+        (Batch(normalise(images, MEAN, STD), targets) for _ in itertools.count()),
         objective,
-        optimizer=build_optimizer(net, OPTIM),
-        optim=OPTIM,
+        make_updates(net, OPTIM, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr),
         guard=Guard(0.0),
-        prepare=lambda images: normalise(images, MEAN, STD),
+        stream=Stream(work.seed, phase.name),
         runtime=runtime,
-        seed=work.seed,
     )
     return lambda: next(steps).metrics["loss"]
 
@@ -168,8 +174,8 @@ def our_teacher(work: Work, runtime: Runtime, precision: str | None = None) -> T
 
 def drawn(work: Work) -> Iterator[tuple[Subnet, ...]]:
     """The sub-networks of one step after the other."""
-    phase = work.phase()
-    return (step_subnets(phase, work.seed, number, work.side) for number in itertools.count())
+    draw = work.draw(work.phase())
+    return (draw.at(number, work.side) for number in itertools.count())
 
 
 def peers_step(
@@ -264,10 +270,10 @@ class PlainNetworks:
         losses = []
         for module in modules:
             module.zero_grad(set_to_none=True)
+            output = module(self.images)
             loss = distill.student_loss(
-                module(self.images),
-                self.labels,
-                label_smoothing=SMOOTHING,
+                output,
+                TASK.loss(output, self.labels),
                 target=target,
                 distance=distill.soft_cross_entropy,
                 kd_ratio=1.0,

@@ -11,9 +11,9 @@ exit and first exit first, so any network with one or more classifiers can be tr
 One training step of an elastic phase reads::
 
     target = teacher_target(teacher_exits, weights.ensemble)  # once, under no_grad
-    for student_logits in students:
-        student_loss(student_logits, labels, label_smoothing=0.1, target=target,
-                     distance=distance("cross_entropy"), kd_ratio=1.0)["loss"].backward()
+    for logits in students:
+        student_loss(logits, cross_entropy(logits, labels), target=target, distance=distance("cross_entropy"),
+                     kd_ratio=1.0)["loss"].backward()
 """
 
 from distill.errors import DistillError
@@ -31,13 +31,14 @@ from distill.losses import (
     student_loss,
     teacher_target,
 )
-from distill.policies import TeacherCandidate, TeacherChoice, check_policy, choose, policies
+from distill.policies import ScoreOrder, TeacherCandidate, TeacherChoice, check_policy, choose, policies
 from distill.weights import ExitWeights, exit_weights, schemes
 
 __all__ = (
     "Distance",
     "DistillError",
     "ExitWeights",
+    "ScoreOrder",
     "Target",
     "TeacherCandidate",
     "TeacherChoice",

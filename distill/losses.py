@@ -1,4 +1,4 @@
-"""Losses on logits: the ensemble of exits, the teacher's target, the joint loss and the student's loss.
+"""Losses on exits' outputs: their ensemble, the teacher's target, the joint loss and the student's loss.
 
 All of them compute in float32 (float64 stays float64) whatever precision the logits come in, and average over the
 batch, so that they may be called inside or outside of autocast with the same result.
@@ -140,72 +140,53 @@ def distance(name: str) -> Distance:
 
 
 def joint_loss(
-    logits: Sequence[Tensor],
-    labels: Tensor,
-    weights: Sequence[Fraction | float],
-    label_smoothing: float = 0.0,
+    outputs: Sequence[Tensor], loss: Callable[[Tensor], Tensor], weights: Sequence[Fraction | float]
 ) -> dict[str, Tensor]:
-    """Return the joint loss of all exits, the sum of a_i * CE_i (AEP; OFAv2, full phase), and its parts.
+    """Return the joint loss of all exits, the sum of a_i * loss_i (AEP; OFAv2, full phase), and its parts.
 
     Args:
-        logits: One tensor (N, classes) per exit, first exit first.
-        labels: Class indices, int64 (N,), or where images are mixed the classes' probabilities, float (N, classes).
+        outputs: One tensor (N, classes), or (N, C, H, W), per exit, first exit first.
+        loss: How wrong an exit's output is: a scalar in float32 or wider, such as the cross-entropy with the labels.
         weights: One weight a_i per exit, as in `ExitWeights.losses`; an exit of weight 0 is left out.
-        label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1.
 
     Returns:
-        `loss`, the scalar to differentiate, and `exit_1`, `exit_2`, ...: the unweighted cross-entropy of each exit that
-        counts, in nats, detached.
+        `loss`, the scalar to differentiate, and `exit_1`, `exit_2`, ...: the unweighted loss of each exit that counts,
+        detached.
 
     Raises:
         DistillError: As `ensemble`.
     """
-    counted = _counted_exits(logits, weights)
-    losses = {number: _label_loss(exit_logits, labels, label_smoothing) for number, _, exit_logits in counted}
+    counted = _counted_exits(outputs, weights)
+    losses = {number: loss(output) for number, _, output in counted}
     total = reduce(torch.add, (weight * losses[number] for number, weight, _ in counted))
-    return {"loss": total} | {f"exit_{number}": loss.detach() for number, loss in losses.items()}
+    return {"loss": total} | {f"exit_{number}": value.detach() for number, value in losses.items()}
 
 
 def student_loss(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    label_smoothing: float,
-    target: Target | None,
-    distance: Distance,
-    kd_ratio: float,
+    output: Tensor, task_loss: Tensor, *, target: Target | None, distance: Distance, kd_ratio: float
 ) -> dict[str, Tensor]:
-    """Return a student's loss, kd_ratio * distance + CE(student, labels), and its parts (OFAv2, ENS-KD).
+    """Return a student's loss, kd_ratio * distance + task loss, and its parts (OFAv2, ENS-KD).
 
     Args:
-        logits: Student's logits, (N, classes).
-        labels: Class indices, int64 (N,), or where images are mixed the classes' probabilities, float (N, classes).
-        label_smoothing: Share of the label's probability that is spread over all classes, 0 to 1; the teacher's target
-            is never smoothed.
-        target: What the teacher says about the same batch; None trains on the labels alone.
+        output: Student's output, (N, classes) or (N, C, H, W).
+        task_loss: How wrong that output is beside the labels, a scalar in float32 or wider.
+        target: What the teacher says about the same batch; None trains on the task loss alone.
         distance: How far a student is from a target: `soft_cross_entropy`, `mse` or any function like them.
         kd_ratio: Weight of the distance; at 0 it is not computed.
 
     Returns:
-        `loss`, the scalar to differentiate; `ce`, the cross-entropy with the labels, and `kd`, the unweighted distance
-        (0 where it was not computed), both detached.
+        `loss`, the scalar to differentiate; `task_loss`, and `kd`, the unweighted distance (0 where it was not
+        computed), both detached.
 
     Raises:
-        DistillError: kd_ratio is negative or not finite, or student and teacher differ in shape.
+        DistillError: If kd_ratio is negative or not finite, or student and teacher differ in shape.
     """
     if not (math.isfinite(kd_ratio) and kd_ratio >= 0):
         raise DistillError(f"kd_ratio ({shown(kd_ratio)}) must be 0 or more and finite; 0 turns distillation off")
-    ce = _label_loss(logits, labels, label_smoothing)
     if target is None or kd_ratio == 0:
-        return {"loss": ce, "ce": ce.detach(), "kd": torch.zeros_like(ce)}
-    kd = distance(logits, target)
-    return {"loss": kd_ratio * kd + ce, "ce": ce.detach(), "kd": kd.detach()}
-
-
-def _label_loss(logits: Tensor, labels: Tensor, label_smoothing: float) -> Tensor:
-    wide = _wide(logits)
-    labels = labels.to(wide.dtype) if labels.is_floating_point() else labels
-    return functional.cross_entropy(wide, labels, label_smoothing=label_smoothing)
+        return {"loss": task_loss, "task_loss": task_loss.detach(), "kd": torch.zeros_like(task_loss)}
+    kd = distance(output, target)
+    return {"loss": kd_ratio * kd + task_loss, "task_loss": task_loss.detach(), "kd": kd.detach()}
 
 
 def _wide(logits: Tensor) -> Tensor:
@@ -229,9 +210,9 @@ def _counted_exits(
     if not counted:
         raise DistillError(f"weights ({shown(list(map(float, weights)))}) leave no exit; give one exit a weight over 0")
     shapes = [tuple(exit_logits.shape) for _, _, exit_logits in counted]
-    if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+    if len(set(shapes)) > 1 or len(shapes[0]) < 2:
         raise DistillError(
-            f"logits (shapes {shapes}) must all be (N, classes); give every exit the same classifier size"
+            f"logits (shapes {shapes}) must all be (N, classes), or all (N, C, H, W); give every exit the same head"
         )
     return counted
 

@@ -1,6 +1,7 @@
 """Which teacher teaches: the policies that choose among the networks that earlier phases left."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from distill.errors import DistillError, near, shown
@@ -15,23 +16,32 @@ class TeacherCandidate:
     """A largest network, as one phase left it, that could teach.
 
     Raises:
-        DistillError: The accuracy is not between 0 and 1.
+        DistillError: If the score is not finite.
     """
 
     name: str
     """How the run calls this network."""
     phase: str
     """Name of the phase that left it."""
-    accuracy: float
-    """Validation top-1 of its exits' ensemble, as a share in 0..1."""
+    score: float
+    """Validation score of its exits' ensemble."""
 
     def __post_init__(self) -> None:
-        """Refuse an accuracy that is no share: NaN, or a percentage."""
-        if not 0 <= self.accuracy <= 1:
+        """Refuse a score that can't be compared."""
+        if not math.isfinite(self.score):
             raise DistillError(
-                f"accuracy ({shown(self.accuracy)}) of teacher candidate {self.name} must be a share from 0 to 1; "
-                "divide a percentage by 100"
+                f"score ({shown(self.score)}) of teacher candidate {self.name} must be finite; measure it again"
             )
+
+
+@dataclass(frozen=True)
+class ScoreOrder:
+    """How scores are compared and shown."""
+
+    higher_is_better: bool = True
+    """Whether a larger score is better."""
+    show: Callable[[float], str] = "{:.4g}".format
+    """Score -> text for people."""
 
 
 @dataclass(frozen=True)
@@ -66,24 +76,25 @@ def check_policy(policy: str) -> None:
     )
 
 
-def choose(policy: str, candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
+def choose(policy: str, candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
     """Choose the next teacher (OFAv2, teacher policies; `best` is this project's own).
 
     `fixed` takes the first candidate, the largest network as the full phase left it; `progressive` the newest; `best`
-    the one with the highest validation accuracy, the newest of equals.
+    the one with the best validation score, the newest of equals.
 
     Args:
         policy: One of `policies()`.
         candidates: What earlier phases left, oldest first.
+        order: How scores are compared and shown.
 
     Raises:
-        DistillError: The policy does not choose among candidates, or there are none.
+        DistillError: If the policy does not choose among candidates, or there are none.
     """
     check_policy(policy)
     if policy not in _POLICIES:
         raise DistillError(
             f"teacher policy ({shown(policy)}) does not choose among earlier networks; "
-            f"use one of {', '.join(_POLICIES)} (none means no teacher, timm:NAME an outside one, which is not chosen)"
+            f"use one of {', '.join(_POLICIES)} (none means no teacher, timm:NAME an external one, which is not chosen)"
         )
     if not candidates:
         raise DistillError(
@@ -92,40 +103,36 @@ def choose(policy: str, candidates: Sequence[TeacherCandidate]) -> TeacherChoice
         )
     match policy:
         case "fixed":
-            return _first(candidates)
+            return _first(candidates, order)
         case "progressive":
-            return _newest(candidates)
-    return _most_accurate(candidates)
+            return _newest(candidates, order)
+    return _best(candidates, order)
 
 
-def _first(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
+def _first(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
     first = candidates[0]
-    return TeacherChoice(
-        first, f"fixed: {_described(first)} is the first of {_counted(candidates)} and stays the teacher."
-    )
+    reason = f"fixed: {_described(first, order)} is the first of {_counted(candidates)} and stays the teacher."
+    return TeacherChoice(first, reason)
 
 
-def _newest(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
+def _newest(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
     newest = candidates[-1]
-    return TeacherChoice(newest, f"progressive: {_described(newest)} is the newest of {_counted(candidates)}.")
+    return TeacherChoice(newest, f"progressive: {_described(newest, order)} is the newest of {_counted(candidates)}.")
 
 
-def _most_accurate(candidates: Sequence[TeacherCandidate]) -> TeacherChoice:
-    _, best = max(enumerate(candidates), key=lambda numbered: (numbered[1].accuracy, numbered[0]))
-    accuracies = ", ".join(_percent(candidate) for candidate in candidates)
-    equals = sum(candidate.accuracy == best.accuracy for candidate in candidates)
-    rank = "is the most accurate" if equals == 1 else f"is the newest of the {equals} most accurate"
+def _best(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
+    sign = 1 if order.higher_is_better else -1
+    _, best = max(enumerate(candidates), key=lambda numbered: (sign * numbered[1].score, numbered[0]))
+    scores = ", ".join(order.show(candidate.score) for candidate in candidates)
+    equals = sum(candidate.score == best.score for candidate in candidates)
+    rank = "is the best" if equals == 1 else f"is the newest of the {equals} best"
     return TeacherChoice(
-        best, f"best: {_described(best)} {rank} of {_counted(candidates)} (oldest first: {accuracies})."
+        best, f"best: {_described(best, order)} {rank} of {_counted(candidates)} (oldest first: {scores})."
     )
 
 
-def _described(candidate: TeacherCandidate) -> str:
-    return f"{candidate.name}, left by phase {candidate.phase} with {_percent(candidate)} validation top-1,"
-
-
-def _percent(candidate: TeacherCandidate) -> str:
-    return f"{100 * candidate.accuracy:.2f} %"
+def _described(candidate: TeacherCandidate, order: ScoreOrder) -> str:
+    return f"{candidate.name}, left by phase {candidate.phase} with {order.show(candidate.score)} on validation,"
 
 
 def _counted(candidates: Sequence[TeacherCandidate]) -> str:

@@ -1,6 +1,7 @@
 """Make random generators from explicit numbers, independent of anything drawn before."""
 
 import zlib
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -24,3 +25,26 @@ def generator(purpose: str, *keys: int) -> np.random.Generator:
         if key < 0:
             raise UserError(f"seed ({key}): seeds are whole numbers from 0 up; choose another one")
     return np.random.default_rng([code(purpose), *keys])
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The random numbers of one training: a generator for every purpose and step."""
+
+    seed: int
+    """Seed of the run."""
+    name: str
+    """Name of the training, such as a phase's; streams of other names are independent."""
+
+    def at(self, purpose: str, step: int, *keys: int) -> np.random.Generator:
+        """Return the generator of a purpose at a step (from 0).
+
+        Args:
+            purpose: What is drawn; generators of other purposes are independent.
+            step: The step.
+            keys: What else tells one draw from another, such as a group of images.
+
+        Raises:
+            UserError: If the seed is negative.
+        """
+        return generator(purpose, self.seed, code(self.name), step, *keys)

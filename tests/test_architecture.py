@@ -35,6 +35,7 @@ LAYERS = (
     "runtime",
     "data",
     "networks",
+    "tasks",
     "runs",
     "evaluation",
     "training",

@@ -40,7 +40,7 @@ def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
     planned = [phase.name for phase in setup.plan.phases]
     assert planned == [phase for phase in config.phases if phase not in skipped]
     assert all(phase.partition("_")[0] in lacking(config.supernet.variant) for phase in skipped)
-    assert setup.plan.phases[0].joint
+    assert setup.plan.phases[0].objective == "joint"
     assert setup.plan.phases[-1].space == setup.net.space, "in the end everything can be chosen"
 
 

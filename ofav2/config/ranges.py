@@ -146,6 +146,7 @@ RULES = (
         lambda v: v != "" and v.isprintable(),
         "NAME",
         (
+            "task",
             "run.folder",
             "data.name",
             "data.root",

@@ -27,7 +27,7 @@ from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import KEY, join, one_line, short, show
 
-SECTIONS = ("run", "data", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
+SECTIONS = ("task", "run", "data", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
 """The sections of a recipe in the order in which recipes are written."""
 
 Settings = TypeVar("Settings", Config, TuningConfig)

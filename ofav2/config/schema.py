@@ -142,6 +142,9 @@ class PhaseConfig:
     """What the phase unlocks; nothing: the largest network is trained with all its exits jointly (the full phase)."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero at the start; 0 turns it off."""
+    objective: Literal["joint", "distill"] | None = None
+    """What a step minimises: `joint`, all exits of each sub-network together, without teacher; `distill`, each
+    sub-network's own exit, with the teacher; null takes joint while there is one network to train, then distill."""
     subnets: int = 1
     """Sub-networks per step whose gradients are summed."""
     sampler: Literal["uniform", "sandwich"] = "uniform"
@@ -252,6 +255,8 @@ class Config:
     """A whole recipe, in the order in which recipes are written."""
 
     data: DataConfig
+    task: str = "classification"
+    """What is learnt: `classification`, or a task that an installed package brings (`ofav2.tasks.registry`)."""
     run: RunConfig = field(default_factory=RunConfig)
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
@@ -265,6 +270,8 @@ class Config:
 class TuningConfig:
     """The settings of a fine-tuning, in the order in which they are written."""
 
+    task: str = "classification"
+    """What is learnt, as in `Config`."""
     run: ComputeConfig
     data: DataConfig
     finetune: FinetuneConfig

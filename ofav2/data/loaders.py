@@ -33,20 +33,21 @@ from ofav2.data.images import Indices
 from ofav2.data.splits import ImageData, Split
 from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view
 from ofav2.errors import UserError
-from ofav2.rng import code, generator
+from ofav2.rng import Stream, code, generator
+from ofav2.runtime.share import WHOLE, Share
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Images of one resolution: uint8, or float32 in 0..255 where they are mixed, (N, 3, r, r), and their labels.
+    """Images of one resolution: uint8, or float32 in 0..255 where they are mixed, (N, 3, r, r), and their targets.
 
-    Labels are classes, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes).
+    A target is a class, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes).
     """
 
     images: Tensor
-    labels: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,14 +70,14 @@ class _Loaded(NamedTuple):
     """A batch on its way: cut already, or whole with what it takes to cut it on the device."""
 
     images: Tensor
-    labels: Tensor
+    targets: Tensor
     boxes: Tensor | None
     mirrored: Tensor | None
     request: Request
 
     def on(self, device: torch.device) -> "_Loaded":
         """The same on a device; the copy may still be under way."""
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.labels))
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets))
         boxes, mirrored = (
             None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.mirrored)
         )
@@ -97,61 +98,52 @@ def steps_per_epoch(images: int, batch_size: int) -> int:
     return images // batch_size
 
 
-def batch_resolution(resolutions: Sequence[int], *, seed: int, phase: str, step: int) -> int:
-    """Give the side in pixels that a training step's images have, drawn with equal chances by (seed, phase, step)."""
-    return resolutions[int(generator("resolution", seed, code(phase), step).integers(len(resolutions)))]
+def batch_resolution(resolutions: Sequence[int], stream: Stream, step: int) -> int:
+    """Return the side in pixels that a training step's images have, drawn uniformly by (seed, phase, step)."""
+    return resolutions[int(stream.at("resolution", step).integers(len(resolutions)))]
 
 
 def train_batches(
     data: ImageData,
     config: DataConfig,
+    stream: Stream,
+    steps: range,
     *,
-    seed: int,
-    phase: str,
-    steps: int,
-    start_step: int = 0,
-    part: int = 0,
-    parts: int = 1,
+    share: Share = WHOLE,
     device: torch.device = CPU,
 ) -> "TrainBatches":
-    """Load a phase's training batches, each augmented and at one resolution.
+    """Load a training's batches, each augmented and at one resolution.
 
     Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped. The
-    equal parts of a batch, put side by side, are the batch.
+    equal shares of a batch, put side by side, are the batch.
 
     Args:
         data: The data set.
         config: The recipe's data part.
-        seed: Seed of the run.
-        phase: Name of the phase, which has random randoms of its own.
-        steps: Steps of the whole phase.
-        start_step: First step to load, for a phase that is resumed; batches are those of a phase that was not.
-        part: Which part of each batch to load, from 0.
-        parts: How many parts a batch has, a divisor of its size.
+        stream: The training's random numbers.
+        steps: Steps to load; from a later start on, batches are those of a training that did not stop.
+        share: Which part of each batch to load; the number of parts divides the batch size.
         device: Where batches are wanted.
 
     Returns:
-        A `Batch` on the device for every step from `start_step` up to `steps`, anew each time it is iterated.
+        A `Batch` on the device for every step, anew each time it is iterated.
 
     Raises:
-        UserError: The training split is smaller than one batch, or the seed is negative.
+        UserError: If the training split is smaller than one batch, or the seed is negative.
     """
-    assert 0 <= start_step <= steps, (start_step, steps)
-    assert 0 <= part < parts, (part, parts)
-    assert config.batch_size % parts == 0, (config.batch_size, parts)
-    size = config.batch_size // parts
+    assert config.batch_size % share.parts == 0, (config.batch_size, share)
+    size = config.batch_size // share.parts
     settings = augmentation(config, len(data.classes))
-    first = part * size
+    first = share.part * size
     # Each image is mixed with the one before it in the whole batch, which may be another part's, or its last one.
     before = [(first - 1) % config.batch_size] if settings.mixes else []
     schedule = _Schedule(
         images=len(data.train),
         batch_size=config.batch_size,
         resolutions=config.resolutions,
-        seed=seed,
-        phase=phase,
+        stream=stream,
         epoch_steps=steps_per_epoch(len(data.train), config.batch_size),
-        steps=range(start_step, steps),
+        steps=steps,
         positions=np.array([*before, *range(first, first + size)], dtype=np.int64),
     )
     images = data.train.images
@@ -175,8 +167,7 @@ def eval_batches(
     eval_crop: float,
     batch_size: int,
     workers: int = 0,
-    part: int = 0,
-    parts: int = 1,
+    share: Share = WHOLE,
 ) -> Iterable[Batch]:
     """Load a whole split in order, or a part of its batches, centre-cropped; the last batch may be smaller.
 
@@ -186,13 +177,12 @@ def eval_batches(
         eval_crop: Share of the resized image's side that the centre crop keeps.
         batch_size: Images per batch.
         workers: Worker processes; 0 loads in this one.
-        part: Number of the first batch to load, from 0.
-        parts: Distance to the next one; 1 loads all.
+        share: Which of the batches to load: every `parts`-th one, from `part` on.
 
     Returns:
         Batches, anew each time it is iterated.
     """
-    starts = range(part * batch_size, len(split), parts * batch_size)
+    starts = range(share.part * batch_size, len(split), share.parts * batch_size)
     return _Loader(
         _EvalImages(split, resolution, eval_crop, split.images.size is not None),
         sampler=[np.arange(start, min(start + batch_size, len(split))) for start in starts],
@@ -278,7 +268,7 @@ def _sent_ahead(loader: Iterable[_Loaded], device: torch.device) -> Generator[_L
         for loaded, there in ahead:
             reading = torch.cuda.current_stream(device)
             reading.wait_event(there)
-            for tensor in (loaded.images, loaded.labels, loaded.boxes, loaded.mirrored):
+            for tensor in (loaded.images, loaded.targets, loaded.boxes, loaded.mirrored):
                 if tensor is not None:
                     # Or its memory would be handed out again, to a later copy, while this stream may still read it.
                     tensor.record_stream(reading)
@@ -317,13 +307,12 @@ def _finished(loaded: _Loaded, settings: Augmentation) -> Batch:
 
 @dataclass(frozen=True, eq=False)
 class _Schedule(Sampler[Request]):
-    """The requests of each of a phase's steps, at some positions of its batch."""
+    """The requests of a training's steps, at some positions of each batch."""
 
     images: int
     batch_size: int
     resolutions: tuple[int, ...]
-    seed: int
-    phase: str
+    stream: Stream
     epoch_steps: int
     steps: range
     positions: Indices
@@ -332,16 +321,16 @@ class _Schedule(Sampler[Request]):
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Request]:
-        phase = code(self.phase)
         drawn = -1
         for step in self.steps:
             epoch, batch = divmod(step, self.epoch_steps)
             if epoch != drawn:
-                order = generator("order", self.seed, phase, epoch).permutation(self.images)
+                order = self.stream.at("order", epoch).permutation(self.images)
                 drawn = epoch
-            resolution = batch_resolution(self.resolutions, seed=self.seed, phase=self.phase, step=step)
+            resolution = batch_resolution(self.resolutions, self.stream, step)
             indices = order[batch * self.batch_size + self.positions]
-            yield Request(indices, self.positions, self.batch_size, resolution, (self.seed, phase, step))
+            key = (self.stream.seed, code(self.stream.name), step)
+            yield Request(indices, self.positions, self.batch_size, resolution, key)
 
 
 @dataclass(frozen=True, eq=False)

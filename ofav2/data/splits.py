@@ -12,6 +12,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from ofav2.data.images import Images, Indices, JoinedImages
+from ofav2.data.views import normalise
 from ofav2.errors import UserError
 from ofav2.rng import generator
 
@@ -91,6 +92,10 @@ class ImageData:
     fingerprint: str
     drawn: Mapping[str, Indices] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return images (N, C, H, W), uint8 or floats in 0..255, as a network's normalised input."""
+        return normalise(images, self.mean, self.std)
 
 
 def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: int) -> Parts:

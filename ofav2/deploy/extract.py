@@ -113,7 +113,7 @@ def _top1(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> di
     """Top-1 (0..1) by split and exit."""
     keys = [str(exit) for exit in run.loaded.net.chosen_exits(subnet, exits)]
     return {
-        split.name: dict(zip(keys, run.evaluator.exit_top1(module, subnet.resolution, split), strict=True))
+        split.name: dict(zip(keys, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
         for split in (run.data.val, run.data.test)
     }
 

@@ -4,11 +4,17 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ofav2.evaluation.evaluator import Score
+from ofav2.tasks.base import Metric
 from supernets import Architecture, Space, Subnet
 from supernets.cost import subnet_cost
 
-COLUMNS = ("resolution", "kernel", "expand", "depth", "level", "exit", "params", "macs", "top1")
-"""Columns of the corner table; `macs` are multiply-adds per image, `top1` a share in 0..1."""
+CHOICES = ("resolution", "kernel", "expand", "depth", "level", "exit")
+"""Columns of the corner table that describe a uniform network."""
+
+
+def columns(metric: Metric) -> tuple[str, ...]:
+    """Return the columns of the corner table; `macs` are multiply-adds per image, the last one is the metric."""
+    return (*CHOICES, "params", "macs", metric.name)
 
 
 def chosen_corners(space: Space, which: Literal["all", "ends", "none"]) -> tuple[Subnet, ...]:
@@ -31,7 +37,7 @@ def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ..
         subnet.height,
         cost.params,
         cost.macs,
-        score.top1,
+        score.value,
     )
 
 
@@ -40,21 +46,20 @@ def keeps_mbconv(subnet: Subnet) -> bool:
     return all("mbconv" in branches for values in subnet.level for branches in values)
 
 
-def summary_rows(scores: Sequence[Score]) -> list[tuple[object, ...]]:
-    """Per exit, with and without the MBConv branch: their number, and their lowest, mean and highest top-1 in %."""
+def summary_rows(scores: Sequence[Score], metric: Metric) -> list[tuple[object, ...]]:
+    """Return, per exit, with and without the MBConv branch, the number of corners and their worst, mean and best."""
     rows: list[tuple[object, ...]] = []
     for kept in (True, False):
         chosen = [score for score in scores if keeps_mbconv(score.subnet) == kept]
         for exit in sorted({score.subnet.height for score in chosen}):
-            top1 = [100 * score.top1 for score in chosen if score.subnet.height == exit]
+            values = [score.value for score in chosen if score.subnet.height == exit]
+            shown = (metric.worst(*values), sum(values) / len(values), metric.best(*values))
             branch = "with MBConv" if kept else "without"
-            rows.append(
-                (branch, exit, len(top1), f"{min(top1):.1f}", f"{sum(top1) / len(top1):.1f}", f"{max(top1):.1f}")
-            )
+            rows.append((branch, exit, len(values), *(metric.show(value, 1) for value in shown)))
     return rows
 
 
-SUMMARY_COLUMNS = ("corners", "exit", "networks", "lowest %", "mean %", "highest %")
+SUMMARY_COLUMNS = ("corners", "exit", "networks", "worst", "mean", "best")
 """Columns of `summary_rows`."""
 
 

@@ -19,7 +19,7 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
     Raises:
         SpaceError: If a sub-network is outside the space that was trained.
     """
-    net = run.loaded.net
+    net, metric = run.loaded.net, run.evaluator.task.metrics[0]
     chosen = tuple(subnets)
     for subnet in chosen:
         net.space.check(subnet)
@@ -28,11 +28,11 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
         scores = []
         for score in run.evaluator.scores(net, chosen, images):
             scores.append(score)
-            advance(top1=score.top1)
+            advance(**{metric.name: metric.show(score.value)})
     ordered = sorted(
         ((subnet_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
     )
     rows: list[tuple[object, ...]] = [
-        (str(score.subnet), f"{cost.params:,}", f"{cost.macs:,}", f"{100 * score.top1:.2f}") for cost, score in ordered
+        (str(score.subnet), f"{cost.params:,}", f"{cost.macs:,}", metric.show(score.value)) for cost, score in ordered
     ]
-    return ("sub-network", "parameters", "multiply-adds", "top-1 %"), rows
+    return ("sub-network", "parameters", "multiply-adds", metric.name), rows

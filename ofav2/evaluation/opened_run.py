@@ -13,6 +13,7 @@ from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.tasks.registry import make_task
 from supernets import SpaceError, Supernet
 
 
@@ -110,6 +111,6 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
             f" {loaded.net.architecture.num_classes}: restore the images that it was trained on"
         )
     runtime.place(loaded.net)
-    evaluator = open_evaluator(config, data, runtime)
+    evaluator = open_evaluator(config, data, make_task(config.task, data, config.optim), runtime)
     same_data = data.fingerprint == loaded.facts["data"]["fingerprint"]
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))

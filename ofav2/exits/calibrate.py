@@ -14,12 +14,13 @@ from torch.fx import GraphModule
 
 from ofav2 import files
 from ofav2.config import recipe
-from ofav2.data import ImageData, Split, eval_batches, open_data
+from ofav2.data import Batch, ImageData, Split, open_data
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.load import describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
-from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, confidence_of, early_exits
+from ofav2.exits.collect import require_classes, split_inputs
+from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
@@ -27,6 +28,8 @@ from ofav2.networks.build import build_supernet
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.tasks.classification import confidence_of, predict
+from ofav2.tasks.registry import make_task
 from supernets import Subnet
 from supernets.cost import ExitMacs, exit_macs
 from supernets.graphs import alone
@@ -249,6 +252,8 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     config = recipe.parse(text, f"recipe in {path}/subnet.json", overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
+    task = make_task(config.task, data, config.optim)
+    require_classes(task)
     if data.fingerprint != fingerprint:
         raise UserError(
             f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
@@ -257,7 +262,9 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     runtime.place(module)
     net = early_exits(module, exits)
     costs = exit_macs(build_supernet(facts["supernet"]).architecture, subnet, exits)
-    return OpenedExits(path, net, module, facts, subnet, costs, data, open_evaluator(config, data, runtime), runtime)
+    return OpenedExits(
+        path, net, module, facts, subnet, costs, data, open_evaluator(config, data, task, runtime), runtime
+    )
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outcome:
@@ -265,9 +272,9 @@ def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outc
     exits = torch.tensor(opened.net.exits)
     right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
     with opened.runtime.autocast():
-        for images, labels in _inputs(opened, split):
+        for images, target in _inputs(opened, split):
             found = opened.net.decide(images, rule)
-            right += int((found.classes.cpu() == labels).sum())
+            right += int((found.classes == target).sum())
             left += (found.exits.cpu()[:, None] == exits).sum(0)
     counts = left.tolist()
     macs = sum(count * cost.passed for count, cost in zip(counts, opened.macs, strict=True))
@@ -293,17 +300,8 @@ def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None)
     return curve.harmless(), f"{said} (a loss of {hidden:.2g} points may hide in so few)"
 
 
-def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images on the device, and their labels on the CPU."""
-    evaluator = opened.evaluator
-    batches = eval_batches(
-        split,
-        resolution=opened.subnet.resolution,
-        eval_crop=evaluator.eval_crop,
-        batch_size=batch_size or evaluator.config.batch_size,
-        workers=evaluator.workers,
-    )
-    return ((evaluator.prepare(opened.runtime.send(batch.images)), batch.labels) for batch in batches)
+def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
+    return split_inputs(opened.evaluator, split, opened.subnet.resolution, batch_size)
 
 
 def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[ThresholdCurve, tuple[float, ...]]:
@@ -312,21 +310,21 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Thre
     right: list[npt.NDArray[np.bool_]] = []
     alone_right: list[npt.NDArray[np.bool_]] = []
     with torch.inference_mode(), opened.runtime.autocast():
-        for images, labels in _inputs(opened, opened.data.val):
+        for images, target in _inputs(opened, opened.data.val):
             own = opened.net(images)
             if not sure:
                 require_same(own, opened.module(images), "network split at its exits")
             said = opened.net.exit_outputs(own, ensemble)
             sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in said[:-1]]))
-            right.append(_right(said, labels))
-            alone_right.append(_right(own, labels))
+            right.append(_right(said, target))
+            alone_right.append(_right(own, target))
     macs = [cost.passed for cost in opened.macs]
     curve = threshold_curve(np.concatenate(sure, 1), np.concatenate(right, 1), macs)
     return curve, tuple(np.concatenate(alone_right, 1).mean(1).tolist())
 
 
-def _right(said: Sequence[Tensor], labels: Tensor) -> npt.NDArray[np.bool_]:
-    return np.stack([(logits.argmax(1).cpu() == labels).numpy() for logits in said])
+def _right(exits: Sequence[Tensor], target: Tensor) -> npt.NDArray[np.bool_]:
+    return torch.stack([predict(logits) == target for logits in exits]).cpu().numpy()
 
 
 def _on_curve(curve: ThresholdCurve, place: int) -> Outcome:

@@ -1,11 +1,10 @@
 """Early exits that really skip: images that an exit is sure of leave the batch before the next stage runs."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from numbers import Real
-from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.fx import GraphModule
 from distill import exit_weights
 from ofav2.errors import UserError
 from ofav2.messages import show
+from ofav2.tasks.classification import confidence_of, confidences, predict
 from supernets.graphs import split
 
 NEVER = 2.0
@@ -49,8 +49,8 @@ class ExitPolicy:
 
     def __post_init__(self) -> None:
         """Checks the values."""
-        if not isinstance(self.confidence, str) or self.confidence not in _CONFIDENCES:
-            raise UserError(f"confidence ({show(str(self.confidence))}) is unknown: use {', '.join(_CONFIDENCES)}")
+        if not isinstance(self.confidence, str) or self.confidence not in confidences():
+            raise UserError(f"confidence ({show(str(self.confidence))}) is unknown: use {', '.join(confidences())}")
         if not isinstance(self.ensemble, bool):
             raise UserError(f"ensemble ({show(str(self.ensemble))}) must be true or false")
         for value in self.threshold if isinstance(self.threshold, tuple) else (self.threshold,):
@@ -72,33 +72,6 @@ class ExitPolicy:
                 " at the last exit everything leaves"
             )
         return self.threshold
-
-
-def confidences() -> tuple[str, ...]:
-    """Names of the confidences; all are from 0 to 1, and higher is surer.
-
-    `max_softmax` is the probability of the most likely class, `margin` its distance to that of the second, `entropy`
-    one minus the entropy of the probabilities as a share of the largest possible one.
-    """
-    return tuple(_CONFIDENCES)
-
-
-def confidence_of(name: str, logits: Tensor) -> Tensor:
-    """How sure logits are.
-
-    Args:
-        name: One of `confidences()`.
-        logits: (N, classes), two classes or more.
-
-    Returns:
-        (N,), from 0 to 1; NaN, which reaches no threshold, where a logit is NaN or plus infinity.
-
-    Raises:
-        UserError: If there is one class alone.
-    """
-    if logits.shape[1] < 2:
-        raise UserError("network tells one class, so there is nothing to be sure of: early exits take two or more")
-    return _CONFIDENCES[name](logits.softmax(1))
 
 
 class EarlyExits(nn.Module):
@@ -240,7 +213,7 @@ def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
         back = torch.cat([rows for rows, _, _ in left if rows is not None]).argsort()
         logits = torch.cat([own for _, own, _ in left])[back]
         exits = torch.cat([rows.new_full((len(rows),), number) for rows, _, number in left if rows is not None])[back]
-    return Prediction(logits.argmax(1), logits, exits)
+    return Prediction(predict(logits), logits, exits)
 
 
 def _kept(value: Tensor, stay: Tensor, count: int) -> Tensor:
@@ -250,22 +223,3 @@ def _kept(value: Tensor, stay: Tensor, count: int) -> Tensor:
             " anew after each exit"
         )
     return value[stay]
-
-
-def _max_softmax(probabilities: Tensor) -> Tensor:
-    return probabilities.amax(1)
-
-
-def _margin(probabilities: Tensor) -> Tensor:
-    first, second = probabilities.topk(2, 1).values.unbind(1)
-    return first - second
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    share = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
-    return (1 - share).clamp(0, 1)
-
-
-_CONFIDENCES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
-    {"max_softmax": _max_softmax, "entropy": _entropy, "margin": _margin}
-)

@@ -4,15 +4,14 @@ import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from ofav2 import files
-from ofav2.data import eval_batches
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import open_run
+from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.runs import folder
 from ofav2.runs.records import RunRecord, checked
-from supernets.outputs import exit_logits
 
 logger = logging.getLogger(__name__)
 
@@ -51,48 +50,35 @@ def measure_exits(run: str | Path) -> Agreement:
         UserError: If the supernet has one exit only, or its data set can't be opened.
     """
     opened = open_run(run)
+    require_classes(opened.evaluator.task)
     net, evaluator, split = opened.loaded.net, opened.evaluator, opened.data.val
     exits = net.architecture.exits
     if len(exits) == 1:
         raise UserError(f"supernet ({net.architecture.variant}) has one exit, so none to compare: leave out --exits")
     largest = net.space.largest()
     module = evaluator.calibrated(net, largest, exits[: exits.index(largest.height) + 1])
-    batches = eval_batches(
-        split,
-        resolution=largest.resolution,
-        eval_crop=evaluator.eval_crop,
-        batch_size=evaluator.config.batch_size,
-        workers=evaluator.workers,
-    )
-    predicted, labels = [], []
-    with torch.inference_mode(), opened.runtime.autocast():
-        for batch in batches:
-            images = evaluator.prepare(opened.runtime.send(batch.images))
-            predicted.append(torch.stack([logits.argmax(1).cpu() for logits in exit_logits(module(images))]))
-            labels.append(batch.labels)
-    agreement = compare_predictions(torch.cat(predicted, 1), torch.cat(labels), exits=exits, phase=opened.loaded.phase)
+    predicted, targets = predict_exits(module, evaluator, split, largest.resolution)
+    agreement = compare_predictions(predicted, targets, exits=exits, phase=opened.loaded.phase)
     kept = {"format": FORMAT, "checkpoint_sha256": opened.loaded.sha256, **asdict(agreement)}
     files.write_json(Path(run) / EXITS, kept)
     logger.info(f"measured how {len(agreement.exits)} exits agree on {agreement.images} validation images")
     return agreement
 
 
-def compare_predictions(
-    predicted: torch.Tensor, labels: torch.Tensor, *, exits: tuple[int, ...], phase: str
-) -> Agreement:
+def compare_predictions(predicted: Tensor, targets: Tensor, *, exits: tuple[int, ...], phase: str) -> Agreement:
     """Counts agreement.
 
     Args:
         predicted: Classes that each exit gives, (exits, images).
-        labels: The right classes, (images,).
+        targets: The right classes, (images,).
         exits: Names of the rows, from 1.
         phase: The phase whose weights were measured.
     """
     same = (predicted[:, None] == predicted[None]).double().mean(2)
-    right = predicted == labels
+    right = predicted == targets
     return Agreement(
         phase=phase,
-        images=len(labels),
+        images=len(targets),
         exits=exits[: len(predicted)],
         agree=tuple(tuple(row) for row in same.tolist()),
         top1=tuple(right.double().mean(1).tolist()),

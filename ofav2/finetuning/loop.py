@@ -4,22 +4,21 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 
-from torch import Tensor, nn
+from torch import nn
 
-import distill
 from ofav2.data import ImageData, steps_per_epoch, train_batches
 from ofav2.errors import RunError
 from ofav2.finetuning.setup import Tuning
 from ofav2.progress import log_progress
-from ofav2.runtime.compiling import Forward, compiled
-from ofav2.training.objectives import Losses
-from ofav2.training.optim import build_optimizer, learning_rate
+from ofav2.rng import Stream
+from ofav2.runtime.compiling import compiled
+from ofav2.tasks.base import Metric
+from ofav2.training.loop import posed
+from ofav2.training.objectives import Plain
+from ofav2.training.optim import make_updates
 from ofav2.training.step import Guard, Step, train_steps
-from supernets import Subnet
-from supernets.outputs import exit_logits
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +43,10 @@ class Validation:
 
     epochs: int
     """Epochs that it was trained, from 0."""
-    top1: Mapping[str, float]
-    """Top-1 (0..1) by exit."""
+    exits: Mapping[str, float]
+    """The task's main metric by exit."""
     score: float
-    """Top-1 (0..1) of the exits' weighted ensemble, by which epochs are compared."""
+    """The same of the exits' weighted ensemble, by which epochs are compared."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,9 @@ class Search:
     after: tuple[Validation, ...]
     """The network after each epoch."""
 
-    @property
-    def best(self) -> Validation:
-        """The highest score after an epoch; of equals the last one, whose learning rate is the lowest."""
-        return max(self.after, key=lambda found: (found.score, found.epochs))
+    def best(self, metric: Metric) -> Validation:
+        """Return the best validation after an epoch; of equals the last one, whose learning rate is the lowest."""
+        return max(self.after, key=lambda found: (metric.rank(found.score), found.epochs))
 
 
 def search(tuning: Tuning) -> Search:
@@ -78,13 +76,14 @@ def search(tuning: Tuning) -> Search:
     """
     module = copy.deepcopy(tuning.start)
     wanted, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
+    metric = tuning.task.metrics[0]
     found = Search((), _validation(tuning, module, 0), ())
     with log_progress("looking for the best epoch", wanted) as advance:
         for epoch in train(tuning, module, tuning.data, "search", wanted):
             validation = _validation(tuning, module, epoch.number)
             found = replace(found, epochs=(*found.epochs, epoch), after=(*found.after, validation))
             advance(loss=epoch.loss, validation=validation.score)
-            if patience and epoch.number - found.best.epochs >= patience:
+            if patience and epoch.number - found.best(metric).epochs >= patience:
                 break
     return found
 
@@ -129,27 +128,25 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
         RunError: If more steps than `optim.skip_limit` had an unusable loss.
     """
     config = tuning.config
-    settings, seed = config.finetune, config.run.seed
+    settings = config.finetune
     per_epoch = steps_per_epoch(len(data.train), config.data.batch_size)
+    stream = Stream(config.run.seed, name)
+    batches = train_batches(data, config.data, stream, range(epochs * per_epoch), device=tuning.runtime.device)
     steps = train_steps(
         module,
-        train_batches(data, config.data, seed=seed, phase=name, steps=epochs * per_epoch, device=tuning.runtime.device),
-        partial(_losses, tuning, compiled("network", module, module, tuning.runtime.compiler)),
-        name=name,
-        draw=lambda step, resolution: (tuning.source.subnet,),
-        schedule=partial(
-            learning_rate,
+        posed(batches, data, tuning.task, stream, tuning.runtime),
+        Plain(tuning.task, compiled("network", module, module, tuning.runtime.compiler), tuning.weights.losses),
+        make_updates(
+            module,
+            config.optim,
             steps=settings.epochs * per_epoch,
             # A whole training of warm-up would leave the cosine no step to fall in.
             warmup_steps=min(round(settings.warmup_epochs * per_epoch), settings.epochs * per_epoch - 1),
             peak=settings.lr,
         ),
-        optimizer=build_optimizer(module, config.optim),
-        optim=config.optim,
         guard=Guard(config.optim.loss_jump),
-        prepare=tuning.evaluator.prepare,
+        stream=stream,
         runtime=tuning.runtime,
-        seed=seed,
     )
     skipped = 0
     for number in range(1, epochs + 1):
@@ -159,14 +156,6 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
             skipped += step.refused is not None
             _refuse_too_many(step, skipped, config.optim.skip_limit)
         yield _summary(number, done)
-
-
-def _losses(
-    tuning: Tuning, forward: Forward, module: nn.Module, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]
-) -> Iterator[Losses]:
-    """All exits together, as in the full phase; a single one is its cross-entropy."""
-    logits = exit_logits(forward(images))
-    yield distill.joint_loss(logits, labels, tuning.weights.losses, tuning.config.optim.label_smoothing)
 
 
 def _refuse_too_many(step: Step, skipped: int, limit: int) -> None:
@@ -183,15 +172,15 @@ def _summary(number: int, steps: Sequence[Step]) -> Epoch:
 
 
 def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
-    top1 = exit_top1(tuning, module, "val")
-    if len(top1) == 1:
-        return Validation(epochs, top1, *top1.values())
-    score = tuning.evaluator.ensemble_top1(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
-    return Validation(epochs, top1, score)
+    exits = exit_scores(tuning, module, "val")
+    if len(exits) == 1:
+        return Validation(epochs, exits, *exits.values())
+    score = tuning.evaluator.ensemble_score(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
+    return Validation(epochs, exits, score)
 
 
-def exit_top1(tuning: Tuning, module: nn.Module, split: str) -> dict[str, float]:
-    """Top-1 (0..1) of a network's exits by number, on `val` or `test`."""
+def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[str, float]:
+    """Return the task's main metric of a network's exits by number, on `val` or `test`."""
     images = {"val": tuning.data.val, "test": tuning.data.test}[split]
-    found = tuning.evaluator.exit_top1(module, tuning.resolution, images)
+    found = tuning.evaluator.exit_scores(module, tuning.resolution, images)
     return dict(zip(map(str, tuning.exits), found, strict=True))

@@ -22,13 +22,14 @@ from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.load import load_subnet
 from ofav2.deploy.write import write_network
 from ofav2.errors import UserError
-from ofav2.finetuning.loop import Epoch, Search, exit_top1, search, train_final
+from ofav2.finetuning.loop import Epoch, Search, exit_scores, search, train_final
 from ofav2.finetuning.setup import Source, Tuning, prepare
 from ofav2.networks.build import build_supernet
 from ofav2.runs import folder
 from ofav2.runs.facts import versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
+from ofav2.tasks.base import Metric
 from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
 
@@ -77,12 +78,14 @@ def finetune(
         # A folder that can't be written is better known before the trainings than after.
         with files.making(path) as staging:
             found = search(tuning)
-            _tell(found)
+            metric = tuning.task.metrics[0]
+            best = found.best(metric)
+            _tell(found, metric)
             everything = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
-            module, final = train_final(tuning, everything, found.best.epochs)
+            module, final = train_final(tuning, everything, best.epochs)
             # Nothing before this line has looked at a test image.
-            top1 = exit_top1(tuning, module, "test")
-            return _write(tuning, module, staging, _describe(tuning, found, final, top1), formats)
+            scores = exit_scores(tuning, module, "test")
+            return _write(tuning, module, staging, _describe(tuning, found, final, scores), formats)
 
 
 def _introduce(tuning: Tuning) -> None:
@@ -111,14 +114,14 @@ def _seen(source: Source, data: ImageData) -> str | None:
     return None
 
 
-def _tell(found: Search) -> None:
-    best, before = found.best, found.before
+def _tell(found: Search, metric: Metric) -> None:
+    best, before = found.best(metric), found.before
     logger.info(
-        f"best on validation after epoch {best.epochs} of {len(found.epochs)}: {best.score:.2%} top-1,"
-        f" before {before.score:.2%}"
+        f"best on validation after epoch {best.epochs} of {len(found.epochs)}: {metric.show(best.score)} {metric.name},"
+        f" before {metric.show(before.score)}"
     )
-    if best.score < before.score:
-        logger.warning("no epoch was as good as the network before: a lower finetune.lr may do better")
+    if metric.rank(best.score) < metric.rank(before.score):
+        logger.info("no epoch was as good as the network before: a lower finetune.lr may do better")
 
 
 def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[str, float]) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
         "data_fingerprint": data.fingerprint,
         "images": {split.name: len(split) for split in (data.train, data.val, data.test)},
         "new_classifiers": tuning.new_classifiers,
-        "epochs": found.best.epochs,
+        "epochs": found.best(tuning.task.metrics[0]).epochs,
         "search": asdict(found),
         "final": [asdict(epoch) for epoch in final],
         "test_before": dict(source.test) if source.fingerprint == data.fingerprint else None,

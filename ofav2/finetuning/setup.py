@@ -17,6 +17,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.tasks.base import Task
+from ofav2.tasks.registry import make_task
 from supernets import Exits, Subnet
 
 _KEPT = ("format", "name", "subnet", "exits", "supernet", "data", "classes", "provenance", "sha256")
@@ -62,6 +64,8 @@ class Tuning:
     """The exits whose logits it returns, by number."""
     weights: distill.ExitWeights
     """Their weights."""
+    task: Task
+    """What is learnt."""
     runtime: Runtime
     """Where it computes."""
     evaluator: Evaluator
@@ -96,7 +100,8 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     _refuse_data(config, data, source)
-    arch = {**source.facts["supernet"], "num_classes": len(data.classes)}
+    task = make_task(config.task, data, config.optim)
+    arch = {**source.facts["supernet"], "num_classes": task.outputs}
     net = build_supernet(arch, config.run.seed)
     exits = net.chosen_exits(source.subnet, source.exits)
     start = source.module
@@ -114,8 +119,9 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         start=runtime.place(start),
         exits=exits,
         weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),
+        task=task,
         runtime=runtime,
-        evaluator=_open_judge(config, data, runtime),
+        evaluator=_open_evaluator(config, data, task, runtime),
     )
 
 
@@ -168,6 +174,7 @@ def _kept_settings(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]
     came_from = facts["provenance"]
     config = recipe.parse(came_from["recipe"], where)
     return TuningConfig(
+        task=config.task,
         run=ComputeConfig(**{field.name: getattr(config.run, field.name) for field in fields(ComputeConfig)}),
         data=config.data,
         finetune=FinetuneConfig(lr=config.phases[came_from["phase"]].lr, eval_batch_size=config.evaluation.batch_size),
@@ -204,13 +211,14 @@ def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:
     module.load_state_dict({**module.state_dict(), **kept})
 
 
-def _open_judge(config: TuningConfig, data: ImageData, runtime: Runtime) -> Evaluator:
+def _open_evaluator(config: TuningConfig, data: ImageData, task: Task, runtime: Runtime) -> Evaluator:
     # Batch norms are trained, not recalibrated; calibration images are those that written files are compared on.
     evaluation = EvaluationConfig(
         batch_size=config.finetune.eval_batch_size, calibration_images=COMPARED, calibration_batch=COMPARED
     )
     return Evaluator(
         data,
+        task,
         evaluation,
         eval_crop=config.data.eval_crop,
         seed=config.data.split_seed,

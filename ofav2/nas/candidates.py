@@ -20,6 +20,7 @@ from ofav2.nas.latency_table import LatencyTable
 from ofav2.nas.limits import Limits, show
 from ofav2.progress import log_progress
 from ofav2.rng import generator
+from ofav2.tasks.base import Metric
 from supernets import Architecture, BlockChoice, Space, Subnet
 
 MOST_CANDIDATES = 100_000
@@ -36,8 +37,8 @@ class Candidate:
     """The network."""
     price: Price
     """What it costs."""
-    top1: float
-    """Validation accuracy (0..1), batch norm recalibrated."""
+    score: float
+    """The task's main metric on validation, batch norm recalibrated."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Ranking:
     """The part of the run's space that they were drawn from."""
     seed: int
     """Seed of the draw."""
+    metric: Metric
+    """What the candidates are ranked by."""
 
     @property
     def best(self) -> Candidate:
@@ -97,14 +100,14 @@ def choose(
     drawn = draw_within(net.architecture, space, limits, candidates=candidates, seed=seed, table=table)
     for subnet in drawn:
         net.space.check(subnet)
-    found = []
+    found, metric = [], run.evaluator.task.metrics[0]
     with log_progress("ranking on val", len(drawn)) as advance:
         for score in run.evaluator.scores(net, drawn, run.data.val):
-            found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.top1))
-            advance(top1=score.top1)
+            found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.value))
+            advance(**{metric.name: metric.show(score.value)})
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
-    ranked = sorted(found, key=lambda one: (-one.top1, one.price.macs, net.space.encode(one.subnet)))
-    return Ranking(limits, tuple(ranked), space, seed)
+    ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))
+    return Ranking(limits, tuple(ranked), space, seed, metric)
 
 
 def draw_within(

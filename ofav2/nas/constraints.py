@@ -9,7 +9,7 @@ from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_sub
 from ofav2.nas.limits import Limits, narrowed, parse_limits, show
 from supernets import Space
 
-CANDIDATE_COLUMNS = ("sub-network", "parameters", "multiply-adds", "memory", "latency", "val top-1 %")
+CANDIDATE_COLUMNS = ("sub-network", "parameters", "multiply-adds", "memory", "latency", "validation")
 """Columns of `candidate_rows`."""
 SHOWN = 5
 """Candidates that are shown."""
@@ -71,7 +71,7 @@ def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
             f"{one.price.macs:,}",
             show("memory", one.price.memory),
             show("latency", one.price.latency) if one.price.latency else "-",
-            f"{100 * one.top1:.2f}",
+            choice.metric.show(one.score),
         )
         for one in choice.ranked[:SHOWN]
     ]

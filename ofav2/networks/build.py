@@ -25,12 +25,12 @@ def build_supernet(arch: Mapping[str, Any], seed: int = 0) -> Supernet:
     )
 
 
-def supernet_options(config: Config, *, classes: int, channels: int) -> dict[str, Any]:
+def supernet_options(config: Config, *, outputs: int, channels: int) -> dict[str, Any]:
     """Keyword arguments of `supernets.create` for a recipe and its data."""
     options = {name: value for name, value in asdict(config.supernet).items() if name != "variant"}
     return {
         **options,
-        "num_classes": classes,
+        "num_classes": outputs,
         "in_channels": channels,
         "resolutions": config.data.resolutions,
         "seed": config.run.seed,

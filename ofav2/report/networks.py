@@ -1,7 +1,8 @@
 """The sub-networks that a run has measured: what they are, what each part of them costs, and which are worth having.
 
-They come from the tables in `metrics.jsonl` that have the columns `macs` and `top1`. A corner table's row describes its
-uniform network completely; a table of other networks brings a column `subnet` with each network's JSON.
+They come from the tables in `metrics.jsonl` that have the column `macs`; their last column is the task's metric. A
+corner table's row describes its uniform network completely; a table of other networks brings a column `subnet` with
+each network's JSON.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +23,8 @@ class Measured:
     """The network."""
     cost: Cost
     """Its parameters and multiply-adds."""
-    top1: float
-    """Share (0..1) of images that it classified rightly, batch norm recalibrated."""
+    score: float
+    """The task's main metric, batch norm recalibrated."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def tables(run: RunRecord) -> tuple[Table, ...]:
         found = {
             line["name"]: line
             for line in run.metrics
-            if line.get("kind") == "table" and {"macs", "top1"} <= set(line["columns"]) and line["rows"]
+            if line.get("kind") == "table" and "macs" in line["columns"][:-1] and line["rows"]
         }
         return tuple(_table(run, name, line) for name, line in found.items())
 
@@ -65,7 +66,7 @@ def front(networks: Sequence[Measured]) -> tuple[int, ...]:
     Args:
         networks: Networks from the cheapest to the most expensive, in multiply-adds.
     """
-    return front_of([(network.cost.macs, network.top1) for network in networks])
+    return front_of([(network.cost.macs, network.score) for network in networks])
 
 
 def front_of(points: Sequence[tuple[int, float]]) -> tuple[int, ...]:
@@ -88,8 +89,8 @@ def cheapest_near_best(networks: Sequence[Measured]) -> Measured | None:
     Args:
         networks: Networks from the cheapest to the most expensive, in multiply-adds.
     """
-    best = max((network.top1 for network in networks), default=0.0)
-    return next((network for network in networks if network.top1 >= best - 0.01), None)
+    best = max((network.score for network in networks), default=0.0)
+    return next((network for network in networks if network.score >= best - 0.01), None)
 
 
 def part_names(arch: Architecture) -> tuple[str, ...]:
@@ -114,8 +115,8 @@ def _networks(run: RunRecord, line: Mapping[str, Any]) -> Iterator[Measured]:
         row = dict(zip(line["columns"], cells, strict=True))
         subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.space, row)
         run.space.check_architecture(subnet)
-        if row["top1"] is not None:
-            yield Measured(subnet, subnet_cost(run.arch, subnet), row["top1"])
+        if cells[-1] is not None:
+            yield Measured(subnet, subnet_cost(run.arch, subnet), cells[-1])
 
 
 def _uniform(space: Space, row: Mapping[str, Any]) -> Subnet:

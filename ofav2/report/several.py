@@ -125,7 +125,7 @@ def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str,
         f"{run.arch.variant} w{run.arch.width_mult:g}",
         "–" if largest is None else f"{largest:,}",
         *(percent(test.get(key)) for key in ("largest", "smallest", "mean")),
-        "–" if close is None else f"{count(close.cost.macs)} at {percent(close.top1)}",
+        "–" if close is None else f"{count(close.cost.macs)} at {percent(close.score)}",
         duration(sum(phase_seconds(run).values())) if run.metrics else "–",
     )
 
@@ -153,5 +153,5 @@ def _front(name: str, measured: Sequence[Table]) -> dict[str, Any]:
         "networks": [str(network.subnet) for network in chosen],
         "macs": [network.cost.macs for network in chosen],
         "params": [network.cost.params for network in chosen],
-        "top1": [network.top1 for network in chosen],
+        "score": [network.score for network in chosen],
     }

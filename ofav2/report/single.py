@@ -85,7 +85,7 @@ def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any
                 "name": table.name,
                 "title": table.title,
                 "networks": [positions[network.subnet] for network in table.networks],
-                "top1": [network.top1 for network in table.networks],
+                "score": [network.score for network in table.networks],
                 "front": front(table.networks),
             }
             for table in measured
@@ -137,12 +137,12 @@ def _key_numbers(run: RunRecord, measured: Sequence[Table]) -> list[tuple[str, s
     if run.test:
         keys.append((percent(run.test["largest"]), "largest", "test top-1"))
         keys.append((percent(run.test["smallest"]), "smallest", "test top-1"))
-    elif run.phases and run.phases[-1].ensemble_top1 is not None:
-        keys.append((percent(run.phases[-1].ensemble_top1), "largest, all exits", "validation top-1"))
+    elif run.phases and run.phases[-1].ensemble_score is not None:
+        keys.append((percent(run.phases[-1].ensemble_score), "largest, all exits", "validation top-1"))
     close = cheapest_near_best(measured[-1].networks) if measured else None
     if close:
         keys.append(
-            (f"{count(close.cost.macs)}", "multiply-adds", f"reach {percent(close.top1)}, within a point of the best")
+            (f"{count(close.cost.macs)}", "multiply-adds", f"reach {percent(close.score)}, within a point of the best")
         )
     return keys
 
@@ -163,13 +163,13 @@ def _teacher(run: RunRecord, phase: str) -> Mapping[str, Any] | None:
     teacher = next((record.teacher for record in run.phases if record.name == phase), {})
     if "name" not in teacher:
         return None
-    return {"name": teacher["name"], "accuracy": teacher.get("accuracy"), "reason": teacher.get("reason", "")}
+    return {"name": teacher["name"], "score": teacher.get("score"), "reason": teacher.get("reason", "")}
 
 
 def _phase_row(run: RunRecord, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
     record = next((record for record in run.phases if record.name == stretch.name), None)
     corners = next((table.networks for table in measured if table.name == f"{stretch.name}/corners"), ())
-    accuracy = {network.subnet: network.top1 for network in corners}
+    accuracy = {network.subnet: network.score for network in corners}
     return {
         "name": stretch.name,
         "steps": stretch.end - stretch.first,

@@ -31,9 +31,9 @@ class PhaseRecord:
     """Training steps of the run when it ended."""
     teacher: Mapping[str, Any]
     """Who phase_teacher it, and why: `policy`, and where there was a teacher `name`, `accuracy` and `reason`."""
-    ensemble_top1: float | None
+    ensemble_score: float | None
     """Validation top-1 (0..1) of the largest network's weighted exits; None of weights that were not trained here."""
-    mean_corner_top1: float | None
+    mean_corner_score: float | None
     """Mean validation top-1 (0..1) of the corner sub-networks; None likewise."""
 
 
@@ -165,6 +165,6 @@ def _phase(record: Mapping[str, Any]) -> PhaseRecord:
         steps=record["steps"],
         end=record["global_step"],
         teacher=dict(record["teacher"]),
-        ensemble_top1=record["ensemble_top1"],
-        mean_corner_top1=record["mean_corner_top1"],
+        ensemble_score=record["ensemble_score"],
+        mean_corner_score=record["mean_corner_score"],
     )

@@ -41,7 +41,7 @@ class Progress:
     """Steps taken in the run."""
     metrics_bytes: int
     """Length of `metrics.jsonl`; what was written after is written again."""
-    best_top1: float | None = None
+    best_score: float | None = None
     """Best validation so far in the phase; None before the first."""
     skipped: int = 0
     """Batches skipped so far in the phase because their loss was unusable."""
@@ -146,7 +146,7 @@ def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: in
             f"{where} is step {progress.step} of phase {progress.phase}, which has {steps} steps from step {first_step}"
             " on: restore data.batch_size and the phases' epochs"
         )
-    if (progress.best_top1 is None) == bool(state.best) or (progress.step == steps and not state.best):
+    if (progress.best_score is None) == bool(state.best) or (progress.step == steps and not state.best):
         raise RunError(
             f"{where} lacks the best validation of phase {progress.phase}, which has {steps} steps: restore it"
         )
@@ -205,7 +205,7 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
 
 def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
     counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped")}
-    numbers = {name: facts.get(name) for name in ("best_top1", "usual_loss")}
+    numbers = {name: facts.get(name) for name in ("best_score", "usual_loss")}
     phase = facts.get("phase")
     if (
         not isinstance(phase, str)

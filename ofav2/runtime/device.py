@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ofav2.config.schema import ComputeConfig
 from ofav2.errors import UserError
-from ofav2.rng import generator
+from ofav2.rng import Stream
 from ofav2.runtime.compiling import Compiler, inductor
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from supernets import use_cpu_kernels
@@ -108,12 +108,12 @@ def keep_freed_memory() -> None:
         any(malloc.mallopt(_M_MMAP_THRESHOLD, size) for size in _KEPT_BLOCKS)
 
 
-def seed_torch(seed: int, phase: int, step: int, rank: int = 0) -> None:
-    """Sets torch's own generators, from which dropout draws, so that a step's numbers depend on its place alone.
+def seed_torch(stream: Stream, step: int, rank: int = 0) -> None:
+    """Seed torch's own generators, from which dropout draws, by (seed, phase, step).
 
-    Processes draw apart from each other, or the parts of a batch would have the same dropout masks.
+    Processes draw apart from each other, or the shares of a batch would have the same dropout masks.
     """
-    torch.manual_seed(int(generator("torch", seed, phase, step).integers(2**63, size=rank + 1)[rank]))
+    torch.manual_seed(int(stream.at("torch", step).integers(2**63, size=rank + 1)[rank]))
 
 
 def _allow_tf32(allowed: bool) -> None:

@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ofav2.errors import UserError
+from ofav2.runtime.share import Share
 from ofav2.runtime.signals import Lost
 
 T = TypeVar("T")
@@ -43,6 +44,11 @@ class Processes:
     """How many there are."""
     local_rank: int = 0
     """Number of this process on its machine, from 0."""
+
+    @property
+    def share(self) -> Share:
+        """This process's share of what all of them do."""
+        return Share(self.rank, self.count)
 
     def on_main(self, do: Callable[[], T]) -> T:
         """What the first process finds when it alone does something; tensors in it must be on the CPU."""
@@ -95,9 +101,9 @@ class Processes:
             dist.all_gather_object(found, value)
         return found  # type: ignore[return-value]
 
-    def totals(self, counts: Sequence[int]) -> list[int]:
-        """Sums of counts over the processes, place by place; a process that counted nothing gives none."""
-        return [sum(column) for column in zip(*filter(None, self.gather(counts)), strict=True)]
+    def totals(self, sums: Sequence[Tensor]) -> list[Tensor]:
+        """Add tensors on the CPU over the processes, item by item; a process that has nothing to add gives none."""
+        return [sum(column[1:], column[0]) for column in zip(*filter(None, self.gather(list(sums))), strict=True)]
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag, whether any process has it set."""

@@ -153,8 +153,8 @@ def _describe(name: str, config: Config, data: ImageData, net: Supernet, source:
         "global_step": 0,
         "teacher": {"policy": "none"},
         "leaves": f"{PHASE}'s largest network",
-        "ensemble_top1": None,
-        "mean_corner_top1": None,
+        "ensemble_score": None,
+        "mean_corner_score": None,
         "seconds": 0.0,
         "metrics_bytes": 0,
     }

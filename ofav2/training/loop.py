@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,17 +10,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ofav2.data import train_batches
+from ofav2.data import Batch, ImageData, train_batches
 from ofav2.errors import RunError
 from ofav2.progress import log_progress
+from ofav2.rng import Stream
 from ofav2.runs.state import PhaseState, Progress, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
 from ofav2.runs.tracking import Tracker, flushed_bytes
+from ofav2.runtime.device import Runtime
 from ofav2.runtime.signals import Stopped
+from ofav2.tasks.base import Task
 from ofav2.training.objectives import Objective
-from ofav2.training.optim import build_optimizer
+from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup
-from ofav2.training.step import Guard, Step, train_phase
+from ofav2.training.step import Guard, Step, train_steps
 from supernets import Supernet
 
 logger = logging.getLogger(__name__)
@@ -30,8 +33,8 @@ logger = logging.getLogger(__name__)
 class Best:
     """The supernet at its best validation in a phase."""
 
-    top1: float
-    """Mean validation top-1 (0..1) of the largest and the smallest sub-network."""
+    score: float
+    """Mean validation score of the largest and the smallest sub-network."""
     weights: dict[str, Tensor]
     """Its weights and statistics."""
 
@@ -64,37 +67,32 @@ def learn(
     """
     config, net, processes = setup.config, setup.net, setup.runtime.processes
     progress = Progress(phase.name, 0, phase.first_step, 0) if state is None else state.progress
-    optimizer = build_optimizer(net, config.optim)
+    stream = Stream(config.run.seed, phase.name)
+    updates = make_updates(net, config.optim, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
     best: Best | None = None
     if state is not None:
-        processes.on_all(partial(_take_up, state, phase, net, optimizer))
-        best = None if progress.best_top1 is None else Best(progress.best_top1, dict(state.best))
+        processes.on_all(partial(_take_up, state, phase, net, updates.optimizer))
+        best = None if progress.best_score is None else Best(progress.best_score, dict(state.best))
     skipped, saved_at = progress.skipped, time.monotonic()
-    seed = config.run.seed
+    net.set_dropout(phase.config.dropout)
     batches = train_batches(
         setup.data,
         config.data,
-        seed=seed,
-        phase=phase.name,
-        steps=phase.steps,
-        start_step=progress.step,
-        part=processes.rank,
-        parts=processes.count,
+        stream,
+        range(progress.step, phase.steps),
+        share=processes.share,
         device=setup.runtime.device,
     )
     with log_progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
-        for step in train_phase(
+        for step in train_steps(
             net,
-            phase,
-            batches,
+            posed(batches, setup.data, setup.task, stream, setup.runtime, progress.step),
             objective,
-            optimizer=optimizer,
-            optim=config.optim,
+            updates,
             guard=Guard(config.optim.loss_jump, progress.usual_loss),
-            start_step=progress.step,
-            prepare=setup.evaluator.prepare,
+            stream=stream,
             runtime=setup.runtime,
-            seed=seed,
+            start_step=progress.step,
         ):
             advance(loss=step.metrics["loss"])
             if step.refused:
@@ -107,12 +105,30 @@ def learn(
             leaving, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
             if leaving or saving:
                 saved_at = time.monotonic()
-                processes.on_main(partial(_save, setup, phase, step, skipped, best, optimizer, path))
+                processes.on_main(partial(_save, setup, phase, step, skipped, best, updates.optimizer, path))
             if leaving:
                 raise Stopped(f"step {step.number} of phase {phase.name}")
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
     assert best is not None, "the last step validates"
     net.load_state_dict(best.weights)
+
+
+def posed(
+    batches: Iterable[Batch], data: ImageData, task: Task, stream: Stream, runtime: Runtime, start_step: int = 0
+) -> Iterator[Batch]:
+    """Yield batches as a network's normalised inputs and the task's targets, on the device.
+
+    Args:
+        batches: The data set's batches, from `start_step` on.
+        data: The data set, which knows how images are normalised.
+        task: What is learnt.
+        stream: The training's random numbers.
+        runtime: Where tensors go.
+        start_step: Steps that are taken already.
+    """
+    for step, batch in enumerate(batches, start_step):
+        images, targets = data.normalise(runtime.send(batch.images)), runtime.send(batch.targets)
+        yield Batch(*task.pose(images, targets, stream.at("pose", step)))
 
 
 def _take_up(state: PhaseState, phase: Phase, net: Supernet, optimizer: torch.optim.Optimizer) -> None:
@@ -135,7 +151,7 @@ def _save(
         step=step.number,
         global_step=phase.first_step + step.number,
         metrics_bytes=flushed_bytes(path),
-        best_top1=None if best is None else best.top1,
+        best_score=None if best is None else best.score,
         skipped=skipped,
         usual_loss=step.guard.usual,
     )
@@ -160,13 +176,14 @@ def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker
 
 
 def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
-    """Measures the largest and the smallest sub-network; of equals, the newer supernet is kept."""
+    """Measure the largest and the smallest sub-network; of equals, the newer supernet is kept."""
     ends = {"largest": phase.evaluated.largest(), "smallest": phase.evaluated.smallest()}
-    top1 = {score.subnet: score.top1 for score in setup.evaluator.scores(setup.net, ends.values(), setup.data.val)}
-    found = {name: top1[subnet] for name, subnet in ends.items()}
+    scores = {score.subnet: score.value for score in setup.evaluator.scores(setup.net, ends.values(), setup.data.val)}
+    found = {name: scores[subnet] for name, subnet in ends.items()}
     tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
     reached = sum(found.values()) / len(found)
-    return best if best is not None and best.top1 > reached else Best(reached, cloned(setup.net))
+    rank = setup.task.metrics[0].rank
+    return best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
 
 
 def _is_due(step: int, every: float, last: int) -> bool:

@@ -1,40 +1,157 @@
-"""What a step minimises: an objective gives one loss after another, and the trainer runs a backward pass for each.
+"""What a step minimises. An objective owns the sub-networks it draws and the teacher it asks.
 
-This is where the task stands: today classification with one or several exits.
+It yields one loss after another, and the loop runs a backward pass for each, so one sub-network's activations are in
+memory at a time.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 import distill
+from ofav2.rng import Stream
 from ofav2.runtime.compiling import Compiler, Forward, compiled
-from supernets import Subnet, Supernet
+from ofav2.tasks.base import Task
+from ofav2.training.samplers import Sampler
+from supernets import Space, Subnet, Supernet
 from supernets.outputs import Outputs, exit_logits
 
 Losses = Mapping[str, Tensor]
 """`loss`, the scalar to differentiate, and its detached parts."""
-Objective = Callable[[Supernet, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]]
-"""(net, images (N, C, H, W), labels, the step's sub-networks) -> losses, each to be differentiated on its own.
-
-Labels are classes (N,), or of mixed images probabilities (N, classes)."""
-AllExits = Callable[[Supernet, Tensor, Subnet], tuple[Tensor, ...]]
-"""(net, images (N, C, H, W), sub-network) -> the logits of all its exits."""
+AllExits = Callable[[Tensor, Subnet], tuple[Tensor, ...]]
+"""(Input (N, C, H, W), sub-network) -> the outputs of all its exits."""
 Teacher = Callable[[Tensor], "distill.Target"]
-"""Images (N, C, H, W) -> what the teacher says of them."""
+"""Input (N, C, H, W) -> the teacher's output."""
 
 
-def all_exits(net: Supernet, images: Tensor, subnet: Subnet) -> tuple[Tensor, ...]:
-    """The logits of all exits that a sub-network passes."""
-    return net(images, subnet, exits="all")
+class Objective(Protocol):
+    """What a step minimises."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield the step's losses, each to be differentiated on its own.
+
+        Args:
+            images: The step's input (N, C, H, W).
+            target: The task's target of it.
+            step: Steps taken before it.
+        """
+        ...
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return what the step trains, for messages, such as its sub-networks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws a step's sub-networks from (seed, phase, step): reproducible, and equal on all processes."""
+
+    sampler: Sampler
+    """How they are drawn."""
+    space: Space
+    """What they are drawn from, at any of its resolutions."""
+    stream: Stream
+    """The phase's random numbers."""
+
+    def at(self, step: int, resolution: int) -> tuple[Subnet, ...]:
+        """Return the sub-networks of a step whose images have this side in pixels."""
+        space = replace(self.space, resolution=(resolution,))
+        return self.sampler.draw(space, self.stream.at("subnets", step))
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return the sub-networks of a step for messages."""
+        return f"sub-networks {'; '.join(map(str, self.at(step, resolution)))}"
+
+
+@dataclass(frozen=True)
+class Joint:
+    """All exits of each sub-network together: the sum of a_i * loss_i (AEP; OFAv2, full phase)."""
+
+    task: Task
+    """What is learnt."""
+    draw: Draw
+    """Which sub-networks a step trains."""
+    weights: tuple[Fraction, ...]
+    """One weight a_i per exit."""
+    forward: AllExits
+    """The supernet's forward pass."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield a loss per sub-network, as `Objective.losses`."""
+        for subnet in self.draw.at(step, images.shape[-1]):
+            loss = partial(self.task.loss, target=target)
+            yield distill.joint_loss(self.forward(images, subnet), loss, self.weights)
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return the step's sub-networks for messages."""
+        return self.draw.describe(step, resolution)
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Each sub-network's own exit, from targets and teacher (OFAv2, ENS-KD); the teacher sees a batch once."""
+
+    task: Task
+    """What is learnt."""
+    draw: Draw
+    """Which sub-networks a step trains."""
+    net: Supernet
+    """The supernet."""
+    teacher: Teacher | None
+    """The teacher; None trains on targets alone."""
+    distance: distill.Distance
+    """How far a student is from the teacher's output."""
+    kd_ratio: float
+    """Weight of that distance beside the task's loss; at 0 the teacher is not asked."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield a loss per sub-network, as `Objective.losses`."""
+        taught = self.teacher(images) if self.teacher and self.kd_ratio else None
+        for subnet in self.draw.at(step, images.shape[-1]):
+            output = self.net(images, subnet)
+            yield distill.student_loss(
+                output, self.task.loss(output, target), target=taught, distance=self.distance, kd_ratio=self.kd_ratio
+            )
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return the step's sub-networks for messages."""
+        return self.draw.describe(step, resolution)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """All exits of one plain network together, as in fine-tuning; of a single exit, the task's loss."""
+
+    task: Task
+    """What is learnt."""
+    forward: Forward
+    """The network, or a compiled form of it."""
+    weights: tuple[Fraction, ...]
+    """One weight a_i per exit."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield the one loss, as `Objective.losses`."""
+        loss = partial(self.task.loss, target=target)
+        yield distill.joint_loss(exit_logits(self.forward(images)), loss, self.weights)
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return what is trained, for messages."""
+        return "the network"
+
+
+def all_exits(net: Supernet) -> AllExits:
+    """Return the forward pass that gives the outputs of all exits which a sub-network passes."""
+    return lambda images, subnet: net(images, subnet, exits="all")
 
 
 def compiled_exits(net: Supernet, subnet: Subnet, compiler: Compiler | None) -> AllExits:
-    """`all_exits` for one network, which trains the supernet's own parameters and statistics, compiled.
+    """Return `all_exits` for one network, compiled; it trains the supernet's own parameters and statistics.
 
     Args:
         net: The supernet.
@@ -42,47 +159,18 @@ def compiled_exits(net: Supernet, subnet: Subnet, compiler: Compiler | None) -> 
         compiler: What compiles it; None: it is `all_exits`.
     """
     if compiler is None:
-        return all_exits
+        return all_exits(net)
 
     def exits(images: Tensor) -> Outputs:
         return net(images, subnet, exits="all")
 
     forward = compiled("largest network", exits, net, compiler)
 
-    def of_this_network(asked: Supernet, images: Tensor, other: Subnet) -> tuple[Tensor, ...]:
-        assert asked is net
+    def of_this_network(images: Tensor, other: Subnet) -> tuple[Tensor, ...]:
         assert replace(other, resolution=subnet.resolution) == subnet
         return exit_logits(forward(images))
 
     return of_this_network
-
-
-def joint(weights: Sequence[Fraction], label_smoothing: float, forward: AllExits = all_exits) -> Objective:
-    """All exits of each sub-network together: sum of a_i * CE_i (AEP; OFAv2, full phase)."""
-
-    def losses(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-        for subnet in subnets:
-            yield distill.joint_loss(forward(net, images, subnet), labels, weights, label_smoothing)
-
-    return losses
-
-
-def students(teacher: Teacher | None, distance: distill.Distance, kd_ratio: float, label_smoothing: float) -> Objective:
-    """Each sub-network's own exit, from labels and teacher (OFAv2, ENS-KD); the teacher looks at a batch once."""
-
-    def losses(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-        target = teacher(images) if teacher and kd_ratio else None
-        for subnet in subnets:
-            yield distill.student_loss(
-                net(images, subnet),
-                labels,
-                label_smoothing=label_smoothing,
-                target=target,
-                distance=distance,
-                kd_ratio=kd_ratio,
-            )
-
-    return losses
 
 
 def as_teacher(
@@ -90,9 +178,9 @@ def as_teacher(
     weights: Sequence[Fraction],
     arithmetic: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Teacher:
-    """A network in evaluation mode as teacher.
+    """Return a network in evaluation mode as a teacher.
 
-    It runs in inference mode; what it says does not, so that a loss may save it for its backward pass.
+    It runs in inference mode; its target does not, so that a loss may save it for its backward pass.
 
     Args:
         forward: The network, or a compiled form of it.
@@ -103,8 +191,8 @@ def as_teacher(
 
     def teach(images: Tensor) -> distill.Target:
         with torch.inference_mode(), arithmetic():
-            logits = exit_logits(forward(images))
+            outputs = exit_logits(forward(images))
         with torch.no_grad():
-            return distill.teacher_target([exit.clone() for exit in logits], weights)
+            return distill.teacher_target([output.clone() for output in outputs], weights)
 
     return teach

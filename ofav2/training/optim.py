@@ -1,6 +1,9 @@
-"""Optimisers and schedules."""
+"""Optimisers and schedules: how gradients change parameters."""
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,8 +11,51 @@ from torch import nn
 from ofav2.config.schema import OptimConfig
 
 
+@dataclass(frozen=True)
+class Updates:
+    """How a step's gradients change the parameters."""
+
+    optimizer: torch.optim.Optimizer
+    """The optimiser of the network's parameters."""
+    learning_rate: Callable[[int], float]
+    """Steps taken before -> learning rate."""
+    grad_clip: float = 0.0
+    """Largest allowed norm of the gradient; 0 turns clipping off."""
+
+    def clip(self, net: nn.Module) -> float:
+        """Clip a network's gradients, and return their norm before."""
+        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        if self.grad_clip:
+            torch.nn.utils.clip_grads_with_norm_(net.parameters(), self.grad_clip, norm)
+        return float(norm)
+
+    def apply(self, step: int) -> None:
+        """Change the parameters, after `step` steps."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(step)
+        self.optimizer.step()
+
+    def reset(self) -> None:
+        """Set gradients to None: an optimiser skips parameters that take no part in the next step."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+def make_updates(net: nn.Module, config: OptimConfig, *, steps: int, warmup_steps: int, peak: float) -> Updates:
+    """Make a fresh optimiser with a cosine schedule.
+
+    Args:
+        net: The network.
+        config: The optimiser's settings.
+        steps: Steps of the schedule.
+        warmup_steps: Steps of linear warm-up, fewer than `steps`.
+        peak: Largest learning rate.
+    """
+    schedule = partial(learning_rate, steps=steps, warmup_steps=warmup_steps, peak=peak)
+    return Updates(build_optimizer(net, config), schedule, config.grad_clip)
+
+
 def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """A fresh optimiser; batch norms and biases, that is all vectors, have no weight decay (OFA's and OFAv2's rule).
+    """Build a fresh optimiser; batch norms and biases, that is all vectors, have no weight decay (OFA, OFAv2).
 
     Its fused form passes over the parameters once instead of once per term of its formula.
     """
@@ -29,7 +75,7 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
 
 
 def learning_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
-    """Cosine from `peak` to zero, after a linear warm-up from zero to it (OFAv2's schedule).
+    """Return the learning rate: a cosine from `peak` to zero, after a linear warm-up from zero (OFAv2's schedule).
 
     Args:
         step: Steps taken, from 0.

@@ -11,6 +11,7 @@ import distill
 import supernets
 from ofav2.config.schema import PhaseConfig, UnlockConfig
 from ofav2.errors import UserError
+from ofav2.training.samplers import SAMPLERS, Largest, Sampler
 from supernets import Space
 
 DIMENSIONS = tuple(field.name for field in fields(UnlockConfig))
@@ -27,14 +28,16 @@ class Phase:
     """Networks that may be drawn in it."""
     evaluated: Space
     """Networks that are measured after it: those, and after joint training every exit of the largest."""
-    joint: bool
-    """Whether the largest network is trained with all its exits jointly (the full phase), without teacher."""
+    objective: str
+    """`joint`: all exits of each sub-network together, without teacher; `distill`: each one's own exit."""
+    sampler: Sampler
+    """How a step's sub-networks are drawn."""
     unlocked: Mapping[str, tuple[int, ...]]
     """Choices before this phase of the dimensions that it unlocks."""
     config: PhaseConfig
     """Its settings."""
     teacher: str
-    """Its teacher policy; `none` in joint training."""
+    """Its teacher policy; `none` with the joint objective."""
     steps: int
     """Optimiser steps."""
     warmup_steps: int
@@ -93,14 +96,21 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             skipped.append(f"{name} leaves out {' and '.join(lacking)}: this supernet has no choice of it")
             config = replace(config, unlock=replace(config.unlock, **dict.fromkeys(lacking, ())))
         grown = _grown(name, config, current, space)
-        joint = current.restrict(resolution=(max(space.resolution),)).size() == 1 and grown == current
-        if not joint and grown == current:
+        alone = grown.restrict(resolution=(max(space.resolution),)).size() == 1
+        if grown == current and not alone:
             raise UserError(
                 f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing"
             )
-        if joint and planned:
+        if alone and planned:
             raise UserError(
                 f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, or unlock more"
+            )
+        objective = config.objective or ("joint" if alone else "distill")
+        joint = objective == "joint"
+        if joint and config.teacher not in (None, "none"):
+            raise UserError(
+                f"phases.{name}.teacher ({config.teacher}) has no effect on the joint objective: leave it out, or set"
+                f" phases.{name}.objective=distill"
             )
         chosen = "none" if joint else config.teacher or policy
         distill.check_policy(chosen)
@@ -109,7 +119,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
                 f"phases.{name}.teacher ({chosen}) needs a phase before it that trains the largest network:"
                 " put one that unlocks nothing first, or use none or timm:NAME"
             )
-        if config.sampler == "sandwich" and config.subnets < 2 and not joint:
+        if config.sampler == "sandwich" and config.subnets < 2 and not alone:
             raise UserError(
                 f"phases.{name}.subnets ({config.subnets}) must be at least 2 for the sandwich sampler:"
                 " it draws the largest and the smallest network"
@@ -118,9 +128,11 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
         planned.append(
             Phase(
                 name=name,
-                space=grown,
+                # Joint training reaches all exits, so it draws networks that have all of them.
+                space=grown.restrict(height=(max(grown.height),)) if joint else grown,
                 evaluated=replace(grown, height=space.height) if joint else grown,
-                joint=joint,
+                objective=objective,
+                sampler=Largest() if alone else SAMPLERS[config.sampler](config.subnets),
                 unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
                 config=config,
                 teacher=chosen,
@@ -160,8 +172,8 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
             phase.steps,
             phase.warmup_steps,
             phase.config.lr,
-            1 if phase.joint else phase.config.subnets,
-            "-" if phase.joint else phase.config.sampler,
+            1 if phase.sampler == Largest() else phase.config.subnets,
+            "-" if phase.sampler == Largest() else phase.config.sampler,
             phase.teacher,
         )
         for phase in plan.phases

@@ -16,8 +16,9 @@ from ofav2.config.schema import Config
 from ofav2.data import split_record
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import corners
-from ofav2.evaluation.evaluator import Score, mean_top1
+from ofav2.evaluation.evaluator import Score, mean_score
 from ofav2.evaluation.recalibration import adopt_statistics
+from ofav2.rng import Stream
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.facts import describe_run, lasting_facts
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
@@ -26,8 +27,9 @@ from ofav2.runtime.processes import Processes, process_group
 from ofav2.runtime.signals import Stopped, stop_requests
 from ofav2.tables import table
 from ofav2.training.loop import learn
-from ofav2.training.objectives import Objective, compiled_exits, joint, students
+from ofav2.training.objectives import Distill, Draw, Joint, Objective, Teacher, compiled_exits
 from ofav2.training.phases import Phase
+from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup, check_progress, prepare, refuse_changes, refuse_disagreement
 from ofav2.training.teacher import choose_teacher, prepare_teacher
 
@@ -267,7 +269,7 @@ def _first_damaged(path: Path, finished: Sequence[Mapping[str, Any]], setup: Set
 
 def _candidates(finished: Sequence[Mapping[str, Any]]) -> list[distill.TeacherCandidate]:
     """What finished phases left that could teach, oldest first."""
-    return [distill.TeacherCandidate(past["leaves"], past["name"], past["ensemble_top1"]) for past in finished]
+    return [distill.TeacherCandidate(past["leaves"], past["name"], past["ensemble_score"]) for past in finished]
 
 
 def _metrics_bytes(facts: Mapping[str, Any], state: PhaseState | None) -> int:
@@ -309,34 +311,20 @@ def _run_phase(
         logger.info(f"teacher of {phase.name}: {phase_teacher.record['reason']}")
     if "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
-    config = setup.config
-    objective: Objective = (
-        joint(
-            setup.weights.losses,
-            config.optim.label_smoothing,
-            compiled_exits(net, phase.space.largest(), setup.runtime.compiler),
-        )
-        if phase.joint
-        else students(
-            phase_teacher.teacher,
-            distill.distance(config.teacher.distance),
-            config.teacher.kd_ratio,
-            config.optim.label_smoothing,
-        )
-    )
+    objective = make_objective(setup, phase, phase_teacher.teacher)
     learn(setup, phase, objective, path=path, tracker=tracker, state=state, stop=stop)
 
     largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
     adopt_statistics(net, largest)
     teaching = prepare_teacher(largest, setup.runtime)
-    accuracy = evaluator.ensemble_top1(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
-    subnets = corners.chosen_corners(phase.evaluated, config.evaluation.corners)
+    score = evaluator.ensemble_score(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     end = phase.first_step + phase.steps
-    mean = {"mean": mean_top1(scores)} if scores else {}
+    mean = {"mean": mean_score(scores)} if scores else {}
     if scores:
         _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
-    tracker.log("corners", global_step=end, phase=phase.name, **mean, teacher=accuracy)
+    tracker.log("corners", global_step=end, phase=phase.name, **mean, teacher=score)
     record = {
         "name": phase.name,
         "space": asdict(phase.evaluated),
@@ -344,10 +332,22 @@ def _run_phase(
         "global_step": end,
         "teacher": dict(phase_teacher.record),
         "leaves": f"{phase.name}'s largest network",
-        "ensemble_top1": accuracy,
-        "mean_corner_top1": mean.get("mean"),
+        "ensemble_score": score,
+        "mean_corner_score": mean.get("mean"),
     }
     return setup.runtime.processes.on_main(lambda: _keep(setup, record, path, tracker))
+
+
+def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objective:
+    """Make what a phase minimises, as its recipe says."""
+    config, net, task = setup.config, setup.net, setup.task
+    draw = Draw(phase.sampler, phase.space, Stream(config.run.seed, phase.name))
+    if phase.objective == "joint":
+        # Only a network that is the same in every step is compiled.
+        compiler = setup.runtime.compiler if phase.sampler == Largest() else None
+        return Joint(task, draw, setup.weights.losses, compiled_exits(net, phase.space.largest(), compiler))
+    distance = distill.distance(config.teacher.distance)
+    return Distill(task, draw, net, teacher, distance, config.teacher.kd_ratio)
 
 
 def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) -> dict[str, Any]:
@@ -360,17 +360,17 @@ def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) ->
 
 def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
     """Corner sub-networks on the test split, which nothing before has looked at."""
-    last = setup.plan.phases[-1]
+    last, metric = setup.plan.phases[-1], setup.task.metrics[0]
     # A run always says what its largest and its smallest network reach.
     subnets = corners.chosen_corners(last.evaluated, "all" if setup.config.evaluation.corners == "all" else "ends")
     scores = list(setup.evaluator.scores(setup.net, subnets, setup.data.test))
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
-    tracker.scatter("test/accuracy_macs", corners.COLUMNS, rows, x="macs", y="top1")
-    top1 = {score.subnet: score.top1 for score in scores}
+    tracker.scatter("test/accuracy_macs", corners.columns(metric), rows, x="macs", y=metric.name)
+    value = {score.subnet: score.value for score in scores}
     found = {
-        "mean": mean_top1(scores),
-        "largest": top1[last.evaluated.largest()],
-        "smallest": top1[last.evaluated.smallest()],
+        "mean": mean_score(scores),
+        "largest": value[last.evaluated.largest()],
+        "smallest": value[last.evaluated.smallest()],
     }
     tracker.log("test", global_step=setup.plan.steps, phase=last.name, **found)
     return found
@@ -380,8 +380,8 @@ def _show_corners(
     setup: Setup, name: str, title: str, scores: Sequence[Score], tracker: Tracker
 ) -> list[tuple[str | float | None, ...]]:
     """Records a corner table whole, and shows its summary."""
-    arch = setup.net.architecture
+    arch, metric = setup.net.architecture, setup.task.metrics[0]
     rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
-    tracker.table(name, corners.COLUMNS, rows)
-    logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores)))
+    tracker.table(name, corners.columns(metric), rows)
+    logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores, metric)))
     return rows

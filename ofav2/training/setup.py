@@ -18,6 +18,8 @@ from ofav2.networks.build import supernet_options
 from ofav2.runs.facts import describe_run, lasting_facts
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
+from ofav2.tasks.base import Task
+from ofav2.tasks.registry import make_task
 from ofav2.training.phases import Plan, make_plan
 from ofav2.training.teacher import external_teachers
 
@@ -40,6 +42,8 @@ class Setup:
     """Teachers from timm, by policy."""
     runtime: Runtime
     """Device, precision and processes."""
+    task: Task
+    """What is learnt."""
     evaluator: Evaluator
     """What measures sub-networks."""
 
@@ -66,14 +70,25 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
 def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     _check_parts(config.data.batch_size, processes.count)
     runtime = open_runtime(config.run, processes)
+    task = make_task(config.task, data, config.optim)
+    _check_distance(config, task)
     net = supernets.create(
-        config.supernet.variant, **supernet_options(config, classes=len(data.classes), channels=data.channels)
+        config.supernet.variant, **supernet_options(config, outputs=task.outputs, channels=data.channels)
     )
     weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
-    external = external_teachers(plan, config.teacher, data, config.data.resolutions, runtime)
-    return Setup(config, data, net, plan, weights, external, runtime, open_evaluator(config, data, runtime))
+    external = external_teachers(plan, config, data, task, runtime)
+    evaluator = open_evaluator(config, data, task, runtime)
+    return Setup(config, data, net, plan, weights, external, runtime, task, evaluator)
+
+
+def _check_distance(config: Config, task: Task) -> None:
+    distance = config.teacher.distance
+    if config.teacher.policy != "none" and distance not in task.distances:
+        raise UserError(
+            f"teacher.distance ({distance}) makes no sense for the task {task.name}: use {' or '.join(task.distances)}"
+        )
 
 
 def _check_parts(batch_size: int, count: int) -> None:
@@ -174,7 +189,7 @@ def check_progress(facts: Mapping[str, Any], plan: Plan, where: Path) -> None:
 
 
 def _is_record(record: Mapping[str, Any]) -> bool:
-    counts, top1 = (record.get("global_step"), record.get("metrics_bytes")), record.get("ensemble_top1")
+    counts, top1 = (record.get("global_step"), record.get("metrics_bytes")), record.get("ensemble_score")
     return (
         all(isinstance(record.get(key), str) for key in ("name", "leaves"))
         and all(type(count) is int and 0 <= count < 2**63 for count in counts)

@@ -1,26 +1,18 @@
-"""The training loop: one for every phase, and for what else is trained."""
+"""The training loop's inside: one step after another, for every phase and for fine-tuning."""
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ofav2.config.schema import OptimConfig
 from ofav2.data import Batch
-from ofav2.rng import code, generator
+from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime, seed_torch
 from ofav2.training.objectives import Losses, Objective
-from ofav2.training.optim import learning_rate
-from ofav2.training.phases import Phase
-from ofav2.training.samplers import SAMPLERS
-from supernets import Subnet, Supernet
-
-Net = TypeVar("Net", bound=nn.Module)
+from ofav2.training.optim import Updates
 
 
 @dataclass(frozen=True)
@@ -28,19 +20,19 @@ class Step:
     """What one training step did."""
 
     number: int
-    """Steps taken in the phase, from 1."""
+    """Steps taken in the training, from 1."""
     metrics: Mapping[str, float]
-    """Loss and its parts (means over the step's sub-networks and images), gradient norm, learning rate, resolution,
-    images per second of all processes together."""
+    """Loss and its parts (means over the step's losses and images), gradient norm, learning rate, resolution, images
+    per second of all processes together."""
     guard: "Guard"
     """The guard after it."""
     refused: str | None
-    """Why the step changed nothing, naming its place and sub-networks; None for a step that trained."""
+    """Why the step changed nothing, with its place and what it trained; None for a step that trained."""
 
 
 @dataclass(frozen=True)
 class Guard:
-    """What loss is usable."""
+    """Decides which loss is usable."""
 
     loss_jump: float
     """A loss of more than so many times the usual one is not; 0 accepts every finite loss."""
@@ -48,7 +40,7 @@ class Guard:
     """Moving average of the loss so far in the phase; None before the first step."""
 
     def refuses(self, loss: float, gradient: float) -> str | None:
-        """What is wrong with a step of this loss and gradient norm; None for nothing."""
+        """Return what is wrong with a step of this loss and gradient norm; None for nothing."""
         if not (math.isfinite(loss) and math.isfinite(gradient)):
             return f"loss ({loss}) or gradient norm ({gradient}) is not finite"
         if self.loss_jump and self.usual is not None and loss > self.loss_jump * self.usual:
@@ -56,193 +48,100 @@ class Guard:
         return None
 
     def after(self, loss: float) -> "Guard":
-        """The guard that has seen a usable loss."""
+        """Return the guard that has seen a usable loss."""
         return replace(self, usual=loss if self.usual is None else 0.95 * self.usual + 0.05 * loss)
 
 
-def step_subnets(phase: Phase, seed: int, step: int, resolution: int) -> tuple[Subnet, ...]:
-    """The sub-networks of a step, from its place alone: the same in every process, and without running earlier steps.
-
-    Args:
-        phase: The phase.
-        seed: The run's seed.
-        step: Steps taken before it in the phase.
-        resolution: Image side of the step's batch in pixels.
-    """
-    space = replace(phase.space, resolution=(resolution,))
-    if phase.joint:
-        return (space.largest(),)
-    rng = generator("subnets", seed, code(phase.name), step)
-    return SAMPLERS[phase.config.sampler](space, rng, phase.config.subnets)
-
-
-def train_phase(
-    net: Supernet,
-    phase: Phase,
+def train_steps(
+    net: nn.Module,
     batches: Iterable[Batch],
     objective: Objective,
+    updates: Updates,
     *,
-    optimizer: torch.optim.Optimizer,
-    optim: OptimConfig,
     guard: Guard,
-    start_step: int = 0,
-    prepare: Callable[[Tensor], Tensor],
+    stream: Stream,
     runtime: Runtime,
-    seed: int,
+    start_step: int = 0,
 ) -> Iterator[Step]:
-    """Trains a phase, step by step; whoever iterates may look at the network between steps.
+    """Train a network step by step; whoever iterates may look at the network between steps.
 
     Args:
-        net: The supernet, on the runtime's device; trained in place.
-        phase: What is drawn, and for how long.
-        batches: The phase's batches from `start_step` on; of several processes, this one's part of each batch.
+        net: The network whose parameters are trained in place, on the runtime's device.
+        batches: The network's inputs (N, C, H, W) and the task's targets, from `start_step` on; of several processes,
+            this one's share of each batch.
         objective: What is minimised.
-        optimizer: The optimiser of the network's parameters.
-        optim: Its settings.
-        guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
-        start_step: Steps of the phase that are taken already.
-        prepare: Makes a batch's images (N, C, H, W) the network's normalised input.
+        updates: How gradients change parameters.
+        guard: Which loss is usable. A step with another one keeps nothing: neither weights nor statistics change.
+        stream: The training's random numbers, from which dropout's are derived; its name stands in messages.
         runtime: Device, precision and processes.
-        seed: The run's seed.
-
-    Yields:
-        What each step did, after it.
-    """
-    net.set_dropout(phase.config.dropout)
-    yield from train_steps(
-        net,
-        batches,
-        objective,
-        name=phase.name,
-        draw=partial(step_subnets, phase, seed),
-        schedule=partial(learning_rate, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr),
-        optimizer=optimizer,
-        optim=optim,
-        guard=guard,
-        start_step=start_step,
-        prepare=prepare,
-        runtime=runtime,
-        seed=seed,
-    )
-
-
-def train_steps(
-    net: Net,
-    batches: Iterable[Batch],
-    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
-    *,
-    name: str,
-    draw: Callable[[int, int], tuple[Subnet, ...]],
-    schedule: Callable[[int], float],
-    optimizer: torch.optim.Optimizer,
-    optim: OptimConfig,
-    guard: Guard,
-    start_step: int = 0,
-    prepare: Callable[[Tensor], Tensor],
-    runtime: Runtime,
-    seed: int,
-) -> Iterator[Step]:
-    """Trains a network, which need not be a supernet, step by step.
-
-    Args:
-        net: The network, on the runtime's device; trained in place.
-        batches: The batches from `start_step` on; of several processes, this one's part of each.
-        objective: What is minimised.
-        name: What the training is called; its random draws and its messages depend on it.
-        draw: (steps taken before, image side in pixels) -> the step's sub-networks.
-        schedule: Steps taken before -> learning rate.
-        optimizer: The optimiser of the network's parameters.
-        optim: Its settings.
-        guard: What loss is usable. Of a step with another one nothing is kept: neither weights nor statistics change.
         start_step: Steps that are taken already.
-        prepare: Makes a batch's images (N, C, H, W) the network's normalised input.
-        runtime: Device, precision and processes.
-        seed: Seed of the rng.
 
     Yields:
         What each step did, after it.
     """
-    for number, batch in enumerate(batches, start_step):
+    for number, (images, target) in enumerate(batches, start_step):
         started = time.perf_counter()
         net.train()
-        resolution = batch.images.shape[-1]
-        subnets = draw(number, resolution)
-        seed_torch(seed, code(name), number, runtime.processes.rank)
-        lr = schedule(number)
-        images, labels = prepare(runtime.send(batch.images)), runtime.send(batch.labels)
+        seed_torch(stream, number, runtime.processes.rank)
         statistics = [buffer.clone() for buffer in net.buffers()]
-        metrics = step_gradients(net, objective, images, labels, subnets, runtime)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
-        if optim.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(net.parameters(), optim.grad_clip, norm)
-        refused = guard.refuses(metrics["loss"], float(norm))
+        metrics = step_gradients(net, objective.losses(images, target, number), runtime)
+        norm = updates.clip(net)
+        refused = guard.refuses(metrics["loss"], norm)
         if refused is None:
             guard = guard.after(metrics["loss"])
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
+            updates.apply(number)
         else:
-            drawn = "; ".join(map(str, subnets))
-            refused += f" in step {number} of phase {name}, resolution {resolution}, sub-networks {drawn}"
+            refused += (
+                f" in step {number} of phase {stream.name}, resolution {images.shape[-1]},"
+                f" {objective.describe(number, images.shape[-1])}"
+            )
             for buffer, before in zip(net.buffers(), statistics, strict=True):
                 buffer.copy_(before)
-        optimizer.zero_grad(set_to_none=True)
-        rate = len(labels) * runtime.processes.count / (time.perf_counter() - started)
-        measured = {"gradient_norm": float(norm), "lr": lr, "resolution": resolution, "images_per_second": rate}
+        updates.reset()
+        rate = len(images) * runtime.processes.count / (time.perf_counter() - started)
+        measured = {
+            "gradient_norm": norm,
+            "lr": updates.learning_rate(number),
+            "resolution": images.shape[-1],
+            "images_per_second": rate,
+        }
         yield Step(number + 1, metrics | measured, guard, refused)
 
 
-def step_gradients(
-    net: Net,
-    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
-    images: Tensor,
-    labels: Tensor,
-    subnets: tuple[Subnet, ...],
-    runtime: Runtime,
-) -> dict[str, float]:
-    """Leaves a step's gradients in the network: summed over its sub-networks, averaged over the processes.
+def step_gradients(net: nn.Module, losses: Iterator[Losses], runtime: Runtime) -> dict[str, float]:
+    """Leave a step's gradients in the network: summed over its losses, averaged over the processes.
 
     They are exchanged once, after the last backward pass, and only those of parameters that took part. As all processes
-    have equally many images, they are those of one process with all images, but for what batch norm makes of a part.
+    have equally many images, they are those of one process with all images, except for what batch norm makes of a part.
 
     Args:
         net: The network, without gradients.
-        objective: What is minimised.
-        images: This process's normalised images (N, C, H, W).
-        labels: Their labels (N,), or of mixed images (N, classes).
-        subnets: The step's sub-networks, the same in all processes.
+        losses: The step's losses, equally many in all processes.
         runtime: Precision and processes.
 
     Returns:
-        The loss and its parts, means over sub-networks and processes.
+        The loss and its parts, means over losses and processes.
     """
-    totals = _backward(net, objective, images, labels, subnets, runtime)
+    count, totals = _backward(losses, runtime)
     gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
     elements = sum(gradient.numel() for gradient in gradients)
-    metrics = {name: float(total) / len(subnets) for name, total in totals.items()}
+    metrics = {name: float(total) / count for name, total in totals.items()}
     means = runtime.processes.mean({**metrics, "elements": elements})
     assert means.pop("elements") == elements, "the same parameters took part in all processes"
     runtime.processes.average(gradients)
     return means
 
 
-def _backward(
-    net: Net,
-    objective: Callable[[Net, Tensor, Tensor, Sequence[Subnet]], Iterator[Losses]],
-    images: Tensor,
-    labels: Tensor,
-    subnets: tuple[Subnet, ...],
-    runtime: Runtime,
-) -> dict[str, Tensor]:
-    """A backward pass for every loss of the objective, gradients summed; returns the sums of losses and their parts."""
-    totals: dict[str, Tensor] = {}
-    losses = objective(net, images, labels, subnets)
+def _backward(losses: Iterator[Losses], runtime: Runtime) -> tuple[int, dict[str, Tensor]]:
+    """Run a backward pass for every loss; return how many there were, and the sums of losses and their parts."""
+    count, totals = 0, dict[str, Tensor]()
     with runtime.training_products():
         while True:
             with runtime.autocast():
                 parts = next(losses, None)
             if parts is None:
-                return totals
+                return count, totals
             parts["loss"].backward()
+            count += 1
             for name, value in parts.items():
                 totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()

@@ -12,13 +12,14 @@ from torch.fx import GraphModule
 
 import distill
 import supernets
-from ofav2.config.schema import TeacherConfig
+from ofav2.config.schema import Config
 from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime
+from ofav2.tasks.base import Task
 from ofav2.training.objectives import Teacher, as_teacher
 from ofav2.training.phases import Phase, Plan
 from supernets import Supernet
@@ -31,26 +32,28 @@ class PhaseTeacher:
     teacher: Teacher | None
     """What teaches; None: labels alone."""
     record: Mapping[str, Any]
-    """`policy`, `name`, `phase`, `accuracy` (validation top-1 in 0..1) and `reason`; of `none`, the policy alone."""
+    """`policy`, `name`, `phase`, `score` (on validation) and `reason`; of `none`, the policy alone."""
 
 
 def external_teachers(
-    plan: Plan, config: TeacherConfig, data: ImageData, resolutions: Sequence[int], runtime: Runtime
+    plan: Plan, config: Config, data: ImageData, task: Task, runtime: Runtime
 ) -> Mapping[str, nn.Module]:
-    """The plan's teachers from timm by name, built once; a wrong one is refused before training starts.
+    """Build the plan's teachers from timm by name, each once; a wrong one is refused before training starts.
 
     Raises:
-        DistillError: If a teacher is unknown, can't be loaded, or has other classes.
+        DistillError: If a teacher is unknown, can't be loaded, or has other outputs.
+        UserError: If a teacher can't take images of the recipe's resolutions.
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     teachers = {
         name: runtime.place(
             distill.external_teacher(
-                name, classes=len(data.classes), channels=data.channels, checkpoint=config.checkpoint
+                name, classes=task.outputs, channels=data.channels, checkpoint=config.teacher.checkpoint
             )
         )
         for name in names
     }
+    resolutions = config.data.resolutions
     for name, module in teachers.items():
         for resolution in sorted({min(resolutions), max(resolutions)}):
             _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
@@ -100,18 +103,25 @@ def choose_teacher(
         return PhaseTeacher(None, {"policy": "none"})
     if phase.teacher in external:
         module = external[phase.teacher]
-        accuracy = evaluator.single_top1(module, max(net.space.resolution), evaluator.data.val)
-        reason = f"{phase.teacher} is the recipe's; its validation top-1 is {accuracy:.1%}"
-        record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "accuracy": accuracy, "reason": reason}
+        (score,) = evaluator.exit_scores(module, max(net.space.resolution), evaluator.data.val)
+        metric = evaluator.task.metrics[0]
+        reason = f"{phase.teacher} is the recipe's; its validation {metric.name} is {metric.show(score)}"
+        record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "score": score, "reason": reason}
         forward = compiled("teacher", module, module, compiler)
         return PhaseTeacher(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
-    choice = distill.choose(phase.teacher, candidates)
+    choice = distill.choose(phase.teacher, candidates, score_order(evaluator.task))
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = evaluator.runtime.processes.on_main(lambda: checkpoint.load(path))
     module = prepare_teacher(largest_of(net, tensors), evaluator.runtime)
     record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
     forward = compiled("teacher", module, module, compiler)
     return PhaseTeacher(as_teacher(forward, weights.ensemble, arithmetic), record)
+
+
+def score_order(task: Task) -> distill.ScoreOrder:
+    """Return how a task's scores are compared and shown where teachers are chosen."""
+    metric = task.metrics[0]
+    return distill.ScoreOrder(metric.higher_is_better, lambda score: f"{metric.show(score)} {metric.name}")
 
 
 def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:

@@ -32,7 +32,7 @@ def epochs(row: Row) -> tuple[float, float]:
     net = supernets.create(config.supernet.variant, num_classes=10, resolutions=(32,), **choices)
     plan = make_plan(config.phases, config.teacher.policy, net.space, STEPS_PER_EPOCH)
     drawn = [phase.steps / STEPS_PER_EPOCH for phase in plan.phases]
-    subnets = [1 if phase.joint else phase.config.subnets for phase in plan.phases]
+    subnets = [1 if phase.objective == "joint" else phase.config.subnets for phase in plan.phases]
     return sum(drawn), sum(map(mul, drawn, subnets))
 
 
@@ -102,7 +102,7 @@ def test_rows_are_trained_measured_and_shown(
     net = opened.loaded.net
     middle = net.space.uniform(kernel=5, depth=3, expand=4)
     (score,) = opened.evaluator.scores(net, [middle], opened.data.test)
-    assert found["ofav2"]["sizes"]["middle"]["top1"] == score.top1
+    assert found["ofav2"]["sizes"]["middle"]["top1"] == score.value
     whole = found["ofav2"]["chosen"]["100"]
     assert whole["macs"] <= ofav2.subnet_cost(net.architecture, net.space.largest()).macs
 

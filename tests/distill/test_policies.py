@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import DistillError, TeacherCandidate, check_policy, choose, policies
+from distill import DistillError, ScoreOrder, TeacherCandidate, check_policy, choose, policies
 
 FULL = TeacherCandidate("largest after full", "full", 0.6120)
 KERNEL = TeacherCandidate("largest after kernel", "kernel", 0.6310)
@@ -28,10 +28,10 @@ def test_a_single_candidate_teaches_under_every_policy(policy: str) -> None:
 
 
 def test_best_takes_the_newest_of_equals() -> None:
-    equal = TeacherCandidate("largest after expand_1", "expand_1", KERNEL.accuracy)
+    equal = TeacherCandidate("largest after expand_1", "expand_1", KERNEL.score)
     choice = choose("best", [FULL, KERNEL, equal, DEPTH])
     assert choice.candidate == equal
-    assert "the newest of the 2 most accurate" in choice.reason
+    assert "the newest of the 2 best" in choice.reason
 
 
 def test_best_is_the_same_network_in_whatever_order_when_none_are_equal() -> None:
@@ -44,26 +44,35 @@ def test_best_against_a_plain_search(accuracies: list[float]) -> None:
     candidates = [TeacherCandidate(f"network {i}", f"phase_{i}", accuracy) for i, accuracy in enumerate(accuracies)]
     wanted = candidates[0]
     for candidate in candidates:
-        if candidate.accuracy >= wanted.accuracy:
+        if candidate.score >= wanted.score:
             wanted = candidate
     assert choose("best", candidates).candidate is wanted
     assert choose("fixed", candidates).candidate is candidates[0]
     assert choose("progressive", candidates).candidate is candidates[-1]
 
 
-def test_the_reason_is_a_sentence_that_names_policy_network_phase_and_numbers() -> None:
-    assert choose("best", [FULL, KERNEL, DEPTH]).reason == (
-        "best: largest after kernel, left by phase kernel with 63.10 % validation top-1, is the most accurate of "
+def test_lower_scores_are_better_where_the_order_says_so() -> None:
+    order = ScoreOrder(higher_is_better=False)
+    assert choose("best", [FULL, KERNEL, DEPTH], order).candidate == DEPTH
+    equal = TeacherCandidate("largest after expand_1", "expand_1", DEPTH.score)
+    assert choose("best", [DEPTH, FULL, equal, KERNEL], order).candidate == equal
+
+
+def test_the_reason_is_a_sentence_that_names_policy_network_phase_and_scores() -> None:
+    order = ScoreOrder(show=lambda score: f"{100 * score:.2f} %")
+    assert choose("best", [FULL, KERNEL, DEPTH], order).reason == (
+        "best: largest after kernel, left by phase kernel with 63.10 % on validation, is the best of "
         "3 candidates (oldest first: 61.20 %, 63.10 %, 60.50 %)."
     )
-    assert choose("fixed", [FULL, KERNEL]).reason == (
-        "fixed: largest after full, left by phase full with 61.20 % validation top-1, is the first of 2 candidates "
+    assert choose("fixed", [FULL, KERNEL], order).reason == (
+        "fixed: largest after full, left by phase full with 61.20 % on validation, is the first of 2 candidates "
         "and stays the teacher."
     )
-    assert choose("progressive", [FULL, KERNEL]).reason == (
-        "progressive: largest after kernel, left by phase kernel with 63.10 % validation top-1, is the newest of "
+    assert choose("progressive", [FULL, KERNEL], order).reason == (
+        "progressive: largest after kernel, left by phase kernel with 63.10 % on validation, is the newest of "
         "2 candidates."
     )
+    assert "with 0.612 on validation" in choose("fixed", [FULL]).reason
 
 
 @pytest.mark.parametrize("policy", ["fixed", "progressive", "best"])
@@ -93,7 +102,7 @@ def test_policies_without_candidates_are_valid_but_do_not_choose(policy: str) ->
         choose(policy, [FULL])
 
 
-@pytest.mark.parametrize("accuracy", [-0.01, 1.01, 61.2, float("nan"), float("inf")])
-def test_an_accuracy_that_is_no_share_is_refused(accuracy: float) -> None:
-    with pytest.raises(DistillError, match=r"accuracy \(.*candidate largest must be a share from 0 to 1"):
-        TeacherCandidate("largest", "full", accuracy)
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_cannot_be_compared_is_refused(score: float) -> None:
+    with pytest.raises(DistillError, match=r"score \(.*candidate largest must be finite"):
+        TeacherCandidate("largest", "full", score)

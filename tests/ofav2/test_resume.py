@@ -20,6 +20,7 @@ import torch
 
 import ofav2
 import ofav2.training.loop
+import ofav2.training.objectives
 import ofav2.training.run
 import ofav2.training.setup
 from ofav2 import files
@@ -28,8 +29,8 @@ from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.signals import Stopped
-from ofav2.training.step import train_phase
-from tests.notes import Notes
+from ofav2.training.step import train_steps
+from  import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of
@@ -83,13 +84,13 @@ def stopped(stopped_run: Path, tmp_path: Path) -> Path:
 def before_yielding(patch: pytest.MonkeyPatch, where: Callable[[str, int], bool], act: Callable[[], None]) -> None:
     """Lets something happen when a step is taken, before the loop around it hears of that."""
 
-    def steps(net: Any, phase: Any, *rest: Any, **named: Any) -> Iterator[Any]:
-        for step in train_phase(net, phase, *rest, **named):
-            if where(phase.name, step.number):
+    def steps(*given: Any, **named: Any) -> Iterator[Any]:
+        for step in train_steps(*given, **named):
+            if where(named["stream"].name, step.number):
                 act()
             yield step
 
-    patch.setattr(ofav2.training.loop, "train_phase", steps)
+    patch.setattr(ofav2.training.loop, "train_steps", steps)
 
 
 @contextmanager
@@ -293,7 +294,7 @@ phases:
     text = tiny.TWO[: tiny.TWO.index("phases:")].replace("expand: [2]", "expand: [1, 2]") + phases
     recipe = tiny.written(tmp_path, f"{text}teacher: {{policy: {policy}}}\n")
     straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
-    first, second = (record["ensemble_top1"] for record in folder.read_run(straight_run)["phases"][:2])
+    first, second = (record["ensemble_score"] for record in folder.read_run(straight_run)["phases"][:2])
     phase_teacher = folder.read_run(straight_run)["phases"][2]["teacher"]["phase"]
     assert (
         phase_teacher
@@ -436,8 +437,8 @@ def test_metrics_that_lost_lines_are_refused(stopped: Path) -> None:
         {"wandb_run_id": 7},
         {"data": []},
         {"supernet": None},
-        {"phases": [{"name": "../../full", "leaves": "", "global_step": 2, "metrics_bytes": 0, "ensemble_top1": 0.5}]},
-        {"phases": [{"name": "full", "leaves": "", "global_step": 2, "metrics_bytes": -1, "ensemble_top1": 0.5}]},
+        {"phases": [{"name": "../../full", "leaves": "", "global_step": 2, "metrics_bytes": 0, "ensemble_score": 0.5}]},
+        {"phases": [{"name": "full", "leaves": "", "global_step": 2, "metrics_bytes": -1, "ensemble_score": 0.5}]},
     ],
     ids=repr,
 )
@@ -675,17 +676,13 @@ def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> lis
     """Makes the joint loss of some batches, counted in the returned list, not a number."""
     batches: list[int] = []
 
-    def joint(*settings: Any) -> Any:
-        objective = ofav2.training.objectives.joint(*settings)  # type: ignore[attr-defined]
-
-        def losses(*given: Any) -> Iterator[dict[str, Any]]:
+    class Poisoned(ofav2.training.objectives.Joint):
+        def losses(self, *given: Any) -> Iterator[dict[str, Any]]:
             factor = float("nan") if where(len(batches)) else 1.0
             batches.append(len(batches))
-            return ({name: value * factor for name, value in parts.items()} for parts in objective(*given))
+            return ({name: value * factor for name, value in parts.items()} for parts in super().losses(*given))
 
-        return losses
-
-    monkeypatch.setattr(ofav2.training.run, "joint", joint)
+    monkeypatch.setattr(ofav2.training.run, "Joint", Poisoned)
     return batches
 
 

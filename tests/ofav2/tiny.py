@@ -1,6 +1,7 @@
 """Training in seconds: recipes, data and networks so small that a test can afford them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, Unloc
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
 from ofav2.evaluation.evaluator import Evaluator
+from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Draw, Losses
 from ofav2.training.phases import Phase, make_plan
 from supernets import Space, Subnet, Supernet
 from tests.supernets.randomise import randomise
@@ -113,10 +117,11 @@ def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torc
 
 
 def tiny_evaluator(data: ImageData, **changes: Any) -> Evaluator:
-    """A evaluate whose last batches, of evaluation and of calibration, are smaller than the others."""
+    """An evaluator whose last batches, of evaluation and of calibration, are smaller than the others."""
     config = EvaluationConfig(batch_size=9, calibration_images=19, calibration_batch=8)
     settings: dict[str, Any] = {"eval_crop": 0.875, "workers": 0, "seed": 3, "runtime": CPU}
-    return Evaluator(data, config, **(settings | changes))
+    task = changes.pop("task", None) or Classification(len(data.classes))
+    return Evaluator(data, task, config, **(settings | changes))
 
 
 def plan_phases(
@@ -137,6 +142,40 @@ ELASTIC = {"kernel": (3, 5), "level": (1, 2, 3), "height": (1, 2, 3, 4, 5), "dep
 def two_phases(**elastic: Any) -> dict[str, PhaseConfig]:
     """The full phase, and one that unlocks everything."""
     return {"full": phase_config(), "elastic": phase_config(unlock=ELASTIC, **elastic)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """A sampler that draws what it was given."""
+
+    subnets: tuple[Subnet, ...]
+
+    def draw(self, space: Space, rng: np.random.Generator) -> tuple[Subnet, ...]:
+        return self.subnets
+
+
+def given(net: Supernet, *subnets: Subnet) -> Draw:
+    """The same sub-networks in every step."""
+    return Draw(Given(subnets), net.space, Stream(0, "given"))
+
+
+def drawn_in(phase: Phase, seed: int = 5) -> Draw:
+    """The sub-networks of a phase's steps."""
+    return Draw(phase.sampler, phase.space, Stream(seed, phase.name))
+
+
+@dataclass(frozen=True)
+class FromFunction:
+    """An objective whose losses a function yields."""
+
+    yields: Callable[[Tensor, Tensor, int], Iterator[Losses]]
+    drawn: Draw | None = None
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        return self.yields(images, target, step)
+
+    def describe(self, step: int, resolution: int) -> str:
+        return self.drawn.describe(step, resolution) if self.drawn else "a function"
 
 
 def random_batches(sides: Sequence[int], *, count: int = 6, classes: int = 5, seed: int = 0) -> list[Batch]:

@@ -4,8 +4,8 @@
 function frontsFigure(node) {
   const paints = ["accent", "second", "c5", "c1", "c7", "third"], dashes = ["solid", "dash", "dot"];
   const data = payload.fronts.map((front, index) => ({
-    type: "scatter", mode: "lines+markers", name: plain(front.run), x: front.macs, y: front.top1,
-    text: front.networks.map((name, i) => `<b>${percent(front.top1[i])}</b> · ${short(front.macs[i])} multiply-adds<br>${plain(name)}<br>${short(front.params[i])} parameters`),
+    type: "scatter", mode: "lines+markers", name: plain(front.run), x: front.macs, y: front.score,
+    text: front.networks.map((name, i) => `<b>${percent(front.score[i])}</b> · ${short(front.macs[i])} multiply-adds<br>${plain(name)}<br>${short(front.params[i])} parameters`),
     hovertemplate: `${plain(front.run)}: %{text}<extra></extra>`,
     line: {color: colour(paints[index % 6]), width: 1.8, shape: "hv", dash: dashes[Math.floor(index / 6) % 3]},
     marker: {size: 7, color: colour(paints[index % 6])},

@@ -6,11 +6,11 @@ const chosen = {table: tables.length - 1, point: 0};
 
 function at(point) {
   const table = tables[chosen.table];
-  return {network: networks[table.networks[point]], top1: table.top1[point]};
+  return {network: networks[table.networks[point]], score: table.score[point]};
 }
 
-function hover(network, top1) {
-  return `<b>${percent(top1)}</b> · ${short(network.macs)} multiply-adds<br>${plain(network.name)}<br>${short(network.params)} parameters`;
+function hover(network, score) {
+  return `<b>${percent(score)}</b> · ${short(network.macs)} multiply-adds<br>${plain(network.name)}<br>${short(network.params)} parameters`;
 }
 
 function exitColour(exit) {
@@ -24,17 +24,17 @@ function scatterFigure(node) {
   const byExit = supernet.exits.map(exit => ({exit, points: points.filter(point => at(point).network.height === exit)}));
   const data = byExit.filter(group => group.points.length).map(({exit, points: own}) => ({
     type: "scatter", mode: "markers", name: supernet.exits.length > 1 ? "exit " + exit : "sub-network",
-    x: own.map(point => at(point).network.macs), y: own.map(point => at(point).top1), customdata: own,
-    text: own.map(point => hover(at(point).network, at(point).top1)), hovertemplate: "%{text}<extra></extra>",
+    x: own.map(point => at(point).network.macs), y: own.map(point => at(point).score), customdata: own,
+    text: own.map(point => hover(at(point).network, at(point).score)), hovertemplate: "%{text}<extra></extra>",
     marker: {size: 9, color: exitColour(exit), opacity: 0.85, line: {width: 1, color: colour("paper")}},
   }));
   data.unshift({
     type: "scatter", mode: "lines", name: "front", hoverinfo: "skip", line: {color: colour("second"), width: 1.5, shape: "hv"},
-    x: table.front.map(point => at(point).network.macs), y: table.front.map(point => at(point).top1),
+    x: table.front.map(point => at(point).network.macs), y: table.front.map(point => at(point).score),
   });
   const picked = at(chosen.point);
   data.push({
-    type: "scatter", mode: "markers", name: "selected", x: [picked.network.macs], y: [picked.top1], hoverinfo: "skip",
+    type: "scatter", mode: "markers", name: "selected", x: [picked.network.macs], y: [picked.score], hoverinfo: "skip",
     marker: {size: 17, symbol: "circle-open", color: colour("second"), line: {width: 2.5}},
   });
   return {data, layout: layout({
@@ -46,9 +46,9 @@ function scatterFigure(node) {
 
 function select(point) {
   chosen.point = point;
-  const {network, top1} = at(point);
+  const {network, score} = at(point);
   document.getElementById("picked").textContent =
-    `${percent(top1)} top-1, ${short(network.macs)} multiply-adds, ${short(network.params)} parameters, ${network.resolution} px: ${network.name}`;
+    `${percent(score)} top-1, ${short(network.macs)} multiply-adds, ${short(network.params)} parameters, ${network.resolution} px: ${network.name}`;
   draw(network);
   for (const row of document.querySelectorAll("#front tbody tr")) {
     if (Number(row.dataset.point) === point) row.setAttribute("aria-current", "true");
@@ -72,9 +72,9 @@ function move(event) {
 function listFront() {
   const body = document.querySelector("#front tbody");
   body.replaceChildren(...tables[chosen.table].front.map(point => {
-    const {network, top1} = at(point), row = element("tr");
+    const {network, score} = at(point), row = element("tr");
     row.dataset.point = point;
-    const button = element("button", "", percent(top1));
+    const button = element("button", "", percent(score));
     button.type = "button";
     button.title = "show " + network.name;
     button.addEventListener("click", () => select(point));
@@ -195,7 +195,7 @@ function curvesFigure(node) {
     line: {color: colour(paint), width: 1.6}, marker: {size: 6, color: colour(paint)},
     hovertemplate: `${label} %{y:${form}} at step %{x:,}<extra></extra>`,
   });
-  const taught = phases.filter(phase => phase.teacher && phase.teacher.accuracy !== null);
+  const taught = phases.filter(phase => phase.teacher && phase.teacher.score !== null);
   const data = [
     line(train, "loss", "loss", "accent", "y", "lines", ".3f"),
     line(validation, "largest", "largest", "accent", "y2", "lines+markers", ".1%"),
@@ -205,7 +205,7 @@ function curvesFigure(node) {
   if (taught.length) data.push({
     type: "scatter", mode: "lines", name: "teacher", yaxis: "y2", xaxis: "x", line: {color: colour("third"), width: 1.6, dash: "dot"},
     x: taught.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
-    y: taught.flatMap(phase => [...Array(3).fill(phase.teacher.accuracy), null]),
+    y: taught.flatMap(phase => [...Array(3).fill(phase.teacher.score), null]),
     text: taught.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
     hovertemplate: "teacher: %{text}, %{y:.1%} with all exits<extra></extra>",
   });
@@ -233,7 +233,7 @@ function cornersFigure(node) {
   const shown = tables.filter(table => /\/corners$/.test(table.name));
   const label = table => table.name.startsWith("test/") ? "test" : plain(table.name.split("/")[0]);
   const group = (keeps, name, paint) => {
-    const points = shown.flatMap(table => table.networks.map((n, i) => ({x: label(table), y: table.top1[i], network: networks[n]})))
+    const points = shown.flatMap(table => table.networks.map((n, i) => ({x: label(table), y: table.score[i], network: networks[n]})))
       .filter(point => point.network.mbconv === keeps);
     return {
       type: "box", name, boxpoints: "all", jitter: .55, pointpos: 0, offsetgroup: name, x: points.map(p => p.x), y: points.map(p => p.y),
@@ -271,8 +271,8 @@ function showTable(index) {
   const table = tables[index];
   chosen.table = index;
   listFront();
-  const best = Math.max(...table.top1);
-  select(table.front.find(point => table.top1[point] >= best - 0.01));
+  const best = Math.max(...table.score);
+  select(table.front.find(point => table.score[point] >= best - 0.01));
   document.getElementById("scatter").setAttribute("aria-label", `Accuracy against multiply-adds, ${table.networks.length} sub-networks, ${table.title}`);
 }
 

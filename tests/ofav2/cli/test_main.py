@@ -200,7 +200,7 @@ def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> N
     title, _, _, *rows = out.splitlines()
     assert title == f"{tiny_run.folder}, phase expand, test"
     assert len(rows) == len(ofav2.load_supernet(tiny_run.folder).space.corners())
-    shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-1]) for row in rows}
+    shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-2]) for row in rows}
     largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
     assert shown[largest] == pytest.approx(100 * tiny_run.facts["test"]["largest"], abs=0.005)
     assert "next: ofav2 extract" in err
@@ -219,7 +219,7 @@ def test_evaluate_takes_a_file_a_split_and_a_phase(
 
     out, _ = run_ok(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(extracted / "subnet.json"))
     facts = json.loads((extracted / "subnet.json").read_text())
-    assert float(out.split()[-1]) == pytest.approx(100 * facts["top1"]["after_recalibration"]["test"], abs=0.005)
+    assert float(out.split()[-2]) == pytest.approx(100 * facts["top1"]["after_recalibration"]["test"], abs=0.005)
 
 
 @pytest.mark.parametrize("which", ["--largest", "--smallest"])

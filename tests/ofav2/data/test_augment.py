@@ -11,6 +11,8 @@ from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch
 from ofav2.data.augment import GROUP, Augmentation, mixed, recoloured
+from ofav2.rng import Stream
+from ofav2.runtime.share import Share
 from tests.ofav2 import tiny
 
 DATA = tiny.tiny_data(train=60, classes=5)
@@ -27,13 +29,13 @@ KEY = (3, 4, 5)
 
 
 def load(config: DataConfig, *, steps: int = 10, start: int = 0, part: int = 0, parts: int = 1) -> list[Batch]:
-    settings = {"seed": 1, "phase": "full", "steps": steps, "start_step": start, "part": part, "parts": parts}
-    return list(data.train_batches(DATA, config, **settings))  # type: ignore[arg-type]
+    return list(data.train_batches(DATA, config, Stream(1, "full"), range(start, steps), share=Share(part, parts)))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -61,7 +63,7 @@ def test_parts_side_by_side_are_the_batch(config: DataConfig, parts: int) -> Non
     whole = load(config)
     for batch, *pieces in zip(whole, *(load(config, part=part, parts=parts) for part in range(parts)), strict=True):
         assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
-        assert torch.equal(torch.cat([piece.labels for piece in pieces]), batch.labels)
+        assert torch.equal(torch.cat([piece.targets for piece in pieces]), batch.targets)
 
 
 def test_each_group_of_a_batch_is_changed_as_torchvision_changes_it() -> None:
@@ -118,8 +120,8 @@ def test_of_mixup_and_cutmix_each_batch_draws_one() -> None:
 
 def test_mixing_gives_probabilities_and_plain_batches_classes() -> None:
     (mixture,), (plain,) = load(SETTINGS["mixup"], steps=1), load(CONFIG, steps=1)
-    assert mixture.labels.shape == (12, 5)
-    torch.testing.assert_close(mixture.labels.sum(1), torch.ones(12))
-    assert (plain.labels.dtype, plain.labels.shape) == (torch.int64, (12,))
+    assert mixture.targets.shape == (12, 5)
+    torch.testing.assert_close(mixture.targets.sum(1), torch.ones(12))
+    assert (plain.targets.dtype, plain.targets.shape) == (torch.int64, (12,))
     floats = data.normalise(mixture.images, DATA.mean, DATA.std)
     assert floats.dtype == torch.float32

@@ -17,7 +17,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, cache
 from ofav2.data.cache import CheckedImages
 from ofav2.errors import UserError
-from tests.notes import Notes
+from ofav2.rng import Stream
 
 SIZES = ((12, 10), (5, 40), (64, 9), (1, 1), (30, 30))
 
@@ -48,12 +48,13 @@ def everything(opened: ImageData) -> list[torch.Tensor]:
 
 
 def trained_on(opened: ImageData, config: DataConfig) -> list[Batch]:
-    return list(data.train_batches(opened, config, seed=1, phase="full", steps=9))
+    return list(data.train_batches(opened, config, Stream(1, "full"), range(9)))
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        for a, b in zip(first, second, strict=True)
     )
 
 

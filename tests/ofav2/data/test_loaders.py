@@ -20,6 +20,7 @@ from ofav2.data import Batch, ImageData, Request
 from ofav2.data.loaders import _finished, _Loaded, _sent_ahead, one_ahead
 from ofav2.data.views import draw_views, evaluation_view
 from ofav2.errors import UserError
+from ofav2.rng import Stream
 from tests.ofav2.data.plainly import plain_cut, plain_view
 
 CONFIG = DataConfig(name="digits", resolutions=(12, 16, 20), batch_size=100, crop_scale=(0.4, 1.0))
@@ -39,18 +40,19 @@ def load(
     steps: int = 15,
     start: int = 0,
 ) -> list[Batch]:
-    return list(data.train_batches(digits, config, seed=seed, phase=phase, steps=steps, start_step=start))
+    return list(data.train_batches(digits, config, Stream(seed, phase), range(start, steps)))
 
 
 def requests(
     digits: ImageData, *, seed: int = 3, phase: str = "full", steps: int = 24, start: int = 0
 ) -> list[Request]:
-    return list(data.train_batches(digits, CONFIG, seed=seed, phase=phase, steps=steps, start_step=start).schedule)
+    return list(data.train_batches(digits, CONFIG, Stream(seed, phase), range(start, steps)).schedule)
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
     return len(first) == len(second) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in zip(first, second, strict=True)
+        torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets)
+        for a, b in zip(first, second, strict=True)
     )
 
 
@@ -64,13 +66,13 @@ def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
         side = (12, 16, 20)[np.random.default_rng([zlib.crc32(b"resolution"), 5, phase, step]).integers(3)]
         assert batch.images.dtype == torch.uint8
         assert tuple(batch.images.shape) == (100, 3, side, side)
-        assert batch.labels.dtype == torch.int64
+        assert batch.targets.dtype == torch.int64
         rng = draw_views(100, np.random.default_rng([zlib.crc32(b"augment"), 5, phase, step]))
         for position, index in enumerate(order[100 * within : 100 * (within + 1)]):
             image, own = digits.train.image(int(index)), rng.at(np.array([position]))
             crop = plain_view(tuple(image.shape[1:]), own, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio)
             assert torch.equal(batch.images[position], plain_cut(image, crop, side, own.mirrors[0] < 0.5))
-            assert batch.labels[position] == digits.train.labels[index]
+            assert batch.targets[position] == digits.train.labels[index]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -88,7 +90,7 @@ def test_a_resumed_phase_with_workers_continues_too(digits: ImageData) -> None:
 
 
 def test_batches_may_be_iterated_again(digits: ImageData) -> None:
-    loader = data.train_batches(digits, CONFIG, seed=0, phase="full", steps=3)
+    loader = data.train_batches(digits, CONFIG, Stream(0, "full"), range(3))
     assert len(loader) == 3
     assert same(list(loader), list(loader))
 
@@ -118,7 +120,7 @@ def test_an_epoch_sees_no_image_twice_and_each_has_its_own_order(digits: ImageDa
 def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> None:
     steps = requests(digits, steps=300)
     drawn = [step.resolution for step in steps]
-    assert drawn == [data.batch_resolution((12, 16, 20), seed=3, phase="full", step=step) for step in range(300)]
+    assert drawn == [data.batch_resolution((12, 16, 20), Stream(3, "full"), step) for step in range(300)]
     counts = [drawn.count(side) for side in (12, 16, 20)]
     assert sum(counts) == 300
     assert min(counts) > 60  # each is expected 100 times, with a deviation of 8
@@ -215,7 +217,7 @@ def test_who_gives_up_early_leaves_no_thread() -> None:
     assert not any(thread.name.startswith("one-ahead") for thread in threading.enumerate())
 
 
-class Stream:
+class FakeStream:
     """Stands for a CUDA stream, and notes what it is told."""
 
     def __init__(self, name: str, told: list[str]) -> None:
@@ -234,7 +236,7 @@ class Stream:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What CUDA's streams are told: there is no card, and the device is the CPU."""
     notes: list[str] = []
-    side, main = Stream("side", notes), Stream("main", notes)
+    side, main = FakeStream("side", notes), FakeStream("main", notes)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: side)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
@@ -242,9 +244,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return notes
 
 
-def ahead(digits: ImageData, config: DataConfig, **named: Any) -> list[Batch]:
+def ahead(digits: ImageData, config: DataConfig, steps: range) -> list[Batch]:
     """The batches as they come on CUDA, but for the place where tensors live."""
-    batches = data.train_batches(digits, config, seed=3, phase="full", **named)
+    batches = data.train_batches(digits, config, Stream(3, "full"), steps)
     sent = _sent_ahead(batches.loader, torch.device("cpu"))
     return [_finished(loaded, batches.settings) for loaded in sent]
 
@@ -257,11 +259,11 @@ def test_loaded_ahead_batches_are_the_same_from_any_start(
     digits: ImageData, told: list[str], changes: dict[str, Any], start: int
 ) -> None:
     config = replace(CONFIG, **changes)
-    assert same(ahead(digits, config, steps=15, start_step=start), load(digits, config, start=start))
+    assert same(ahead(digits, config, range(start, 15)), load(digits, config, start=start))
 
 
 def test_each_batch_is_waited_for_and_kept_until_it_was_read(digits: ImageData, told: list[str]) -> None:
-    ahead(digits, CONFIG, steps=3)
+    ahead(digits, CONFIG, range(3))
     assert [note for note in told if note.startswith("side")] == ["side records 1", "side records 2", "side records 3"]
     read = ["main reads", "main reads"]
     assert [note for note in told if note.startswith("main")] == [
@@ -272,14 +274,14 @@ def test_each_batch_is_waited_for_and_kept_until_it_was_read(digits: ImageData, 
 
 def test_loading_ahead_leaves_torchs_random_state_to_the_step(digits: ImageData, told: list[str]) -> None:
     config = replace(CONFIG, jitter=(0.4, 0.4, 0.4, 0.1), cutmix=1.0)
-    batches = data.train_batches(digits, config, seed=3, phase="full", steps=2)
+    batches = data.train_batches(digits, config, Stream(3, "full"), range(2))
     before = torch.get_rng_state()
     for _ in _sent_ahead(batches.loader, torch.device("cpu")):
         assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_batches_on_cuda_are_loaded_ahead(digits: ImageData, told: list[str]) -> None:
-    batches = data.train_batches(digits, CONFIG, seed=3, phase="full", steps=4)
+    batches = data.train_batches(digits, CONFIG, Stream(3, "full"), range(4))
     on_cuda = replace(batches, device=torch.device("cuda"))
     plain, loaded = list(batches), []
     with pytest.MonkeyPatch.context() as patch:
@@ -307,8 +309,8 @@ def test_evaluation_goes_through_the_split_in_order_to_its_end(digits: ImageData
     loader = data.eval_batches(digits.val, resolution=14, eval_crop=0.875, batch_size=64, workers=workers)
     for _ in range(2):
         batches = list(loader)
-        assert [len(batch.labels) for batch in batches] == [64] * 3 + [len(digits.val) - 192]
-        assert torch.cat([batch.labels for batch in batches]).tolist() == digits.val.labels.tolist()
+        assert [len(batch.targets) for batch in batches] == [64] * 3 + [len(digits.val) - 192]
+        assert torch.cat([batch.targets for batch in batches]).tolist() == digits.val.labels.tolist()
         images = torch.cat([batch.images for batch in batches])
         expected = torch.stack([evaluation_view(digits.val.image(i), 14, 0.875) for i in range(len(digits.val))])
         assert torch.equal(images, expected)
@@ -326,16 +328,16 @@ def rows(images: torch.Tensor) -> list[bytes]:
 
 def test_calibration_takes_a_fixed_part_of_the_training_split(digits: ImageData) -> None:
     batches = calibrate(digits, 250, 100)
-    assert [len(batch.labels) for batch in batches] == [100, 100, 50]
+    assert [len(batch.targets) for batch in batches] == [100, 100, 50]
     label_of = {digits.train.image(i).numpy().tobytes(): digits.train.labels[i] for i in range(len(digits.train))}
     drawn = torch.cat([batch.images for batch in batches])
-    labels = torch.cat([batch.labels for batch in batches])
+    labels = torch.cat([batch.targets for batch in batches])
     # at 8 pixels uncropped, digits are seen as they are
     assert [label_of[row] for row in rows(drawn)] == labels.tolist()
     assert len(set(rows(drawn))) == 250
     assert same(batches, calibrate(digits, 250, 100))
     assert not same(batches, calibrate(digits, 250, 100, seed=1))
-    assert all(len(set(batch.labels.tolist())) == 10 for batch in batches)
+    assert all(len(set(batch.targets.tolist())) == 10 for batch in batches)
 
 
 def test_calibration_takes_all_of_a_smaller_split(digits: ImageData) -> None:
@@ -350,7 +352,7 @@ def test_calibration_takes_all_of_a_smaller_split(digits: ImageData) -> None:
 def test_no_calibration_batch_has_a_single_image(
     digits: ImageData, images: int, batch_size: int, sizes: list[int]
 ) -> None:
-    assert [len(batch.labels) for batch in calibrate(digits, images, batch_size)] == sizes
+    assert [len(batch.targets) for batch in calibrate(digits, images, batch_size)] == sizes
 
 
 def test_calibration_on_single_images_is_refused(digits: ImageData) -> None:

@@ -11,6 +11,7 @@ import torch
 
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, eval_batches, open_data, train_batches
+from ofav2.rng import Stream
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 
@@ -39,7 +40,7 @@ def send(number: signal.Signals) -> int:
 def batches(images: ImageData, workers: int) -> list[list[tuple[torch.Tensor, torch.Tensor]]]:
     config = tiny.data_config(workers=workers)
     return [
-        list(train_batches(images, config, seed=0, phase="full", steps=6)),
+        list(train_batches(images, config, Stream(0, "full"), range(6))),
         list(eval_batches(images.train, resolution=16, eval_crop=1.0, batch_size=5, workers=workers)),
     ]
 
@@ -48,7 +49,7 @@ def batches(images: ImageData, workers: int) -> list[list[tuple[torch.Tensor, to
 def test_workers_finish_what_the_last_step_needs(images: ImageData, number: signal.Signals) -> None:
     config = tiny.data_config(workers=2)
     found, told = [], 0
-    for batch in train_batches(images, config, seed=0, phase="full", steps=6):
+    for batch in train_batches(images, config, Stream(0, "full"), range(6)):
         # From the first moment on, in which a worker has just been forked.
         told += send(number)
         found.append(batch)
@@ -62,7 +63,7 @@ def test_workers_finish_what_the_last_step_needs(images: ImageData, number: sign
 def test_workers_take_no_signal_from_their_first_moment_on(images: ImageData) -> None:
     config = tiny.data_config(workers=2)
     for _ in range(5):
-        loading = iter(train_batches(images, config, seed=0, phase="full", steps=2).loader)
+        loading = iter(train_batches(images, config, Stream(0, "full"), range(2)).loader)
         assert send(signal.SIGTERM) == 2
         assert len(list(loading)) == 2
 
@@ -77,10 +78,11 @@ LEAVING = """\
 import sys
 from ofav2.config.schema import DataConfig
 from ofav2.data import open_data, train_batches
+from ofav2.rng import Stream
 from tests.ofav2 import tiny
 
 images = open_data(DataConfig("imagefolder", sys.argv[1]))
-loading = iter(train_batches(images, tiny.data_config(workers=2), seed=0, phase="full", steps=6))
+loading = iter(train_batches(images, tiny.data_config(workers=2), Stream(0, "full"), range(6)))
 next(loading)
 kept = [loading]
 kept.append(kept)  # what only Python's very end takes apart
@@ -94,7 +96,7 @@ def test_a_process_with_an_open_loader_can_end(folder: Path) -> None:
 
 
 def test_workers_end_when_the_training_process_asks_them_to(images: ImageData) -> None:
-    loading = iter(train_batches(images, tiny.data_config(workers=2), seed=0, phase="full", steps=6))
+    loading = iter(train_batches(images, tiny.data_config(workers=2), Stream(0, "full"), range(6)))
     next(loading)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -105,5 +107,5 @@ def test_workers_end_when_the_training_process_asks_them_to(images: ImageData) -
 
 
 def test_decoded_images_need_no_workers() -> None:
-    for _ in train_batches(tiny.tiny_data(), tiny.data_config(workers=2), seed=0, phase="full", steps=2):
+    for _ in train_batches(tiny.tiny_data(), tiny.data_config(workers=2), Stream(0, "full"), range(2)):
         assert not multiprocessing.active_children()

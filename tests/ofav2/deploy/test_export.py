@@ -106,7 +106,7 @@ def test_every_exit_has_the_accuracy_of_the_network_cut_there(extracted: Extract
     after = extracted.facts["top1_per_exit"]["after_recalibration"]
     for split in (opened.data.val, opened.data.test):
         cuts = [replace(extracted.subnet, height=exit) for exit in extracted.numbers]
-        alone = {score.subnet: score.top1 for score in opened.evaluator.scores(opened.loaded.net, cuts, split)}
+        alone = {score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, cuts, split)}
         assert after[split.name] == {str(cut.height): alone[cut] for cut in cuts}
         assert extracted.facts["top1"]["after_recalibration"][split.name] == alone[cuts[-1]]
 

@@ -64,10 +64,10 @@ def test_accuracies_before_and_after_can_be_measured_again(
     subnet, evaluator = tiny.middle(opened.loaded.net.space), opened.evaluator
     raw, loaded = opened.loaded.net.extract(subnet), ofav2.load_subnet(extracted)
     for split in (opened.data.val, opened.data.test):
-        assert facts["top1"]["before_recalibration"][split.name] == evaluator.single_top1(raw, 16, split)
-        assert facts["top1"]["after_recalibration"][split.name] == evaluator.single_top1(loaded, 16, split)
+        assert facts["top1"]["before_recalibration"][split.name] == evaluator.exit_scores(raw, 16, split)[0]
+        assert facts["top1"]["after_recalibration"][split.name] == evaluator.exit_scores(loaded, 16, split)[0]
         (score,) = evaluator.scores(opened.loaded.net, [subnet], split)
-        assert facts["top1"]["after_recalibration"][split.name] == score.top1
+        assert facts["top1"]["after_recalibration"][split.name] == score.value
 
 
 def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
@@ -203,9 +203,9 @@ def test_networks_are_measured_from_the_most_expensive_to_the_cheapest(opened: O
     assert macs == sorted(macs, reverse=True)
     assert len(rows) == 3, "equal ones once"
     scores = {
-        score.subnet: score.top1 for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
+        score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
     }
-    assert {row[0]: row[3] for row in rows} == {str(s): f"{100 * top1:.2f}" for s, top1 in scores.items()}
+    assert {row[0]: row[3] for row in rows} == {str(s): f"{100 * top1:.2f} %" for s, top1 in scores.items()}
 
 
 def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
@@ -214,7 +214,7 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
     for split in (opened.data.val, opened.data.test):
         (score,) = opened.evaluator.scores(opened.loaded.net, [subnet], split)
         _, rows = ofav2.measure(opened, [subnet], split.name)
-        assert rows[0][3] == f"{100 * score.top1:.2f}"
+        assert rows[0][3] == f"{100 * score.value:.2f} %"
         assert score.images == len(split)
 
 

@@ -3,15 +3,16 @@
 import pytest
 
 from ofav2.evaluation.corners import (
-    COLUMNS,
     SUMMARY_COLUMNS,
     by_cost,
     chosen_corners,
+    columns,
     corner_row,
     keeps_mbconv,
     summary_rows,
 )
 from ofav2.evaluation.evaluator import Score
+from ofav2.tasks.classification import TOP1
 from supernets.cost import subnet_cost
 from supernets.space import DIMENSIONS
 from tests.ofav2.tiny import tiny_net
@@ -22,7 +23,7 @@ SPACE = NET.space
 
 def test_a_row_names_choices_cost_and_accuracy() -> None:
     subnet = SPACE.uniform(kernel=3, expand=2, depth=1, level=("mbconv", "conv"), height=4, resolution=16)
-    row = dict(zip(COLUMNS, corner_row(NET.architecture, Score(subnet, 0.625, 40)), strict=True))
+    row = dict(zip(columns(TOP1), corner_row(NET.architecture, Score(subnet, 0.625, 40)), strict=True))
     cost = subnet_cost(NET.architecture, subnet)
     assert row == {
         "resolution": 16,
@@ -33,13 +34,13 @@ def test_a_row_names_choices_cost_and_accuracy() -> None:
         "exit": 4,
         "params": cost.params,
         "macs": cost.macs,
-        "top1": 0.625,
+        "top-1": 0.625,
     }
 
 
 def test_without_its_mbconv_branch_a_network_has_neither_kernel_nor_expand() -> None:
     subnet = SPACE.uniform(level=("transform",))
-    row = dict(zip(COLUMNS, corner_row(NET.architecture, Score(subnet, 0.5, 40)), strict=True))
+    row = dict(zip(columns(TOP1), corner_row(NET.architecture, Score(subnet, 0.5, 40)), strict=True))
     assert (row["kernel"], row["expand"], row["level"]) == (None, None, "transform")
 
 
@@ -47,7 +48,7 @@ def test_every_corner_has_a_row_of_its_own() -> None:
     corners = SPACE.corners()
     rows = {corner_row(NET.architecture, Score(subnet, 0.5, 40)) for subnet in corners}
     assert len(rows) == len(corners)
-    assert all(len(row) == len(COLUMNS) for row in rows)
+    assert all(len(row) == len(columns(TOP1)) for row in rows)
 
 
 def test_which_networks_keep_the_mbconv_branch() -> None:
@@ -59,19 +60,19 @@ def test_which_networks_keep_the_mbconv_branch() -> None:
     assert not keeps_mbconv(type(SPACE.largest()).from_dict(fields)), "one block without is enough"
 
 
-def test_the_summary_counts_lowest_mean_and_highest_per_exit() -> None:
+def test_the_corner_summary_has_worst_mean_and_best_per_exit() -> None:
     with_it = [
         Score(SPACE.uniform(height=h, kernel=k), top1, 40) for h, k, top1 in ((2, 3, 0.5), (2, 5, 0.75), (5, 5, 1))
     ]
     without = [Score(SPACE.uniform(height=2, level=("conv",)), 0.125, 40)]
-    rows = summary_rows([*without, *with_it])
+    rows = summary_rows([*without, *with_it], TOP1)
     assert [len(row) for row in rows] == [len(SUMMARY_COLUMNS)] * 3
     assert rows == [
-        ("with MBConv", 2, 2, "50.0", "62.5", "75.0"),
-        ("with MBConv", 5, 1, "100.0", "100.0", "100.0"),
-        ("without", 2, 1, "12.5", "12.5", "12.5"),
+        ("with MBConv", 2, 2, "50.0 %", "62.5 %", "75.0 %"),
+        ("with MBConv", 5, 1, "100.0 %", "100.0 %", "100.0 %"),
+        ("without", 2, 1, "12.5 %", "12.5 %", "12.5 %"),
     ]
-    assert summary_rows([]) == []
+    assert summary_rows([], TOP1) == []
 
 
 @pytest.mark.parametrize("turned", [False, True])

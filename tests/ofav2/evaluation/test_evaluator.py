@@ -16,7 +16,8 @@ from torch import Tensor, nn
 import supernets
 from ofav2.data import ImageData
 from ofav2.data.views import evaluation_view
-from ofav2.evaluation.evaluator import Score, mean_top1, nested_groups
+from ofav2.evaluation import evaluator as evaluation
+from ofav2.evaluation.evaluator import Score, mean_score, nested_groups
 from ofav2.evaluation.recalibration import adopt_statistics, recalibrate
 from supernets import Subnet, Supernet
 from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
@@ -203,7 +204,7 @@ def test_judging_together_is_judging_alone_in_any_order() -> None:
     shuffled = random.Random(1).sample(subnets * 2, 2 * len(subnets))
     assert {score.subnet: score for score in evaluator.scores(net, shuffled, data.val)} == together
     for start in (0, 5):
-        exits = [together[subnet].top1 for subnet in subnets[start : start + 5]]
+        exits = [together[subnet].value for subnet in subnets[start : start + 5]]
         assert exits != exits[::-1], "exits that can be told apart"
 
 
@@ -213,14 +214,14 @@ def test_scores_are_those_of_a_plain_loop_image_by_image() -> None:
     (score,) = evaluator.scores(net, [net.space.uniform(depth=2, height=4, resolution=16)], data.test)
     module = net.extract(score.subnet)
     plain = net.extract(score.subnet)
-    calibration = [evaluator.prepare(batch.images) for batch in evaluator._calibration(16)]
+    calibration = list(evaluator.calibration(16))
     assert [len(batch) for batch in calibration] == [8, 8, 3]
     for name, (mean, var) in plain_recalibrate(plain.double(), [batch.double() for batch in calibration]).items():
         norm: Any = module.get_submodule(name)
         norm.running_mean, norm.running_var = mean.float(), var.float()
     hits = 0
     for index, label in enumerate(data.test.labels.tolist()):
-        image = evaluator.prepare(evaluation_view(data.test.image(index), 16, 1.0)[None])
+        image = data.normalise(evaluation_view(data.test.image(index), 16, 1.0)[None])
         with torch.no_grad():
             hits += int(module(image).argmax().item() == label)
     assert score == Score(score.subnet, hits / 17, 17)
@@ -253,14 +254,14 @@ def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
     evaluator = tiny_evaluator(data, eval_crop=1.0)
     module = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
     hits = 0
-    for images, labels in evaluator._labelled(evaluator._batches(data.val, 20, 0, 1)):
+    for images, labels in evaluator.inputs(data.val, 20):
         with torch.no_grad():
             weighted = sum(float(b) * logits.double() for b, logits in zip(B, module(images), strict=True))
         hits += int((weighted.argmax(1) == labels).sum())
-    assert evaluator.ensemble_top1(module, B, 20, data.val) == hits / len(data.val)
+    assert evaluator.ensemble_score(module, B, 20, data.val) == hits / len(data.val)
     only_last = tuple(Fraction(i) for i in (0, 0, 0, 0, 1))
     single = evaluator.calibrated(net, net.space.largest(), (5,))
-    assert evaluator.ensemble_top1(module, only_last, 20, data.val) == evaluator.single_top1(single, 20, data.val)
+    assert evaluator.ensemble_score(module, only_last, 20, data.val) == evaluator.exit_scores(single, 20, data.val)[0]
 
 
 # Adopting statistics
@@ -298,4 +299,30 @@ def test_a_smaller_module_changes_its_own_channels_and_nothing_else() -> None:
 
 def test_mean_accuracy() -> None:
     subnet = tiny_net().space.largest()
-    assert mean_top1(Score(subnet, top1, 4) for top1 in (0.25, 0.5, 0.75)) == 0.5
+    assert mean_score(Score(subnet, top1, 4) for top1 in (0.25, 0.5, 0.75)) == 0.5
+
+
+def test_a_part_of_a_split_is_scored_after_the_whole_as_if_it_came_first() -> None:
+    """Both are called `val`: what is kept of one must not be taken for the other."""
+    data, net = tiny_data(val=40), tiny_net("ee_d", depth=(1,))
+    part = data.val.take("val", np.arange(7))
+    evaluator = tiny_evaluator(data)
+    whole = list(evaluator.scores(net, [net.space.smallest()], data.val))
+    (after,) = evaluator.scores(net, [net.space.smallest()], part)
+    (first,) = tiny_evaluator(data).scores(net, [net.space.smallest()], part)
+    assert after == first
+    assert after.images == 7
+    assert list(evaluator.scores(net, [net.space.smallest()], data.val)) == whole
+
+
+def test_what_is_kept_of_all_resolutions_has_one_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(val=40)
+    one = 40 * 3 * 16**2
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 2 * one)
+    evaluator, plain = tiny_evaluator(data), tiny_evaluator(data)
+    for side in (16, 16, 12, 20, 16):
+        kept = [batch.images for batch in evaluator.inputs(data.val, side)]
+        assert evaluator._kept.used <= 2 * one
+        plain._kept.budget = 0
+        assert all(map(torch.equal, kept, (batch.images for batch in plain.inputs(data.val, side))))
+    assert evaluator._kept.used == one + 40 * 3 * 12**2

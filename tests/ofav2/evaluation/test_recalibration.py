@@ -104,16 +104,16 @@ def test_a_ranked_network_has_the_logits_of_the_one_that_is_written() -> None:
     subnet = net.space.uniform(kernel=3)
     (score,) = evaluator.scores(net, [subnet], data.val)
     written = evaluator.calibrated(net, subnet, "last")
-    assert score.top1 == evaluator.single_top1(written, subnet.resolution, data.val)
+    assert score.value == evaluator.exit_scores(written, subnet.resolution, data.val)[0]
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in written.modules()), "nothing is folded in what is written"
 
 
 def test_portions_cover_a_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     data = tiny_data(val=60)
     evaluator = tiny_evaluator(data)
-    whole = list(evaluator.views(data.val, 20).labelled())
+    whole = list(evaluator.inputs(data.val, 20))
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 2 * 20 * 20 + 1)
-    portions = list(evaluator.views(data.val, 20).labelled())
+    portions = list(evaluator.inputs(data.val, 20))
     assert {len(images) for images, _ in portions} == {1, 2}
     for place in (0, 1):
         one, other = torch.cat([pair[place] for pair in whole]), torch.cat([pair[place] for pair in portions])

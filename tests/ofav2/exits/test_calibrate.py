@@ -71,9 +71,9 @@ def test_what_it_says_can_be_measured_again(calibrated: tuple[Path, Study, Opene
     assert study.exits == EXITS
     assert study.own.threshold == study.rule.threshold
     assert (study.own.mean_macs, study.own.top1) == (study.val.mean_macs, study.val.top1)
-    assert study.last_test_top1 == opened.evaluator.exit_top1(opened.module, 16, opened.data.test)[-1]
+    assert study.last_test_top1 == opened.evaluator.exit_scores(opened.module, 16, opened.data.test)[-1]
     single = [row.top1 for row in study.rows if row.name.endswith("alone")]
-    assert single == list(opened.evaluator.exit_top1(opened.module, 16, opened.data.val))
+    assert single == list(opened.evaluator.exit_scores(opened.module, 16, opened.data.val))
     assert [row.name for row in study.rows[-4:]] == ["exit 1 alone", "exit 3 alone", "exit 4 alone", "all exits"]
     assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.rows)
 

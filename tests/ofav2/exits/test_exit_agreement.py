@@ -44,7 +44,7 @@ def test_what_is_measured_is_kept_and_agrees_with_judging(measured_run: Path) ->
     space = opened.loaded.net.space
     for exit in found.exits:
         (score,) = opened.evaluator.scores(opened.loaded.net, [space.uniform(height=exit)], opened.data.val)
-        assert found.top1[exit - 1] == score.top1
+        assert found.top1[exit - 1] == score.value
 
 
 def test_weights_that_changed_since_are_not_described(measured_run: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_what_was_measured_can_be_measured_again(tuned: tuple[Path, str]) -> Non
     out, shown = tuned
     facts = json.loads((out / "subnet.json").read_text())
     tuning = prepare(out)
-    (top1,) = tuning.evaluator.exit_top1(ofav2.load_subnet(out), 16, tuning.data.test)
+    (top1,) = tuning.evaluator.exit_scores(ofav2.load_subnet(out), 16, tuning.data.test)
     assert facts["top1"]["after_finetuning"]["test"] == top1
     assert shown.splitlines()[-1].split()[-1] == f"{100 * top1:.2f}"
     assert facts["finetuning"][0]["data_fingerprint"] == tuning.data.fingerprint

@@ -23,8 +23,10 @@ from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
+from ofav2.rng import Stream
 from ofav2.runtime.processes import Processes
-from tests.notes import Notes
+from ofav2.tasks.classification import TOP1
+from  import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
 
@@ -70,7 +72,7 @@ def plain_reference(source: Path, data: ImageData, epochs: int, lr: float) -> tu
                 layer.p = 0.0
         yield module
         per_epoch = len(seen.train) // 16
-        batches = iter(train_batches(seen, config, seed=0, phase=name, steps=count * per_epoch))
+        batches = iter(train_batches(seen, config, Stream(0, name), range(count * per_epoch)))
         for step, (pixels, labels) in enumerate(batches, 1):
             module.train()
             progress = (step - 1) / (epochs * per_epoch)
@@ -170,10 +172,10 @@ def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
         learn, "_validation", lambda tuning, module, epochs: learn.Validation(epochs, {"3": 0.0}, scores[epochs])
     )
     tuning = finetune_run.prepare(extracted, [*QUICK, "finetune.epochs=8"])
-    assert learn.search(tuning).best.epochs == 8
+    assert learn.search(tuning).best(TOP1).epochs == 8
     patient = replace(tuning.config, finetune=replace(tuning.config.finetune, patience=3))
     stopped = learn.search(replace(tuning, config=patient))
-    assert (stopped.best.epochs, len(stopped.epochs)) == (4, 7)
+    assert (stopped.best(TOP1).epochs, len(stopped.epochs)) == (4, 7)
 
 
 def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path, tmp_path: Path) -> None:
@@ -200,7 +202,7 @@ def test_exits_are_trained_by_their_weights(several: Path, tmp_path: Path) -> No
     assert not torch.equal(before["exits.3.classifier.weight"], after["exits.3.classifier.weight"])
     assert list(facts["top1_per_exit"]["after_finetuning"]["test"]) == ["2", "3"]
     search = facts["finetuning"][-1]["search"]["after"][-1]
-    assert search["score"] == search["top1"]["3"], "the ensemble is that of the same weights"
+    assert search["score"] == search["exits"]["3"], "the ensemble is that of the same weights"
 
 
 def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
@@ -287,7 +289,7 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_step(extracted: Path, tmp_p
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("phases.full.lr=1", r"^phases \(.*no such key here \(run, data, finetune, optim\)"),
+        ("phases.full.lr=1", r"^phases \(.*no such key here \(task, run, data, finetune, optim\)"),
         ("optim.lr=1", r"^optim\.lr \(1\): no such key here .*did you mean finetune\.lr\?"),
         ("lr=1", r"^lr \(1\): .*did you mean finetune\.lr\?"),
         ("finetune.epochs=0", r"^finetune\.epochs \(0\): must be from 1"),
@@ -343,7 +345,7 @@ def test_a_signal_leaves_nothing_behind(
     when: str, number: signal.Signals, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    place, name = (learn, "exit_logits") if when == "training" else (files, "write_json")
+    place, name = (learn, "exit_scores") if when == "training" else (files, "write_json")
     monkeypatch.setattr(place, name, lambda *_: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
         finetune(extracted, QUICK, out=tmp_path / "out")

@@ -161,10 +161,10 @@ def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
     limits = Limits(macs=price_of(net.architecture, None, net.space.largest()).macs // 2)
     choice = choose(opened, limits, candidates=6, seed=3)
     assert len({one.subnet for one in choice.ranked}) == 6
-    scores = {score.subnet: score.top1 for score in opened.evaluator.scores(net, scores_of(choice), opened.data.val)}
-    assert [one.top1 for one in choice.ranked] == sorted(scores.values(), reverse=True)
-    assert all(one.top1 == scores[one.subnet] and within(one.price, limits) for one in choice.ranked)
-    assert choice.best.top1 == max(scores.values())
+    scores = {score.subnet: score.value for score in opened.evaluator.scores(net, scores_of(choice), opened.data.val)}
+    assert [one.score for one in choice.ranked] == sorted(scores.values(), reverse=True)
+    assert all(one.score == scores[one.subnet] and within(one.price, limits) for one in choice.ranked)
+    assert choice.best.score == max(scores.values())
     assert choice == choose(opened, limits, candidates=6, seed=3)
 
 

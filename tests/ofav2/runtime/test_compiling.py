@@ -14,16 +14,19 @@ from torch import Tensor, nn
 import distill
 import supernets
 from ofav2.config import recipe
+from ofav2.data import Batch
+from ofav2.rng import Stream
 from ofav2.runtime import compiling
 from ofav2.runtime.compiling import SLOWER, TRIALS, Compiler, Forward, compiled, inductor
 from ofav2.runtime.device import open_runtime
-from ofav2.training.objectives import all_exits, as_teacher, compiled_exits, joint
-from ofav2.training.optim import build_optimizer
-from ofav2.training.step import Guard, train_phase
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Joint, all_exits, as_teacher, compiled_exits
+from ofav2.training.optim import make_updates
+from ofav2.training.step import Guard, train_steps
 from supernets import Supernet
 from supernets.outputs import Outputs
-from tests.notes import Notes
-from tests.ofav2.tiny import CPU, bits, phase_config, plan_phases, random_batches, same_bits, tiny_net
+from  import Notes
+from tests.ofav2.tiny import CPU, bits, drawn_in, phase_config, plan_phases, random_batches, same_bits, tiny_net
 
 # Not AdamW, which makes a whole step of a gradient that is nothing but rounding.
 OPTIM = recipe.load("cifar10", ["data.root=null"]).optim
@@ -85,7 +88,9 @@ def test_without_a_compiler_a_pass_is_itself() -> None:
     module = small()
     assert compiled("network", module, module, None) is module
     net = tiny_net("se_b")
-    assert compiled_exits(net, net.space.largest(), None) is all_exits
+    images, largest = noise(16), net.space.largest()
+    plain, eager = compiled_exits(net, largest, None)(images, largest), all_exits(net)(images, largest)
+    assert all(map(torch.equal, plain, eager))
     assert CPU.compiler is None
     assert open_runtime(replace(recipe.load("digits").run, device="cpu")).compiler is None
     assert open_runtime(replace(recipe.load("digits").run, device="cpu", compile=True)).compiler is inductor
@@ -192,17 +197,16 @@ def trained(net: Supernet, compiler: Compiler | None, sides: Sequence[int] = (16
     """Losses of a step of the full phase per image side."""
     phase = plan_phases(net, {"full": phase_config(dropout=0.3)})["full"]
     weights = distill.exit_weights("ascending", len(net.architecture.exits)).losses
-    steps = train_phase(
+    forward = compiled_exits(net, phase.space.largest(), compiler)
+    net.set_dropout(phase.config.dropout)
+    steps = train_steps(
         net,
-        phase,
-        random_batches(sides),
-        joint(weights, 0.1, compiled_exits(net, phase.space.largest(), compiler)),
-        optimizer=build_optimizer(net, OPTIM),
-        optim=OPTIM,
+        [Batch(images.float() / 255 - 0.4, targets) for images, targets in random_batches(sides)],
+        Joint(Classification(5, 0.1), drawn_in(phase, 3), weights, forward),
+        make_updates(net, OPTIM, steps=phase.steps, warmup_steps=0, peak=phase.config.lr),
         guard=Guard(0.0),
-        prepare=lambda images: images.float() / 255 - 0.4,
+        stream=Stream(3, phase.name),
         runtime=CPU,
-        seed=3,
     )
     return [step.metrics["loss"] for step in steps]
 
@@ -217,11 +221,9 @@ def test_the_full_phase_trains_the_supernets_own_parameters(compiler: Compiler) 
 def test_another_network_than_the_compiled_one_is_refused() -> None:
     net = tiny_net("ee_d")
     exits = compiled_exits(net, net.space.largest(), as_it_is)
-    exits(net, noise(16), replace(net.space.largest(), resolution=20))
+    exits(noise(16), replace(net.space.largest(), resolution=20))
     with pytest.raises(AssertionError):
-        exits(net, noise(16), net.space.smallest())
-    with pytest.raises(AssertionError):
-        exits(tiny_net("ee_d"), noise(16), net.space.largest())
+        exits(noise(16), net.space.smallest())
 
 
 @pytest.mark.parametrize("compiler", [as_it_is, broken])

@@ -13,6 +13,7 @@ from torch import nn
 
 from ofav2.config.schema import RunConfig
 from ofav2.errors import UserError
+from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime, keep_freed_memory, open_runtime, seed_torch
 
 # Places in torch where dropout on this device takes its numbers from.
@@ -130,7 +131,8 @@ def test_modules_are_placed_channels_last_with_their_values() -> None:
 
 def test_torchs_draws_depend_on_seed_phase_and_step_alone() -> None:
     def drawn(place: tuple[int, int, int]) -> list[float]:
-        seed_torch(*place)
+        seed, phase, step = place
+        seed_torch(Stream(seed, f"phase {phase}"), step)
         return torch.rand(8).tolist()
 
     first = [drawn(place) for place in PLACES]

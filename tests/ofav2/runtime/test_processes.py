@@ -28,14 +28,18 @@ from ofav2.config.schema import Config, OptimConfig, RunConfig
 from ofav2.data import Batch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import nested_groups
+from ofav2.rng import Stream
 from ofav2.runtime import processes as processes_module
 from ofav2.runtime.device import Runtime, open_runtime, seed_torch
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes, own_rank, process_group
+from ofav2.runtime.share import Share
 from ofav2.runtime.signals import Lost
+from ofav2.tasks.classification import Classification
 from ofav2.training import setup as prepare
-from ofav2.training.objectives import Losses, Objective, as_teacher, joint, students
-from ofav2.training.optim import build_optimizer
-from ofav2.training.step import Guard, step_gradients, train_phase
+from ofav2.training.objectives import Distill, Joint, Losses, Objective, all_exits, as_teacher
+from ofav2.training.optim import make_updates
+from ofav2.training.phases import Phase
+from ofav2.training.step import Guard, step_gradients, train_steps
 from supernets import Subnet, Supernet
 from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, crew, run_apart, run_crew
@@ -58,7 +62,7 @@ def part_of(tensor: Tensor, processes: Processes) -> Tensor:
 
 def twelve_images() -> tuple[Tensor, Tensor]:
     (batch,) = tiny.random_batches([16], count=12)
-    return batch.images.double() / 255 - 0.4, batch.labels
+    return batch.images.double() / 255 - 0.4, batch.targets
 
 
 def three_subnets(net: Supernet) -> tuple[Subnet, ...]:
@@ -71,17 +75,19 @@ def three_subnets(net: Supernet) -> tuple[Subnet, ...]:
 
 
 def objective_of(name: str, net: Supernet) -> Objective:
+    task = Classification(5, 0.1)
     if name == "joint":
-        return lambda net, images, labels, subnets: joint(B, 0.1)(net, images, labels, [net.space.uniform(depth=1)])
+        return Joint(task, tiny.given(net, net.space.uniform(depth=1)), B, all_exits(net))
     teacher = tiny_net(seed=9, dtype=torch.float64).eval().extract(net.space.uniform(resolution=16), exits="all")
-    return students(as_teacher(teacher, B), distill.soft_cross_entropy, 0.6, 0.1)
+    teach = as_teacher(teacher, B)
+    return Distill(task, tiny.given(net, *three_subnets(net)), net, teach, distill.soft_cross_entropy, 0.6)
 
 
 def gradients(
     net: Supernet, objective: Objective, images: Tensor, labels: Tensor, processes: Processes
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     net.zero_grad(set_to_none=True)
-    metrics = step_gradients(net, objective, images, labels, three_subnets(net), on(processes))
+    metrics = step_gradients(net, objective.losses(images, labels, 0), on(processes))
     return metrics, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
@@ -110,11 +116,13 @@ def test_batch_norm_in_training_sees_its_own_part_and_nothing_else_differs() -> 
     """The documented difference: the mean of what one process finds for each part, each with its own statistics."""
     net = tiny_net(dtype=torch.float64)
     objective, (images, labels) = objective_of("students", net), twelve_images()
-    _, whole = gradients(copy.deepcopy(net), objective, images, labels, SINGLE_PROCESS)
-    halves = [
-        gradients(copy.deepcopy(net), objective, *half, SINGLE_PROCESS)[1]
-        for half in zip(images.chunk(2), labels.chunk(2), strict=True)
-    ]
+
+    def alone(images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        other = copy.deepcopy(net)
+        return gradients(other, objective_of("students", other), images, labels, SINGLE_PROCESS)[1]
+
+    whole = alone(images, labels)
+    halves = [alone(*half) for half in zip(images.chunk(2), labels.chunk(2), strict=True)]
 
     def job(processes: Processes) -> Any:
         return gradients(net, objective, part_of(images, processes), part_of(labels, processes), processes)[1]
@@ -155,11 +163,11 @@ def test_processes_that_train_different_parameters_are_stopped() -> None:
     """A bug, which must not go on as wrong gradients."""
     net = tiny_net(dtype=torch.float64).eval()
     images, labels = twelve_images()
-    objective = students(None, distill.mse, 1.0, 0.0)
 
     def job(processes: Processes) -> Any:
-        subnet = net.space.uniform(resolution=16, height=1 + processes.rank)
-        step_gradients(net, objective, images, labels, (subnet,), on(processes))
+        draw = tiny.given(net, net.space.uniform(resolution=16, height=1 + processes.rank))
+        objective = Distill(Classification(5), draw, net, None, distill.mse, 1.0)
+        step_gradients(net, objective.losses(images, labels, 0), on(processes))
 
     assert all(isinstance(member.error, AssertionError) for member in run_crew(2, job))
 
@@ -171,30 +179,33 @@ def floats(images: Tensor) -> Tensor:
     return images.float() / 255 - 0.4
 
 
-def steps_of(net: Supernet, objective: Objective, processes: Processes, **more: Any) -> Iterator[Any]:
-    phase = tiny.plan_phases(net, tiny.two_phases(subnets=2, epochs=3, **more))["elastic"]
+def elastic_phase(net: Supernet, **more: Any) -> Phase:
+    return tiny.plan_phases(net, tiny.two_phases(subnets=2, epochs=3, **more))["elastic"]
+
+
+def steps_of(net: Supernet, objective: Objective, processes: Processes, phase: Phase) -> Iterator[Any]:
+    net.set_dropout(phase.config.dropout)
     batches = [
-        Batch(part_of(batch.images, processes), part_of(batch.labels, processes))
+        Batch(part_of(floats(batch.images), processes), part_of(batch.targets, processes))
         for batch in tiny.random_batches([16, 20, 16], count=8)
     ]
-    return train_phase(
+    return train_steps(
         net,
-        phase,
         batches,
         objective,
-        optimizer=build_optimizer(net, OptimConfig()),
-        optim=OptimConfig(grad_clip=1.0),
+        make_updates(net, OptimConfig(grad_clip=1.0), steps=phase.steps, warmup_steps=0, peak=phase.config.lr),
         guard=Guard(0.0),
-        prepare=floats,
+        stream=Stream(5, phase.name),
         runtime=on(processes),
-        seed=5,
     )
 
 
 def test_processes_keep_the_same_weights_to_the_last_bit() -> None:
     def job(processes: Processes) -> Any:
         net = tiny_net()
-        steps = list(steps_of(net, students(None, distill.mse, 1.0, 0.1), processes, dropout=0.3))
+        phase = elastic_phase(net, dropout=0.3)
+        objective = Distill(Classification(5, 0.1), tiny.drawn_in(phase), net, None, distill.mse, 1.0)
+        steps = list(steps_of(net, objective, processes, phase))
         said = [{**step.metrics, "images_per_second": 0} for step in steps]
         return {name: p.detach() for name, p in net.named_parameters()}, said
 
@@ -209,11 +220,11 @@ def test_a_batch_that_one_process_cannot_use_is_skipped_by_all() -> None:
         net = tiny_net()
         factors = iter([1.0, float("nan") if processes.rank else 1.0, 1.0])
 
-        def bad(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-            yield {"loss": net(images, subnets[0]).square().mean() * next(factors)}
+        def bad(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+            yield {"loss": net(images, net.space.smallest()).square().mean() * next(factors)}
 
         refused, states = [], []
-        for step in steps_of(net, bad, processes):
+        for step in steps_of(net, tiny.FromFunction(bad), processes, elastic_phase(net)):
             refused.append(step.refused)
             states.append(bits(net))
         return refused, [same_bits(*pair) for pair in itertools.pairwise(states)]
@@ -228,13 +239,13 @@ def test_dropout_differs_from_process_to_process_and_the_first_draws_as_one_alon
     try:
 
         def drawn(*place: int) -> list[float]:
-            seed_torch(*place)
+            seed_torch(Stream(3, "full"), *place)
             return torch.rand(8).tolist()
 
-        assert drawn(3, 4, 5, 0) == drawn(3, 4, 5)
-        rng = [drawn(3, 4, step, rank) for step in (5, 6) for rank in range(8)]
-        assert len(set(map(tuple, rng))) == 16
-        assert drawn(3, 4, 5, 7) == rng[7]
+        assert drawn(5, 0) == drawn(5)
+        found = [drawn(step, rank) for step in (5, 6) for rank in range(8)]
+        assert len(set(map(tuple, found))) == 16
+        assert drawn(5, 7) == found[7]
     finally:
         torch.set_rng_state(state)
 
@@ -247,14 +258,14 @@ def test_the_parts_of_a_batch_side_by_side_are_the_batch(parts: int) -> None:
     images = tiny_data(train=40)
 
     def batches(part: int, parts: int) -> list[Batch]:
-        settings = {"seed": 1, "phase": "full", "steps": 12, "start_step": 3}
-        return list(data.train_batches(images, tiny.data_config(), part=part, parts=parts, **settings))
+        stream, share = Stream(1, "full"), Share(part, parts)
+        return list(data.train_batches(images, tiny.data_config(), stream, range(3, 12), share=share))
 
     whole = batches(0, 1)
     assert len({batch.images.shape[-1] for batch in whole}) == 2
     for batch, *pieces in zip(whole, *(batches(part, parts) for part in range(parts)), strict=True):
         assert torch.equal(torch.cat([piece.images for piece in pieces]), batch.images)
-        assert torch.equal(torch.cat([piece.labels for piece in pieces]), batch.labels)
+        assert torch.equal(torch.cat([piece.targets for piece in pieces]), batch.targets)
 
 
 @pytest.mark.parametrize("parts", [2, 3, 7])
@@ -263,14 +274,14 @@ def test_shares_of_a_split_are_its_batches_dealt_out(parts: int) -> None:
 
     def batches(part: int, parts: int) -> list[Batch]:
         settings: dict[str, Any] = {"resolution": 16, "eval_crop": 1.0, "batch_size": 5}
-        return list(data.eval_batches(images, part=part, parts=parts, **settings))
+        return list(data.eval_batches(images, share=Share(part, parts), **settings))
 
     rounds = itertools.zip_longest(*(batches(part, parts) for part in range(parts)))
     dealt = [batch for one in rounds for batch in one if batch is not None]
     whole = batches(0, 1)
-    assert [len(batch.labels) for batch in whole] == [5, 5, 5, 5, 3]
+    assert [len(batch.targets) for batch in whole] == [5, 5, 5, 5, 3]
     assert all(map(torch.equal, (b.images for b in dealt), (b.images for b in whole)))
-    assert all(map(torch.equal, (b.labels for b in dealt), (b.labels for b in whole)))
+    assert all(map(torch.equal, (b.targets for b in dealt), (b.targets for b in whole)))
     assert len(dealt) == len(whole)
 
 
@@ -284,18 +295,18 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
     several = [net.space.uniform(kernel=k, expand=e, depth=d, height=h, resolution=16) for k, e, d, h in made][:10]
     assert len(nested_groups(several)) == 5, "two processes take two each, and the last one together"
     asked: dict[str, Callable[[Any], Any]] = {
-        "several nested_groups": lambda evaluator: list(evaluator.scores(net, several, images.val)),
-        "one family": lambda evaluator: list(evaluator.scores(net, [net.space.largest()], images.test)),
+        "several groups": lambda evaluator: list(evaluator.scores(net, several, images.val)),
+        "one group": lambda evaluator: list(evaluator.scores(net, [net.space.largest()], images.test)),
         "the ends": lambda evaluator: list(
             evaluator.scores(net, [net.space.largest(), net.space.smallest()], images.val)
         ),
         "none": lambda evaluator: list(evaluator.scores(net, [], images.val)),
-        "exits": lambda evaluator: evaluator.exit_top1(module, 20, images.val),
-        "ensemble": lambda evaluator: evaluator.ensemble_top1(module, B, 20, images.val),
+        "exits": lambda evaluator: evaluator.exit_scores(module, 20, images.val),
+        "ensemble": lambda evaluator: evaluator.ensemble_score(module, B, 20, images.val),
     }
     module = tiny_evaluator(images).calibrated(net, net.space.largest(), net.architecture.exits)
     alone = {name: ask(tiny_evaluator(images)) for name, ask in asked.items()}
-    assert len({score.top1 for score in alone["several nested_groups"]}) >= 3, "the networks can be told apart"
+    assert len({score.value for score in alone["several groups"]}) >= 3, "the networks can be told apart"
 
     def job(processes: Processes) -> Any:
         evaluator = tiny_evaluator(images)
@@ -316,7 +327,7 @@ def test_values_numbers_flags_and_counts() -> None:
             "gather": processes.gather({"rank": rank}),
             "any": processes.any(False, rank == 1, True),
             "mean": processes.mean({"a": float(rank), "b": 0.1}),
-            "totals": processes.totals([rank, 10] if rank else []),
+            "totals": processes.totals([torch.tensor([rank, 0.5]), torch.tensor([10.0])] if rank else []),
             "everywhere": processes.on_all(lambda: rank),
         }
 
@@ -326,7 +337,7 @@ def test_values_numbers_flags_and_counts() -> None:
         assert found["gather"] == [{"rank": 0}, {"rank": 1}, {"rank": 2}]
         assert found["any"] == (False, True, True)
         assert found["mean"] == pytest.approx({"a": 1.0, "b": 0.1})
-        assert found["totals"] == [3, 20]
+        assert [total.tolist() for total in found["totals"]] == [[3, 1.0], [20]]
         assert found["everywhere"] == rank
 
 
@@ -349,7 +360,7 @@ def test_one_process_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert SINGLE_PROCESS.gather(2) == [2]
     assert SINGLE_PROCESS.any(True, False) == (True, False)
     assert SINGLE_PROCESS.mean({"a": 0.1}) == {"a": 0.1}
-    assert SINGLE_PROCESS.totals([1, 2]) == [1, 2]
+    assert SINGLE_PROCESS.totals([torch.tensor([1.0])])[0].tolist() == [1]
     with pytest.raises(RunError, match="as it is"):
         SINGLE_PROCESS.refuse(RunError("as it is"))
     with pytest.raises(UserError, match="as it is"):

@@ -1,6 +1,7 @@
 """Losses are those of the paper, written out plainly; a teacher looks once, and learns nothing."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from ofav2.training.objectives import Teacher, as_teacher, joint, students
-from supernets import Supernet
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Distill, Joint, Teacher, all_exits, as_teacher
+from supernets import Subnet, Supernet
 from supernets.outputs import exit_logits
-from tests.ofav2.tiny import tiny_net
+from tests.ofav2.tiny import given, tiny_net
 
 WEIGHTS = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
 TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
@@ -42,6 +44,20 @@ def smoothed_ce(logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
     return total / len(labels)
 
 
+def joint(net: Supernet, *subnets: Subnet) -> Joint:
+    return Joint(Classification(5, 0.1), given(net, *subnets), WEIGHTS, all_exits(net))
+
+
+def students(
+    net: Supernet,
+    subnets: tuple[Subnet, ...],
+    teacher: Teacher | None = None,
+    distance: distill.Distance = distill.mse,
+    kd_ratio: float = 1.0,
+) -> Distill:
+    return Distill(Classification(5, 0.1), given(net, *subnets), net, teacher, distance, kd_ratio)
+
+
 def counting(teach: Callable[[Tensor], distill.Target], seen: list[Tensor]) -> Teacher:
     def counted(images: Tensor) -> distill.Target:
         seen.append(images)
@@ -54,8 +70,8 @@ def test_the_joint_loss_is_the_weighted_sum_over_exits(net: Supernet) -> None:
     images, labels = batch()
     subnets = (net.space.largest(), net.space.uniform(kernel=3, height=3))
     with pytest.raises(distill.DistillError, match="exits"):
-        list(joint(WEIGHTS, 0.1)(net, images, labels, subnets))
-    (found,) = joint(WEIGHTS, 0.1)(net, images, labels, subnets[:1])
+        list(joint(net, *subnets).losses(images, labels, 0))
+    (found,) = joint(net, subnets[0]).losses(images, labels, 0)
     exits = [smoothed_ce(logits, labels, 0.1) for logits in net(images, subnets[0], exits="all")]
     assert len(exits) == 5
     expected = sum((float(a) * loss for a, loss in zip(WEIGHTS, exits, strict=True)), torch.zeros(()))
@@ -71,8 +87,8 @@ def test_a_students_loss_is_distance_plus_cross_entropy(net: Supernet, name: str
     generator = np.random.default_rng(2)
     subnets = tuple(net.space.sample(generator) for _ in range(3))
     module = tiny_net("ee_dp", seed=8, dtype=torch.float64).eval().extract(net.space.largest(), exits="all")
-    objective = students(as_teacher(module, WEIGHTS), distill.distance(name), 0.7, 0.1)
-    found = list(objective(net, images, labels, subnets))
+    objective = students(net, subnets, as_teacher(module, WEIGHTS), distill.distance(name), 0.7)
+    found = list(objective.losses(images, labels, 0))
 
     weighted = sum(float(b) * logits for b, logits in zip(WEIGHTS, module(images), strict=True)).detach()
     for losses, subnet in zip(found, subnets, strict=True):
@@ -83,9 +99,9 @@ def test_a_students_loss_is_distance_plus_cross_entropy(net: Supernet, name: str
             "mse": lambda own: ((own - weighted) ** 2).mean(),
         }[name](logits)
         torch.testing.assert_close(losses["loss"], 0.7 * apart + ce, **TIGHT)
-        torch.testing.assert_close(losses["ce"], ce.detach(), **TIGHT)
+        torch.testing.assert_close(losses["task_loss"], ce.detach(), **TIGHT)
         torch.testing.assert_close(losses["kd"], apart.detach(), **TIGHT)
-        assert not losses["ce"].requires_grad
+        assert not losses["task_loss"].requires_grad
         assert not losses["kd"].requires_grad
 
 
@@ -94,7 +110,7 @@ def test_the_teacher_looks_at_the_students_batch_once(net: Supernet, count: int)
     images, labels = batch()
     seen: list[Tensor] = []
     teacher = counting(as_teacher(net.extract(net.space.largest(), exits="all"), WEIGHTS), seen)
-    losses = list(students(teacher, distill.mse, 1.0, 0.0)(net, images, labels, (net.space.smallest(),) * count))
+    losses = list(students(net, (net.space.smallest(),) * count, teacher).losses(images, labels, 0))
     assert len(losses) == count
     assert len(seen) == 1
     assert seen[0] is images
@@ -107,9 +123,9 @@ def test_no_gradient_flows_into_the_teacher(net: Supernet) -> None:
     target = as_teacher(module, WEIGHTS)(images)
     assert not target.logits.requires_grad
     assert not target.probabilities.requires_grad
-    for losses in students(as_teacher(module, WEIGHTS), distill.soft_cross_entropy, 1.0, 0.1)(
-        net, images, labels, (net.space.largest(), net.space.smallest())
-    ):
+    ends = (net.space.largest(), net.space.smallest())
+    objective = students(net, ends, as_teacher(module, WEIGHTS), distill.soft_cross_entropy)
+    for losses in objective.losses(images, labels, 0):
         losses["loss"].backward()
     assert all(parameter.grad is None for parameter in module.parameters())
 
@@ -127,8 +143,8 @@ def refusing(images: Tensor) -> Any:
 def test_without_a_share_the_teacher_is_never_asked(net: Supernet) -> None:
     images, labels = batch()
     subnet = net.space.smallest()
-    (silent,) = students(refusing, distill.mse, 0.0, 0.1)(net, images, labels, (subnet,))
-    (alone,) = students(None, distill.mse, 1.0, 0.1)(net, images, labels, (subnet,))
+    (silent,) = students(net, (subnet,), refusing, kd_ratio=0.0).losses(images, labels, 0)
+    (alone,) = students(net, (subnet,)).losses(images, labels, 0)
     expected = smoothed_ce(net(images, subnet), labels, 0.1)
     torch.testing.assert_close(silent["loss"], expected, **TIGHT)
     torch.testing.assert_close(alone["loss"], expected, **TIGHT)
@@ -145,8 +161,9 @@ def test_losses_come_one_by_one(net: Supernet) -> None:
             ran.append(subnet.height)
             return net(images, subnet, **choices)
 
-    subnets = [net.space.uniform(height=height) for height in (5, 3, 1)]
-    losses = students(None, distill.mse, 1.0, 0.0)(Noted(), images, labels, subnets)  # type: ignore[arg-type]
+    subnets = tuple(net.space.uniform(height=height) for height in (5, 3, 1))
+    objective = replace(students(net, subnets), net=Noted())  # type: ignore[arg-type]
+    losses = objective.losses(images, labels, 0)
     assert ran == []
     for count in (1, 2, 3):
         next(losses)

@@ -1,6 +1,7 @@
 """A plan is the paper's table, and an order that cannot work is refused by its key before anything is computed."""
 
 import dataclasses
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_the_papers_phases(variant: str) -> None:
     assert [phase.name for phase in plan.phases] == ["full", *expected]
 
     full, *elastic = plan.phases
-    assert (full.joint, full.teacher, full.steps, full.warmup_steps) == (True, "none", 180 * 1328, 0)
+    assert (full.objective, full.teacher, full.steps, full.warmup_steps) == ("joint", "none", 180 * 1328, 0)
     assert (full.config.lr, full.config.dropout, full.unlocked) == (0.08, 0.2, {})
     assert full.space.restrict(resolution=(64,)).size() == 1
     assert full.space.largest() == space.largest()
@@ -62,7 +63,7 @@ def test_the_papers_phases(variant: str) -> None:
         assert phase.space.resolution == space.resolution, "resolution is elastic from the start"
         assert (phase.steps, phase.warmup_steps) == (epochs * 1328, warmup * 1328)
         assert (phase.config.lr, phase.config.subnets, phase.config.dropout) == (lr, subnets, 0.1)
-        assert (phase.joint, phase.teacher) == (False, "progressive")
+        assert (phase.objective, phase.teacher) == ("distill", "progressive")
         assert phase.evaluated == phase.space
     assert plan.phases[-1].space == space, "in the end everything can be chosen"
 
@@ -193,7 +194,7 @@ def test_what_cannot_work_is_refused_by_key_and_value(
 def test_a_first_phase_may_be_elastic_without_a_teacher_of_ones_own() -> None:
     for teacher in ("none", "timm:resnet18"):
         (phase,) = make_plan({"k": unlocking(kernel=(5, 7), teacher=teacher)}, "best", space_of("se_b"), 10).phases
-        assert (phase.joint, phase.teacher) == (False, teacher)
+        assert (phase.objective, phase.teacher) == ("distill", teacher)
 
 
 def test_an_unknown_teacher_policy_is_refused() -> None:
@@ -227,3 +228,24 @@ def test_a_plan_is_a_value() -> None:
     assert first == second
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.phases[0].steps = 3  # type: ignore[misc]
+
+
+def test_a_phase_may_name_its_objective() -> None:
+    phases = {
+        "full": PhaseConfig(1, 0.1, objective="distill", teacher="timm:resnet18"),
+        "elastic": replace(unlocking(kernel=(3, 5, 7), height=(2, 3, 4, 5)), objective="joint"),
+    }
+    full, elastic = make_plan(phases, "progressive", space_of("ee_b"), 10).phases
+    assert (full.objective, full.teacher) == ("distill", "timm:resnet18")
+    assert (elastic.objective, elastic.teacher) == ("joint", "none")
+    assert elastic.space.height == (5,), "joint training draws networks that have all exits"
+    assert elastic.evaluated.height == (1, 2, 3, 4, 5), "and reaches every exit"
+    assert elastic.space.kernel == (3, 5, 7)
+
+
+def test_a_teacher_of_joint_training_is_refused() -> None:
+    phases = {"full": PhaseConfig(1, 0.1, teacher="timm:resnet18")}
+    with pytest.raises(
+        UserError, match=r"phases\.full\.teacher \(timm:resnet18\) has no effect on the joint objective"
+    ):
+        make_plan(phases, "progressive", space_of("ee_b"), 10)

@@ -82,7 +82,7 @@ def test_what_train_returns_is_what_lies_on_disk(tiny_run: Run) -> None:
 def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
     records = {record["name"]: record for record in tiny_run.facts["phases"]}
     assert records["full"]["teacher"] == {"policy": "none"}
-    reached = {name: record["ensemble_top1"] for name, record in records.items()}
+    reached = {name: record["ensemble_score"] for name, record in records.items()}
     before = list(tiny.SIX_PHASES)
     expected = {
         "kernel": ("progressive", "full"),
@@ -93,7 +93,7 @@ def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
     }
     for name, (policy, taught_by) in expected.items():
         teacher = records[name]["teacher"]
-        assert (teacher["policy"], teacher["phase"], teacher["accuracy"]) == (policy, taught_by, reached[taught_by])
+        assert (teacher["policy"], teacher["phase"], teacher["score"]) == (policy, taught_by, reached[taught_by])
         assert teacher["reason"].startswith(f"{policy}: {taught_by}'s largest network")
 
 
@@ -109,7 +109,7 @@ def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
 ) -> None:
     record = next(record for record in tiny_run.facts["phases"] if record["name"] == phase)
     tensors, facts = checkpoint.load(folder.checkpoint_path(tiny_run.folder, phase))
-    assert facts["ensemble_top1"] == record["ensemble_top1"]
+    assert facts["ensemble_score"] == record["ensemble_score"]
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     net = ofav2.load_supernet(tiny_run.folder, phase)
     assert tiny.same_bits(net.state_dict(), tensors)
@@ -119,7 +119,7 @@ def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
         else net.extract(net.space.largest(), "all")
     )
     weights = distill.exit_weights("ascending", 5).ensemble
-    assert opened.evaluator.ensemble_top1(module, weights, 16, opened.data.val) == record["ensemble_top1"]
+    assert opened.evaluator.ensemble_score(module, weights, 16, opened.data.val) == record["ensemble_score"]
 
 
 def test_no_two_phases_left_the_same_weights(tiny_run: Run) -> None:
@@ -132,7 +132,7 @@ def test_every_step_and_every_validation_is_in_the_metrics(tiny_run: Run) -> Non
     assert [line["phase"] for line in steps] == [name for name in tiny.SIX_PHASES for _ in range(2)]
     assert all({"loss", "lr", "resolution", "images_per_second"} <= line.keys() for line in steps)
     assert all({"exit_1", "exit_5"} <= line.keys() for line in steps[:2])
-    assert all({"ce", "kd"} <= line.keys() and line["kd"] > 0 for line in steps[2:])
+    assert all({"task_loss", "kd"} <= line.keys() and line["kd"] > 0 for line in steps[2:])
     ends = [2, 4, 6, 8, 10, 12]
     assert [line["global_step"] for line in metrics(tiny_run, "validation")] == ends, "every_epochs 0: at phases' ends"
     assert all(0 <= line[end] <= 1 for line in metrics(tiny_run, "validation") for end in ("largest", "smallest"))
@@ -154,7 +154,7 @@ def test_every_uniform_corner_is_measured_on_test_and_numbers_can_be_had_again(
     again = [list(corners.corner_row(net.architecture, score)) for score in scores]
     assert sorted(map(str, again)) == sorted(map(str, table["rows"])), "to the last digit"
     assert len(again) == len(net.space.corners()) == 5 * 2 * (2 * 2 * 2 + 2)
-    top1 = {score.subnet: score.top1 for score in scores}
+    top1 = {score.subnet: score.value for score in scores}
     found = tiny_run.facts["test"]
     assert found["largest"] == top1[net.space.largest()]
     assert found["smallest"] == top1[net.space.smallest()]

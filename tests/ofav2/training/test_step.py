@@ -1,4 +1,4 @@
-"""One loop for every phase: what a step rng, and that it does what a plain, slow loop does."""
+"""One loop for every phase: what a step draws, and that it does what a plain, slow loop does."""
 
 import copy
 import math
@@ -16,16 +16,19 @@ from torch.nn import functional
 import distill
 from ofav2.config.schema import OptimConfig
 from ofav2.data import Batch
+from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime
-from ofav2.training.objectives import Losses, Objective, as_teacher, joint, students
-from ofav2.training.optim import build_optimizer
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Distill, Joint, Losses, Objective, all_exits, as_teacher
+from ofav2.training.optim import Updates, make_updates
 from ofav2.training.phases import Phase
-from ofav2.training.step import Guard, Step, step_gradients, step_subnets, train_phase
+from ofav2.training.step import Guard, Step, step_gradients, train_steps
 from supernets import Subnet, Supernet
-from supernets.layers import Dropout
 from tests.ofav2.tiny import (
     CPU,
+    FromFunction,
     bits,
+    drawn_in,
     phase_config,
     plan_phases,
     random_batches,
@@ -56,18 +59,29 @@ def train(
 ) -> Iterator[Step]:
     """Trains in the network's own precision, with an optimiser of its own."""
     dtype = next(net.parameters()).dtype
-    return train_phase(
+    net.set_dropout(phase.config.dropout)
+    return train_steps(
         net,
-        phase,
-        batches,
+        [Batch(floats(images).to(dtype), targets) for images, targets in batches],
         objective,
-        optimizer=build_optimizer(net, optim),
-        optim=optim,
+        updates_of(net, phase, optim),
         guard=guard,
-        prepare=lambda images: floats(images).to(dtype),
+        stream=Stream(seed, phase.name),
         runtime=CPU,
-        seed=seed,
     )
+
+
+def updates_of(net: Supernet, phase: Phase, optim: OptimConfig = SGD) -> Updates:
+    return make_updates(net, optim, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
+
+
+def students(net: Supernet, phase: Phase, smoothing: float = 0.1, seed: int = 5) -> Distill:
+    """Labels alone."""
+    return Distill(Classification(5, smoothing), drawn_in(phase, seed), net, None, distill.mse, 1.0)
+
+
+def joint(net: Supernet, phase: Phase, smoothing: float = 0.1) -> Joint:
+    return Joint(Classification(5, smoothing), drawn_in(phase), A, all_exits(net))
 
 
 # How it multiplies
@@ -80,9 +94,9 @@ def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wante
     def look(*_: Any) -> None:
         seen.append(torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32)
 
-    def objective(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
+    def losses() -> Iterator[Losses]:
         look()
-        loss = net(images, subnets[0]).sum()
+        loss = net(torch.ones(2, 3, 16, 16), net.space.largest()).sum()
         loss.register_hook(look)
         yield {"loss": loss}
 
@@ -91,7 +105,7 @@ def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wante
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         runtime = Runtime(torch.device("cuda"), "float32", tf32=wanted)
-        step_gradients(net, objective, torch.ones(2, 3, 16, 16), torch.zeros(2), (net.space.largest(),), runtime)
+        step_gradients(net, losses(), runtime)
         look()
     finally:
         torch.backends.cudnn.allow_tf32 = found
@@ -104,12 +118,12 @@ def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wante
 def test_a_steps_sub_networks_depend_on_its_place_alone() -> None:
     phases = plan_phases(tiny_net(), two_phases(subnets=3))
     phase = phases["elastic"]
-    forwards = [step_subnets(phase, 5, step, 16) for step in range(30)]
-    backwards = [step_subnets(phase, 5, step, 16) for step in reversed(range(30))]
+    forwards = [drawn_in(phase, 5).at(step, 16) for step in range(30)]
+    backwards = [drawn_in(phase, 5).at(step, 16) for step in reversed(range(30))]
     assert forwards == backwards[::-1]
     assert len(set(forwards)) == 30, "steps differ"
-    assert step_subnets(phase, 6, 0, 16) != forwards[0], "seeds differ"
-    assert step_subnets(replace(phase, name="other"), 5, 0, 16) != forwards[0], "phases differ"
+    assert drawn_in(phase, 6).at(0, 16) != forwards[0], "seeds differ"
+    assert drawn_in(replace(phase, name="other")).at(0, 16) != forwards[0], "phases differ"
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "sandwich"])
@@ -127,7 +141,7 @@ def test_they_lie_in_the_phases_space_at_the_batchs_resolution(sampler: str) -> 
     for name in ("kernel", "rest"):
         for step in range(40):
             for resolution in (16, 20):
-                subnets = step_subnets(phases[name], 0, step, resolution)
+                subnets = drawn_in(phases[name], 0).at(step, resolution)
                 assert len(subnets) == 3
                 assert all(subnet in phases[name].space for subnet in subnets)
                 assert {subnet.resolution for subnet in subnets} == {resolution}
@@ -138,7 +152,7 @@ def test_they_lie_in_the_phases_space_at_the_batchs_resolution(sampler: str) -> 
 def test_the_joint_phase_takes_the_largest_whatever_its_settings_say() -> None:
     net = tiny_net()
     phase = plan_phases(net, {"full": phase_config(subnets=4, sampler="sandwich")})["full"]
-    assert step_subnets(phase, 0, 7, 20) == (net.space.uniform(resolution=20),)
+    assert drawn_in(phase, 0).at(7, 20) == (net.space.uniform(resolution=20),)
 
 
 # Against a plain loop
@@ -178,16 +192,16 @@ def plain_loop(
     named = {name: parameter.data for name, parameter in net.named_parameters()}
     plain = Plain(optim)
     net.train()
-    for number, (images, labels) in enumerate(batches):
+    for number, (images, targets) in enumerate(batches):
         inputs = floats(images)
         total: Tensor = torch.zeros((), dtype=torch.float64)
-        for subnet in step_subnets(phase, seed, number, images.shape[-1]):
-            if phase.joint:
+        for subnet in drawn_in(phase, seed).at(number, images.shape[-1]):
+            if phase.objective == "joint":
                 for a, logits in zip(A, net(inputs, subnet, exits="all"), strict=True):
-                    total = total + float(a) * functional.cross_entropy(logits, labels, label_smoothing=0.1)
+                    total = total + float(a) * functional.cross_entropy(logits, targets, label_smoothing=0.1)
             else:
                 logits = net(inputs, subnet)
-                total = total + functional.cross_entropy(logits, labels, label_smoothing=0.1)
+                total = total + functional.cross_entropy(logits, targets, label_smoothing=0.1)
                 with torch.no_grad():
                     exits = teacher(inputs)
                     target = sum(float(b) * out for b, out in zip(B, exits, strict=True)).softmax(1)
@@ -218,7 +232,12 @@ def test_two_steps_are_those_of_a_plain_loop(name: str, optim: OptimConfig) -> N
     assert phase.steps == 2
     batches = random_batches([20, 16])
     teacher = tiny_net(seed=9, dtype=torch.float64).eval().extract(net.space.largest(), exits="all")
-    objective = joint(A, 0.1) if phase.joint else students(as_teacher(teacher, B), distill.soft_cross_entropy, 0.6, 0.1)
+    task, teach = Classification(5, 0.1), as_teacher(teacher, B)
+    objective = (
+        joint(net, phase)
+        if phase.objective == "joint"
+        else Distill(task, drawn_in(phase), net, teach, distill.soft_cross_entropy, 0.6)
+    )
 
     expected, before = copy.deepcopy(net), bits(net)
     plain_loop(expected, phase, batches, teacher, optim, seed=5, kd=0.6)
@@ -240,13 +259,14 @@ def test_parameters_that_took_no_part_are_untouched() -> None:
     low = net.space.uniform(height=1, depth=1, resolution=16, level=("mbconv", "conv"))
     high = net.space.uniform(resolution=16)
 
-    def alternating(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-        logits = net(images, next(order))
-        yield {"loss": functional.cross_entropy(logits, labels)}
+    def alternating(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        yield {"loss": functional.cross_entropy(net(images, next(order)), target)}
 
     order = iter([high, low, low, low])
     states: list[dict[str, Tensor]] = []
-    for _ in train(net, phase, alternating, random_batches([16] * 4), optim=OptimConfig(weight_decay=0.1)):
+    for _ in train(
+        net, phase, FromFunction(alternating), random_batches([16] * 4), optim=OptimConfig(weight_decay=0.1)
+    ):
         states.append(bits(net))
     outside = [
         name
@@ -265,7 +285,7 @@ def test_parameters_that_took_no_part_are_untouched() -> None:
 def trained(seed: int, *, disturb: int, dropout: float = 0.5) -> dict[str, Tensor]:
     net = tiny_net()
     phase = plan_phases(net, two_phases(subnets=2, dropout=dropout))["elastic"]
-    objective = students(None, distill.mse, 1.0, 0.1)
+    objective = students(net, phase, seed=seed)
     torch.manual_seed(disturb)
     np.random.seed(disturb)
     for _ in train(net, phase, objective, random_batches([16, 20]), seed=seed):
@@ -286,18 +306,11 @@ def test_dropout_is_at_work() -> None:
     assert not same_bits(trained(1, disturb=1), trained(1, disturb=1, dropout=0.0))
 
 
-def test_the_phases_dropout_is_set() -> None:
-    net = tiny_net("ee_d")
-    phase = plan_phases(net, {"full": phase_config(dropout=0.25)})["full"]
-    list(train(net, phase, joint(A, 0.0), random_batches([16])))
-    assert {module.p for module in net.modules() if isinstance(module, Dropout)} == {0.25}
-
-
 def test_evaluation_between_steps_does_not_disturb_training() -> None:
     """Whoever iterates may switch the network to evaluation: the next step trains again."""
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases())["full"]
-    steps = train(net, phase, joint(A, 0.1), random_batches([16, 16]))
+    steps = train(net, phase, joint(net, phase), random_batches([16, 16]))
     next(steps)
     net.eval()
     statistics = net.stem.norm.running_mean.clone()
@@ -313,20 +326,20 @@ def test_a_step_says_what_it_did() -> None:
     phase = plan_phases(net, two_phases(subnets=2))["elastic"]
     said: list[list[float]] = []
 
-    def noting(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
+    def noting(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         said.append([])
-        for losses in students(None, distill.mse, 1.0, 0.0)(net, images, labels, subnets):
+        for losses in students(net, phase, 0.0).losses(images, target, step):
             said[-1].append(losses["loss"].item())
             yield losses
 
-    steps = list(train(net, phase, noting, random_batches([16, 20])))
+    steps = list(train(net, phase, FromFunction(noting), random_batches([16, 20])))
     assert [step.number for step in steps] == [1, 2]
     assert [step.metrics["resolution"] for step in steps] == [16, 20]
     assert [step.metrics["lr"] for step in steps] == pytest.approx([0.05, 0.025])
     for step, losses in zip(steps, said, strict=True):
         assert len(losses) == 2
         assert step.metrics["loss"] == pytest.approx(sum(losses) / 2)
-        assert step.metrics["ce"] == pytest.approx(step.metrics["loss"])
+        assert step.metrics["task_loss"] == pytest.approx(step.metrics["loss"])
         assert step.metrics["images_per_second"] > 0
 
 
@@ -336,12 +349,12 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_names_its_place(val
     phase = plan_phases(net, two_phases(subnets=2, epochs=3))["elastic"]
     factors = iter([1.0, 1.0, 1.0, value, 1.0, 1.0])
 
-    def bad(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-        for subnet in subnets:
+    def bad(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        for subnet in drawn_in(phase).at(step, images.shape[-1]):
             # 1e300 leaves the loss finite; the gradient's norm, a sum of squares, is not.
             yield {"loss": net(images, subnet).square().mean() * next(factors)}
 
-    steps = train(net, phase, bad, random_batches([16, 20, 16]))
+    steps = train(net, phase, FromFunction(bad, drawn_in(phase)), random_batches([16, 20, 16]))
     assert next(steps).refused is None
     before = bits(net)
     refused = next(steps).refused
@@ -350,7 +363,7 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing_and_names_its_place(val
     assert len(refused.splitlines()) == 1
     assert "step 1 of phase elastic" in refused
     assert "resolution 20" in refused
-    assert all(str(subnet) in refused for subnet in step_subnets(phase, 5, 1, 20))
+    assert all(str(subnet) in refused for subnet in drawn_in(phase, 5).at(1, 20))
     assert same_bits(bits(net), before), "neither weights nor statistics"
     assert next(steps).refused is None
     assert not same_bits(bits(net), before), "training goes on"
@@ -364,13 +377,11 @@ def test_a_loss_that_jumps_is_refused_where_a_jump_is_named() -> None:
     def run(guard: Guard) -> list[bool]:
         losses = iter([1.0, 2.9, 4.0, 1.0])
 
-        def objective(net: Supernet, images: Tensor, labels: Tensor, subnets: Sequence[Subnet]) -> Iterator[Losses]:
-            logits = net(images, subnets[0])
-            yield {"loss": logits.sum() * 0 + next(losses)}
+        def objective(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+            yield {"loss": net(images, net.space.smallest()).sum() * 0 + next(losses)}
 
-        return [
-            step.refused is not None for step in train(net, phase, objective, random_batches([16] * 4), guard=guard)
-        ]
+        steps = train(net, phase, FromFunction(objective), random_batches([16] * 4), guard=guard)
+        return [step.refused is not None for step in steps]
 
     # After 1.0 and 2.9 the usual loss is 0.95 * 1.0 + 0.05 * 2.9 = 1.095.
     assert run(Guard(loss_jump=3.0)) == [False, False, True, False]
@@ -381,24 +392,24 @@ def test_a_loss_that_jumps_is_refused_where_a_jump_is_named() -> None:
 def test_the_guard_goes_on_from_what_it_has_seen() -> None:
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases())["full"]
-    first, second = train(net, phase, joint(A, 0.1), random_batches([16, 20]))
+    first, second = train(net, phase, joint(net, phase), random_batches([16, 20]))
     assert first.guard.usual == pytest.approx(first.metrics["loss"])
     assert second.guard.usual == pytest.approx(0.95 * first.metrics["loss"] + 0.05 * second.metrics["loss"])
 
 
 def test_a_phase_goes_on_from_any_step_as_if_it_had_never_stopped() -> None:
     phase = plan_phases(tiny_net(), two_phases(subnets=2, dropout=0.5, epochs=4))["elastic"]
-    objective, batches = students(None, distill.mse, 1.0, 0.1), random_batches([16, 20, 16, 20])
+    batches = random_batches([16, 20, 16, 20])
     net = tiny_net()
-    list(train(net, phase, objective, batches))
+    list(train(net, phase, students(net, phase), batches))
 
     stopped = tiny_net()
-    optimizer = build_optimizer(stopped, SGD)
-    common: dict[str, Any] = {"optim": SGD, "prepare": lambda images: floats(images).float(), "runtime": CPU, "seed": 5}
+    stopped.set_dropout(0.5)
+    updates = updates_of(stopped, phase)
+    inputs = [Batch(floats(images).float(), targets) for images, targets in batches]
+    common: dict[str, Any] = {"guard": OPEN, "stream": Stream(5, phase.name), "runtime": CPU}
     for start, end in ((0, 1), (1, 3), (3, 4)):
-        part = train_phase(
-            stopped, phase, batches[start:end], objective, optimizer=optimizer, guard=OPEN, start_step=start, **common
-        )
+        part = train_steps(stopped, inputs[start:end], students(stopped, phase), updates, start_step=start, **common)
         assert [step.number for step in part] == list(range(start + 1, end + 1))
         torch.manual_seed(end)
     assert same_bits(bits(stopped), bits(net))

@@ -13,13 +13,22 @@ from torch import nn
 
 import distill
 from distill import TeacherCandidate
-from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
+from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
+from ofav2.data import ImageData
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
+from ofav2.tasks.classification import TOP1, Classification
 from ofav2.training.phases import Phase, Plan, make_plan
-from ofav2.training.teacher import PhaseTeacher, choose_teacher, external_teachers, largest_of, prepare_teacher
+from ofav2.training.teacher import (
+    PhaseTeacher,
+    choose_teacher,
+    external_teachers,
+    largest_of,
+    prepare_teacher,
+    score_order,
+)
 from supernets import Supernet
-from tests.ofav2.tiny import CPU, bits, same_bits, tiny_data, tiny_evaluator, tiny_net
+from tests.ofav2.tiny import CPU, bits, data_config, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 TINY_TIMM = "test_efficientnet"
 DATA = tiny_data()
@@ -62,13 +71,13 @@ def test_the_weights_of_the_chosen_phase_teach(policy: str, chosen: str, run_fol
     before = bits(net)
     phase_teacher = choose(policy, run_folder, net)
     candidate = next(candidate for candidate in CANDIDATES if candidate.phase == chosen)
-    assert {key: phase_teacher.record[key] for key in ("policy", "name", "phase", "accuracy")} == {
+    assert {key: phase_teacher.record[key] for key in ("policy", "name", "phase", "score")} == {
         "policy": policy,
         "name": candidate.name,
         "phase": chosen,
-        "accuracy": candidate.accuracy,
+        "score": candidate.score,
     }
-    assert phase_teacher.record["reason"] == distill.choose(policy, CANDIDATES).reason
+    assert phase_teacher.record["reason"] == distill.choose(policy, CANDIDATES, score_order(Classification(5))).reason
 
     source = tiny_net(seed=LEFT[chosen]).eval()
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
@@ -169,6 +178,11 @@ def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
 # External teachers
 
 
+def externals(plan: Plan, teacher: TeacherConfig, data: ImageData, resolutions: tuple[int, ...]) -> Any:
+    config = Config(data_config(resolutions=resolutions), teacher=teacher)
+    return external_teachers(plan, config, data, Classification(len(data.classes)), CPU)
+
+
 @pytest.fixture
 def timm_file(tmp_path: Path) -> str:
     network = timm.create_model(TINY_TIMM, num_classes=5)
@@ -186,7 +200,7 @@ def plan_taught_by(*policies: str) -> Plan:
 def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Path) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    external = external_teachers(plan_taught_by(policy), config, DATA, (16, 20), CPU)
+    external = externals(plan_taught_by(policy), config, DATA, (16, 20))
     evaluator, net = tiny_evaluator(DATA), tiny_net()
     phase_teacher = choose(policy, tmp_path, net, external=external, evaluator=evaluator, candidates=[])
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
@@ -194,24 +208,24 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
         expected = external[policy](images)
     assert phase_teacher.teacher is not None
     torch.testing.assert_close(phase_teacher.teacher(images).logits, expected)
-    accuracy = evaluator.single_top1(external[policy], 20, DATA.val)
+    score = evaluator.exit_scores(external[policy], 20, DATA.val)[0]
     record = dict(phase_teacher.record)
-    assert f"{accuracy:.1%}" in record.pop("reason")
-    assert record == {"policy": policy, "name": policy, "phase": None, "accuracy": accuracy}
+    assert TOP1.show(score) in record.pop("reason")
+    assert record == {"policy": policy, "name": policy, "phase": None, "score": score}
 
 
 def test_external_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    built = external_teachers(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,), CPU)
+    built = externals(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,))
     assert list(built) == [policy]
-    assert external_teachers(plan_taught_by("best", "none"), config, DATA, (16,), CPU) == {}
+    assert externals(plan_taught_by("best", "none"), config, DATA, (16,)) == {}
 
 
 def test_a_teacher_of_other_classes_is_refused(timm_file: str) -> None:
     config = TeacherConfig(checkpoint=timm_file)
     with pytest.raises(distill.DistillError, match="5 classes"):
-        external_teachers(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,), CPU)
+        externals(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,))
 
 
 def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
@@ -224,9 +238,9 @@ def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
 
     monkeypatch.setattr(distill, "external_teacher", lambda *_, **__: Picky())
     plan = plan_taught_by("timm:picky")
-    assert list(external_teachers(plan, TeacherConfig(), DATA, (16,), CPU)) == ["timm:picky"]
+    assert list(externals(plan, TeacherConfig(), DATA, (16,))) == ["timm:picky"]
     with pytest.raises(UserError, match=r"^teacher \(timm:picky\) can't look at images of 20 pixels") as caught:
-        external_teachers(plan, TeacherConfig(), DATA, (16, 20), CPU)
+        externals(plan, TeacherConfig(), DATA, (16, 20))
     assert len(str(caught.value).splitlines()) == 1
 
 

@@ -1,0 +1,61 @@
+"""Inputs of a split, and what every exit makes of them, once for all who look at exits."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ofav2.data import Batch, Split, eval_batches
+from ofav2.errors import UserError
+from ofav2.evaluation.evaluator import Evaluator
+from ofav2.tasks.base import Task
+from ofav2.tasks.classification import Classification, predict
+from supernets.outputs import exit_logits
+
+
+def split_inputs(evaluator: Evaluator, split: Split, resolution: int, batch_size: int | None = None) -> Iterator[Batch]:
+    """Yield a split's inputs and targets on the device, in whole batches.
+
+    Args:
+        evaluator: What poses images.
+        split: The images.
+        resolution: Their side in pixels.
+        batch_size: Images per batch; None takes the evaluator's.
+    """
+    send = evaluator.runtime.send
+    batches = eval_batches(
+        split,
+        resolution=resolution,
+        eval_crop=evaluator.eval_crop,
+        batch_size=batch_size or evaluator.config.batch_size,
+        workers=evaluator.workers,
+    )
+    for images, targets in batches:
+        yield Batch(*evaluator.task.pose(evaluator.data.normalise(send(images)), send(targets), None))
+
+
+def predict_exits(module: nn.Module, evaluator: Evaluator, split: Split, resolution: int) -> tuple[Tensor, Tensor]:
+    """Return the classes that each exit predicts (exits, images), and the right ones (images,), on the CPU.
+
+    Args:
+        module: Images (N, C, H, W) -> logits (N, classes) per exit, in evaluation mode.
+        evaluator: What poses images.
+        split: The images.
+        resolution: Their side in pixels.
+    """
+    predicted, targets = [], []
+    with torch.inference_mode(), evaluator.runtime.autocast():
+        for images, target in split_inputs(evaluator, split, resolution):
+            predicted.append(torch.stack([predict(logits).cpu() for logits in exit_logits(module(images))]))
+            targets.append(target.cpu())
+    return torch.cat(predicted, 1), torch.cat(targets)
+
+
+def require_classes(task: Task) -> None:
+    """Refuse tasks without classes, of which early exits and their agreement can't be measured.
+
+    Raises:
+        UserError: If the task is not classification.
+    """
+    if not isinstance(task, Classification):
+        raise UserError(f"task ({task.name}) has no classes to be sure of: early exits need classification")

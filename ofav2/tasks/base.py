@@ -1,0 +1,96 @@
+"""What every task says of itself: one protocol, asked by training, evaluation, search and report."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that says how good a network is."""
+
+    name: str
+    """Its name, such as `top-1`."""
+    unit: str
+    """Its unit as people read it: `%` for a share in 0..1, or empty."""
+    higher_is_better: bool
+    """Whether a larger value is better."""
+
+    def show(self, value: float | None, digits: int = 2) -> str:
+        """Return a value as people read it, such as `98.31 %`; a dash for None.
+
+        Args:
+            value: The value; of unit `%`, a share in 0..1.
+            digits: Decimals of a percentage, or significant digits beyond two of another value.
+        """
+        if value is None:
+            return "–"
+        if self.unit == "%":
+            return f"{100 * value:.{digits}f} %"
+        return f"{value:.{digits + 2}g} {self.unit}".rstrip()
+
+    def rank(self, value: float) -> float:
+        """Return a number that is larger for a better value."""
+        return value if self.higher_is_better else -value
+
+    def best(self, *values: float) -> float:
+        """Return the best of some values."""
+        return max(values, key=self.rank)
+
+    def worst(self, *values: float) -> float:
+        """Return the worst of some values."""
+        return min(values, key=self.rank)
+
+
+class Task(Protocol):
+    """What a network learns.
+
+    A task is a frozen value. Its sums are added over images, batches and processes, so they must not depend on how
+    images are batched.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name in recipes and records."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Outputs of every exit's head."""
+        ...
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What is measured, the main metric first."""
+        ...
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Names of the distances to a teacher (`distill.distances()`) that make sense."""
+        ...
+
+    def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """Make a network's input and its target of a batch.
+
+        Args:
+            images: Normalised images (N, C, H, W).
+            targets: What the data set says of them, (N, …).
+            rng: Random numbers of a training step, for a task that hides or moves parts of its input; None in
+                evaluation, where an image is always posed alike.
+        """
+        ...
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return how wrong an exit's output (N, …) is: the mean over the batch, a scalar in float32 or wider."""
+        ...
+
+    def tally(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return sums over a batch, float64 (S,), from which the metrics are read; sums of batches are added."""
+        ...
+
+    def read(self, sums: Tensor) -> Mapping[str, float]:
+        """Return the metrics by name of added sums (S,), the main one first."""
+        ...

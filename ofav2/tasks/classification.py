@@ -1,0 +1,122 @@
+"""Classification: one class per image. The only module that knows what a class, a label and top-1 are."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ofav2.errors import UserError
+from ofav2.tasks.base import Metric
+
+NAME = "classification"
+TOP1 = Metric("top-1", "%", higher_is_better=True)
+"""Share of images whose most likely class is the right one."""
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Tell which class an image belongs to.
+
+    Targets are classes, int64 (N,), or in training, where images are mixed, probabilities of classes (N, classes).
+    """
+
+    classes: int
+    """How many classes there are."""
+    label_smoothing: float = 0.0
+    """Share of the label's probability spread over all classes in training; 0 turns it off."""
+
+    @property
+    def name(self) -> str:
+        """`classification`."""
+        return NAME
+
+    @property
+    def outputs(self) -> int:
+        """One logit per class."""
+        return self.classes
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """Top-1."""
+        return (TOP1,)
+
+    @property
+    def distances(self) -> tuple[str, ...]:
+        """Soft cross-entropy, and mean squared error of logits."""
+        return ("cross_entropy", "mse")
+
+    def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+        """Return images and targets as they are given."""
+        return images, targets
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return the cross-entropy of logits (N, classes) with the labels, smoothed, in nats."""
+        wide = output.to(torch.promote_types(output.dtype, torch.float32))
+        target = target.to(wide.dtype) if target.is_floating_point() else target
+        return functional.cross_entropy(wide, target, label_smoothing=self.label_smoothing)
+
+    def tally(self, output: Tensor, target: Tensor) -> Tensor:
+        """Return how many images are classified rightly, and how many there are: float64 (2,)."""
+        right = (predict(output) == target).sum()
+        return torch.stack([right, right.new_tensor(len(target))]).double()
+
+    def read(self, sums: Tensor) -> Mapping[str, float]:
+        """Return top-1, a share in 0..1."""
+        right, images = sums.tolist()
+        return {TOP1.name: right / images}
+
+
+def predict(logits: Tensor) -> Tensor:
+    """Return the most likely class of each image, int64 (N,), from logits (N, classes)."""
+    return logits.argmax(1)
+
+
+def confidences() -> tuple[str, ...]:
+    """Return the names of the confidences; all are from 0 to 1, and higher is surer.
+
+    `max_softmax` is the probability of the most likely class, `margin` its distance to that of the second, `entropy`
+    one minus the entropy of the probabilities as a share of the largest possible one.
+    """
+    return tuple(_CONFIDENCES)
+
+
+def confidence_of(name: str, logits: Tensor) -> Tensor:
+    """Return how confident logits are.
+
+    Args:
+        name: One of `confidences()`.
+        logits: (N, classes), two classes or more.
+
+    Returns:
+        (N,), from 0 to 1; NaN, which reaches no threshold, where a logit is NaN or plus infinity.
+
+    Raises:
+        UserError: If there is only one class.
+    """
+    if logits.shape[1] < 2:
+        raise UserError("network has one class, so no confidence can be measured: early exits need two or more")
+    return _CONFIDENCES[name](logits.softmax(1))
+
+
+def _max_softmax(probabilities: Tensor) -> Tensor:
+    return probabilities.amax(1)
+
+
+def _margin(probabilities: Tensor) -> Tensor:
+    first, second = probabilities.topk(2, 1).values.unbind(1)
+    return first - second
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    share = torch.special.entr(probabilities).sum(1) / math.log(probabilities.shape[1])
+    return (1 - share).clamp(0, 1)
+
+
+_CONFIDENCES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType(
+    {"max_softmax": _max_softmax, "entropy": _entropy, "margin": _margin}
+)

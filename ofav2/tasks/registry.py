@@ -1,0 +1,60 @@
+"""Tasks by name: those of this package, and those that installed packages bring.
+
+Another package adds a task by an entry point of the group `ofav2.tasks`, a function (data set, optimiser settings) ->
+task, as in its `setup.cfg`:
+
+    [options.entry_points]
+    ofav2.tasks =
+        depth = my_package.depth:make
+"""
+
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from types import MappingProxyType
+
+from ofav2.config.schema import OptimConfig
+from ofav2.data import ImageData
+from ofav2.errors import UserError
+from ofav2.tasks import classification
+from ofav2.tasks.base import Task
+
+GROUP = "ofav2.tasks"
+"""Group of entry points that other packages add tasks to."""
+
+MakeTask = Callable[[ImageData, OptimConfig], Task]
+"""(Data set, optimiser settings) -> task."""
+
+
+def _classification(data: ImageData, optim: OptimConfig) -> Task:
+    return classification.Classification(len(data.classes), optim.label_smoothing)
+
+
+_OWN: MappingProxyType[str, MakeTask] = MappingProxyType({classification.NAME: _classification})
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all tasks, this package's own first."""
+    return (*_OWN, *sorted({entry.name for entry in entry_points(group=GROUP)} - _OWN.keys()))
+
+
+def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
+    """Make a task for a data set.
+
+    Args:
+        name: One of `names()`.
+        data: The data set.
+        optim: The optimiser's settings, which hold those of the loss.
+
+    Raises:
+        UserError: If there is no such task.
+    """
+    if name in _OWN:
+        return _OWN[name](data, optim)
+    found = tuple(entry_points(group=GROUP, name=name))
+    if not found:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else "choose one of them"
+        raise UserError(f"task ({name}): tasks are {', '.join(names())}; {hint}")
+    make: MakeTask = found[0].load()
+    return make(data, optim)
