@@ -30,7 +30,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_steps
-from  import Notes
+from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of

@@ -18,6 +18,7 @@ from ofav2.data import Batch, ImageData, cache
 from ofav2.data.cache import CheckedImages
 from ofav2.errors import UserError
 from ofav2.rng import Stream
+from tests.notes import Notes
 
 SIZES = ((12, 10), (5, 40), (64, 9), (1, 1), (30, 30))
 

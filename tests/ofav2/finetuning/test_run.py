@@ -26,7 +26,7 @@ from ofav2.finetuning import run as finetune_run
 from ofav2.rng import Stream
 from ofav2.runtime.processes import Processes
 from ofav2.tasks.classification import TOP1
-from  import Notes
+from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
 

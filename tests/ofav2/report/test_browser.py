@@ -139,7 +139,7 @@ def test_a_click_shows_the_network_block_by_block(browser: webdriver.Chrome, pag
         "const n = document.getElementById('scatter'); n.scrollIntoView({block: 'center'});"
         "const t = tables[chosen.table], p = t.networks.length - 1, l = n._fullLayout, box = n.getBoundingClientRect();"
         "return [box.left + l.xaxis._offset + l.xaxis.l2p(Math.log10(networks[t.networks[p]].macs)),"
-        " box.top + l.yaxis._offset + l.yaxis.l2p(t.top1[p])]"
+        " box.top + l.yaxis._offset + l.yaxis.l2p(t.score[p])]"
     )
     before = picked(browser)
     for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -34,23 +34,23 @@ def test_a_front_of_points_in_any_order() -> None:
 def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
     networks = measured(points)
     best = {
-        (one.cost.macs, one.top1)
+        (one.cost.macs, one.score)
         for one in networks
         if not any(
             other.cost.macs <= one.cost.macs
-            and other.top1 >= one.top1
-            and (other.cost.macs, other.top1) != (one.cost.macs, one.top1)
+            and other.score >= one.score
+            and (other.cost.macs, other.score) != (one.cost.macs, one.score)
             for other in networks
         )
     }
-    found = [(networks[index].cost.macs, networks[index].top1) for index in front(networks)]
+    found = [(networks[index].cost.macs, networks[index].score) for index in front(networks)]
     assert found == sorted(best)
 
 
 @given(POINTS)
 def test_the_cheapest_near_the_best(points: list[tuple[int, int]]) -> None:
     networks = measured(points)
-    near = [n.cost.macs for n in networks if n.top1 >= max(m.top1 for m in networks) - 0.01]
+    near = [n.cost.macs for n in networks if n.score >= max(m.score for m in networks) - 0.01]
     found = cheapest_near_best(networks)
     assert (found.cost.macs if found else None) == (min(near) if near else None)
 
@@ -66,7 +66,7 @@ def test_tables_hold_the_corners_of_every_phase_and_of_the_test(tiny_run: Run) -
 
 def test_accuracies_stay_with_their_networks(tiny_run: Run) -> None:
     run = read_run(tiny_run.folder)
-    top1 = {network.subnet: network.top1 for network in tables(run)[-1].networks}
+    top1 = {network.subnet: network.score for network in tables(run)[-1].networks}
     assert top1[run.phases[-1].space.largest()] == tiny_run.facts["test"]["largest"]
     assert top1[run.phases[-1].space.smallest()] == tiny_run.facts["test"]["smallest"]
 
@@ -77,10 +77,10 @@ def test_networks_that_are_not_uniform_bring_their_description(run_copy: Path) -
 
     def add(lines: list[dict[str, object]]) -> None:
         rows = [[subnet.to_json(), 1, number / 5] for number, subnet in enumerate(drawn)]
-        lines.append({"kind": "table", "name": "chosen", "columns": ["subnet", "macs", "top1"], "rows": rows})
+        lines.append({"kind": "table", "name": "chosen", "columns": ["subnet", "macs", "top-1"], "rows": rows})
 
     change_lines(run_copy, add)
-    found = {network.subnet: network.top1 for network in tables(read_run(run_copy))[-1].networks}
+    found = {network.subnet: network.score for network in tables(read_run(run_copy))[-1].networks}
     assert found == {subnet: number / 5 for number, subnet in enumerate(drawn)}
 
 

@@ -25,7 +25,7 @@ from ofav2.training.optim import make_updates
 from ofav2.training.step import Guard, train_steps
 from supernets import Supernet
 from supernets.outputs import Outputs
-from  import Notes
+from tests.notes import Notes
 from tests.ofav2.tiny import CPU, bits, drawn_in, phase_config, plan_phases, random_batches, same_bits, tiny_net
 
 # Not AdamW, which makes a whole step of a gradient that is nothing but rounding.

@@ -53,7 +53,7 @@ def weights_of(run: Run, phase: str) -> bytes:
 
 def test_without_corners_a_run_still_tells_what_its_largest_and_smallest_network_reach(tmp_path: Path) -> None:
     run = train_two(tmp_path, "evaluation.corners=none")
-    assert [record["mean_corner_top1"] for record in run.facts["phases"]] == [None, None]
+    assert [record["mean_corner_score"] for record in run.facts["phases"]] == [None, None]
     assert [line["name"] for line in metrics(run, "table")] == ["test/corners"]
     assert all("mean" not in line for line in metrics(run, "corners"))
     assert set(run.facts["test"]) == {"mean", "largest", "smallest"}
