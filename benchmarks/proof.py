@@ -32,7 +32,7 @@ from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, tables
 from ofav2.rng import generator
 from ofav2.runs import folder
-from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from ofav2.training import run
 from supernets import Space, Subnet
 from supernets.cost import subnet_cost
@@ -121,7 +121,7 @@ def measure(rows: Iterable[Row], runs: Path, results: Path = RESULTS) -> None:
     """
     for row in rows:
         path = runs / row.name
-        if not (path / folder.FACTS).exists() or read_run(path).state != "finished":
+        if not (path / folder.RECORD).exists() or read_snapshot(path).state != "finished":
             console.say(f"{row.name} is not finished: left out")
             continue
         results.mkdir(parents=True, exist_ok=True)
@@ -131,15 +131,16 @@ def measure(rows: Iterable[Row], runs: Path, results: Path = RESULTS) -> None:
 
 def facts_of(row: Row, path: Path) -> dict[str, Any]:
     """Everything that the tables say of a run."""
-    record = read_run(path)
+    run = read_snapshot(path)
+    record = run.record
     return {
         **asdict(row),
         "seed": record.seed,
         "versions": record.versions,
         "machine": machine(),
-        "split": record.data["images"],
-        "phases": phases(record),
-        "test": record.test,
+        "split": asdict(record.data.images),
+        "phases": phases(run),
+        "test": asdict(record.test) if record.test else None,
         **({} if row.name.startswith("alone") else supernet_facts(ofav2.open_run(path))),
     }
 
@@ -153,27 +154,25 @@ def supernet_facts(opened: OpenedRun) -> dict[str, Any]:
     }
 
 
-def phases(record: RunRecord) -> list[dict[str, Any]]:
+def phases(run: RunSnapshot) -> list[dict[str, Any]]:
     """What each phase of a run took, and what its corner networks reached on validation (top-1 in 0..1)."""
-    corners = {table.name.split("/")[0]: table for table in tables(record) if table.split == "validation"}
-    return [_phase(record, number, corners[phase.name]) for number, phase in enumerate(record.phases)]
+    corners = {table.name.split("/")[0]: table for table in tables(run) if table.split == "validation"}
+    return [_phase(run, number, corners[phase.name]) for number, phase in enumerate(run.record.phases)]
 
 
-def _phase(record: RunRecord, number: int, corners: Table) -> dict[str, Any]:
-    phase, top1 = record.phases[number], {network.subnet: network.score for network in corners.networks}
-    images = phase.steps * record.config.data.batch_size
+def _phase(run: RunSnapshot, number: int, corners: Table) -> dict[str, Any]:
+    phase, top1 = run.record.phases[number], {network.subnet: network.score for network in corners.networks}
+    images = phase.steps * run.config.data.batch_size
     whole = phase.space.restrict(height=(max(phase.space.height),))
     rates = [
-        line["images_per_second"]
-        for line in record.metrics
-        if line.get("kind") == "train" and line["phase"] == phase.name
+        line["images_per_second"] for line in run.metrics if line.get("kind") == "train" and line["phase"] == phase.name
     ]
     return {
         "name": phase.name,
         "steps": phase.steps,
         "images": images,
-        "subnet_images": images * (record.config.phases[phase.name].subnets if number else 1),
-        "seconds": phase_seconds(record)[phase.name],
+        "subnet_images": images * (run.config.phases[phase.name].subnets if number else 1),
+        "seconds": phase_seconds(run)[phase.name],
         "images_per_second": statistics.median(rates),
         "corners": len(top1),
         "mean": phase.mean_corner_score,

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ofav2.nas.limits import Limits, parse_limits
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
+    from ofav2.runs.records import Run
     from ofav2.training.import_ofa import import_ofa
-    from ofav2.training.run import Run, resume, train
+    from ofav2.training.run import resume, train
     from supernets.cost import Cost, layer_costs, stage_costs, subnet_cost
 
 __all__ = (
@@ -85,7 +86,7 @@ _HOMES = MappingProxyType(
         "Comparison": "ofav2.report.several",
         "compare_runs": "ofav2.report.several",
         "write_report": "ofav2.report.single",
-        "Run": "ofav2.training.run",
+        "Run": "ofav2.runs.records",
         "train": "ofav2.training.run",
         "resume": "ofav2.training.run",
         "Candidate": "ofav2.nas.candidates",

@@ -3,11 +3,14 @@
 The network is built from them, and whatever prices or draws a network can do so from them alone.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
 from math import prod
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from supernets.space import BRANCHES, Space, SpaceError
+from supernets.space import BRANCHES, Space, SpaceError, known_fields, shown
 
 CHANNEL_DIVISOR = 8
 STEM_CHANNELS = 16
@@ -18,6 +21,31 @@ BODY = (
     (80, 2, "hardswish", False),
     (112, 1, "hardswish", True),
     (160, 2, "hardswish", True),
+)
+
+
+class Variant(NamedTuple):
+    """What a supernet has beyond OFA's."""
+
+    early_exit: bool
+    """An exit after every stage (EE) instead of after the last alone (SE)."""
+    dense: bool
+    """Dense skips inside stages (D)."""
+    parallel: bool
+    """Parallel blocks (P)."""
+
+
+VARIANTS = MappingProxyType(
+    {
+        "se_b": Variant(early_exit=False, dense=False, parallel=False),
+        "se_d": Variant(early_exit=False, dense=True, parallel=False),
+        "se_p": Variant(early_exit=False, dense=False, parallel=True),
+        "se_dp": Variant(early_exit=False, dense=True, parallel=True),
+        "ee_b": Variant(early_exit=True, dense=False, parallel=False),
+        "ee_d": Variant(early_exit=True, dense=True, parallel=False),
+        "ee_p": Variant(early_exit=True, dense=False, parallel=True),
+        "ee_dp": Variant(early_exit=True, dense=True, parallel=True),
+    }
 )
 
 
@@ -84,6 +112,35 @@ class Architecture:
     parallel: bool
     """Whether blocks have three parallel branches."""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them: lists, numbers, texts and truth values."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
+        """Read what `to_dict` wrote.
+
+        The free fields (variant, classes, width, choices, stem stride, image channels) are checked like those of a new
+        supernet. All others follow from them, and must say the same.
+
+        Raises:
+            SpaceError: A field is missing, unknown or out of range, or contradicts another; the message names it.
+        """
+        known_fields("architecture", values, tuple(field.name for field in fields(cls)))
+        found = architecture(
+            values["variant"],
+            **variant(values["variant"])._asdict(),
+            **{name: values[name] for name in ("num_classes", "width_mult", "stem_stride", "in_channels")},
+            **{name: values[name] for name in ("kernel", "expand", "depth")},
+        )
+        for name, expected in found.to_dict().items():
+            if values[name] != expected:
+                raise SpaceError(
+                    f"{name} ({shown(values[name])}) does not go with the other fields: a {found.variant} supernet of"
+                    f" these has {shown(expected)}"
+                )
+        return found
+
     @property
     def blocks(self) -> int:
         """Block positions per stage."""
@@ -135,6 +192,19 @@ class Architecture:
         return space
 
 
+def variant(name: str) -> Variant:
+    """Return what the supernet of this name has.
+
+    Raises:
+        SpaceError: There is no such supernet; the message lists them.
+    """
+    if not isinstance(name, str) or name not in VARIANTS:
+        near = get_close_matches(str(name), VARIANTS, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise SpaceError(f"supernet ({shown(name)}) is unknown{hint}: choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
 def architecture(
     variant: str,
     *,
@@ -156,17 +226,17 @@ def architecture(
     """
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
-            raise SpaceError(f"{name} ({value!r}) must be a whole number from 1 to 1000000")
+            raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to 1000000")
     if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0.05 <= width_mult <= 20:
-        raise SpaceError(f"width_mult ({width_mult!r}) must lie between 0.05 and 20; the paper has 1.0 and 1.2")
+        raise SpaceError(f"width_mult ({shown(width_mult)}) must lie between 0.05 and 20; the paper has 1.0 and 1.2")
     if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
-        raise SpaceError(f"stem_stride ({stem_stride!r}) must be 1 or 2")
+        raise SpaceError(f"stem_stride ({shown(stem_stride)}) must be 1 or 2")
     for name, choices, most in (("kernel", kernel, 31), ("expand", expand, 16), ("depth", depth, 16)):
         if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-            raise SpaceError(f"{name} ({choices!r}) must be a list with at least one choice")
+            raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
         for value in choices:
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise SpaceError(f"{name} ({value!r}) must be a whole number from 1 to {most}")
+                raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to {most}")
         if len(set(choices)) < len(choices):
             raise SpaceError(f"{name} ({', '.join(map(str, choices))}) names a choice twice")
     for value in kernel:

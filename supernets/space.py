@@ -6,7 +6,7 @@ Progressive shrinking is a sequence of growing spaces (OFA, Cai et al., ICLR 202
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations, product
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -108,14 +108,7 @@ class Subnet:
             SpaceError: If a field is missing, unknown, of the wrong type or too short; the message names it.
         """
         names = ("resolution", "depth", "kernel", "expand", "level", "height")
-        if not isinstance(fields, Mapping):
-            raise SpaceError(f"sub-network ({_short(fields)}) must be a mapping with the keys {', '.join(names)}")
-        for name in fields:
-            if name not in names:
-                raise SpaceError(f"{_short(name)} is no field of a sub-network: use {', '.join(names)}")
-        for name in names:
-            if name not in fields:
-                raise SpaceError(f"{name} is missing from the sub-network: it needs {', '.join(names)}")
+        known_fields("sub-network", fields, names)
         return cls(**{name: fields[name] for name in names})
 
     def to_json(self) -> str:
@@ -132,7 +125,7 @@ class Subnet:
         try:
             fields = json.loads(text)
         except (TypeError, ValueError, RecursionError) as error:
-            raise SpaceError(f"sub-network ({_short(text)}) is no JSON: {error}") from error
+            raise SpaceError(f"sub-network ({shown(text)}) is no JSON: {error}") from error
         return cls.from_dict(fields)
 
     def __str__(self) -> str:
@@ -187,7 +180,7 @@ class Space:
         for name in DIMENSIONS:
             choices = getattr(self, name)
             if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-                raise SpaceError(f"{name} ({_short(choices)}) must be a list with at least one choice")
+                raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
             numbers = tuple(_positive(name, value) for value in choices)
             for value in numbers:
                 if name == "kernel" and value % 2 == 0:
@@ -195,6 +188,21 @@ class Space:
                 if value > most.get(name, value):
                     raise SpaceError(f"{name} ({value}) is more than the supernet has: at most {most[name]}")
             object.__setattr__(self, name, tuple(sorted(set(numbers))))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as JSON holds them: lists, numbers and texts."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Space":
+        """Read what `to_dict` wrote.
+
+        Raises:
+            SpaceError: A field is missing, unknown, or holds a choice that can't be; the message names it.
+        """
+        names = tuple(field.name for field in fields(cls))
+        known_fields("space", values, names)
+        return cls(**{name: values[name] for name in names})
 
     @property
     def levels(self) -> tuple[tuple[str, ...], ...]:
@@ -298,7 +306,7 @@ class Space:
             if name not in DIMENSIONS:
                 raise SpaceError(f"{name} is no dimension of the space: use {', '.join(DIMENSIONS)}")
             if not isinstance(values, Sequence) or isinstance(values, str):
-                raise SpaceError(f"{name} ({_short(values)}) must be a list of choices")
+                raise SpaceError(f"{name} ({shown(values)}) must be a list of choices")
             for value in values:
                 self._chosen(name, value)
         chosen: dict[str, Any] = {name: tuple(values) for name, values in choices.items()}
@@ -419,11 +427,42 @@ def walk_blocks(subnet: Subnet) -> Iterator[tuple[int, int, BlockChoice]]:
             yield stage, block, choice
 
 
+def known_fields(what: str, values: object, names: Sequence[str]) -> None:
+    """Pass if a mapping has these keys and no others.
+
+    Args:
+        what: What the mapping describes, for the message.
+        values: The mapping.
+        names: The keys that it needs.
+
+    Raises:
+        SpaceError: It is no mapping, or a key is unknown or missing; the message names it.
+    """
+    if not isinstance(values, Mapping):
+        raise SpaceError(f"{what} ({shown(values)}) must be a mapping with the keys {', '.join(names)}")
+    for name in values:
+        if name not in names:
+            raise SpaceError(f"{shown(name)} is no field of the {what}: use {', '.join(names)}")
+    for name in names:
+        if name not in values:
+            raise SpaceError(f"{name} is missing from the {what}: it needs {', '.join(names)}")
+
+
+def shown(value: object) -> str:
+    """Return a value as it stands in a message: never longer than a line."""
+    try:
+        text = " ".join(repr(value).split())
+    except (ValueError, RecursionError):
+        # Python writes out neither integers of thousands of digits nor very deep lists.
+        text = f"a huge {type(value).__name__}"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
 def _integer(name: str, value: object) -> int:
     if not isinstance(value, Integral) or isinstance(value, bool):
-        raise SpaceError(f"{name} ({_short(value)}) must be a whole number")
+        raise SpaceError(f"{name} ({shown(value)}) must be a whole number")
     if abs(int(value)) >= 2**31:
-        raise SpaceError(f"{name} ({_short(value)}) is out of range: use a number below {2**31}")
+        raise SpaceError(f"{name} ({shown(value)}) is out of range: use a number below {2**31}")
     return int(value)
 
 
@@ -435,7 +474,7 @@ def _vector(code: object) -> tuple[Any, ...]:
         except TypeError:
             # An array without dimensions has no entries.
             pass
-    raise SpaceError(f"code ({_short(code)}) must be a vector of integers: take codes from `encode`")
+    raise SpaceError(f"code ({shown(code)}) must be a vector of integers: take codes from `encode`")
 
 
 def _positive(name: str, value: object) -> int:
@@ -448,7 +487,7 @@ def _positive(name: str, value: object) -> int:
 def _entries(name: str, values: object, count: int, counted_by: str) -> tuple[Any, ...]:
     """The first `count` entries of a list."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise SpaceError(f"{name} ({_short(values)}) must be a list")
+        raise SpaceError(f"{name} ({shown(values)}) must be a list")
     if len(values) < count:
         raise SpaceError(f"{name} has {len(values)} entries: {counted_by} {count} needs one each")
     return tuple(values[:count])
@@ -458,10 +497,10 @@ def _branches(name: str, value: object) -> tuple[str, ...]:
     """Names of branches in their own order, each once."""
     known = ", ".join(BRANCHES)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
-        raise SpaceError(f"{name} ({_short(value)}) must be a list of at least one of {known}")
+        raise SpaceError(f"{name} ({shown(value)}) must be a list of at least one of {known}")
     for branch in value:
         if not isinstance(branch, str) or branch not in BRANCHES:
-            raise SpaceError(f"{name} ({_short(branch)}) is no branch: choose among {known}")
+            raise SpaceError(f"{name} ({shown(branch)}) is no branch: choose among {known}")
     if len(set(value)) < len(value):
         raise SpaceError(f"{name} ({', '.join(value)}) names a branch twice")
     return tuple(branch for branch in BRANCHES if branch in value)
@@ -497,13 +536,3 @@ def _level_span(level: tuple[tuple[tuple[str, ...], ...], ...], counts: Sequence
     same = {branches for values in level for branches in values}
     only = next(iter(same)) if len(same) == 1 else ()
     return "+".join(only) if only and only[0] != "mbconv" else _span(counts)
-
-
-def _short(value: object) -> str:
-    """A value as it stands in a message: never longer than a line."""
-    try:
-        text = " ".join(repr(value).split())
-    except (ValueError, RecursionError):
-        # Python writes out neither integers of thousands of digits nor very deep lists.
-        text = f"a huge {type(value).__name__}"
-    return text if len(text) <= 60 else text[:57] + "..."

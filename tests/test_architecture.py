@@ -31,6 +31,7 @@ LAYERS = (
     "tables",
     "progress",
     "files",
+    "typed_json",
     "config",
     "runtime",
     "data",

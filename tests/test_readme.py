@@ -10,7 +10,7 @@ import pytest
 import ofav2
 from ofav2.cli import main as cli
 from ofav2.config import recipe
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from tests.ofav2 import tiny
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -48,16 +48,16 @@ def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
 def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path) -> None:
     overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), "data.root=null", "data.download=false"]
     run = ofav2.train(name, overrides, tmp_path / "run")
-    assert run.facts["status"] == "finished"
+    assert run.record.status == "finished"
     config = recipe.load(str(run.folder / folder.RECIPE))
     expected = [
         phase
         for phase, settings in config.phases.items()
         if not {key for key in lacking(config.supernet.variant) if getattr(settings.unlock, key)}
     ]
-    assert [record["name"] for record in run.facts["phases"]] == expected
-    assert [record["steps"] for record in run.facts["phases"]] == [2] * len(expected)
-    policies = {record["teacher"]["policy"] for record in run.facts["phases"][1:]}
+    assert [phase.name for phase in run.record.phases] == expected
+    assert [phase.steps for phase in run.record.phases] == [2] * len(expected)
+    policies = {phase.teacher.policy for phase in run.record.phases[1:]}
     assert policies == {config.phases[phase].teacher or config.teacher.policy for phase in expected[1:]}
     steps = [line for line in read_metrics(run.folder) if line["kind"] == "train"]
     assert len(steps) == 2 * len(expected)

@@ -75,9 +75,12 @@ def run_training(arguments: argparse.Namespace) -> None:
             run = train(arguments.recipe, arguments.overrides, arguments.run_dir)
         if processes.rank:
             return
+        test = run.record.test
+        metric = run.record.metric
+        reached = f": largest sub-network {metric.show(test.largest)} test {metric.name}" if test else ""
         console.show(str(run.folder))
         console.say(
-            f"made {run.folder}: largest sub-network {run.facts['test']['largest']:.1%} test top-1\n"
+            f"made {run.folder}{reached}\n"
             f"next: ofav2 evaluate {run.folder}\n"
             f"      ofav2 extract {run.folder} --largest --out {run.folder.name}-largest"
         )
@@ -308,10 +311,10 @@ def import_checkpoint(arguments: argparse.Namespace) -> None:
     from ofav2.training.import_ofa import import_ofa
 
     run = import_ofa(arguments.checkpoint, arguments.recipe, arguments.overrides, out=arguments.out)
-    supernet = run.facts["supernet"]
+    arch = run.record.architecture
     console.show(str(run.folder))
     console.say(
-        f"made {run.folder}: {supernet['variant']}, width {supernet['width_mult']}, {supernet['num_classes']} classes\n"
+        f"made {run.folder}: {arch.variant}, width {arch.width_mult}, {arch.num_classes} classes\n"
         f"next: ofav2 evaluate {run.folder}\n"
         f"      ofav2 extract {run.folder} --largest --out {run.folder.name}-largest"
     )

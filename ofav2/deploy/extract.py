@@ -85,25 +85,30 @@ def extract(
 
 
 def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:
-    net, evaluator, facts = run.loaded.net, run.evaluator, run.loaded.facts
+    net, evaluator, record = run.loaded.net, run.evaluator, run.loaded.record
     return {
         "format": SUBNET_FORMAT,
         "name": str(subnet),
         "subnet": subnet.to_dict(),
         "exits": exits if exits == "last" else list(net.chosen_exits(subnet, exits)),
-        "supernet": facts["supernet"],
-        "input": {name: facts["data"][name] for name in ("channels", "mean", "std", "eval_crop")}
-        | {"resolution": subnet.resolution},
-        "data": facts["data"]["name"],
-        "classes": facts["data"]["classes"],
+        "supernet": record.architecture.to_dict(),
+        "input": {
+            "channels": record.data.channels,
+            "mean": list(record.data.mean),
+            "std": list(record.data.std),
+            "eval_crop": record.data.eval_crop,
+            "resolution": subnet.resolution,
+        },
+        "data": record.data.name,
+        "classes": list(record.data.classes),
         "cost": asdict(subnet_cost(net.architecture, subnet, exits)),
         "recalibration": {"images": evaluator.config.calibration_images, "seed": evaluator.seed},
         "provenance": {
-            "run": facts["name"],
+            "run": record.name,
             "phase": run.loaded.phase,
             "checkpoint_sha256": run.loaded.sha256,
             "data_fingerprint": run.data.fingerprint,
-            "versions": facts["versions"],
+            "versions": record.versions,
             "recipe": run.recipe,
         },
     }

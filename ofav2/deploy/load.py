@@ -9,9 +9,9 @@ from ofav2 import files
 from ofav2.errors import RunError
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint
-from supernets import SpaceError, Subnet
+from supernets import Architecture, SpaceError, Subnet
 
-SUBNET_FORMAT = "ofav2-subnet/1"
+SUBNET_FORMAT = "ofav2-subnet/2"
 SUBNET_FACTS = "subnet.json"
 SUBNET_WEIGHTS = "model.safetensors"
 
@@ -33,7 +33,9 @@ def load_subnet(directory: str | Path) -> GraphModule:
     facts = describe_subnet(path)
     try:
         subnet = Subnet.from_dict(facts["subnet"])
-        module = build_supernet(facts["supernet"]).extract(subnet, facts["exits"])
+        module = build_supernet(Architecture.from_dict(facts["supernet"]), (subnet.resolution,)).extract(
+            subnet, facts["exits"]
+        )
         sha256 = facts["sha256"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{path / SUBNET_FACTS} lacks {error}: extract the network again") from error

@@ -1,20 +1,18 @@
 """Open a run: its supernet, its data set, and what measures sub-networks on it."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import supernets
 from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import RunRecord, read_run
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.tasks.registry import make_task
-from supernets import SpaceError, Supernet
+from supernets import Supernet
 
 
 @dataclass(frozen=True)
@@ -27,12 +25,12 @@ class LoadedSupernet:
     """The phase that left these weights."""
     sha256: str
     """Checksum of the weights file."""
-    facts: Mapping[str, Any]
-    """What the run's `run.json` holds."""
+    record: RunRecord
+    """What the run is, and how far it has come."""
 
 
 def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
-    """Reads a run's supernet with its facts.
+    """Read a run's supernet with the run's record.
 
     Args:
         run: A run folder.
@@ -42,25 +40,19 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
         RunError: If the folder is no run, or the phase has left no weights.
     """
     path = Path(run)
-    facts = folder.read_run(path)
-    try:
-        finished = {record["name"]: record for record in facts["phases"]}
-        if not finished:
-            raise RunError(f"run folder ({path}) has no finished phase yet: wait for the first one, or train again")
-        chosen = phase or next(reversed(finished))
-        if chosen not in finished:
-            raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
-        net = build_supernet(facts["supernet"])
-        trained = finished[chosen]["space"]
-        net.space = net.space.restrict(**{name: trained[name] for name in supernets.DIMENSIONS})
-    except (KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{path / folder.FACTS} lacks {error}: restore the file, or train again") from error
-    except SpaceError as error:
-        raise RunError(f"{path / folder.FACTS} describes no supernet: {error}; restore the file") from error
-    tensors, record = checkpoint.load(folder.checkpoint_path(path, chosen))
+    record = read_run(path)
+    finished = {phase.name: phase for phase in record.phases}
+    if not finished:
+        raise RunError(f"run folder ({path}) has no finished phase yet: wait for the first one, or train again")
+    chosen = phase or next(reversed(finished))
+    if chosen not in finished:
+        raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
+    net = build_supernet(record.architecture, record.space.resolution)
+    net.space = finished[chosen].space
+    tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen))
     checkpoint.fill(net, tensors, str(path))
     net.eval()
-    return LoadedSupernet(net, chosen, record["sha256"], facts)
+    return LoadedSupernet(net, chosen, described["sha256"], record)
 
 
 def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
@@ -112,5 +104,5 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
         )
     runtime.place(loaded.net)
     evaluator = open_evaluator(config, data, make_task(config.task, data, config.optim), runtime)
-    same_data = data.fingerprint == loaded.facts["data"]["fingerprint"]
+    same_data = data.fingerprint == loaded.record.data.fingerprint
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))

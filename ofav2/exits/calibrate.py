@@ -24,13 +24,12 @@ from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
-from ofav2.networks.build import build_supernet
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.tasks.classification import confidence_of, predict
 from ofav2.tasks.registry import make_task
-from supernets import Subnet
+from supernets import Architecture, Subnet
 from supernets.cost import ExitMacs, exit_macs
 from supernets.graphs import alone
 
@@ -261,7 +260,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
         )
     runtime.place(module)
     net = early_exits(module, exits)
-    costs = exit_macs(build_supernet(facts["supernet"]).architecture, subnet, exits)
+    costs = exit_macs(Architecture.from_dict(facts["supernet"]), subnet, exits)
     return OpenedExits(
         path, net, module, facts, subnet, costs, data, open_evaluator(config, data, task, runtime), runtime
     )

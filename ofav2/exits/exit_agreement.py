@@ -11,7 +11,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import open_run
 from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.runs import folder
-from ofav2.runs.records import RunRecord, checked
+from ofav2.runs.snapshot import RunSnapshot, checked
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def compare_predictions(predicted: Tensor, targets: Tensor, *, exits: tuple[int,
     )
 
 
-def read_exits(run: RunRecord) -> Agreement | None:
+def read_exits(run: RunSnapshot) -> Agreement | None:
     """What `measure_exits` kept, if it is of the weights that the run holds now; else None.
 
     Raises:
@@ -99,7 +99,8 @@ def read_exits(run: RunRecord) -> Agreement | None:
     if kept.get("format") != FORMAT:
         raise RunError(f"{path}: format ({kept.get('format')!r}) must be {FORMAT!r}; remove it and measure again")
     with checked(path):
-        if not run.phases or kept["checkpoint_sha256"] != _weights_sha256(run.folder, run.phases[-1].name):
+        phases = run.record.phases
+        if not phases or kept["checkpoint_sha256"] != _weights_sha256(run.folder, phases[-1].name):
             return None
         return Agreement(
             phase=kept["phase"],

@@ -24,9 +24,8 @@ from ofav2.deploy.write import write_network
 from ofav2.errors import UserError
 from ofav2.finetuning.loop import Epoch, Search, exit_scores, search, train_final
 from ofav2.finetuning.setup import Source, Tuning, prepare
-from ofav2.networks.build import build_supernet
 from ofav2.runs import folder
-from ofav2.runs.facts import versions
+from ofav2.runs.records import versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
@@ -144,7 +143,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
     }
     return {
         **{name: facts[name] for name in ("format", "name", "subnet", "exits")},
-        "supernet": dict(tuning.arch),
+        "supernet": tuning.arch.to_dict(),
         "input": {
             "channels": data.channels,
             "mean": list(data.mean),
@@ -154,7 +153,7 @@ def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[
         },
         "data": data.name,
         "classes": list(data.classes),
-        "cost": asdict(subnet_cost(build_supernet(tuning.arch).architecture, source.subnet, source.exits)),
+        "cost": asdict(subnet_cost(tuning.arch, source.subnet, source.exits)),
         "provenance": facts["provenance"],
         "finetuning": [*source.history, record],
         "top1": {"after_finetuning": {"test": list(test.values())[-1]}},

@@ -19,7 +19,7 @@ from ofav2.networks.build import build_supernet
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
-from supernets import Exits, Subnet
+from supernets import Architecture, Exits, Subnet
 
 _KEPT = ("format", "name", "subnet", "exits", "supernet", "data", "classes", "provenance", "sha256")
 
@@ -56,8 +56,8 @@ class Tuning:
     """The settings."""
     data: ImageData
     """The data set."""
-    arch: Mapping[str, Any]
-    """The numbers of a supernet that holds the network, with the data set's classes."""
+    arch: Architecture
+    """The architecture of a supernet that holds the network, with the data set's classes."""
     start: nn.Module
     """The network that both trainings start from, on the runtime's device."""
     exits: tuple[int, ...]
@@ -101,8 +101,8 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     data = open_data(config.data)
     _refuse_data(config, data, source)
     task = make_task(config.task, data, config.optim)
-    arch = {**source.facts["supernet"], "num_classes": task.outputs}
-    net = build_supernet(arch, config.run.seed)
+    arch = replace(Architecture.from_dict(source.facts["supernet"]), num_classes=task.outputs)
+    net = build_supernet(arch, (source.subnet.resolution,), config.run.seed)
     exits = net.chosen_exits(source.subnet, source.exits)
     start = source.module
     if not _same_classes(source, data):

@@ -1,26 +1,31 @@
 """Build the supernet that a recipe, or a record, describes."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import supernets
 from ofav2.config.schema import Config
-from supernets import Supernet
+from supernets import Architecture, Supernet
 
 
-def build_supernet(arch: Mapping[str, Any], seed: int = 0) -> Supernet:
-    """A supernet with fresh weights from the numbers that a run has recorded of it."""
+def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int = 0) -> Supernet:
+    """Return a supernet of an architecture, with fresh weights.
+
+    Args:
+        arch: The architecture.
+        resolutions: Image sides in pixels that its space offers.
+        seed: Seed of the weights.
+    """
     return supernets.create(
-        arch["variant"],
-        num_classes=arch["num_classes"],
-        width_mult=arch["width_mult"],
-        kernel=tuple(arch["kernel"]),
-        expand=tuple(arch["expand"]),
-        depth=tuple(arch["depth"]),
-        resolutions=tuple(arch["space"]["resolution"]),
-        stem_stride=arch["stem_stride"],
-        in_channels=arch["in_channels"],
+        arch.variant,
+        num_classes=arch.num_classes,
+        width_mult=arch.width_mult,
+        kernel=arch.kernel,
+        expand=arch.expand,
+        depth=arch.depth,
+        resolutions=resolutions,
+        stem_stride=arch.stem_stride,
+        in_channels=arch.in_channels,
         seed=seed,
     )
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ofav2.data import steps_per_epoch
 from ofav2.runs.folder import METRICS
-from ofav2.runs.records import RunRecord, checked
+from ofav2.runs.snapshot import RunSnapshot, checked
 from ofav2.training.phases import make_plan
 
 
@@ -37,13 +37,13 @@ class MetricCurve:
     """By name, a number per step; None where it was not finite or not measured."""
 
 
-def stretches(run: RunRecord) -> tuple[Stretch, ...]:
+def stretches(run: RunSnapshot) -> tuple[Stretch, ...]:
     """The run's phases in order; while it is not finished, those to come as the recipe plans them."""
-    done = tuple(Stretch(phase.name, phase.end - phase.steps, phase.end, True) for phase in run.phases)
+    done = tuple(Stretch(phase.name, phase.end - phase.steps, phase.end, True) for phase in run.record.phases)
     if run.state == "finished":
         return done
-    per_epoch = steps_per_epoch(run.data["images"]["train"], run.config.data.batch_size)
-    plan = make_plan(run.config.phases, run.config.teacher.policy, run.space, per_epoch)
+    per_epoch = steps_per_epoch(run.record.data.images.train, run.config.data.batch_size)
+    plan = make_plan(run.config.phases, run.config.teacher.policy, run.record.space, per_epoch)
     names = {stretch.name for stretch in done}
     return done + tuple(
         Stretch(phase.name, phase.first_step, phase.first_step + phase.steps, False)
@@ -52,7 +52,7 @@ def stretches(run: RunRecord) -> tuple[Stretch, ...]:
     )
 
 
-def curves(run: RunRecord, kind: str, names: Sequence[str]) -> tuple[MetricCurve, ...]:
+def curves(run: RunSnapshot, kind: str, names: Sequence[str]) -> tuple[MetricCurve, ...]:
     """Numbers of one kind of measurement, a curve per phase; a step measured twice counts as last measured.
 
     Args:
@@ -70,7 +70,7 @@ def curves(run: RunRecord, kind: str, names: Sequence[str]) -> tuple[MetricCurve
         return tuple(_curve(phase, lines, names) for phase, lines in by_phase.items())
 
 
-def unusable_steps(run: RunRecord) -> tuple[int, ...]:
+def unusable_steps(run: RunSnapshot) -> tuple[int, ...]:
     """Training steps whose loss was not a finite number, or whose batch was skipped.
 
     Raises:
@@ -82,7 +82,7 @@ def unusable_steps(run: RunRecord) -> tuple[int, ...]:
         return tuple(sorted({*nonfinite, *skipped}))
 
 
-def phase_seconds(run: RunRecord) -> dict[str, float]:
+def phase_seconds(run: RunSnapshot) -> dict[str, float]:
     """Seconds on the clock from one phase's last measurement to the next one's; pauses of a stopped run count, too.
 
     Raises:
@@ -90,12 +90,12 @@ def phase_seconds(run: RunRecord) -> dict[str, float]:
     """
     with checked(run.folder / METRICS):
         ends = {line["phase"]: float(line["time"]) for line in run.metrics if line.get("kind") in ("train", "corners")}
-        begun = datetime.fromisoformat(run.created).timestamp()
+        begun = datetime.fromisoformat(run.record.created).timestamp()
     starts = [begun, *ends.values()]
     return {phase: max(0.0, end - start) for (phase, end), start in zip(ends.items(), starts, strict=False)}
 
 
-def _of_kind(run: RunRecord, kind: str) -> Iterable[Mapping[str, Any]]:
+def _of_kind(run: RunSnapshot, kind: str) -> Iterable[Mapping[str, Any]]:
     return (line for line in run.metrics if line.get("kind") == kind)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ofav2.runs.folder import METRICS
-from ofav2.runs.records import RunRecord, checked
+from ofav2.runs.snapshot import RunSnapshot, checked
 from supernets import Architecture, Space, Subnet
 from supernets.cost import Cost, stage_costs, subnet_cost
 
@@ -45,7 +45,7 @@ class Table:
         return "at the end, on test" if group == "test" else f"after {group}, on validation"
 
 
-def tables(run: RunRecord) -> tuple[Table, ...]:
+def tables(run: RunSnapshot) -> tuple[Table, ...]:
     """The tables of measured sub-networks, in the order in which they were written; a repeated name counts once.
 
     Raises:
@@ -105,18 +105,18 @@ def part_costs(arch: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
     return (stem, *stages, *idle, head)
 
 
-def _table(run: RunRecord, name: str, line: Mapping[str, Any]) -> Table:
+def _table(run: RunSnapshot, name: str, line: Mapping[str, Any]) -> Table:
     networks = sorted(_networks(run, line), key=lambda network: (network.cost.macs, network.cost.params))
     return Table(name, "test" if name.split("/")[0] == "test" else "validation", tuple(networks))
 
 
-def _networks(run: RunRecord, line: Mapping[str, Any]) -> Iterator[Measured]:
+def _networks(run: RunSnapshot, line: Mapping[str, Any]) -> Iterator[Measured]:
     for cells in line["rows"]:
         row = dict(zip(line["columns"], cells, strict=True))
-        subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.space, row)
-        run.space.check_architecture(subnet)
+        subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.record.space, row)
+        run.record.space.check_architecture(subnet)
         if cells[-1] is not None:
-            yield Measured(subnet, subnet_cost(run.arch, subnet), cells[-1])
+            yield Measured(subnet, subnet_cost(run.record.architecture, subnet), cells[-1])
 
 
 def _uniform(space: Space, row: Mapping[str, Any]) -> Subnet:

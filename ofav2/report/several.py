@@ -13,7 +13,7 @@ from ofav2.messages import duration
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, cheapest_near_best, front, tables
 from ofav2.report.page import count, percent, write_page
-from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 
 COMPARISON = "compare.html"
 RESULT_COLUMNS = (
@@ -60,20 +60,20 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
     different = {Path(run).resolve(): run for run in runs}
     if len(different) < 2:
         raise UserError(f"runs ({', '.join(map(str, runs))}): comparing takes two different run folders or more")
-    records = [read_run(run) for run in different.values()]
-    names, measured = _names(records), [tables(record) for record in records]
+    snapshots = [read_snapshot(run) for run in different.values()]
+    names, measured = _names(snapshots), [tables(run) for run in snapshots]
     comparison = Comparison(
         names=names,
-        settings=_settings(records),
-        results=tuple(_results(name, record, own) for name, record, own in zip(names, records, measured, strict=True)),
-        warnings=tuple(_warnings(names, records)),
+        settings=_settings(snapshots),
+        results=tuple(_results(name, run, own) for name, run, own in zip(names, snapshots, measured, strict=True)),
+        warnings=tuple(_warnings(names, snapshots)),
         page=Path(COMPARISON if out is None else out),
     )
     values = {
         "title": f"{' · '.join(names)} · ofav2",
         "comparison": comparison,
         "columns": RESULT_COLUMNS,
-        "folders": [record.folder for record in records],
+        "folders": [run.folder for run in snapshots],
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {"fronts": [_front(name, own) for name, own in zip(names, measured, strict=True) if own]},
     }
@@ -81,17 +81,16 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
     return comparison
 
 
-def _names(records: Sequence[RunRecord]) -> tuple[str, ...]:
+def _names(runs: Sequence[RunSnapshot]) -> tuple[str, ...]:
     """Names of the folders, as people call them on the command line; the whole path where two are the same."""
-    taken = Counter(record.folder.resolve().name for record in records)
+    taken = Counter(run.folder.resolve().name for run in runs)
     return tuple(
-        record.folder.resolve().name if taken[record.folder.resolve().name] == 1 else str(record.folder)
-        for record in records
+        run.folder.resolve().name if taken[run.folder.resolve().name] == 1 else str(run.folder) for run in runs
     )
 
 
-def _settings(records: Sequence[RunRecord]) -> tuple[tuple[str, ...], ...]:
-    flat = [dict(_flat(dataclasses.asdict(record.config), "")) for record in records]
+def _settings(runs: Sequence[RunSnapshot]) -> tuple[tuple[str, ...], ...]:
+    flat = [dict(_flat(dataclasses.asdict(run.config), "")) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = ((key, *(settings.get(key, "–") for settings in flat)) for key in keys)
     return tuple(row for row in rows if len(set(row[1:])) > 1)
@@ -114,34 +113,34 @@ def _written(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _results(name: str, run: RunRecord, measured: Sequence[Table]) -> tuple[str, ...]:
-    test = run.test or {}
+def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[str, ...]:
+    test, arch = run.record.test, run.record.architecture
     at_the_end = next((table.networks for table in measured if table.split == "test"), ())
     close = cheapest_near_best(at_the_end)
     largest = max((network.cost.params for network in at_the_end), default=None)
     return (
         name,
         run.state,
-        f"{run.arch.variant} w{run.arch.width_mult:g}",
+        f"{arch.variant} w{arch.width_mult:g}",
         "–" if largest is None else f"{largest:,}",
-        *(percent(test.get(key)) for key in ("largest", "smallest", "mean")),
+        *(percent(score) for score in ((test.largest, test.smallest, test.mean) if test else (None, None, None))),
         "–" if close is None else f"{count(close.cost.macs)} at {percent(close.score)}",
         duration(sum(phase_seconds(run).values())) if run.metrics else "–",
     )
 
 
-def _warnings(names: Sequence[str], records: Sequence[RunRecord]) -> Iterator[str]:
-    if len({record.data["fingerprint"] for record in records}) > 1:
-        seen = ", ".join(f"{name}: {_data(record)}" for name, record in zip(names, records, strict=True))
+def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Iterator[str]:
+    if len({run.record.data.fingerprint for run in runs}) > 1:
+        seen = ", ".join(f"{name}: {_data(run)}" for name, run in zip(names, runs, strict=True))
         yield f"The runs were trained and evaluated on different data ({seen}), so their accuracies are not comparable."
-    for name, record in zip(names, records, strict=True):
-        if record.state != "finished":
-            yield f"{name} is not finished ({record.state}): its front is of validation after its last finished phase."
+    for name, run in zip(names, runs, strict=True):
+        if run.state != "finished":
+            yield f"{name} is not finished ({run.state}): its front is of validation after its last finished phase."
 
 
-def _data(run: RunRecord) -> str:
-    images = sum(run.data["images"].values())
-    return f"{run.data['name']}, {images:,} images, split seed {run.config.data.split_seed}"
+def _data(run: RunSnapshot) -> str:
+    data = run.record.data
+    return f"{data.name}, {data.images.total:,} images, split seed {run.config.data.split_seed}"
 
 
 def _front(name: str, measured: Sequence[Table]) -> dict[str, Any]:

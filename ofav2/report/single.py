@@ -12,7 +12,7 @@ from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusa
 from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
 from ofav2.report.page import count, percent, write_page
 from ofav2.runs.folder import RECIPE
-from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from supernets import DIMENSIONS, Subnet
 
 REPORT = "report.html"
@@ -34,16 +34,16 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
         RunError: If the folder is no run, or a file in it is damaged.
         UserError: If the page can't be written there.
     """
-    record = read_run(run)
+    snapshot = read_snapshot(run)
     target = Path(run) / REPORT if out is None else Path(out)
-    write_page(target, "report.html", _values(record))
+    write_page(target, "report.html", _values(snapshot))
     return target
 
 
-def _values(run: RunRecord) -> dict[str, Any]:
+def _values(run: RunSnapshot) -> dict[str, Any]:
     planned, measured, agreement = stretches(run), tables(run), read_exits(run)
     return {
-        "title": f"{run.name} · ofav2",
+        "title": f"{run.record.name} · ofav2",
         "run": run,
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "state": _state(run, planned),
@@ -64,20 +64,21 @@ def _values(run: RunRecord) -> dict[str, Any]:
     }
 
 
-def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any]:
+def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, Any]:
     """Tables of networks as the page's scripts read them; a network that several tables name is described once."""
+    arch = run.record.architecture
     positions: dict[Subnet, int] = {}
     for table in measured:
         for network in table.networks:
             positions.setdefault(network.subnet, len(positions))
     return {
-        "parts": part_names(run.arch),
+        "parts": part_names(arch),
         "supernet": {
-            "stages": [asdict(stage) for stage in run.arch.stages],
-            "blocks": run.arch.blocks,
-            "branches": run.arch.branches,
-            "exits": run.arch.exits,
-            "expand": max(run.arch.expand),
+            "stages": [asdict(stage) for stage in arch.stages],
+            "blocks": arch.blocks,
+            "branches": arch.branches,
+            "exits": arch.exits,
+            "expand": max(arch.expand),
         },
         "networks": [_described(run, subnet) for subnet in positions],
         "tables": [
@@ -93,8 +94,8 @@ def networks_payload(run: RunRecord, measured: Sequence[Table]) -> dict[str, Any
     }
 
 
-def _described(run: RunRecord, subnet: Subnet) -> dict[str, Any]:
-    parts = part_costs(run.arch, subnet)
+def _described(run: RunSnapshot, subnet: Subnet) -> dict[str, Any]:
+    parts = part_costs(run.record.architecture, subnet)
     return subnet.to_dict() | {
         "name": str(subnet),
         "mbconv": all("mbconv" in branches for stage in subnet.level for branches in stage),
@@ -104,7 +105,7 @@ def _described(run: RunRecord, subnet: Subnet) -> dict[str, Any]:
     }
 
 
-def _state(run: RunRecord, planned: Sequence[Stretch]) -> dict[str, str]:
+def _state(run: RunSnapshot, planned: Sequence[Stretch]) -> dict[str, str]:
     step, steps = _last_step(run), planned[-1].end if planned else 0
     progress = f"step {step:,} of {steps:,}"
     if run.state == "finished":
@@ -112,33 +113,34 @@ def _state(run: RunRecord, planned: Sequence[Stretch]) -> dict[str, str]:
     if run.state == "training":
         return {"word": "training", "text": f"Still training: {progress}. Make the page again to see more."}
     reasons = {"training": "its process ended without a word", "stopped": "it was asked to stop"}
-    reason = reasons.get(run.status, f"it {run.status}")
+    reason = reasons.get(run.record.status, f"it {run.record.status}")
     return {"word": "stopped", "text": f"Broken off at {progress}; {reason}. All below is what it had written by then."}
 
 
-def _last_step(run: RunRecord) -> int:
+def _last_step(run: RunSnapshot) -> int:
     return max((line["global_step"] for line in run.metrics if "global_step" in line), default=0)
 
 
-def _summary(run: RunRecord) -> str:
-    images = run.data["images"]
+def _summary(run: RunSnapshot) -> str:
+    arch, data = run.record.architecture, run.record.data
     seconds = sum(phase_seconds(run).values())
     hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
     took = f", trained{hours}" if run.state == "finished" and seconds else ""
     return (
-        f"{run.arch.variant.upper()} supernet, width {run.arch.width_mult:g}, on {run.data['name']}:"
-        f" {images['train']:,} training images, {len(run.data['classes'])} classes{took}."
+        f"{arch.variant.upper()} supernet, width {arch.width_mult:g}, on {data.name}:"
+        f" {data.images.train:,} training images, {len(data.classes)} classes{took}."
     )
 
 
-def _key_numbers(run: RunRecord, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
+def _key_numbers(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
     """Value, name and remark of what a person looks for first."""
-    keys = [(count(run.space.size()), "sub-networks", "in the whole space")]
-    if run.test:
-        keys.append((percent(run.test["largest"]), "largest", "test top-1"))
-        keys.append((percent(run.test["smallest"]), "smallest", "test top-1"))
-    elif run.phases and run.phases[-1].ensemble_score is not None:
-        keys.append((percent(run.phases[-1].ensemble_score), "largest, all exits", "validation top-1"))
+    record = run.record
+    keys = [(count(record.space.size()), "sub-networks", "in the whole space")]
+    if record.test:
+        keys.append((percent(record.test.largest), "largest", "test top-1"))
+        keys.append((percent(record.test.smallest), "smallest", "test top-1"))
+    elif record.phases and record.phases[-1].ensemble_score is not None:
+        keys.append((percent(record.phases[-1].ensemble_score), "largest, all exits", "validation top-1"))
     close = cheapest_near_best(measured[-1].networks) if measured else None
     if close:
         keys.append(
@@ -147,7 +149,7 @@ def _key_numbers(run: RunRecord, measured: Sequence[Table]) -> list[tuple[str, s
     return keys
 
 
-def _commands(run: RunRecord) -> list[tuple[str, str]]:
+def _commands(run: RunSnapshot) -> list[tuple[str, str]]:
     path = shlex.quote(str(run.folder))
     kept = shlex.quote(str(run.folder / RECIPE))
     going_on = [("Go on with it", f"ofav2 train --resume {path}")] if run.state == "stopped" else []
@@ -159,15 +161,15 @@ def _commands(run: RunRecord) -> list[tuple[str, str]]:
     ]
 
 
-def _teacher(run: RunRecord, phase: str) -> Mapping[str, Any] | None:
-    teacher = next((record.teacher for record in run.phases if record.name == phase), {})
-    if "name" not in teacher:
+def _teacher(run: RunSnapshot, phase: str) -> Mapping[str, Any] | None:
+    teacher = next((record.teacher for record in run.record.phases if record.name == phase), None)
+    if teacher is None or teacher.name is None:
         return None
-    return {"name": teacher["name"], "score": teacher.get("score"), "reason": teacher.get("reason", "")}
+    return {"name": teacher.name, "score": teacher.score, "reason": teacher.reason or ""}
 
 
-def _phase_row(run: RunRecord, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
-    record = next((record for record in run.phases if record.name == stretch.name), None)
+def _phase_row(run: RunSnapshot, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
+    record = next((record for record in run.record.phases if record.name == stretch.name), None)
     corners = next((table.networks for table in measured if table.name == f"{stretch.name}/corners"), ())
     accuracy = {network.subnet: network.score for network in corners}
     return {
@@ -185,7 +187,7 @@ def _phase_row(run: RunRecord, stretch: Stretch, measured: Sequence[Table]) -> d
     }
 
 
-def _unlocks(run: RunRecord, phase: str) -> str:
+def _unlocks(run: RunSnapshot, phase: str) -> str:
     config = run.config.phases.get(phase)
     chosen = {name: getattr(config.unlock, name, ()) for name in DIMENSIONS} if config else {}
     parts = (f"{name} {', '.join(map(str, choices))}" for name, choices in chosen.items() if choices)

@@ -2,7 +2,7 @@
 
     recipe.yaml                     the resolved recipe
     split.json                      which images were held out for validation and test
-    run.json                        facts of the run: format, name, versions, seed, data, status, one record per phase
+    run.json                        what the run is and how far it has come (`ofav2.runs.records`)
     metrics.jsonl                   one line per measurement (`ofav2.runs.tracking`)
     checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.runs.checkpoint`)
     .lock                           held by the process that writes the folder
@@ -14,20 +14,18 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.errors import RunError
-from ofav2.files import read_json, write_json
 
-FORMAT = "ofav2-run/1"
 RECIPE = "recipe.yaml"
 SPLIT = "split.json"
-FACTS = "run.json"
+RECORD = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
@@ -45,7 +43,7 @@ def checkpoint_path(folder: Path, phase: object) -> Path:
         RunError: The name, which may come from a file, is no name of a phase and would lead elsewhere.
     """
     if not isinstance(phase, str) or not PHASE_NAME.fullmatch(phase):
-        raise RunError(f"phase ({str(phase)[:80]!r}) is no name of a phase; restore {folder / FACTS} or train again")
+        raise RunError(f"phase ({str(phase)[:80]!r}) is no name of a phase; restore {folder / RECORD} or train again")
     return folder / CHECKPOINTS / phase
 
 
@@ -117,43 +115,6 @@ def _require_printable(path: Path) -> None:
     # Facts, messages and pages name the folder.
     if not str(path).isprintable():
         raise RunError(f"run folder ({str(path)!r}) must be printable text; leave out line breaks and the like")
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read the facts of a run folder, after checking that it is one of ours.
-
-    Returns:
-        The content of `run.json`.
-
-    Raises:
-        RunError: The folder is missing, a file, foreign, damaged, or of another format version.
-    """
-    try:
-        found = [path.exists() for path in (folder, folder / FACTS)]
-    except OSError as error:
-        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); check the path") from error
-    if not found[0]:
-        raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
-    if not folder.is_dir():
-        raise RunError(f"run folder ({folder}) is a file; give the folder that holds {FACTS}")
-    if not found[1]:
-        raise RunError(f"run folder ({folder}) has no {FACTS}, so it holds no run; give one that `ofav2 train` made")
-    facts = read_json(folder / FACTS)
-    if facts.get("format") != FORMAT:
-        raise RunError(
-            f"{folder / FACTS}: format ({facts.get('format')!r}) must be {FORMAT!r}; "
-            "open this folder with the version of ofav2 that made it"
-        )
-    return facts
-
-
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write `run.json`: the given facts, headed by the format version.
-
-    Raises:
-        RunError: The file cannot be written.
-    """
-    write_json(folder / FACTS, {"format": FORMAT, **{key: value for key, value in facts.items() if key != "format"}})
 
 
 @contextmanager

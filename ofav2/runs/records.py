@@ -1,170 +1,293 @@
-"""Reading a run folder, whatever state the run is in: training, finished, or broken off."""
+"""What a run records of itself in `run.json`: one typed value for all who write and read it."""
 
-import fcntl
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any
 
-from ofav2.config import recipe
+from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config
-from ofav2.errors import RunError, UserError
-from ofav2.runs import folder as run_folder
-from ofav2.runs.tracking import read_metrics
-from supernets import Architecture, Space, StageSpec
+from ofav2.data import ImageData
+from ofav2.errors import RunError
+from ofav2.runs.folder import RECORD
+from ofav2.tasks.base import Metric, Task
+from ofav2.typed_json import Count, Form, Positive, Sha256, read_record, to_plain, write_record
+from supernets import DIMENSIONS, Architecture, Space, SpaceError, Supernet
 
-RunStatus = Literal["finished", "training", "stopped"]
+FORMAT = "ofav2-run/2"
+PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
+SKIPPED_SHOWN = 20
+"""Images left out of a data set that a record names, at most."""
+
+
+@dataclass(frozen=True)
+class SplitSizes:
+    """Images of each split."""
+
+    train: Count
+    val: Count
+    test: Count
+
+    @property
+    def total(self) -> int:
+        """All images."""
+        return self.train + self.val + self.test
+
+
+@dataclass(frozen=True)
+class SkippedImages:
+    """Images that were left out of a data set."""
+
+    count: Count
+    """How many."""
+    first: tuple[str, ...]
+    """The first ones, and why."""
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """A run's data set."""
+
+    name: str
+    """Its name."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
+    channels: Positive
+    """Channels of the images."""
+    mean: tuple[float, ...]
+    """Mean that images are normalised with, per channel, in 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation, likewise."""
+    eval_crop: float
+    """Share of the image's side that evaluation looks at."""
+    fingerprint: str
+    """Digest of images, labels and splits."""
+    images: SplitSizes
+    """Images per split."""
+    skipped: SkippedImages
+    """Images that were left out."""
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """Who taught a phase, and why; all but the policy is None where labels alone did."""
+
+    policy: str
+    """The policy that chose, such as `best`, `none`, or `timm:NAME`."""
+    name: str | None = None
+    """The teacher."""
+    phase: str | None = None
+    """The phase that left it; None for a network from elsewhere."""
+    score: float | None = None
+    """Its score on validation."""
+    reason: str | None = None
+    """Why it was chosen, as a sentence."""
 
 
 @dataclass(frozen=True)
 class PhaseRecord:
-    """A phase that is finished, as the run recorded it."""
+    """A finished phase."""
 
-    name: str
+    name: Annotated[str, Form(PHASE_NAME.pattern, "the name of a phase")]
     """Its name in the recipe."""
     space: Space
     """The networks that are evaluated after it."""
-    steps: int
+    steps: Count
     """Its training steps."""
-    end: int
+    end: Count
     """Training steps of the run when it ended."""
-    teacher: Mapping[str, Any]
-    """Who phase_teacher it, and why: `policy`, and where there was a teacher `name`, `accuracy` and `reason`."""
+    teacher: TeacherRecord
+    """Who taught it."""
     ensemble_score: float | None
-    """Validation top-1 (0..1) of the largest network's weighted exits; None of weights that were not trained here."""
+    """Validation score of the largest network's weighted exits; None of weights that were not trained here."""
     mean_corner_score: float | None
-    """Mean validation top-1 (0..1) of the corner sub-networks; None likewise."""
+    """Mean validation score of the corner sub-networks; None likewise, and if none were evaluated."""
+    metrics_bytes: Count
+    """Length of `metrics.jsonl` when it ended."""
+
+
+@dataclass(frozen=True)
+class FinalScores:
+    """Scores on the test split, after the last phase."""
+
+    mean: float
+    """Mean over the corner sub-networks."""
+    largest: float
+    """The largest sub-network's."""
+    smallest: float
+    """The smallest sub-network's."""
+
+
+@dataclass(frozen=True)
+class ImportedWeights:
+    """The checkpoint that a run was imported from."""
+
+    file: str
+    """Name of the file."""
+    sha256: Sha256
+    """Its checksum."""
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Everything that a run has written about itself until now, checked."""
+    """What a run is, and how far it has come."""
 
-    folder: Path
-    """The run folder."""
     name: str
     """The run's name."""
     created: str
     """When it began, ISO 8601."""
-    state: RunStatus
-    """Whether it is finished, still written, or broken off."""
-    status: str
-    """The status that the run itself recorded last."""
-    seed: int
-    """Seed of all its random rng."""
+    status: Annotated[str, Form(r"training|stopped|finished|failed: \w+", "training, stopped, finished or failed: WHY")]
+    """`training`, `stopped` on request, `finished`, or `failed:` with the error."""
     versions: Mapping[str, str | None]
-    """Versions of Python and of the packages that it ran with."""
-    data: Mapping[str, Any]
-    """Its data set: `name`, `classes`, `fingerprint`, `images` per split, and how they are normalised."""
-    arch: Architecture
-    """The supernet's architecture."""
+    """Versions of Python and of the packages that results may depend on; None for one that is not installed."""
+    processes: Positive
+    """Processes that trained it together last."""
+    seed: Count
+    """Seed of all its random numbers."""
+    task: str
+    """What its networks do: `classification`."""
+    metric: Metric
+    """What its scores are."""
+    data: DataRecord
+    """Its data set."""
+    architecture: Architecture
+    """The supernet."""
     space: Space
     """All networks of the supernet."""
     phases: tuple[PhaseRecord, ...]
     """The finished phases, in order."""
-    test: Mapping[str, float] | None
-    """Test top-1 (0..1) of `largest` and `smallest`, and the `mean` over the corners; None before the end."""
-    config: Config
-    """The resolved recipe."""
-    recipe: str
-    """The same as text, as it stands in the folder."""
-    metrics: tuple[Mapping[str, Any], ...]
-    """The lines of `metrics.jsonl`, oldest first; an unfinished last line is left out."""
+    test: FinalScores | None
+    """Scores on the test split; None before the end, and of imported weights."""
+    imported: ImportedWeights | None
+    """Where the weights come from, if they were not trained here."""
+    wandb_run_id: str | None
+    """Its run at Weights & Biases."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields that contradict each other."""
+        try:
+            datetime.fromisoformat(self.created)
+        except ValueError as error:
+            raise ValueError(f"created ({self.created[:40]!r}) must be a time in ISO 8601") from error
+        if self.space != self.architecture.space(self.space.resolution):
+            raise ValueError("space is not that of the architecture")
+        for index, phase in enumerate(self.phases):
+            try:
+                known = self.space.restrict(**{name: getattr(phase.space, name) for name in DIMENSIONS})
+            except SpaceError as error:
+                raise ValueError(f"phases[{index}].space: {error}") from error
+            if phase.space != known:
+                raise ValueError(f"phases[{index}].space is not a part of the run's space")
 
 
-def read_run(run: str | Path) -> RunRecord:
-    """Reads a run folder.
+@dataclass(frozen=True)
+class Run:
+    """A run on disk."""
+
+    folder: Path
+    """Its folder."""
+    record: RunRecord
+    """What it is, and how far it has come."""
+
+    def __str__(self) -> str:
+        """Name folder, supernet and status on one line."""
+        record = self.record
+        return f"{self.folder}: {record.architecture.variant} on {record.data.name}, {record.status}"
+
+
+def new_record(name: str, config: Config, task: Task, data: ImageData, net: Supernet, processes: int = 1) -> RunRecord:
+    """Return the record of a run that starts now.
 
     Args:
-        run: A run folder; it may be written to meanwhile.
-
-    Raises:
-        RunError: If the folder is no run, or a file in it is damaged.
-        UserError: If its recipe can't be read.
+        name: The run's name.
+        config: Its recipe.
+        task: Its task.
+        data: Its data set.
+        net: Its supernet.
+        processes: Processes that train it together.
     """
-    path = Path(run)
-    facts = run_folder.read_run(path)
-    config = recipe.load(str(path / run_folder.RECIPE))
-    with checked(path / run_folder.FACTS):
-        supernet = facts["supernet"]
-        return RunRecord(
-            folder=path,
-            name=str(facts["name"]),
-            created=str(facts["created"]),
-            state=_state(path, facts["status"]),
-            status=str(facts["status"]),
-            seed=facts["seed"],
-            versions=dict(facts["versions"]),
-            data=_data(facts["data"]),
-            arch=_architecture(supernet),
-            space=Space(**supernet["space"]),
-            phases=tuple(_phase(record) for record in facts["phases"]),
-            test=facts.get("test"),
-            config=config,
-            recipe=(path / run_folder.RECIPE).read_text(encoding="utf-8"),
-            # A run that has only just begun has not opened the file yet.
-            metrics=tuple(read_metrics(path)) if (path / run_folder.METRICS).exists() else (),
-        )
-
-
-@contextmanager
-def checked(path: Path) -> Iterator[None]:
-    """Turns what missing or foreign values raise in the body into one line that names the file.
-
-    Raises:
-        RunError: If a value is missing, of another kind, or impossible.
-    """
-    try:
-        yield
-    except KeyError as error:
-        raise RunError(f"{path} lacks {error}: restore the file from a copy, or train again") from error
-    except UserError:
-        raise
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
-        raise RunError(
-            f"{path} holds a value that can't be ({error}): restore the file from a copy, or train again"
-        ) from error
-
-
-def _state(path: Path, status: str) -> RunStatus:
-    if status == "finished":
-        return "finished"
-    # A run that was killed could no longer say so, but the system has freed its lock.
-    return "training" if status == "training" and _is_locked(path) else "stopped"
-
-
-def _is_locked(path: Path) -> bool:
-    try:
-        with (path / run_folder.LOCK).open(encoding="utf-8") as handle:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-def _data(facts: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {name: facts[name] for name in ("name", "classes", "fingerprint", "images", "mean", "std", "eval_crop")}
-
-
-def _architecture(supernet: Mapping[str, Any]) -> Architecture:
-    plain: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in supernet.items()
-        if name not in ("space", "stages")
-    }
-    return Architecture(**plain, stages=tuple(StageSpec(**stage) for stage in supernet["stages"]))
-
-
-def _phase(record: Mapping[str, Any]) -> PhaseRecord:
-    return PhaseRecord(
-        name=record["name"],
-        space=Space(**record["space"]),
-        steps=record["steps"],
-        end=record["global_step"],
-        teacher=dict(record["teacher"]),
-        ensemble_score=record["ensemble_score"],
-        mean_corner_score=record["mean_corner_score"],
+    return RunRecord(
+        name=name,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        status="training",
+        versions=versions(),
+        processes=processes,
+        seed=config.run.seed,
+        task=task.name,
+        metric=task.metrics[0],
+        data=DataRecord(
+            name=data.name,
+            classes=tuple(data.classes),
+            channels=data.channels,
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            eval_crop=config.data.eval_crop,
+            fingerprint=data.fingerprint,
+            images=SplitSizes(len(data.train), len(data.val), len(data.test)),
+            skipped=SkippedImages(len(data.skipped), tuple(data.skipped[:SKIPPED_SHOWN])),
+        ),
+        architecture=net.architecture,
+        space=net.space,
+        phases=(),
+        test=None,
+        imported=None,
+        wandb_run_id=None,
     )
+
+
+def versions() -> dict[str, str | None]:
+    """Return versions of Python and of the packages that results may depend on; None for one that is not installed."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
+
+
+def lasting(record: RunRecord) -> dict[str, Any]:
+    """Return, as plain values, what stays the same for as long as a run lasts: seed, task, data and supernet.
+
+    Keys are those of a recipe's parts, so that a change which `--allow-change` accepts in one is accepted in the other.
+    """
+    supernet = {**record.architecture.to_dict(), "space": record.space.to_dict()}
+    return {"seed": record.seed, "task": record.task, "data": to_plain(record.data), "supernet": supernet}
+
+
+def with_lasting(record: RunRecord, now: RunRecord) -> RunRecord:
+    """Return a record with what lasts taken from another one, whose changes were accepted."""
+    return replace(record, seed=now.seed, task=now.task, data=now.data, architecture=now.architecture, space=now.space)
+
+
+def read_run(folder: Path) -> RunRecord:
+    """Read the record of a run folder.
+
+    Raises:
+        RunError: The folder is missing, a file, foreign, damaged, or of another format version.
+    """
+    try:
+        found = [path.exists() for path in (folder, folder / RECORD)]
+    except OSError as error:
+        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); check the path") from error
+    if not found[0]:
+        raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
+    if not folder.is_dir():
+        raise RunError(f"run folder ({folder}) is a file; give the folder that holds {RECORD}")
+    if not found[1]:
+        raise RunError(f"run folder ({folder}) has no {RECORD}, so it holds no run; give one that `ofav2 train` made")
+    step = "restore the file from a copy, use the version of ofav2 that made it, or train again"
+    return read_record(folder / RECORD, RunRecord, FORMAT, step)
+
+
+def write_run(folder: Path, record: RunRecord) -> None:
+    """Write the record of a run folder.
+
+    Raises:
+        RunError: The file cannot be written.
+    """
+    write_record(folder / RECORD, record, FORMAT)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.load import load_subnet
 from ofav2.errors import UserError
-from ofav2.networks.build import build_supernet
 from ofav2.timm_plugin.model import single_exit, timm_cfg
 from supernets import Architecture, Subnet, walk_blocks
 from supernets.architecture import make_divisible
@@ -56,7 +55,7 @@ def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
         RunError: If the folder holds no extracted network, or the logits differ.
     """
     facts = single_exit(subnet_dir)
-    subnet, arch = Subnet.from_dict(facts["subnet"]), build_supernet(facts["supernet"]).architecture
+    subnet, arch = Subnet.from_dict(facts["subnet"]), Architecture.from_dict(facts["supernet"])
     _refuse(arch, subnet, subnet_dir)
     own = load_subnet(subnet_dir)
     model: nn.Module = _empty(arch, subnet)

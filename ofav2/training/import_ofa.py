@@ -5,10 +5,9 @@ classes and which kernels it has; which smaller depths and expansion ratios it w
 recipe does.
 """
 
-import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ from ofav2.config.schema import Config, PhaseConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.facts import describe_run
-from ofav2.training.run import Run
-from ofav2.training.setup import prepare
-from supernets import SpaceError, Supernet
+from ofav2.runs.records import ImportedWeights, PhaseRecord, Run, RunRecord, TeacherRecord, new_record, write_run
+from ofav2.training.setup import Setup, prepare
+from supernets import SpaceError
 
 VARIANT = "se_b"
 STEM_STRIDE = 2
@@ -62,13 +60,13 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
         supernets.load_ofa_state_dict(setup.net, state)
     except SpaceError as error:
         raise UserError(f"checkpoint ({source}): {error}") from error
-    facts = _describe(target.name, config, setup.data, setup.net, source)
+    record = _describe(target.name, setup, source)
     with files.making(target) as staging:
         files.write_text(staging / folder.RECIPE, recipe.dump(config))
         files.write_text(staging / folder.METRICS, "")
-        checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), facts["phases"][0])
-        folder.write_facts(staging, facts)
-    return Run(target, facts)
+        checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), {"phase": PHASE, "steps": 0})
+        write_run(staging, record)
+    return Run(target, record)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -123,14 +121,14 @@ def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
             f"data.resolutions ({', '.join(map(str, config.data.resolutions))}): OFA's network needs 32 pixels or more;"
             " set those it was trained with, such as data.resolutions=[160,176,192,208,224]"
         )
-    supernet = dataclasses.replace(
+    supernet = replace(
         given, variant=VARIANT, width_mult=found["width_mult"], kernel=found["kernel"], stem_stride=STEM_STRIDE
     )
     choices = {name: getattr(supernet, name) for name in ("kernel", "expand", "depth")}
     unlock = UnlockConfig(**{name: values for name, values in choices.items() if len(values) > 1})
     phase = PhaseConfig(epochs=1.0, lr=0.01, unlock=unlock, teacher="none")
-    teacher = dataclasses.replace(config.teacher, policy="none", checkpoint=None, exit_weights="ascending")
-    return dataclasses.replace(config, supernet=supernet, phases={PHASE: phase}, teacher=teacher)
+    teacher = replace(config.teacher, policy="none", checkpoint=None, exit_weights="ascending")
+    return replace(config, supernet=supernet, phases={PHASE: phase}, teacher=teacher)
 
 
 def _check_data(data: ImageData, found: Mapping[str, Any], source: Path) -> None:
@@ -145,21 +143,19 @@ def _check_data(data: ImageData, found: Mapping[str, Any], source: Path) -> None
             )
 
 
-def _describe(name: str, config: Config, data: ImageData, net: Supernet, source: Path) -> dict[str, Any]:
-    record = {
-        "name": PHASE,
-        "space": asdict(net.space),
-        "steps": 0,
-        "global_step": 0,
-        "teacher": {"policy": "none"},
-        "leaves": f"{PHASE}'s largest network",
-        "ensemble_score": None,
-        "mean_corner_score": None,
-        "seconds": 0.0,
-        "metrics_bytes": 0,
-    }
+def _describe(name: str, setup: Setup, source: Path) -> RunRecord:
+    phase = PhaseRecord(
+        name=PHASE,
+        space=setup.net.space,
+        steps=0,
+        end=0,
+        teacher=TeacherRecord("none"),
+        ensemble_score=None,
+        mean_corner_score=None,
+        metrics_bytes=0,
+    )
     with source.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    imported = {"file": source.name, "sha256": sha256}
-    described = describe_run(name, config, data, net)
-    return {**described, "status": "finished", "imported": imported, "phases": [record]}
+    imported = ImportedWeights(source.name, sha256)
+    record = new_record(name, setup.config, setup.task, setup.data, setup.net)
+    return replace(record, status="finished", imported=imported, phases=(phase,))

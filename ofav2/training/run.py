@@ -2,11 +2,10 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import distill
 import supernets
@@ -20,7 +19,17 @@ from ofav2.evaluation.evaluator import Score, mean_score
 from ofav2.evaluation.recalibration import adopt_statistics
 from ofav2.rng import Stream
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.facts import describe_run, lasting_facts
+from ofav2.runs.records import (
+    FinalScores,
+    PhaseRecord,
+    Run,
+    RunRecord,
+    lasting,
+    new_record,
+    read_run,
+    with_lasting,
+    write_run,
+)
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import Tracker, cut_metrics, flushed_bytes, open_tracker, untracked
 from ofav2.runtime.processes import Processes, process_group
@@ -34,16 +43,6 @@ from ofav2.training.setup import Setup, check_progress, prepare, refuse_changes,
 from ofav2.training.teacher import choose_teacher, prepare_teacher
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run on disk."""
-
-    folder: Path
-    """Its folder."""
-    facts: Mapping[str, Any]
-    """What `run.json` holds."""
 
 
 def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path | None = None) -> Run:
@@ -70,12 +69,12 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         setup = prepare(config, processes)
         path = processes.on_main(lambda: _new_folder(config, recipe_name, run_dir))
         with _locked(path, processes):
-            facts = describe_run(path.name, config, setup.data, setup.net) | {"processes": processes.count}
+            record = new_record(path.name, config, setup.task, setup.data, setup.net, processes.count)
             processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
             processes.on_main(
                 lambda: files.write_text(path / folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
             )
-            return _go_on(setup, path, _note(processes, path, facts))
+            return _go_on(setup, path, _note(processes, path, record))
 
 
 def resume(
@@ -102,18 +101,18 @@ def resume(
     path = Path(run_dir)
     with process_group() as processes:
         refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
-        processes.on_main(lambda: folder.read_run(path))
+        processes.on_main(lambda: read_run(path))
         with _locked(path, processes):
-            facts = processes.on_main(lambda: folder.read_run(path))
+            record = processes.on_main(lambda: read_run(path))
             config = processes.on_main(lambda: _same_recipe(path, recipe_name, overrides, allow))
             setup = prepare(config, processes)
-            now = describe_run(path.name, config, setup.data, setup.net)
-            processes.on_main(lambda: _check_same_run(setup, path, facts, now, allow))
-            if facts["status"] == "finished":
+            now = new_record(path.name, config, setup.task, setup.data, setup.net)
+            processes.on_main(lambda: _check_same_run(setup, record, now, allow))
+            if record.status == "finished":
                 logger.info(f"{path} is finished already")
-                return Run(path, facts)
+                return Run(path, record)
             processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
-            return _go_on(setup, path, _count_again(facts, processes) | lasting_facts(now))
+            return _go_on(setup, path, with_lasting(_count_again(record, processes), now))
 
 
 def train_or_resume(
@@ -124,7 +123,7 @@ def train_or_resume(
     Arguments, result and errors are those of `resume`.
     """
     with process_group() as processes:
-        if processes.on_main(lambda: (Path(run_dir) / folder.FACTS).exists()):
+        if processes.on_main(lambda: (Path(run_dir) / folder.RECORD).exists()):
             return resume(run_dir, recipe_name, overrides, allow)
         if recipe_name is None:
             processes.refuse(UserError("RECIPE is missing: `ofav2 recipes` lists them"))
@@ -139,12 +138,12 @@ def _locked(path: Path, processes: Processes) -> Iterator[None]:
         yield
 
 
-def _note(processes: Processes, path: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Keeps facts in `run.json`; returns those of the first process."""
+def _note(processes: Processes, path: Path, record: RunRecord) -> RunRecord:
+    """Keeps a record in `run.json`; returns that of the first process."""
 
-    def write() -> dict[str, Any]:
-        folder.write_facts(path, facts)
-        return facts
+    def write() -> RunRecord:
+        write_run(path, record)
+        return record
 
     return processes.on_main(write)
 
@@ -157,21 +156,18 @@ def _same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], 
     return config
 
 
-def _check_same_run(
-    setup: Setup, path: Path, facts: Mapping[str, Any], now: Mapping[str, Any], allow: Sequence[str]
-) -> None:
-    refuse_changes(lasting_facts(facts), lasting_facts(now), allow)
-    check_progress(facts, setup.plan, path / folder.FACTS)
+def _check_same_run(setup: Setup, record: RunRecord, now: RunRecord, allow: Sequence[str]) -> None:
+    refuse_changes(lasting(record), lasting(now), allow)
+    check_progress(record.phases, setup.plan)
 
 
-def _count_again(facts: dict[str, Any], processes: Processes) -> dict[str, Any]:
-    before = facts.get("processes", 1)
-    if before != processes.count:
+def _count_again(record: RunRecord, processes: Processes) -> RunRecord:
+    if record.processes != processes.count:
         logger.info(
-            f"processes: {processes.count}, before: {before}; batches, sub-networks and learning rates stay the same,"
-            " batch norm sees other parts of a batch"
+            f"processes: {processes.count}, before: {record.processes}; batches, sub-networks and learning rates stay"
+            " the same, batch norm sees other parts of a batch"
         )
-    return {**facts, "processes": processes.count}
+    return replace(record, processes=processes.count)
 
 
 def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) -> Path:
@@ -183,118 +179,111 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
     return folder.take_folder(Path(run_dir))
 
 
-def _go_on(setup: Setup, path: Path, facts: dict[str, Any]) -> Run:
-    """All phases that are not finished, then the test split; `facts` are kept up to date in `run.json`."""
+def _go_on(setup: Setup, path: Path, record: RunRecord) -> Run:
+    """All phases that are not finished, then the test split; `run.json` keeps the record up to date."""
     config, processes = setup.config, setup.runtime.processes
     logger.info(f"run folder: {path}")
     for sentence in setup.plan.skipped:
         logger.info(sentence)
     setup.runtime.place(setup.net)
     setup.runtime.use_cpu_kernels(setup.net)
-    facts, state = processes.on_main(lambda: _rewind(setup, path, facts))
+    record, state = processes.on_main(lambda: _rewind(setup, path, record))
     processes.copy_first(list(setup.net.state_dict().values()))
     with (
         stop_requests() as stop,
         untracked()
         if processes.rank
         else open_tracker(
-            path, config.tracking, name=path.name, recipe=asdict(config), run_id=facts["wandb_run_id"]
+            path, config.tracking, name=path.name, recipe=asdict(config), run_id=record.wandb_run_id
         ) as tracker,
     ):
-        facts = _note(processes, path, {**facts, "status": "training", "wandb_run_id": tracker.run_id})
+        record = _note(processes, path, replace(record, status="training", wandb_run_id=tracker.run_id))
         try:
-            for phase in setup.plan.phases[len(facts["phases"]) :]:
-                record = _run_phase(setup, phase, path, facts["phases"], tracker, state, stop)
-                facts = _note(processes, path, {**facts, "phases": [*facts["phases"], record]})
+            for phase in setup.plan.phases[len(record.phases) :]:
+                finished = _run_phase(setup, phase, path, record.phases, tracker, state, stop)
+                record = _note(processes, path, replace(record, phases=(*record.phases, finished)))
                 state = None
-            facts = {**facts, "test": _evaluate_at_the_end(setup, tracker), "status": "finished"}
+            record = replace(record, test=_evaluate_at_the_end(setup, tracker), status="finished")
         except Stopped:
-            _note(processes, path, {**facts, "status": "stopped"})
+            _note(processes, path, replace(record, status="stopped"))
             raise
         except Exception as error:
             # A folder that can't be written may be what failed, and that is what the user has to hear of.
             with suppress(RunError):
                 if processes.rank == 0:
-                    folder.write_facts(path, {**facts, "status": f"failed: {type(error).__name__}"})
+                    write_run(path, replace(record, status=f"failed: {type(error).__name__}"))
             raise
-    return Run(path, _note(processes, path, facts))
+    return Run(path, _note(processes, path, record))
 
 
-def _rewind(setup: Setup, path: Path, facts: dict[str, Any]) -> tuple[dict[str, Any], PhaseState | None]:
-    """Takes supernet and folder to where the run goes on; returns its facts there, and the state of its phase."""
-    state = _restore(setup, path, facts)
-    cut_metrics(path, _metrics_bytes(facts, state))
-    set_aside_after(path, _global_step(facts, state))
-    return facts, state
+def _rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:
+    """Takes supernet and folder to where the run goes on; returns its record there, and the state of its phase."""
+    finished, state = _restore(setup, path, record.phases)
+    last = finished[-1] if finished else None
+    cut_metrics(path, state.progress.metrics_bytes if state else last.metrics_bytes if last else 0)
+    set_aside_after(path, state.progress.global_step if state else last.end if last else 0)
+    return replace(record, phases=finished), state
 
 
-def _restore(setup: Setup, path: Path, facts: dict[str, Any]) -> PhaseState | None:
-    """Loads what the last finished phase left into the supernet; returns the state of the one in progress.
+def _restore(
+    setup: Setup, path: Path, finished: tuple[PhaseRecord, ...]
+) -> tuple[tuple[PhaseRecord, ...], PhaseState | None]:
+    """Loads what the last finished phase left into the supernet.
 
-    A finished phase whose checkpoint is damaged and still needed is forgotten in `facts`, with those after it, and so
-    trained again.
+    Returns:
+        The finished phases, and the state of the one in progress. A finished phase whose checkpoint is damaged and
+        still needed is left out, with those after it, and so trained again.
     """
-    finished = facts["phases"]
     begun = bool(finished)
     while (damaged := _first_damaged(path, finished, setup)) is not None:
-        del finished[damaged:]
+        finished = finished[:damaged]
     if finished:
-        last = folder.checkpoint_path(path, finished[-1]["name"])
+        last = folder.checkpoint_path(path, finished[-1].name)
         tensors, _ = checkpoint.load(last)
         checkpoint.fill(setup.net, tensors, str(last))
     if len(finished) == len(setup.plan.phases):
-        return None
+        return finished, None
     state = load_newest(path, setup.plan.phases[len(finished)].name)
     if begun or state:
         where = f"step {state.progress.step}" if state else "its start"
         logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
-    return state
+    return finished, state
 
 
-def _first_damaged(path: Path, finished: Sequence[Mapping[str, Any]], setup: Setup) -> int | None:
+def _first_damaged(path: Path, finished: Sequence[PhaseRecord], setup: Setup) -> int | None:
     """Number of the first finished phase, from 0, whose checkpoint can't be read and is still needed; says so."""
     ahead = setup.plan.phases[len(finished) :]
     # Of those that are finished, a policy that chooses one now chooses it or a newer one later on.
     policies = {phase.teacher for phase in ahead} & set(distill.policies()) if finished else set()
     needed = {distill.choose(policy, _candidates(finished)).candidate.phase for policy in policies}
-    for number, record in enumerate(finished):
-        if record["name"] in needed or record is finished[-1]:
+    for number, phase in enumerate(finished):
+        if phase.name in needed or phase is finished[-1]:
             try:
-                checkpoint.load(folder.checkpoint_path(path, record["name"]))
+                checkpoint.load(folder.checkpoint_path(path, phase.name))
             except RunError as error:
                 logger.warning(f"{error}; going back to the phase before it")
                 return number
     return None
 
 
-def _candidates(finished: Sequence[Mapping[str, Any]]) -> list[distill.TeacherCandidate]:
+def _candidates(finished: Sequence[PhaseRecord]) -> list[distill.TeacherCandidate]:
     """What finished phases left that could teach, oldest first."""
-    return [distill.TeacherCandidate(past["leaves"], past["name"], past["ensemble_score"]) for past in finished]
-
-
-def _metrics_bytes(facts: Mapping[str, Any], state: PhaseState | None) -> int:
-    """Length of `metrics.jsonl` at the place where the run goes on."""
-    if state is not None:
-        return state.progress.metrics_bytes
-    return int(facts["phases"][-1]["metrics_bytes"]) if facts["phases"] else 0
-
-
-def _global_step(facts: Mapping[str, Any], state: PhaseState | None) -> int:
-    """Steps taken at the place where the run goes on."""
-    if state is not None:
-        return state.progress.global_step
-    return int(facts["phases"][-1]["global_step"]) if facts["phases"] else 0
+    return [
+        distill.TeacherCandidate(f"{past.name}'s largest network", past.name, past.ensemble_score)
+        for past in finished
+        if past.ensemble_score is not None
+    ]
 
 
 def _run_phase(
     setup: Setup,
     phase: Phase,
     path: Path,
-    finished: Sequence[Mapping[str, Any]],
+    finished: Sequence[PhaseRecord],
     tracker: Tracker,
     state: PhaseState | None,
     stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> PhaseRecord:
     """One phase, from teacher to checkpoint; returns what the run records of it."""
     net, evaluator = setup.net, setup.evaluator
     phase_teacher = choose_teacher(
@@ -307,8 +296,8 @@ def _run_phase(
         evaluator=evaluator,
         precision=setup.config.teacher.precision,
     )
-    if "reason" in phase_teacher.record:
-        logger.info(f"teacher of {phase.name}: {phase_teacher.record['reason']}")
+    if phase_teacher.record.reason:
+        logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
     if "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
@@ -321,20 +310,21 @@ def _run_phase(
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     end = phase.first_step + phase.steps
-    mean = {"mean": mean_score(scores)} if scores else {}
+    mean = mean_score(scores) if scores else None
     if scores:
         _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
-    tracker.log("corners", global_step=end, phase=phase.name, **mean, teacher=score)
-    record = {
-        "name": phase.name,
-        "space": asdict(phase.evaluated),
-        "steps": phase.steps,
-        "global_step": end,
-        "teacher": dict(phase_teacher.record),
-        "leaves": f"{phase.name}'s largest network",
-        "ensemble_score": score,
-        "mean_corner_score": mean.get("mean"),
-    }
+    measured = {} if mean is None else {"mean": mean}
+    tracker.log("corners", global_step=end, phase=phase.name, **measured, teacher=score)
+    record = PhaseRecord(
+        name=phase.name,
+        space=phase.evaluated,
+        steps=phase.steps,
+        end=end,
+        teacher=phase_teacher.record,
+        ensemble_score=score,
+        mean_corner_score=mean,
+        metrics_bytes=0,
+    )
     return setup.runtime.processes.on_main(lambda: _keep(setup, record, path, tracker))
 
 
@@ -350,15 +340,16 @@ def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objec
     return Distill(task, draw, net, teacher, distance, config.teacher.kd_ratio)
 
 
-def _keep(setup: Setup, record: dict[str, Any], path: Path, tracker: Tracker) -> dict[str, Any]:
+def _keep(setup: Setup, record: PhaseRecord, path: Path, tracker: Tracker) -> PhaseRecord:
     """Saves what a phase left; returns its record, with what had been measured by then."""
-    target = folder.checkpoint_path(path, record["name"])
-    checkpoint.save(target, setup.net.state_dict(), record)
-    tracker.artifact(checkpoint.file_paths(target), f"{path.name}-{record['name']}", "model")
-    return {**record, "metrics_bytes": flushed_bytes(path)}
+    target = folder.checkpoint_path(path, record.name)
+    described = {"phase": record.name, "steps": record.end, "ensemble_score": record.ensemble_score}
+    checkpoint.save(target, setup.net.state_dict(), described)
+    tracker.artifact(checkpoint.file_paths(target), f"{path.name}-{record.name}", "model")
+    return replace(record, metrics_bytes=flushed_bytes(path))
 
 
-def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
+def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> FinalScores:
     """Corner sub-networks on the test split, which nothing before has looked at."""
     last, metric = setup.plan.phases[-1], setup.task.metrics[0]
     # A run always says what its largest and its smallest network reach.
@@ -367,12 +358,10 @@ def _evaluate_at_the_end(setup: Setup, tracker: Tracker) -> dict[str, float]:
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
     tracker.scatter("test/accuracy_macs", corners.columns(metric), rows, x="macs", y=metric.name)
     value = {score.subnet: score.value for score in scores}
-    found = {
-        "mean": mean_score(scores),
-        "largest": value[last.evaluated.largest()],
-        "smallest": value[last.evaluated.smallest()],
-    }
-    tracker.log("test", global_step=setup.plan.steps, phase=last.name, **found)
+    found = FinalScores(
+        mean=mean_score(scores), largest=value[last.evaluated.largest()], smallest=value[last.evaluated.smallest()]
+    )
+    tracker.log("test", global_step=setup.plan.steps, phase=last.name, **asdict(found))
     return found
 
 

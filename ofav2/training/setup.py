@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -15,7 +14,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
 from ofav2.networks.build import supernet_options
-from ofav2.runs.facts import describe_run, lasting_facts
+from ofav2.runs.records import PhaseRecord, lasting, new_record
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task
@@ -62,8 +61,8 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
     opened = processes.local_main_first if config.data.download else processes.on_all
     data = opened(lambda: open_data(config.data))
     setup = processes.on_all(lambda: _build(config, data, processes))
-    facts = describe_run("", config, data, setup.net)
-    refuse_disagreement(processes, {"recipe": asdict(config), **lasting_facts(facts), "versions": facts["versions"]})
+    record = new_record("", config, setup.task, data, setup.net)
+    refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
 
 
@@ -160,41 +159,23 @@ def _brief(value: object) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def check_progress(facts: Mapping[str, Any], plan: Plan, where: Path) -> None:
-    """Passes if a plan can go on where a run's facts say that it stands.
+def check_progress(finished: Sequence[PhaseRecord], plan: Plan) -> None:
+    """Passes if a plan can go on after these phases.
 
     Args:
-        facts: What `run.json` holds.
+        finished: The finished phases that a run has recorded.
         plan: The phases of the run's recipe as it is now.
-        where: Path of `run.json`.
 
     Raises:
-        RunError: If the facts are damaged, or the finished phases are not the plan's first.
+        RunError: If the finished phases are not the plan's first.
     """
-    finished = facts.get("phases")
-    if (
-        not isinstance(facts.get("status"), str)
-        or not isinstance(facts.get("wandb_run_id"), str | None)
-        or not isinstance(finished, list)
-        or not all(isinstance(record, dict) and _is_record(record) for record in finished)
-    ):
-        raise RunError(f"{where} does not say how far the run is: restore it from a copy, or train again")
-    took = [(record["name"], record["global_step"]) for record in finished]
+    took = [(phase.name, phase.end) for phase in finished]
     takes = [(phase.name, phase.first_step + phase.steps) for phase in plan.phases[: len(finished)]]
     if took != takes:
         raise RunError(
             f"phases that are finished ({_ends(took)}) are not the recipe's first ({_ends(takes)}):"
             " restore the recipe's first phases and data.batch_size, or train in a new folder"
         )
-
-
-def _is_record(record: Mapping[str, Any]) -> bool:
-    counts, top1 = (record.get("global_step"), record.get("metrics_bytes")), record.get("ensemble_score")
-    return (
-        all(isinstance(record.get(key), str) for key in ("name", "leaves"))
-        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
-        and isinstance(top1, int | float)
-    )
 
 
 def _ends(phases: Sequence[tuple[str, int]]) -> str:

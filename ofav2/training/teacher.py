@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -17,6 +16,7 @@ from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import TeacherRecord
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime
 from ofav2.tasks.base import Task
@@ -31,8 +31,8 @@ class PhaseTeacher:
 
     teacher: Teacher | None
     """What teaches; None: labels alone."""
-    record: Mapping[str, Any]
-    """`policy`, `name`, `phase`, `score` (on validation) and `reason`; of `none`, the policy alone."""
+    record: TeacherRecord
+    """What the run records of it."""
 
 
 def external_teachers(
@@ -100,20 +100,21 @@ def choose_teacher(
     compiler = evaluator.runtime.compiler
     arithmetic = replace(evaluator.runtime, precision=precision or evaluator.runtime.precision).autocast
     if phase.teacher == "none":
-        return PhaseTeacher(None, {"policy": "none"})
+        return PhaseTeacher(None, TeacherRecord("none"))
     if phase.teacher in external:
         module = external[phase.teacher]
         (score,) = evaluator.exit_scores(module, max(net.space.resolution), evaluator.data.val)
         metric = evaluator.task.metrics[0]
         reason = f"{phase.teacher} is the recipe's; its validation {metric.name} is {metric.show(score)}"
-        record = {"policy": phase.teacher, "name": phase.teacher, "phase": None, "score": score, "reason": reason}
+        record = TeacherRecord(phase.teacher, name=phase.teacher, score=score, reason=reason)
         forward = compiled("teacher", module, module, compiler)
         return PhaseTeacher(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
     choice = distill.choose(phase.teacher, candidates, score_order(evaluator.task))
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = evaluator.runtime.processes.on_main(lambda: checkpoint.load(path))
     module = prepare_teacher(largest_of(net, tensors), evaluator.runtime)
-    record = {"policy": phase.teacher, **asdict(choice.candidate), "reason": choice.reason}
+    chosen = choice.candidate
+    record = TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason)
     forward = compiled("teacher", module, module, compiler)
     return PhaseTeacher(as_teacher(forward, weights.ensemble, arithmetic), record)
 

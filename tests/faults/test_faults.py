@@ -23,6 +23,7 @@ import pytest
 
 from ofav2.cli.main import STOPPED
 from ofav2.runs import folder
+from ofav2.runs.records import read_run
 from tests.faults import driver
 from tests.faults.driver import Hit, Moment, Straight
 from tests.ofav2 import tiny
@@ -219,7 +220,7 @@ def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
         if code not in (STOPPED, 0):
             return Outcome(number, hit, f"exit code {code}: {log.read_text().strip().splitlines()[-1]}")
         # A run that is asked to stop while it is evaluated for the last time has no step to stop after.
-        wrong = (code == 0) != (folder.read_run(run)["status"] == "finished")
+        wrong = (code == 0) != (read_run(run).status == "finished")
         lost = "exit code and status disagree" if wrong else end_of(run, source, log)
         return Outcome(number, hit, lost, "" if code else "ended on its own")
 
@@ -236,7 +237,7 @@ def test_damage(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> 
         _, hit = interrupt(run, source, replace(moment, line=max(moment.line, 3)), signal.SIGKILL, log)
         damaged = damage_newest(run, np.random.default_rng([SEED, 5, number]))
         # A run that is evaluated for the last time needs no state any more.
-        needed = len(folder.read_run(run)["phases"]) < len(tiny.SIX_PHASES)
+        needed = len(read_run(run).phases) < len(tiny.SIX_PHASES)
         lost = end_of(run, source, log)
         if lost is None and needed and damaged not in log.read_text():
             lost = f"nothing is said of {damaged}"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ofav2
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
 
@@ -51,8 +51,8 @@ def half_run(run_copy: Path) -> Path:
     """A run in its third phase, cut in the middle of a line; nobody holds its lock."""
 
     def cut(facts: dict[str, Any]) -> None:
-        del facts["phases"][2:], facts["test"]
-        facts["status"] = "training"
+        del facts["phases"][2:]
+        facts.update(status="training", test=None)
 
     change_facts(run_copy, cut)
     lines = (run_copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)

@@ -79,7 +79,8 @@ def changed(value: Any, draw: Callable[[Any], Any], with_values: Any) -> Any:
             inside = inside[step]
         change = draw(st.sampled_from(["replace", "replace", "replace", "remove", "add"]))
         if change == "replace":
-            inside[key] = draw(with_values)
+            # Examples share what they are drawn from, which must not be changed with the copy.
+            inside[key] = copy.deepcopy(draw(with_values))
         elif change == "remove":
             del inside[key]
         elif isinstance(inside, dict):

@@ -22,8 +22,8 @@ import supernets
 from ofav2.cli.main import main
 from ofav2.config import recipe
 from ofav2.data import open_data
+from ofav2.runs.records import Run
 from ofav2.training.phases import plan_table
-from ofav2.training.run import Run
 from supernets import Space, Subnet
 from tests.ofav2 import tiny
 from tests.ofav2.fuzzing import JUNK, NUMBERS, VALUES, WORDS, accepted, changed, damaged_texts, fuzz, places

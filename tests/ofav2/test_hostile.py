@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,11 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import read_run, write_run
 from ofav2.runs.state import load_newest
 from tests.notes import Notes
 from tests.ofav2 import tiny
+from tests.ofav2.changes import change_facts
 from tests.ofav2.data.conftest import write_classes, write_image
 from tests.ofav2.fuzzing import JUNK, accepted, changed, fuzz
 
@@ -74,8 +77,8 @@ def sign_checkpoint(run: Path, name: str, content: bytes) -> None:
 
 def unfinished(run: Path, phases: int = 1) -> Path:
     """The run as if its later phases were not finished."""
-    facts = folder.read_run(run)
-    folder.write_facts(run, {**facts, "status": "training", "phases": facts["phases"][:phases]})
+    record = read_run(run)
+    write_run(run, replace(record, status="training", phases=record.phases[:phases]))
     return run
 
 
@@ -149,7 +152,7 @@ def test_pickles_named_otherwise_do_not_run(kind: str, run: Path, subnet: Path, 
         sign_checkpoint(run, state.stem, bomb)
     ofav2.resume(unfinished(run, 2))
     assert notes().count("going back to the phase before it") == 2
-    (run / folder.FACTS).write_bytes(bomb)
+    (run / folder.RECORD).write_bytes(bomb)
     refused(lambda: ofav2.resume(run))
     assert not marker.exists()
     pickle.loads(bombs(marker)["pickle"])
@@ -267,8 +270,8 @@ def test_any_flipped_bit_of_a_state_is_found(
 def test_any_facts_of_a_run_load_or_are_refused(data: st.DataObject, short_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(short_run, copy, dirs_exist_ok=True)
-    facts = changed(json.loads((short_run / folder.FACTS).read_bytes()), data.draw, JUNK)
-    (copy / folder.FACTS).write_text(json.dumps(facts), encoding="utf-8")
+    facts = changed(json.loads((short_run / folder.RECORD).read_bytes()), data.draw, JUNK)
+    (copy / folder.RECORD).write_text(json.dumps(facts), encoding="utf-8")
     net = accepted(lambda: ofav2.load_supernet(copy))
     assert net is None or net.space.size() >= 1
 
@@ -290,9 +293,7 @@ def test_any_description_of_a_network_loads_or_is_refused(data: st.DataObject, e
 def test_phases_do_not_lead_out_of_the_run_folder(name: Any, run: Path) -> None:
     elsewhere = run.parent / "elsewhere"
     shutil.copytree(run / folder.CHECKPOINTS, elsewhere)
-    facts = folder.read_run(run)
-    phases = [*facts["phases"][:-1], facts["phases"][-1] | {"name": name}]
-    folder.write_facts(run, facts | {"phases": phases})
+    change_facts(run, lambda facts: facts["phases"][-1].update(name=name))
     refused(lambda: ofav2.load_supernet(run))
     refused(lambda: ofav2.resume(run))
     assert main(["evaluate", str(run), "--phase", str(name).replace("\x00", "")]) == 2
@@ -438,4 +439,4 @@ def test_images_of_one_pixel_are_trained_on(tmp_path: Path) -> None:
             Image.fromarray(pixel).save(tmp_path / "images" / name / f"{number}.png")
     text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {tmp_path / 'images'}")
     run = ofav2.train(tiny.written(tmp_path, text), run_dir=tmp_path / "run")
-    assert run.facts["status"] == "finished"
+    assert run.record.status == "finished"

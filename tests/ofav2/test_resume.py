@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import multiprocessing
 import os
 import re
@@ -28,10 +27,12 @@ from ofav2.cli.main import STOPPED, main
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import read_run
 from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_steps
 from tests.notes import Notes
 from tests.ofav2 import tiny
+from tests.ofav2.changes import change_facts
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of
 
@@ -174,7 +175,7 @@ def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
     before_yielding(monkeypatch, lambda _, number: number == 1, ask_to_stop)
     with pytest.raises(Stopped):
         ofav2.train(recipes["adamw"], STRAIGHT, run)
-    assert folder.read_run(run)["status"] == "stopped"
+    assert read_run(run).status == "stopped"
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
     assert capfd.readouterr().err.count("SIGTERM: saving after this step") == len(tiny.SIX_PHASES)
@@ -200,7 +201,7 @@ def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straigh
     # Such as a kill leaves them: what was logged after the state, and half a line.
     with (run / folder.METRICS).open("a") as lines:
         lines.write('{"kind": "train", "global_step": 2}\n{"kind": "tra')
-    assert folder.read_run(run)["status"] == "training"
+    assert read_run(run).status == "training"
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
     assert states(run) == ["state-000000011.json", "state-000000012.json"]
@@ -294,8 +295,8 @@ phases:
     text = tiny.TWO[: tiny.TWO.index("phases:")].replace("expand: [2]", "expand: [1, 2]") + phases
     recipe = tiny.written(tmp_path, f"{text}teacher: {{policy: {policy}}}\n")
     straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
-    first, second = (record["ensemble_score"] for record in folder.read_run(straight_run)["phases"][:2])
-    phase_teacher = folder.read_run(straight_run)["phases"][2]["teacher"]["phase"]
+    first, second = (phase.ensemble_score for phase in read_run(straight_run).phases[:2])
+    phase_teacher = read_run(straight_run).phases[2].teacher.phase
     assert (
         phase_teacher
         == {"fixed": "full", "best": "full" if first > second else "kernel", "progressive": "kernel"}[policy]
@@ -356,15 +357,15 @@ def test_data_that_changed_are_refused_with_the_difference(
         return dataclasses.replace(open_data(config), **changed)
 
     (name,) = changed
-    before = folder.read_run(stopped)["data"][name]
+    before = getattr(read_run(stopped).data, name)
     with monkeypatch.context() as patch:
         patch.setattr(ofav2.training.setup, "open_data", changed_data)
         with pytest.raises(RunError, match=rf"data\.{name} was .*, is .*--allow-change data\.{name}$"):
             ofav2.resume(stopped)
-        assert folder.read_run(stopped)["data"][name] == before
+        assert getattr(read_run(stopped).data, name) == before
         assert_accepted(stopped, allow=[f"data.{name}"])
         # The yes lasts, as it does for a recipe's key.
-        assert folder.read_run(stopped)["data"][name] == json.loads(json.dumps(changed[name]))
+        assert getattr(read_run(stopped).data, name) == changed[name]
         assert_accepted(stopped)
 
 
@@ -411,7 +412,7 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, notes: N
         return {str(path): path.read_bytes() for path in files}
 
     before = content()
-    assert ofav2.resume(run_copy).facts == folder.read_run(tiny_run.folder)
+    assert ofav2.resume(run_copy).record == read_run(tiny_run.folder)
     assert content() == before
     assert "is finished already" in notes()
 
@@ -436,16 +437,13 @@ def test_metrics_that_lost_lines_are_refused(stopped: Path) -> None:
         {"status": None},
         {"wandb_run_id": 7},
         {"data": []},
-        {"supernet": None},
-        {"phases": [{"name": "../../full", "leaves": "", "global_step": 2, "metrics_bytes": 0, "ensemble_score": 0.5}]},
-        {"phases": [{"name": "full", "leaves": "", "global_step": 2, "metrics_bytes": -1, "ensemble_score": 0.5}]},
+        {"architecture": None},
     ],
     ids=repr,
 )
-def test_facts_of_a_wrong_schema_are_refused(damage: dict[str, Any], stopped: Path) -> None:
-    file = stopped / folder.FACTS
-    files.write_json(file, json.loads(file.read_bytes()) | damage)
-    with pytest.raises(RunError) as error:
+def test_records_of_a_wrong_schema_are_refused(damage: dict[str, Any], stopped: Path) -> None:
+    change_facts(stopped, lambda facts: facts.update(damage))
+    with pytest.raises(RunError, match=rf"^{stopped}/run\.json: {next(iter(damage))}") as error:
         ofav2.resume(stopped)
     assert "\n" not in str(error.value)
 
@@ -476,7 +474,7 @@ def test_auto_starts_in_what_a_run_left_that_was_killed_before_it_began(
     recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    with killed_at(folder, "write_facts"):
+    with killed_at(ofav2.training.run, "write_run"):
         ofav2.train(recipes["short"], run_dir=run)
     (run / ".run.json.999999999.tmp").write_text("{")
     left = [".lock", ".run.json.999999999.tmp", "recipe.yaml", "split.json"]
@@ -512,13 +510,13 @@ def test_a_run_takes_settings_when_it_is_resumed(stopped: Path, monkeypatch: pyt
 def test_what_does_not_go_together_is_said_in_a_line(
     arguments: list[str], reason: str, stopped: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    before = (stopped / folder.FACTS).read_bytes(), (stopped / folder.RECIPE).read_bytes()
+    before = (stopped / folder.RECORD).read_bytes(), (stopped / folder.RECIPE).read_bytes()
     assert main(["train", *(argument.replace("RUN", str(stopped)) for argument in arguments)]) == 2
     said = capfd.readouterr()
     assert said.out == ""
     assert reason in said.err
     assert said.err.count("\n") == 1
-    assert before == ((stopped / folder.FACTS).read_bytes(), (stopped / folder.RECIPE).read_bytes())
+    assert before == ((stopped / folder.RECORD).read_bytes(), (stopped / folder.RECIPE).read_bytes())
 
 
 # When the machine fails
@@ -560,7 +558,7 @@ def test_a_full_disk_stops_the_run_with_the_last_state_intact(
     assert full in error
     assert "No space left on device" in error
     assert "free space" in error
-    assert folder.read_run(run)["status"] == "failed: RunError"
+    assert read_run(run).status == "failed: RunError"
     assert not list((run / "checkpoints").glob(".*"))
     ofav2.resume(run)
     assert_same_run(run, straight)

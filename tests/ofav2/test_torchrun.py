@@ -19,6 +19,7 @@ from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import read_run
 from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.signals import Lost, Stopped
 from ofav2.training import loop as learn
@@ -43,7 +44,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> str:
 def started(count: int, path: str, into: Path, *more: str) -> list[Ended]:
     def job() -> Any:
         with console.show_logs():
-            return dict(train_or_resume(into, path, [*SETTINGS, *more]).facts)
+            return train_or_resume(into, path, [*SETTINGS, *more]).record
 
     return run_apart(count, job)
 
@@ -92,8 +93,8 @@ def signal_oneself(number: int) -> Any:
 
 
 def test_a_run_of_two_processes_is_one_run(straight: Path) -> None:
-    facts = folder.read_run(straight)
-    assert (facts["status"], facts["processes"]) == ("finished", 2)
+    record = read_run(straight)
+    assert (record.status, record.processes) == ("finished", 2)
     lines = read_metrics(straight)
     trained = [line["global_step"] for line in lines if line["kind"] == "train"]
     assert trained == list(range(1, STEPS + 1)), "no line twice, none missing"
@@ -106,10 +107,10 @@ def test_a_run_of_two_processes_is_one_run(straight: Path) -> None:
 
 
 def test_it_is_resumed_as_finished(straight: Path, two: str) -> None:
-    before = (straight / folder.FACTS).read_bytes()
+    before = (straight / folder.RECORD).read_bytes()
     for count in (1, 2):
         assert kinds(started(count, two, straight)) == ["NoneType"] * count
-    assert (straight / folder.FACTS).read_bytes() == before
+    assert (straight / folder.RECORD).read_bytes() == before
 
 
 @pytest.mark.parametrize("asked", [0, 1])
@@ -122,7 +123,7 @@ def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same
         ended = started(2, two, path)
     assert [type(member.error) for member in ended] == [Stopped, Stopped]
     assert str(ended[0].error) == str(ended[1].error) == "step 3 of phase kernel"
-    assert folder.read_run(path)["status"] == "stopped"
+    assert read_run(path).status == "stopped"
     assert kinds(started(2, two, path)) == ["NoneType"] * 2
     assert same_run(path, straight)
 
@@ -159,7 +160,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
     said = capfd.readouterr().err
     assert said.count(f"processes: {after}, before: {before};") == 1
     assert said.count("going on with phase kernel from step 3") == 1
-    assert folder.read_run(path)["processes"] == after
+    assert read_run(path).processes == after
     trained = [line["global_step"] for line in read_metrics(path) if line["kind"] == "train"]
     assert trained == list(range(1, STEPS + 1))
 
@@ -178,7 +179,7 @@ def test_a_folder_that_the_first_process_cannot_write_ends_all(
     first, second = started(2, two, path)
     assert (type(first.error), str(first.error)) == (RunError, "disk full")
     assert isinstance(second.error, Lost)
-    assert folder.read_run(path)["status"] == "failed: RunError"
+    assert read_run(path).status == "failed: RunError"
 
 
 def test_too_many_unusable_batches_are_told_by_the_first_process(two: str, tmp_path: Path) -> None:
@@ -287,4 +288,4 @@ def test_torchrun_restarts_what_was_killed_and_the_run_ends_as_if_nothing_had_ha
     assert (code, out) == (0, f"{killed}\n"), said
     assert said.count("going on with phase full from step") == 2, said
     assert same_run(killed, straight)
-    assert json.loads((killed / folder.FACTS).read_text())["status"] == "finished"
+    assert json.loads((killed / folder.RECORD).read_text())["status"] == "finished"

@@ -1,5 +1,6 @@
 """The numbers of a supernet against the method's tables."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supernets import BRANCHES, Architecture, SpaceError
+from supernets import BRANCHES, Architecture, Space, SpaceError, create, names
 from supernets.architecture import architecture, hidden_channels, make_divisible, squeeze_channels
 from tests.supernets.reference import divisible
 
@@ -91,3 +92,51 @@ def test_architectures_are_values() -> None:
     assert numbers() == numbers()
     assert hash(numbers()) == hash(numbers())
     assert replace(numbers(), num_classes=10) == numbers(num_classes=10)
+
+
+# Records
+
+
+@pytest.mark.parametrize("variant", names())
+def test_an_architecture_comes_back_through_json(variant: str) -> None:
+    given = create(variant, num_classes=7, width_mult=0.5, kernel=(3, 5), expand=(2,), depth=(1, 2), stem_stride=1)
+    plain = json.loads(json.dumps(given.architecture.to_dict()))
+    assert Architecture.from_dict(plain) == given.architecture
+    assert Space.from_dict(json.loads(json.dumps(given.space.to_dict()))) == given.space
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"variant": "se_x"}, r"^supernet \('se_x'\) is unknown \(did you mean"),
+        ({"variant": ["ee_dp"]}, r"^supernet \(\['ee_dp'\]\) is unknown"),
+        ({"num_classes": "ten"}, r"^num_classes \('ten'\)"),
+        ({"kernel": [3, 4]}, r"^kernel \(4\)"),
+        ({"kernel": 3}, r"^kernel \(3\) must be a list"),
+        ({"kernel": [5, 3]}, r"^kernel \(\[5, 3\]\) does not go with the other fields"),
+        ({"dense": False}, r"^dense \(False\) does not go with the other fields: a ee_dp supernet of these has True"),
+        ({"exits": [5]}, r"^exits \(\[5\]\) does not go"),
+        ({"stem_channels": 17}, r"^stem_channels \(17\) does not go"),
+        ({"stages": []}, r"^stages \(\[\]\) does not go"),
+        ({"surprise": 1}, r"^'surprise' is no field of the architecture"),
+    ],
+)
+def test_what_is_no_architecture_is_refused_by_field(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=message) as error:
+        Architecture.from_dict(numbers().to_dict() | change)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_field_is_named() -> None:
+    plain = numbers().to_dict()
+    for name in plain:
+        with pytest.raises(SpaceError, match=rf"^{name} is missing from the architecture"):
+            Architecture.from_dict({key: value for key, value in plain.items() if key != name})
+    with pytest.raises(SpaceError, match=r"^architecture \(3\) must be a mapping"):
+        Architecture.from_dict(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("change", [{"kernel": [4]}, {"depth": []}, {"stages": 0}, {"more": 1}])
+def test_what_is_no_space_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SpaceError):
+        Space.from_dict(numbers().space((32,)).to_dict() | change)

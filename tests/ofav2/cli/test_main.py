@@ -17,7 +17,7 @@ from ofav2.cli import main as cli
 from ofav2.cli.main import main
 from ofav2.config import recipe
 from ofav2.runs import folder
-from ofav2.training.run import Run
+from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -182,8 +182,8 @@ def test_training_says_what_it_made_and_what_to_do_next(two: str, tmp_path: Path
     run = tmp_path / "run"
     out, err = run_ok(capsys, "train", two, "run.seed=3", "--run-dir", str(run))
     assert out == f"{run}\n", "the folder alone, to be piped on"
-    assert folder.read_run(run)["status"] == "finished"
-    assert folder.read_run(run)["seed"] == 3
+    assert read_run(run).status == "finished"
+    assert read_run(run).seed == 3
     assert f"made {run}: largest sub-network" in err
     next_steps = err[err.index("next:") :]
     for line in next_steps.removeprefix("next:").splitlines():
@@ -192,7 +192,7 @@ def test_training_says_what_it_made_and_what_to_do_next(two: str, tmp_path: Path
 
 def test_overrides_may_stand_on_either_side_of_options(two: str, tmp_path: Path, capsys: Capture) -> None:
     run_ok(capsys, "train", "--run-dir", str(tmp_path / "run"), two, "run.seed=4", "phases.full.epochs=0.001")
-    assert folder.read_run(tmp_path / "run")["seed"] == 4
+    assert read_run(tmp_path / "run").seed == 4
 
 
 def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> None:
@@ -202,7 +202,7 @@ def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> N
     assert len(rows) == len(ofav2.load_supernet(tiny_run.folder).space.corners())
     shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-2]) for row in rows}
     largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
-    assert shown[largest] == pytest.approx(100 * tiny_run.facts["test"]["largest"], abs=0.005)
+    assert shown[largest] == pytest.approx(100 * tiny_run.record.test.largest, abs=0.005)
     assert "next: ofav2 extract" in err
 
 
@@ -317,7 +317,7 @@ def without(name: str) -> Callable[[dict[str, Any]], Any]:
         (lambda fields: fields | {"height": 7}, r"^depth has 5 entries: height 7 needs one each"),
         (lambda fields: fields | {"height": 0}, r"^height \(0\) must be at least 1"),
         (lambda fields: fields | {"level": [[["pool"]] * 3] * 5}, r"^level\[0\]\[0\] \('pool'\) is no branch"),
-        (lambda fields: fields | {"width": 3}, r"^'width' is no field of a sub-network"),
+        (lambda fields: fields | {"width": 3}, r"^'width' is no field of the sub-network"),
         (without("expand"), r"^expand is missing from the sub-network"),
         (lambda fields: {"subnet": [1]}, r"^sub-network \(\[1\]\) must be a mapping"),
         (lambda fields: [fields], r"^sub-network .* must be a mapping"),

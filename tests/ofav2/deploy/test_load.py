@@ -18,7 +18,7 @@ from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun, load_run
 from ofav2.evaluation.recalibration import adopt_statistics
 from ofav2.networks.build import build_supernet
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from supernets import Supernet
 from tests.ofav2 import tiny
 
@@ -83,12 +83,12 @@ def test_a_phase_that_left_nothing_is_refused_by_name(tiny_run: Run) -> None:
         (lambda path: (path / "run.json").write_text("{"), "is no JSON"),
         (lambda path: (path / "run.json").write_text("[]"), "must hold an object"),
         (edit("run.json", lambda facts: facts.update(format="ofav2-run/9")), "format ('ofav2-run/9')"),
-        (edit("run.json", lambda facts: facts.pop("supernet")), "lacks 'supernet'"),
-        (edit("run.json", lambda facts: facts["supernet"].pop("depth")), "lacks 'depth'"),
+        (edit("run.json", lambda facts: facts.pop("architecture")), "architecture is missing"),
+        (edit("run.json", lambda facts: facts["architecture"].pop("depth")), "depth is missing"),
         (edit("run.json", lambda facts: facts.update(phases=[])), "no finished phase"),
         (edit("run.json", lambda facts: facts.update(phases=7)), "run.json"),
-        (edit("run.json", lambda facts: facts["supernet"].update(kernel=[3, 4])), "kernel (4)"),
-        (edit("run.json", lambda facts: facts["supernet"].update(num_classes=11)), "do not fit"),
+        (edit("run.json", lambda facts: facts["architecture"].update(kernel=[3, 4])), "kernel (4)"),
+        (edit("run.json", lambda facts: facts["architecture"].update(num_classes=11)), "do not fit"),
         (edit("run.json", lambda facts: facts["phases"][-1]["space"].update(kernel=[9])), "kernel (9)"),
         (lambda path: (path / "checkpoints" / "expand.json").unlink(), "expand.json is missing"),
         (lambda path: (path / "checkpoints" / "expand.safetensors").unlink(), "expand.safetensors is missing"),
@@ -125,7 +125,8 @@ def test_an_extracted_network_computes_what_the_recalibrated_supernet_does(extra
 
 def supernet_of_its_own(opened: OpenedRun) -> Supernet:
     """Another supernet with the run's weights."""
-    net = build_supernet(opened.loaded.facts["supernet"])
+    record = opened.loaded.record
+    net = build_supernet(record.architecture, record.space.resolution)
     net.load_state_dict(opened.loaded.net.state_dict())
     return net.eval()
 
@@ -197,7 +198,7 @@ def forge_garbage(path: Path) -> None:
         (edit(SUBNET_FACTS, lambda facts: facts["subnet"]["kernel"][0].__setitem__(0, 5)), "do not fit"),
         (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(variant="xx")), "'xx'"),
         (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(num_classes="ten")), "'ten'"),
-        (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(width_mult=0.2)), "do not fit"),
+        (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(width_mult=0.2)), "does not go with"),
         (edit(SUBNET_FACTS, lambda facts: facts.update(supernet=[1])), SUBNET_FACTS),
         (lambda path: forge(path, {"weight": torch.zeros(3)}), "do not fit"),
         (lambda path: forge(path, without_stem(load_file(path / SUBNET_WEIGHTS))), "do not fit"),

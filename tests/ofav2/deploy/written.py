@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from ofav2.runs import checkpoint
@@ -15,10 +14,10 @@ def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") 
     weights = checkpoint.tensor_bytes(net.extract(subnet, exits).state_dict())
     (folder / "model.safetensors").write_bytes(weights)
     facts = {
-        "format": "ofav2-subnet/1",
+        "format": "ofav2-subnet/2",
         "subnet": subnet.to_dict(),
         "exits": exits,
-        "supernet": {**asdict(net.architecture), "space": asdict(net.space)},
+        "supernet": net.architecture.to_dict(),
         "input": {
             "channels": net.architecture.in_channels,
             "mean": [0.5, 0.4, 0.3],

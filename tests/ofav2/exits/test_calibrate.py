@@ -20,7 +20,7 @@ from ofav2.exits.calibrate import OpenedExits, Study, evaluate_policy, open_exit
 from ofav2.exits.early import NEVER
 from ofav2.exits.policy_file import EARLY_FACTS
 from ofav2.report.early import PAGE, write_early_page
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 
 EXITS = (1, 3, 4)
 Capture = pytest.CaptureFixture[str]

@@ -18,7 +18,7 @@ from ofav2.nas.cheapest import cheapest, price_of, within
 from ofav2.nas.latency import Machine
 from ofav2.nas.latency_table import LatencyTable, PredictionError, _parts
 from ofav2.nas.limits import UNITS, Limits
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from supernets import Subnet, Supernet
 from supernets.cost_layers import block_choices
 

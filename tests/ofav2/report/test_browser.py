@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 import ofav2
 from ofav2.exits import calibrate
 from ofav2.report.early import PAGE, write_early_page
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
 
 pytestmark = pytest.mark.browser

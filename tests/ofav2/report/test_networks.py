@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from ofav2.errors import UserError
 from ofav2.report.networks import Measured, cheapest_near_best, front, front_of, part_costs, part_names, tables
-from ofav2.runs.records import read_run
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
+from ofav2.runs.snapshot import read_snapshot
 from supernets.cost import Cost, subnet_cost
 from tests.ofav2.changes import change_lines
 from tests.ofav2.tiny import SIX_PHASES, tiny_net
@@ -56,23 +56,26 @@ def test_the_cheapest_near_the_best(points: list[tuple[int, int]]) -> None:
 
 
 def test_tables_hold_the_corners_of_every_phase_and_of_the_test(tiny_run: Run) -> None:
-    run = read_run(tiny_run.folder)
+    run = read_snapshot(tiny_run.folder)
     found = tables(run)
     assert [table.name for table in found] == [*(f"{name}/corners" for name in SIX_PHASES), "test/corners"]
-    for table, space in zip(found, [*(phase.space for phase in run.phases), run.phases[-1].space], strict=True):
+    for table, space in zip(
+        found, [*(phase.space for phase in run.record.phases), run.record.phases[-1].space], strict=True
+    ):
         assert {network.subnet for network in table.networks} == set(space.corners())
     assert [table.split for table in found] == ["validation"] * 6 + ["test"]
 
 
 def test_accuracies_stay_with_their_networks(tiny_run: Run) -> None:
-    run = read_run(tiny_run.folder)
+    run = read_snapshot(tiny_run.folder)
     top1 = {network.subnet: network.score for network in tables(run)[-1].networks}
-    assert top1[run.phases[-1].space.largest()] == tiny_run.facts["test"]["largest"]
-    assert top1[run.phases[-1].space.smallest()] == tiny_run.facts["test"]["smallest"]
+    space, test = run.record.phases[-1].space, run.record.test
+    assert test is not None
+    assert (top1[space.largest()], top1[space.smallest()]) == (test.largest, test.smallest)
 
 
 def test_networks_that_are_not_uniform_bring_their_description(run_copy: Path) -> None:
-    space = read_run(run_copy).space
+    space = read_snapshot(run_copy).record.space
     drawn = [space.sample(np.random.default_rng([number])) for number in range(5)]
 
     def add(lines: list[dict[str, object]]) -> None:
@@ -80,7 +83,7 @@ def test_networks_that_are_not_uniform_bring_their_description(run_copy: Path) -
         lines.append({"kind": "table", "name": "chosen", "columns": ["subnet", "macs", "top-1"], "rows": rows})
 
     change_lines(run_copy, add)
-    found = {network.subnet: network.score for network in tables(read_run(run_copy))[-1].networks}
+    found = {network.subnet: network.score for network in tables(read_snapshot(run_copy))[-1].networks}
     assert found == {subnet: number / 5 for number, subnet in enumerate(drawn)}
 
 
@@ -93,7 +96,7 @@ def test_a_damaged_row_names_the_file(run_copy: Path, row: list[object]) -> None
 
     change_lines(run_copy, damage)
     with pytest.raises(UserError, match=r"metrics\.jsonl"):
-        tables(read_run(run_copy))
+        tables(read_snapshot(run_copy))
 
 
 @pytest.mark.parametrize("variant", ["se_b", "ee_dp"])

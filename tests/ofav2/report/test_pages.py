@@ -10,7 +10,7 @@ import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.report.page import count, percent, when
-from ofav2.training.run import Run
+from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028"
@@ -49,13 +49,14 @@ def test_the_page_is_in_the_run_by_default_and_tells_what_the_run_did(tiny_run: 
     page = ofav2.write_report(run_copy)
     assert page == run_copy / "report.html"
     shown = Markup(page)
-    test = tiny_run.facts["test"]
-    for told in (percent(test["largest"]), percent(test["smallest"]), f"ofav2 train {run_copy}/recipe.yaml"):
+    test = tiny_run.record.test
+    assert test is not None
+    for told in (percent(test.largest), percent(test.smallest), f"ofav2 train {run_copy}/recipe.yaml"):
         assert told in shown.text
     assert (run_copy / "recipe.yaml").read_text(encoding="utf-8").strip() in shown.text
-    for phase in tiny_run.facts["phases"]:
-        assert phase["teacher"].get("reason", "") in shown.text
-    for package, version in tiny_run.facts["versions"].items():
+    for phase in tiny_run.record.phases:
+        assert (phase.teacher.reason or "") in shown.text
+    for package, version in tiny_run.record.versions.items():
         assert version is None or f"{package} {version}" in shown.text
 
 
@@ -135,7 +136,7 @@ def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Pa
     assert not found.warnings
     shown = Markup(found.page)
     assert [front["run"] for front in shown.payload["fronts"]] == ["six", "copy"]
-    assert percent(tiny_run.facts["test"]["largest"]) in found.results[0]
+    assert percent(tiny_run.record.test.largest) in found.results[0]
 
 
 def test_a_phase_that_only_one_run_has_is_a_difference(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:

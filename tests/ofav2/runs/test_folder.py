@@ -1,6 +1,5 @@
 """The run folder: atomic files, one writer, and one clear line for everything that is no run folder."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -177,37 +176,6 @@ def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error:
         folder.new_folder(tmp_path / "runs", "digits")
     assert_one_line(error, tmp_path / "runs" / "digits", "cannot be made")
-
-
-def test_facts_come_back_with_the_format(tmp_path: Path) -> None:
-    folder.write_facts(tmp_path, {"name": "digits", "format": "something else"})
-    assert folder.read_run(tmp_path) == {"format": "ofav2-run/1", "name": "digits"}
-    folder.write_facts(tmp_path, folder.read_run(tmp_path) | {"status": "finished"})
-    assert folder.read_run(tmp_path) == {"format": "ofav2-run/1", "name": "digits", "status": "finished"}
-
-
-def test_what_is_no_run_folder_of_ours_is_refused_with_a_next_step(tmp_path: Path) -> None:
-    with pytest.raises(RunError) as error:
-        folder.read_run(tmp_path / "nowhere")
-    assert_one_line(error, tmp_path / "nowhere", "does not exist", "ofav2 train")
-
-    with pytest.raises(RunError) as error:
-        folder.read_run(tmp_path)
-    assert_one_line(error, tmp_path, "no run.json", "ofav2 train")
-
-    facts = tmp_path / "run.json"
-    facts.write_text("{}")
-    with pytest.raises(RunError) as error:
-        folder.read_run(facts)
-    assert_one_line(error, facts, "is a file", "give the folder")
-    with pytest.raises(RunError) as error:
-        folder.read_run(tmp_path)
-    assert_one_line(error, facts, "format (None)", "ofav2-run/1")
-
-    facts.write_text(json.dumps({"format": "ofav2-run/2"}))
-    with pytest.raises(RunError) as error:
-        folder.read_run(tmp_path)
-    assert_one_line(error, facts, "ofav2-run/2", "version of ofav2 that made it")
 
 
 def test_a_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:

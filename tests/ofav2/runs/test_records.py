@@ -1,133 +1,147 @@
-from datetime import UTC, datetime
+"""What a run records of itself comes back equal, and whatever else lies there is refused in one line."""
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ofav2.errors import RunError, UserError
-from ofav2.report.curves import curves, phase_seconds, stretches, unusable_steps
-from ofav2.runs import folder
-from ofav2.runs.records import read_run
-from ofav2.training.run import Run
-from tests.ofav2.changes import Change, change_facts, change_lines
-from tests.ofav2.tiny import SIX_PHASES
-
-
-def test_a_finished_run(tiny_run: Run) -> None:
-    run = read_run(tiny_run.folder)
-    assert run.state == "finished"
-    assert tuple(phase.name for phase in run.phases) == SIX_PHASES
-    assert run.test == tiny_run.facts["test"]
+from ofav2.config.schema import Config, RunConfig
+from ofav2.errors import RunError
+from ofav2.networks.build import build_supernet
+from ofav2.runs import records
+from ofav2.runs.records import Run, RunRecord, lasting, new_record, read_run, with_lasting, write_run
+from ofav2.tasks.classification import TOP1, Classification
+from tests.ofav2.changes import Change, change_facts
+from tests.ofav2.fuzzing import JUNK, accepted, changed, fuzz
+from tests.ofav2.tiny import data_config, tiny_data, tiny_net
 
 
-def test_the_lock_tells_a_training_run(training_run: Path) -> None:
-    assert read_run(training_run).state == "training"
+def recorded(**changes: Any) -> RunRecord:
+    config = Config(data=data_config(eval_crop=0.75), run=RunConfig(seed=changes.pop("seed", 3)))
+    data = changes.pop("data", tiny_data())
+    return new_record("trial", config, Classification(5), data, changes.pop("net", tiny_net("ee_dp")))
 
 
-def test_a_killed_run_is_stopped(half_run: Path) -> None:
-    assert read_run(half_run).state == "stopped"
-    (half_run / ".lock").unlink()
-    assert read_run(half_run).state == "stopped"
+def test_a_record_says_what_the_run_is_made_of() -> None:
+    record, net = recorded(), tiny_net("ee_dp")
+    assert (record.name, record.seed, record.status, record.processes) == ("trial", 3, "training", 1)
+    assert (record.phases, record.test, record.imported, record.wandb_run_id) == ((), None, None, None)
+    assert (record.task, record.metric) == ("classification", TOP1)
+    assert (record.data.images.train, record.data.images.val, record.data.images.test) == (40, 23, 17)
+    assert record.data.classes == tuple(f"class {number}" for number in range(5))
+    assert (record.data.eval_crop, record.data.channels, record.data.fingerprint) == (0.75, 3, "noise 0")
+    assert (record.architecture, record.space) == (net.architecture, net.space)
+    assert datetime.now(UTC) - datetime.fromisoformat(record.created) < timedelta(minutes=5)
 
 
-def test_reading_leaves_the_lock_free(half_run: Path) -> None:
-    read_run(half_run)
-    with folder.lock(half_run):
-        pass
+@pytest.mark.parametrize("variant", ["se_b", "ee_dp"])
+def test_a_new_record_comes_back_equal(variant: str, tmp_path: Path) -> None:
+    record = recorded(net=tiny_net(variant), data=replace(tiny_data(), skipped=("a.png: broken", "größe\n: twice")))
+    write_run(tmp_path, record)
+    assert read_run(tmp_path) == record
+    assert record.data.skipped.count == 2
 
 
-def test_a_run_that_said_why_it_stopped(half_run: Path) -> None:
-    change_facts(half_run, lambda facts: facts.update(status="failed: RunError"))
-    assert (read_run(half_run).state, read_run(half_run).status) == ("stopped", "failed: RunError")
+def test_a_finished_record_comes_back_equal(tiny_run: Run) -> None:
+    assert read_run(tiny_run.folder) == tiny_run.record
+    assert str(tiny_run) == f"{tiny_run.folder}: ee_dp on digits, finished"
 
 
-def test_a_run_without_measurements(half_run: Path) -> None:
-    (half_run / "metrics.jsonl").unlink()
-    assert read_run(half_run).metrics == ()
+def test_the_file_starts_with_its_format(tmp_path: Path) -> None:
+    write_run(tmp_path, recorded())
+    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/2")
+
+
+def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = recorded().versions
+    assert (found["torch"], found["numpy"]) == (version("torch"), version("numpy"))
+    monkeypatch.setattr(records, "PACKAGES", ("torch", "no-such-package"))
+    assert recorded().versions["no-such-package"] is None
+
+
+def test_the_supernet_can_be_built_again_from_its_record() -> None:
+    for variant in ("se_b", "ee_dp"):
+        record = recorded(net=tiny_net(variant))
+        again = build_supernet(record.architecture, record.space.resolution)
+        assert (again.architecture, again.space) == (record.architecture, record.space)
+
+
+def test_what_lasts_changes_with_data_net_and_seed_alone() -> None:
+    first = recorded()
+    assert lasting(replace(first, status="finished", created="2026-01-01", name="other")) == lasting(first)
+    others = (
+        recorded(seed=4),
+        recorded(data=replace(tiny_data(), fingerprint="other")),
+        recorded(net=tiny_net("ee_d")),
+    )
+    for other in others:
+        assert lasting(other) != lasting(first)
+        taken = with_lasting(replace(first, name="mine"), other)
+        assert (lasting(taken), taken.name) == (lasting(other), "mine")
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        lambda facts: facts.pop("supernet"),
-        lambda facts: facts["supernet"].pop("stages"),
-        lambda facts: facts["supernet"].update(surprise=1),
-        lambda facts: facts["supernet"]["space"].update(kernel=[4]),
-        lambda facts: facts.update(phases=[{"name": "full"}]),
-        lambda facts: facts.update(data=None),
+        (lambda facts: facts.pop("architecture"), "architecture is missing"),
+        (lambda facts: facts["architecture"].pop("stages"), "architecture: stages is missing"),
+        (lambda facts: facts["architecture"].update(surprise=1), "architecture: 'surprise' is no field"),
+        (lambda facts: facts["space"].update(kernel=[4]), "space: kernel (4) must be odd"),
+        (lambda facts: facts["space"].update(kernel=[3]), "space is not that of the architecture"),
+        (lambda facts: facts["phases"][1]["space"].update(kernel=[9]), "phases[1].space: kernel (9)"),
+        (lambda facts: facts["phases"][1]["space"].update(blocks=9), "phases[1].space is not a part"),
+        (lambda facts: facts["phases"][1].update(name="../full"), "phases[1].name"),
+        (lambda facts: facts["phases"][1].update(metrics_bytes=-1), "phases[1].metrics_bytes (-1)"),
+        (lambda facts: facts.update(phases=[{"name": "full"}]), "phases[0].space is missing"),
+        (lambda facts: facts.update(data=None), "data (null) must be a mapping"),
+        (lambda facts: facts.update(created="today"), "created ('today')"),
+        (lambda facts: facts.update(status="late"), 'status ("late") must be training'),
+        (lambda facts: facts.update(seed=True), "seed (true) must be a whole number"),
+        (lambda facts: facts.update(extra=1), "extra is not a key"),
+        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/2'"),
     ],
 )
-def test_damaged_facts_name_the_file(run_copy: Path, change: Change) -> None:
+def test_a_damaged_record_is_refused_by_file_and_key(run_copy: Path, change: Change, message: str) -> None:
     change_facts(run_copy, change)
-    with pytest.raises(RunError, match=r"run\.json"):
+    with pytest.raises(RunError) as error:
         read_run(run_copy)
+    said = str(error.value)
+    assert said.startswith(f"{run_copy / 'run.json'}: ")
+    assert message in said
+    assert said.endswith("or train again")
+    assert "\n" not in said
 
 
-def test_a_foreign_folder_and_a_lost_recipe(tmp_path: Path, run_copy: Path) -> None:
-    with pytest.raises(RunError, match=r"no run\.json"):
-        read_run(tmp_path)
-    (run_copy / "recipe.yaml").unlink()
-    with pytest.raises(UserError, match=r"recipe\.yaml"):
-        read_run(run_copy)
+@fuzz(150)
+@given(data=st.data())
+def test_any_record_comes_back_equal_or_is_refused(data: st.DataObject, tiny_run: Run, tmp_path: Path) -> None:
+    facts = changed(json.loads((tiny_run.folder / "run.json").read_bytes()), data.draw, JUNK)
+    (tmp_path / "run.json").write_text(json.dumps(facts), encoding="utf-8")
+    record = accepted(lambda: read_run(tmp_path))
+    if record is not None:
+        write_run(tmp_path, record)
+        assert read_run(tmp_path) == record
 
 
-def test_phases_follow_one_another(tiny_run: Run) -> None:
-    found = stretches(read_run(tiny_run.folder))
-    assert [stretch.first for stretch in found] == [0, *(stretch.end for stretch in found[:-1])]
+def test_what_is_no_run_folder_of_ours_is_refused_with_a_next_step(tmp_path: Path) -> None:
+    file = tmp_path / "run.json"
 
+    def refusal(path: Path) -> str:
+        with pytest.raises(RunError) as error:
+            read_run(path)
+        assert "\n" not in str(error.value)
+        return str(error.value)
 
-def test_phases_to_come_are_where_they_will_be(tiny_run: Run, half_run: Path) -> None:
-    whole, half = stretches(read_run(tiny_run.folder)), stretches(read_run(half_run))
-    assert [(s.name, s.first, s.end) for s in half] == [(s.name, s.first, s.end) for s in whole]
-    assert [s.finished for s in half] == [True, True, False, False, False, False]
-
-
-def test_curves_hold_every_line_of_their_phase(tiny_run: Run) -> None:
-    run = read_run(tiny_run.folder)
-    found = curves(run, "train", ("loss", "lr"))
-    assert [curve.phase for curve in found] == list(SIX_PHASES)
-    told = [(line["global_step"], line["loss"]) for line in run.metrics if line["kind"] == "train"]
-    drawn = [pair for curve in found for pair in zip(curve.steps, curve.values["loss"], strict=True)]
-    assert drawn == told
-
-
-def test_a_step_measured_twice_counts_as_last_measured(run_copy: Path) -> None:
-    def repeat(lines: list[dict[str, object]]) -> None:
-        lines.append({**lines[0], "loss": 7.0})
-
-    change_lines(run_copy, repeat)
-    first = curves(read_run(run_copy), "train", ("loss",))[0]
-    assert first.values["loss"][0] == 7.0
-    assert len(set(first.steps)) == len(first.steps)
-
-
-def test_a_loss_that_is_not_finite_is_a_gap_and_said(run_copy: Path) -> None:
-    change_lines(run_copy, lambda lines: lines[0].update(loss=None, nonfinite=["loss"]))
-    run = read_run(run_copy)
-    assert curves(run, "train", ("loss",))[0].values["loss"][0] is None
-    assert unusable_steps(run) == (1,)
-
-
-def test_a_skipped_batch_is_said(run_copy: Path) -> None:
-    skipped = {"kind": "skipped", "global_step": 3, "phase": "full", "time": 0.0, "loss": None, "nonfinite": ["loss"]}
-    change_lines(run_copy, lambda lines: lines.append(skipped))
-    assert unusable_steps(read_run(run_copy)) == (3,)
-
-
-def test_phases_take_the_time_between_their_last_measurements(run_copy: Path) -> None:
-    begun = datetime(2026, 1, 1, tzinfo=UTC)
-    change_facts(run_copy, lambda facts: facts.update(created=begun.isoformat()))
-
-    def stamp(lines: list[dict[str, Any]]) -> None:
-        for line in lines:
-            if "phase" in line:
-                line["time"] = begun.timestamp() + 10 * (SIX_PHASES.index(line["phase"]) + 1)
-
-    change_lines(run_copy, stamp)
-    assert phase_seconds(read_run(run_copy)) == dict.fromkeys(SIX_PHASES, 10.0)
-
-
-def test_a_line_without_a_step_names_the_file(run_copy: Path) -> None:
-    change_lines(run_copy, lambda lines: lines[0].pop("global_step"))
-    with pytest.raises(RunError, match=r"metrics\.jsonl"):
-        curves(read_run(run_copy), "train", ("loss",))
+    assert "does not exist; give one that `ofav2 train` made" in refusal(tmp_path / "nowhere")
+    assert "has no run.json, so it holds no run; give one that `ofav2 train` made" in refusal(tmp_path)
+    file.write_text("{}")
+    assert "is a file; give the folder" in refusal(file)
+    assert "format (None) must be 'ofav2-run/2'" in refusal(tmp_path)
+    file.write_text(json.dumps({"format": "ofav2-run/9"}))
+    assert "use the version of ofav2 that made it" in refusal(tmp_path)

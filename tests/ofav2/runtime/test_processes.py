@@ -29,6 +29,7 @@ from ofav2.data import Batch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import nested_groups
 from ofav2.rng import Stream
+from ofav2.runs.records import RunRecord
 from ofav2.runtime import processes as processes_module
 from ofav2.runtime.device import Runtime, open_runtime, seed_torch
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes, own_rank, process_group
@@ -535,17 +536,19 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_numbers(three_by
 def test_processes_that_disagree_are_refused_with_what_differs(
     three_by_three: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    describe = prepare.describe_run
+    describe = prepare.new_record
 
-    def described(name: str, config: Config, *more: Any) -> dict[str, Any]:
-        facts = describe(name, config, *more)
+    def described(name: str, config: Config, *more: Any) -> RunRecord:
+        record = describe(name, config, *more)
         # Instead of several data sets and versions; the learning rate says which.
-        part, _, key = {0.5: "data.fingerprint", 0.6: "data.classes", 0.7: "versions.torch"}.get(
-            config.phases["full"].lr, "data.name"
-        ).partition(".")
-        return facts | {part: facts[part] | {key: ["other"]}} if own_rank() == 2 and key != "name" else facts
+        other = {
+            0.5: replace(record, data=replace(record.data, fingerprint="other")),
+            0.6: replace(record, data=replace(record.data, classes=("other",))),
+            0.7: replace(record, versions={**record.versions, "torch": "other"}),
+        }
+        return other.get(config.phases["full"].lr, record) if own_rank() == 2 else record
 
-    monkeypatch.setattr(prepare, "describe_run", described)
+    monkeypatch.setattr(prepare, "new_record", described)
     same = [lambda rank, lr=lr: ["data.batch_size=15", f"phases.full.lr={lr}"] for lr in (0.5, 0.6, 0.7)]
     ended = three_by_three(
         [

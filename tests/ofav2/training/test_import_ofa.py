@@ -17,7 +17,7 @@ from ofav2.errors import UserError
 from ofav2.evaluation.measure import measure
 from ofav2.evaluation.opened_run import open_run
 from ofav2.report.single import write_report
-from ofav2.runs.records import read_run
+from ofav2.runs.snapshot import read_snapshot
 from ofav2.training.import_ofa import import_ofa
 from tests.ofav2 import tiny
 from tests.supernets.randomise import randomise
@@ -90,7 +90,7 @@ def test_the_recipe_and_the_facts_say_what_it_is(run: Path, checkpoint: Path) ->
 
 
 def test_it_can_be_reported_on(run: Path, tmp_path: Path) -> None:
-    assert read_run(run).phases[0].name == "imported"
+    assert read_snapshot(run).record.phases[0].name == "imported"
     assert write_report(run, tmp_path / "report.html").is_file()
 
 

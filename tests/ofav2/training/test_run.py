@@ -1,6 +1,5 @@
 """A whole run: what it leaves on disk, what it saw to get there, and that a wrong word leaves nothing at all."""
 
-import json
 import logging
 import random
 from collections.abc import Iterable, Iterator
@@ -27,9 +26,9 @@ from ofav2.evaluation import corners
 from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import Run, TeacherRecord, read_run
 from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
-from ofav2.training.run import Run
 from supernets import SpaceError, Subnet, Supernet
 from tests.notes import Notes
 from tests.ofav2 import tiny
@@ -53,48 +52,47 @@ def weights_of(run: Run, phase: str) -> bytes:
 
 def test_without_corners_a_run_still_tells_what_its_largest_and_smallest_network_reach(tmp_path: Path) -> None:
     run = train_two(tmp_path, "evaluation.corners=none")
-    assert [record["mean_corner_score"] for record in run.facts["phases"]] == [None, None]
+    assert [phase.mean_corner_score for phase in run.record.phases] == [None, None]
     assert [line["name"] for line in metrics(run, "table")] == ["test/corners"]
     assert all("mean" not in line for line in metrics(run, "corners"))
-    assert set(run.facts["test"]) == {"mean", "largest", "smallest"}
+    assert run.record.test is not None
     assert ofav2.write_report(run.folder).exists()
 
 
 def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
-    facts = folder.read_run(tiny_run.folder)
-    assert facts["status"] == "finished"
-    assert [record["name"] for record in facts["phases"]] == list(tiny.SIX_PHASES)
-    assert [record["steps"] for record in facts["phases"]] == [2] * 6
-    assert [record["global_step"] for record in facts["phases"]] == [2, 4, 6, 8, 10, 12]
-    unlocked = {"kernel": [3, 5], "level": [1, 2, 3], "height": [1, 2, 3, 4, 5], "depth": [1, 3], "expand": [2, 3]}
-    largest = {"kernel": [5], "level": [3], "height": [5], "depth": [3], "expand": [3]}
-    for done, record in enumerate(facts["phases"][1:], start=1):
+    record = read_run(tiny_run.folder)
+    assert record.status == "finished"
+    assert [phase.name for phase in record.phases] == list(tiny.SIX_PHASES)
+    assert [phase.steps for phase in record.phases] == [2] * 6
+    assert [phase.end for phase in record.phases] == [2, 4, 6, 8, 10, 12]
+    unlocked = {"kernel": (3, 5), "level": (1, 2, 3), "height": (1, 2, 3, 4, 5), "depth": (1, 3), "expand": (2, 3)}
+    largest = {"kernel": (5,), "level": (3,), "height": (5,), "depth": (3,), "expand": (3,)}
+    for done, phase in enumerate(record.phases[1:], start=1):
         expected = largest | {name: unlocked[name] for name in list(unlocked)[:done]}
-        assert {name: record["space"][name] for name in expected} == expected
-    assert facts["supernet"]["space"] == facts["phases"][-1]["space"]
+        assert {name: getattr(phase.space, name) for name in expected} == expected
+    assert record.space == record.phases[-1].space
 
 
 def test_what_train_returns_is_what_lies_on_disk(tiny_run: Run) -> None:
-    # Through JSON, where tuples are lists.
-    assert json.loads(json.dumps(tiny_run.facts)).items() <= folder.read_run(tiny_run.folder).items()
+    assert read_run(tiny_run.folder) == tiny_run.record
 
 
 def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
-    records = {record["name"]: record for record in tiny_run.facts["phases"]}
-    assert records["full"]["teacher"] == {"policy": "none"}
-    reached = {name: record["ensemble_score"] for name, record in records.items()}
+    records = {phase.name: phase for phase in tiny_run.record.phases}
+    assert records["full"].teacher == TeacherRecord("none")
+    reached = {name: phase.ensemble_score for name, phase in records.items()}
     before = list(tiny.SIX_PHASES)
     expected = {
         "kernel": ("progressive", "full"),
         "level": ("progressive", "kernel"),
         "height": ("progressive", "level"),
-        "depth": ("best", max(reversed(before[:4]), key=lambda name: reached[name])),
+        "depth": ("best", max(reversed(before[:4]), key=lambda name: reached[name] or 0.0)),
         "expand": ("fixed", "full"),
     }
     for name, (policy, taught_by) in expected.items():
-        teacher = records[name]["teacher"]
-        assert (teacher["policy"], teacher["phase"], teacher["score"]) == (policy, taught_by, reached[taught_by])
-        assert teacher["reason"].startswith(f"{policy}: {taught_by}'s largest network")
+        teacher = records[name].teacher
+        assert (teacher.policy, teacher.phase, teacher.score) == (policy, taught_by, reached[taught_by])
+        assert (teacher.reason or "").startswith(f"{policy}: {taught_by}'s largest network")
 
 
 def test_the_recipe_of_the_run_is_complete_and_the_one_that_ran(tiny_run: Run, tiny_recipe: str) -> None:
@@ -107,9 +105,9 @@ def test_the_recipe_of_the_run_is_complete_and_the_one_that_ran(tiny_run: Run, t
 def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
     phase: str, tiny_run: Run, opened: OpenedRun
 ) -> None:
-    record = next(record for record in tiny_run.facts["phases"] if record["name"] == phase)
+    record = next(record for record in tiny_run.record.phases if record.name == phase)
     tensors, facts = checkpoint.load(folder.checkpoint_path(tiny_run.folder, phase))
-    assert facts["ensemble_score"] == record["ensemble_score"]
+    assert facts["ensemble_score"] == record.ensemble_score
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     net = ofav2.load_supernet(tiny_run.folder, phase)
     assert tiny.same_bits(net.state_dict(), tensors)
@@ -119,7 +117,7 @@ def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
         else net.extract(net.space.largest(), "all")
     )
     weights = distill.exit_weights("ascending", 5).ensemble
-    assert opened.evaluator.ensemble_score(module, weights, 16, opened.data.val) == record["ensemble_score"]
+    assert opened.evaluator.ensemble_score(module, weights, 16, opened.data.val) == record.ensemble_score
 
 
 def test_no_two_phases_left_the_same_weights(tiny_run: Run) -> None:
@@ -155,9 +153,10 @@ def test_every_uniform_corner_is_measured_on_test_and_numbers_can_be_had_again(
     assert sorted(map(str, again)) == sorted(map(str, table["rows"])), "to the last digit"
     assert len(again) == len(net.space.corners()) == 5 * 2 * (2 * 2 * 2 + 2)
     top1 = {score.subnet: score.value for score in scores}
-    found = tiny_run.facts["test"]
-    assert found["largest"] == top1[net.space.largest()]
-    assert found["smallest"] == top1[net.space.smallest()]
+    found = tiny_run.record.test
+    assert found is not None
+    assert found.largest == top1[net.space.largest()]
+    assert found.smallest == top1[net.space.smallest()]
     assert {score.images for score in scores} == {len(opened.data.test)}
 
 
@@ -179,13 +178,13 @@ def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(
         return [{key: value for key, value in line.items() if key not in timed} for line in read_metrics(run.folder)]
 
     assert untimed(again) == untimed(tiny_run)
-    assert again.facts["test"] == tiny_run.facts["test"]
+    assert again.record.test == tiny_run.record.test
 
 
 def test_another_seed_gives_another_network_judged_on_the_same_images(tmp_path: Path) -> None:
     first, second = (train_two(tmp_path / str(seed), f"run.seed={seed}") for seed in (0, 1))
     assert weights_of(first, "kernel") != weights_of(second, "kernel")
-    assert first.facts["data"] == second.facts["data"]
+    assert first.record.data == second.record.data
 
 
 # What a run sees
@@ -246,11 +245,9 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
 
 def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
     kept = files.read_json(tiny_run.folder / folder.SPLIT)
-    facts = folder.read_run(tiny_run.folder)
-    assert kept["fingerprint"] == facts["data"]["fingerprint"]
-    assert {name: len(kept[name]["numbers"]) for name in ("val", "test")} == {
-        name: facts["data"]["images"][name] for name in ("val", "test")
-    }
+    data = read_run(tiny_run.folder).data
+    assert kept["fingerprint"] == data.fingerprint
+    assert (len(kept["val"]["numbers"]), len(kept["test"]["numbers"])) == (data.images.val, data.images.test)
 
 
 def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
@@ -268,7 +265,7 @@ def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Pa
 def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, notes: Notes) -> None:
     run = train_two(tmp_path)
     assert "height is skipped: this supernet has no choice of height" in notes()
-    assert [record["name"] for record in run.facts["phases"]] == ["full", "kernel"]
+    assert [phase.name for phase in run.record.phases] == ["full", "kernel"]
 
 
 def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
@@ -349,7 +346,7 @@ def test_runs_without_a_folder_get_one_by_the_recipes_name(tmp_path: Path, monke
     path = tiny.written(tmp_path / "recipes", tiny.TWO, "mine")
     first, second = (ofav2.train(path, ["run.folder=kept", "phases.full.epochs=0.001"]) for _ in range(2))
     assert (first.folder, second.folder) == (Path("kept/mine"), Path("kept/mine-2"))
-    assert second.facts["name"] == "mine-2"
+    assert second.record.name == "mine-2"
 
 
 def test_an_empty_folder_will_do(tmp_path: Path) -> None:
@@ -390,9 +387,9 @@ def test_a_run_in_which_training_fails_says_so(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(checkpoint, "save", refuse)
     with pytest.raises(RunError, match="the disk is full"):
         train_two(tmp_path)
-    facts = folder.read_run(tmp_path / "run")
-    assert "RunError" in facts["status"]
-    assert facts["phases"] == []
+    record = read_run(tmp_path / "run")
+    assert "RunError" in record.status
+    assert record.phases == ()
     with pytest.raises(RunError, match="no finished phase"):
         ofav2.load_supernet(tmp_path / "run")
 
@@ -404,7 +401,7 @@ def test_a_run_that_blows_up_names_the_step_and_the_sub_networks(tmp_path: Path)
     ) as caught:
         train_two(tmp_path, *overrides)
     assert len(str(caught.value).splitlines()) == 1
-    assert "RunError" in folder.read_run(tmp_path / "run")["status"]
+    assert "RunError" in read_run(tmp_path / "run").status
 
 
 # W&B
@@ -423,11 +420,11 @@ def test_an_offline_run_is_mirrored_and_its_id_kept(tmp_path: Path) -> None:
     run = train_two(tmp_path / "mirrored", "tracking.mode=offline", "tracking.artifacts=true")
     plain = train_two(tmp_path / "plain")
     assert weights_of(run, "kernel") == weights_of(plain, "kernel"), "being watched changes nothing"
-    run_id = folder.read_run(run.folder)["wandb_run_id"]
+    run_id = read_run(run.folder).wandb_run_id
     assert run_id
     [mirrored] = run.folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
     assert b"kernel/train/loss" in mirrored.read_bytes()
-    assert plain.facts["wandb_run_id"] is None
+    assert plain.record.wandb_run_id is None
     assert not (plain.folder / "wandb").exists()
 
 
@@ -454,7 +451,7 @@ def test_w_and_b_may_fail_and_training_goes_on(
         run = train_two(tmp_path, "tracking.mode=offline")
     for one in opened:
         finish(one)
-    assert run.facts["status"] == "finished"
+    assert run.record.status == "finished"
     assert len(metrics(run, "train")) == 4
     assert len([record for record in caplog.records if "W&B is down" in record.getMessage()]) == 1
 

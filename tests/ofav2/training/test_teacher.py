@@ -17,6 +17,7 @@ from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import TeacherRecord
 from ofav2.tasks.classification import TOP1, Classification
 from ofav2.training.phases import Phase, Plan, make_plan
 from ofav2.training.teacher import (
@@ -71,13 +72,14 @@ def test_the_weights_of_the_chosen_phase_teach(policy: str, chosen: str, run_fol
     before = bits(net)
     phase_teacher = choose(policy, run_folder, net)
     candidate = next(candidate for candidate in CANDIDATES if candidate.phase == chosen)
-    assert {key: phase_teacher.record[key] for key in ("policy", "name", "phase", "score")} == {
+    found = phase_teacher.record
+    assert {"policy": found.policy, "name": found.name, "phase": found.phase, "score": found.score} == {
         "policy": policy,
         "name": candidate.name,
         "phase": chosen,
         "score": candidate.score,
     }
-    assert phase_teacher.record["reason"] == distill.choose(policy, CANDIDATES, score_order(Classification(5))).reason
+    assert found.reason == distill.choose(policy, CANDIDATES, score_order(Classification(5))).reason
 
     source = tiny_net(seed=LEFT[chosen]).eval()
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
@@ -144,7 +146,7 @@ def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
 
 
 def test_none_teaches_nothing_and_says_so(tmp_path: Path) -> None:
-    assert choose("none", tmp_path, tiny_net()) == PhaseTeacher(None, {"policy": "none"})
+    assert choose("none", tmp_path, tiny_net()) == PhaseTeacher(None, TeacherRecord("none"))
 
 
 def test_a_checkpoint_that_is_gone_is_named(run_folder: Path) -> None:
@@ -208,10 +210,10 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
         expected = external[policy](images)
     assert phase_teacher.teacher is not None
     torch.testing.assert_close(phase_teacher.teacher(images).logits, expected)
-    score = evaluator.exit_scores(external[policy], 20, DATA.val)[0]
-    record = dict(phase_teacher.record)
-    assert TOP1.show(score) in record.pop("reason")
-    assert record == {"policy": policy, "name": policy, "phase": None, "score": score}
+    (score,) = evaluator.exit_scores(external[policy], 20, DATA.val)
+    reason = phase_teacher.record.reason
+    assert phase_teacher.record == TeacherRecord(policy, name=policy, score=score, reason=reason)
+    assert TOP1.show(score) in (reason or "")
 
 
 def test_external_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:

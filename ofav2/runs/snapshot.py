@@ -1,0 +1,95 @@
+"""Read a whole run folder as it is now, whatever state the run is in: training, finished, or broken off."""
+
+import fcntl
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ofav2.config import recipe
+from ofav2.config.schema import Config
+from ofav2.errors import RunError, UserError
+from ofav2.runs import folder as run_folder
+from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.tracking import read_metrics
+
+RunState = Literal["finished", "training", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """Everything that a run has written about itself until now, checked."""
+
+    folder: Path
+    """The run folder."""
+    record: RunRecord
+    """What the run is, and how far it has come."""
+    state: RunState
+    """Whether it is finished, still written, or broken off."""
+    config: Config
+    """The resolved recipe."""
+    recipe: str
+    """The same as text, as it stands in the folder."""
+    metrics: tuple[Mapping[str, Any], ...]
+    """The lines of `metrics.jsonl`, oldest first; an unfinished last line is left out."""
+
+
+def read_snapshot(run: str | Path) -> RunSnapshot:
+    """Read a run folder.
+
+    Args:
+        run: A run folder; it may be written to meanwhile.
+
+    Raises:
+        RunError: If the folder is no run, or a file in it is damaged.
+        UserError: If its recipe can't be read.
+    """
+    path = Path(run)
+    record = read_run(path)
+    return RunSnapshot(
+        folder=path,
+        record=record,
+        state=_state(path, record.status),
+        config=recipe.load(str(path / run_folder.RECIPE)),
+        recipe=(path / run_folder.RECIPE).read_text(encoding="utf-8"),
+        # A run that has only just begun has not opened the file yet.
+        metrics=tuple(read_metrics(path)) if (path / run_folder.METRICS).exists() else (),
+    )
+
+
+@contextmanager
+def checked(path: Path) -> Iterator[None]:
+    """Turns what missing or foreign values raise in the body into one line that names the file.
+
+    Raises:
+        RunError: If a value is missing, of another kind, or impossible.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise RunError(f"{path} lacks {error}: restore the file from a copy, or train again") from error
+    except UserError:
+        raise
+    except (TypeError, AttributeError, IndexError, ValueError) as error:
+        raise RunError(
+            f"{path} holds a value that can't be ({error}): restore the file from a copy, or train again"
+        ) from error
+
+
+def _state(path: Path, status: str) -> RunState:
+    if status == "finished":
+        return "finished"
+    # A run that was killed could no longer say so, but the system has freed its lock.
+    return "training" if status == "training" and _is_locked(path) else "stopped"
+
+
+def _is_locked(path: Path) -> bool:
+    try:
+        with (path / run_folder.LOCK).open(encoding="utf-8") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
