@@ -10,7 +10,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from supernets.space import BRANCHES, Space, SpaceError, known_fields, shown
+from supernets.space import BRANCHES, Space, SpaceError, known_fields, read_choices, shown
 
 CHANNEL_DIVISOR = 8
 STEM_CHANNELS = 16
@@ -205,6 +205,26 @@ def variant(name: str) -> Variant:
     return VARIANTS[name]
 
 
+def check_options(
+    *, width_mult: float, kernel: Sequence[int], expand: Sequence[int], depth: Sequence[int], stem_stride: int
+) -> None:
+    """Refuse what makes no network of any variant; arguments are those of `architecture`.
+
+    Raises:
+        SpaceError: Naming the first option that is out of range.
+    """
+    if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0.05 <= width_mult <= 20:
+        raise SpaceError(f"width_mult ({shown(width_mult)}) must lie between 0.05 and 20; the paper has 1.0 and 1.2")
+    if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
+        raise SpaceError(f"stem_stride ({shown(stem_stride)}) must be 1 or 2")
+    for name, choices, most in (("kernel", kernel, 31), ("expand", expand, 16), ("depth", depth, 16)):
+        largest = read_choices(name, choices)[-1]
+        if largest > most:
+            raise SpaceError(f"{name} ({largest}) must be at most {most}")
+        if len(set(choices)) < len(choices):
+            raise SpaceError(f"{name} ({', '.join(map(str, choices))}) names a choice twice")
+
+
 def architecture(
     variant: str,
     *,
@@ -227,21 +247,7 @@ def architecture(
     for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
             raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to 1000000")
-    if isinstance(width_mult, bool) or not isinstance(width_mult, int | float) or not 0.05 <= width_mult <= 20:
-        raise SpaceError(f"width_mult ({shown(width_mult)}) must lie between 0.05 and 20; the paper has 1.0 and 1.2")
-    if isinstance(stem_stride, bool) or stem_stride not in (1, 2):
-        raise SpaceError(f"stem_stride ({shown(stem_stride)}) must be 1 or 2")
-    for name, choices, most in (("kernel", kernel, 31), ("expand", expand, 16), ("depth", depth, 16)):
-        if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-            raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
-        for value in choices:
-            if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
-                raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to {most}")
-        if len(set(choices)) < len(choices):
-            raise SpaceError(f"{name} ({', '.join(map(str, choices))}) names a choice twice")
-    for value in kernel:
-        if value % 2 == 0:
-            raise SpaceError(f"kernel ({value}) must be odd: use sizes such as 3, 5 and 7")
+    check_options(width_mult=width_mult, kernel=kernel, expand=expand, depth=depth, stem_stride=stem_stride)
     stem = make_divisible(STEM_CHANNELS * width_mult)
     widths = (stem, *(make_divisible(channels * width_mult) for channels, *_ in BODY))
     stages = tuple(
@@ -257,9 +263,9 @@ def architecture(
         stem_stride=int(stem_stride),
         stages=stages,
         exits=tuple(range(1, len(stages) + 1)) if early_exit else (len(stages),),
-        kernel=tuple(sorted(kernel)),
-        expand=tuple(sorted(expand)),
-        depth=tuple(sorted(depth)),
+        kernel=read_choices("kernel", kernel),
+        expand=read_choices("expand", expand),
+        depth=read_choices("depth", depth),
         dense=dense,
         parallel=parallel,
     )

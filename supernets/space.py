@@ -140,6 +140,25 @@ class Subnet:
         )
 
 
+def read_choices(name: str, choices: Any) -> tuple[int, ...]:
+    """Return the choices of a dimension, ascending, each once.
+
+    Args:
+        name: The dimension, such as `kernel`.
+        choices: Whole numbers from 1; kernel sizes are odd.
+
+    Raises:
+        SpaceError: If there is no choice, or an impossible one.
+    """
+    if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
+        raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
+    numbers = tuple(sorted({_positive(name, value) for value in choices}))
+    for value in numbers:
+        if name == "kernel" and value % 2 == 0:
+            raise SpaceError(f"kernel ({value}) must be odd: use sizes such as 3, 5 and 7")
+    return numbers
+
+
 @dataclass(frozen=True)
 class Space:
     """The set of sub-networks that may be chosen: the product of the choices below.
@@ -178,16 +197,10 @@ class Space:
         object.__setattr__(self, "branches", _branches("branches", self.branches))
         most = {"depth": self.blocks, "level": len(self.branches), "height": self.stages}
         for name in DIMENSIONS:
-            choices = getattr(self, name)
-            if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
-                raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
-            numbers = tuple(_positive(name, value) for value in choices)
-            for value in numbers:
-                if name == "kernel" and value % 2 == 0:
-                    raise SpaceError(f"kernel ({value}) must be odd: use sizes such as 3, 5 and 7")
-                if value > most.get(name, value):
-                    raise SpaceError(f"{name} ({value}) is more than the supernet has: at most {most[name]}")
-            object.__setattr__(self, name, tuple(sorted(set(numbers))))
+            numbers = read_choices(name, getattr(self, name))
+            if numbers[-1] > most.get(name, numbers[-1]):
+                raise SpaceError(f"{name} ({numbers[-1]}) is more than the supernet has: at most {most[name]}")
+            object.__setattr__(self, name, numbers)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them: lists, numbers and texts."""

@@ -1,11 +1,16 @@
-"""What holds for a recipe's values by themselves: ranges and forms, as a table. Other rooms know their meaning."""
+"""The one table of ranges: what holds for a recipe's values by themselves.
 
+Names and combinations are checked where their meaning is known, and a supernet's options by `supernets`.
+"""
+
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from ofav2.config.schema import Config, TuningConfig
+from ofav2.config.schema import Config, DataConfig, SupernetConfig, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import join, show
 
@@ -20,19 +25,10 @@ class Rule:
     keys: tuple[str, ...]
 
 
-def _unlocks(*dimensions: str) -> tuple[str, ...]:
-    return tuple(f"phases.*.unlock.{dimension}" for dimension in dimensions)
-
-
 def _ordered(pair: tuple[float, float]) -> bool:
-    return 0 < pair[0] <= pair[1]
+    return 0 < pair[0] <= pair[1] < math.inf
 
 
-def _distinct(values: tuple[int, ...]) -> bool:
-    return len(set(values)) == len(values) and all(value >= 1 for value in values)
-
-
-_CHOICES = "one or more different numbers, each 1 or more"
 PHASES_FORM = "{full: {epochs: 10, lr: 0.05}}"
 
 RULES = (
@@ -61,7 +57,6 @@ RULES = (
         lambda v: v >= 1,
         "1",
         (
-            "data.batch_size",
             "evaluation.batch_size",
             "tracking.every_steps",
             "run.keep_states",
@@ -72,11 +67,11 @@ RULES = (
         "2 or more, as one image has no variance",
         lambda v: v >= 2,
         "100",
-        ("evaluation.calibration_images", "evaluation.calibration_batch"),
+        ("data.batch_size", "evaluation.calibration_images", "evaluation.calibration_batch"),
     ),
     Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
     Rule("from 1 to 1000000", lambda v: 1 <= v <= 1_000_000, "10", ("finetune.epochs",)),
-    Rule("above 0", lambda v: v > 0, "0.01", ("phases.*.lr", "finetune.lr", "data.cache_gib")),
+    Rule("above 0", lambda v: 0 < v < math.inf, "0.01", ("phases.*.lr", "finetune.lr", "data.cache_gib")),
     Rule(
         "four numbers from 0 to 2, the last one up to 0.5",
         lambda v: all(0 <= strength <= 2 for strength in v) and v[3] <= 0.5,
@@ -110,30 +105,23 @@ RULES = (
         ("data.crop_scale",),
     ),
     Rule("a range above 0, the smaller number first", _ordered, "[0.75,1.33]", ("data.crop_ratio",)),
-    Rule("three numbers from 0 to 1", lambda v: all(0 <= m <= 1 for m in v), "[0.5,0.5,0.5]", ("data.mean",)),
     Rule(
-        "three numbers above 0 and at most 1", lambda v: all(0 < s <= 1 for s in v), "[0.25,0.25,0.25]", ("data.std",)
+        "three numbers from 0 to 1 (divide those in 0..255 by 255)",
+        lambda v: all(0 <= m <= 1 for m in v),
+        "[0.5,0.5,0.5]",
+        ("data.mean",),
     ),
-    Rule("above 0 and at most 16", lambda v: 0 < v <= 16, "1.0", ("supernet.width_mult",)),
-    Rule("1 or 2", lambda v: v in (1, 2), "2", ("supernet.stem_stride",)),
+    Rule(
+        "three numbers above 0 and at most 1 (divide those in 0..255 by 255)",
+        lambda v: all(0 < s <= 1 for s in v),
+        "[0.25,0.25,0.25]",
+        ("data.std",),
+    ),
     Rule(
         "one or more different numbers from 1 to 16384",
-        lambda v: v != () and _distinct(v) and max(v) <= 16384,
+        lambda v: v != () and len(set(v)) == len(v) and all(1 <= side <= 16384 for side in v),
         "[48,64]",
         ("data.resolutions",),
-    ),
-    Rule(_CHOICES, lambda v: v != () and _distinct(v), "[2,3,4]", ("supernet.expand", "supernet.depth")),
-    Rule(
-        "one or more different odd numbers, each 1 or more",
-        lambda v: v != () and _distinct(v) and all(k % 2 for k in v),
-        "[3,5,7]",
-        ("supernet.kernel",),
-    ),
-    Rule(
-        "different numbers, each 1 or more",
-        _distinct,
-        "[2,3]",
-        _unlocks("kernel", "level", "height", "depth", "expand"),
     ),
     Rule(
         "auto, cpu, cuda or cuda:N",
@@ -174,19 +162,46 @@ def check(config: Config | TuningConfig) -> None:
     Raises:
         UserError: A value breaks its rule; the message names the key in full.
     """
-    for rule in RULES:
-        for pattern in rule.keys:
-            for key, value in _values(config, pattern.split("."), ""):
-                if value is not None and not rule.holds(value):
-                    raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+    _check_ranges(config)
     if isinstance(config, TuningConfig):
         _check_warmup("finetune", config.finetune.warmup_epochs, config.finetune.epochs)
         return
+    _check_supernet(config.supernet)
     for name, phase in config.phases.items():
         _check_warmup(f"phases.{name}", phase.warmup_epochs, phase.epochs)
         if phase.sampler == "sandwich" and phase.subnets < 2:
             key = f"phases.{name}.subnets"
             raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
+
+
+def check_data(config: DataConfig) -> None:
+    """Refuse values of a recipe's data part that are out of range, the first one found.
+
+    Raises:
+        UserError: As for `check`.
+    """
+    _check_ranges(SimpleNamespace(data=config))
+
+
+def _check_ranges(config: Any) -> None:
+    for rule in RULES:
+        for pattern in rule.keys:
+            for key, value in _values(config, pattern.split("."), ""):
+                if value is not None and not rule.holds(value):
+                    raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+
+
+def _check_supernet(config: SupernetConfig) -> None:
+    # Importing `supernets` loads torch, which takes seconds that the command's help should not wait for.
+    from supernets import SpaceError
+    from supernets.architecture import check_options
+
+    options = asdict(config)
+    del options["variant"]
+    try:
+        check_options(**options)
+    except SpaceError as error:
+        raise UserError(f"supernet.{error}") from error
 
 
 def _check_warmup(key: str, warmup_epochs: float, epochs: float) -> None:

@@ -1,7 +1,7 @@
 """The schema of a recipe: one frozen dataclass per part, one sentence per field.
 
 A field's sentence names the unit and, where there is one, the value that turns it off. Values are checked where their
-meaning is known: types and names here, data sets in `ofav2.data`, architectures in `supernets`, phases in
+meaning is known: ranges in `ofav2.config.ranges`, data sets in `ofav2.data`, architectures in `supernets`, phases in
 `ofav2.training.phases`. Configuration objects never enter a module; they are unpacked in `ofav2.training.run`.
 """
 

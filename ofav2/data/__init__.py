@@ -15,7 +15,6 @@ from ofav2.data.loaders import (
     steps_per_epoch,
     train_batches,
 )
-from ofav2.data.settings import check_settings
 from ofav2.data.splits import ImageData, Split, join, split_record
 from ofav2.data.views import normalise
 
@@ -26,7 +25,6 @@ __all__ = [
     "Split",
     "batch_resolution",
     "calibration_batches",
-    "check_settings",
     "eval_batches",
     "join",
     "names",

@@ -4,10 +4,10 @@ import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
 from ofav2.data.checks import checked_files, log_duplicates
 from ofav2.data.readers import arrays, folders
-from ofav2.data.settings import check_settings
 from ofav2.data.splits import Colour, ImageData, Listed, divide, fingerprint
 from ofav2.errors import UserError
 
@@ -59,7 +59,7 @@ def open_data(config: DataConfig) -> ImageData:
             cannot be used, or the cache cannot be written.
     """
     entry = _entry(config.name)
-    check_settings(config)
+    check_data(config)
     _refuse_idle_settings(entry, config)
     listed = entry.read(config)
     skipped: tuple[str, ...] = ()

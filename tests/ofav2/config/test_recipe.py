@@ -348,7 +348,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("data.name", ("digits",), ("''",)),
     ("data.root", ("null", "/a/b"), ("''", '"a\\nb"')),
     ("data.resolutions", ("[1]", "[64, 48, 16384]"), ("[]", "[16385]", "[0]", "[-8]", "[16, 16]")),
-    ("data.batch_size", ("1",), ("0", "-1")),
+    ("data.batch_size", ("2",), ("1", "0", "-1")),
     ("data.workers", ("0", "1024"), ("-1", "1025")),
     ("data.cache", ("cache", "~/.cache/ofav2"), ('""', '"a\\nb"')),
     ("data.cache_gib", ("0.001", "64"), ("0", "-1")),
@@ -365,15 +365,13 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("data.mean", ("null", "[0, 0.5, 1]"), ("[0, 0.5, 1.1]", "[-0.1, 0, 0]")),
     ("data.std", ("null", "[0.1, 0.5, 1]"), ("[0, 0.5, 1]", "[0.1, 0.1, 1.1]")),
     ("supernet.variant", ("se_b",), ("''",)),
-    ("supernet.width_mult", ("0.1", "16"), ("0", "-1", "16.1")),
-    ("supernet.kernel", ("[1]", "[7, 3]"), ("[]", "[4]", "[3, 3]", "[-3]")),
-    ("supernet.expand", ("[1]", "[6, 3]"), ("[]", "[0]", "[3, 3]")),
-    ("supernet.depth", ("[1]", "[4, 2]"), ("[]", "[0]", "[3, 3]")),
+    ("supernet.width_mult", ("0.05", "20"), ("0.04", "0", "-1", "20.1")),
+    ("supernet.kernel", ("[1]", "[7, 3]", "[31]"), ("[]", "[4]", "[3, 3]", "[-3]", "[33]")),
+    ("supernet.expand", ("[1]", "[6, 3]", "[16]"), ("[]", "[0]", "[3, 3]", "[17]")),
+    ("supernet.depth", ("[1]", "[4, 2]", "[16]"), ("[]", "[0]", "[3, 3]", "[17]")),
     ("supernet.stem_stride", ("1", "2"), ("0", "3")),
     ("phases.full.epochs", ("0.01", "1000000"), ("0", "-1", "1000001")),
     ("phases.full.lr", ("1e-9", "10"), ("0", "-0.1")),
-    *((f"phases.kernel.unlock.{name}", ("[]", "[1, 3]"), ("[0]", "[3, 3]")) for name in ("kernel", "level", "height")),
-    *((f"phases.kernel.unlock.{name}", ("[]", "[1, 3]"), ("[0]", "[3, 3]")) for name in ("depth", "expand")),
     ("phases.full.warmup_epochs", ("0", "2"), ("-1", "2.1")),
     ("phases.full.subnets", ("1", "1024"), ("0", "1025")),
     ("phases.full.teacher", ("null", "fixed"), ("''",)),
@@ -455,6 +453,8 @@ def test_a_range_that_is_none_is_refused(text: str) -> None:
 def test_every_number_and_text_of_the_schema_has_a_range() -> None:
     ranged = {key.replace("phases.kernel", "phases.full") for key, _, _ in EDGES}
     free = {key for key, hint in leaves(Config) if hint is bool or hint is Any or "Literal" in str(hint)}
+    # The plan compares choices that are unlocked with those that the supernet has.
+    free |= {key for key, _ in leaves(Config) if ".unlock." in key}
     assert ranged | free == {key for key, _ in leaves(Config)}
     assert not ranged & free
 

@@ -13,6 +13,7 @@ from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.errors import UserError
+from ofav2.messages import show
 
 DIGITS = DataConfig(name="digits", resolutions=(16,))
 
@@ -109,6 +110,10 @@ def test_given_colours_replace_the_data_sets_own() -> None:
         ("crop_ratio", (0.0, 1.0)),
         ("crop_ratio", (1.0, float("inf"))),
         ("cache_gib", 0.0),
+        ("cache_gib", float("inf")),
+        ("jitter", (3.0, 0.0, 0.0, 0.0)),
+        ("randaugment", (17, 9)),
+        ("mixup", 0.001),
         ("jitter", (0.0, 0.0, 0.0, 0.6)),
         ("jitter", (-0.1, 0.0, 0.0, 0.0)),
         ("randaugment", (2, 31)),
@@ -124,7 +129,7 @@ def test_given_colours_replace_the_data_sets_own() -> None:
 def test_an_impossible_setting_is_refused_by_key_and_value(key: str, value: Any) -> None:
     with pytest.raises(UserError) as caught:
         data.open_data(replace(DIGITS, **{key: value}))
-    assert str(caught.value).startswith(f"data.{key} ({value}): ")
+    assert str(caught.value).startswith(f"data.{key} ({show(value)}): ")
     assert "\n" not in str(caught.value)
 
 
