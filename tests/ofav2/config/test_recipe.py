@@ -84,13 +84,35 @@ def test_shipped_recipe_loads_and_survives_writing(name: str, tmp_path: Path) ->
     assert recipe.load(written(tmp_path, recipe.dump(config))) == config
 
 
-@pytest.mark.parametrize("name", recipe.names())
-def test_shipped_recipe_is_complete_and_in_order(name: str) -> None:
+def raw(name: str) -> dict[str, Any]:
+    """What a shipped recipe's file holds, its base not looked at."""
     values = yaml.safe_load((ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert tuple(values) == recipe.SECTIONS
+    assert isinstance(values, dict)
+    return values
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_shipped_recipe_is_in_order_and_complete_unless_it_has_a_base(name: str) -> None:
+    values = raw(name)
+    complete = values.pop("base", None) is None
+    assert list(values) == [section for section in recipe.SECTIONS if complete or section in values]
     for section, kind in get_type_hints(Config).items():
-        if section != "phases":
-            assert list(values[section]) == [field.name for field in dataclasses.fields(kind)], section
+        if dataclasses.is_dataclass(kind) and section in values:
+            fields = [field.name for field in dataclasses.fields(kind)]
+            assert list(values[section]) == [name for name in fields if complete or name in values[section]], section
+
+
+@pytest.mark.parametrize("name", [name for name in recipe.names() if "base" in raw(name)])
+def test_derived_recipe_holds_only_what_differs(name: str) -> None:
+    values = raw(name)
+    base = dataclasses.asdict(recipe.load(values.pop("base")))
+    own = dataclasses.asdict(recipe.load(name))
+    for section in values:
+        if section in ("task", "phases"):
+            assert own[section] != base[section]
+            continue
+        for key in values[section]:
+            assert own[section][key] != base[section][key], f"{section}.{key}"
 
 
 @pytest.mark.parametrize("name", recipe.names())
@@ -132,7 +154,12 @@ PAPER = (
 
 def paper_phases(*dimensions: str) -> list[tuple[str, PhaseConfig]]:
     return [
-        (name, PhaseConfig(epochs, lr, unlock, warmup, subnets, "uniform", None, 0.2 if name == "full" else 0.1))
+        (
+            name,
+            PhaseConfig(
+                epochs, lr, unlock, warmup, subnets=subnets, sampler="uniform", dropout=0.2 if name == "full" else 0.1
+            ),
+        )
         for name, unlock, epochs, warmup, lr, subnets in PAPER
         if name.split("_")[0] in dimensions
     ]
@@ -338,6 +365,7 @@ def test_wrong_setting_is_named_with_its_value(small: str, override: str, key: s
 
 # Each rule's key with values on both sides of every edge.
 EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("task", ("classification",), ("''", '"a\\nb"')),
     ("run.seed", ("0", "9223372036854775807"), ("-1",)),
     ("run.threads", ("0", "4", "1024"), ("-1", "1025")),
     ("run.device", ("auto", "cpu", "cuda", "cuda:12"), ("gpu", "cuda:", "cuda:x", "CPU", "''", "cuda:٣")),
@@ -468,6 +496,93 @@ def test_every_field_of_the_schema_has_its_sentence() -> None:
         assert kinds == [ast.AnnAssign, ast.Expr] * (len(kinds) // 2), node.name
 
 
+# Bases
+
+
+def based(folder: Path, name: str, text: str) -> str:
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_a_recipe_is_merged_over_its_base_key_by_key_and_phases_as_a_whole(tmp_path: Path) -> None:
+    based(tmp_path, "small.yaml", SMALL + "run: {seed: 3, threads: 2}\noptim: {name: adamw}\n")
+    child = based(tmp_path, "child.yaml", "base: small.yaml\nrun: {threads: 1}\ndata: {batch_size: 8}\n")
+    config = recipe.load(child, ["phases.full.lr=0.3"])
+    plain = recipe.load(str(tmp_path / "small.yaml"), ["phases.full.lr=0.3"])
+    run = dataclasses.replace(plain.run, threads=1)
+    assert config == dataclasses.replace(plain, run=run, data=DataConfig("digits", batch_size=8))
+    other = based(tmp_path, "other.yaml", "base: child.yaml\nphases: {full: {epochs: 9, lr: 1}}\n")
+    assert recipe.load(other).phases == {"full": PhaseConfig(9.0, 1.0)}
+    assert recipe.load(other).run == run
+
+
+def test_a_base_is_a_shipped_name_or_a_path_from_the_files_folder(tmp_path: Path) -> None:
+    mine = based(tmp_path, "deep/mine.yaml", "base: digits\nrun: {seed: 7}\n")
+    assert recipe.load(mine) == recipe.load("digits", ["run.seed=7"])
+    based(tmp_path, "digits.yaml", SMALL)
+    beside = based(tmp_path, "deep/beside.yaml", "base: ../digits.yaml\n")
+    assert recipe.load(beside) == recipe.load(str(tmp_path / "digits.yaml"))
+    absolute = based(tmp_path, "absolute.yaml", f"base: {mine}\nrun: {{threads: 1}}\n")
+    assert recipe.load(absolute) == recipe.load("digits", ["run.seed=7", "run.threads=1"])
+
+
+def test_what_is_written_has_no_base(tmp_path: Path) -> None:
+    config = recipe.load(based(tmp_path, "mine.yaml", "base: digits\nrun: {seed: 7}\n"))
+    text = recipe.dump(config)
+    assert list(yaml.safe_load(text)) == list(recipe.SECTIONS)
+    assert recipe.parse(text, "the kept text") == config
+
+
+@pytest.mark.parametrize(
+    ("base", "rest"),
+    [
+        ("digit", "did you mean digits?"),
+        ("nowhere.yaml", "there is no such file"),
+        ("3", "must be the name of a shipped recipe"),
+        ("[digits]", "must be the name of a shipped recipe"),
+        ("null", "must be the name of a shipped recipe"),
+        ("''", "no shipped recipe has this name"),
+        ("mine.yaml", "is based on this recipe itself"),
+        ("./mine.yaml", "is based on this recipe itself"),
+        ("ring.yaml", "is based on this recipe itself"),
+        ("typo.yaml", "run.sead (1): no such key here"),
+        ("range.yaml", "run.seed (-1): must be 0 or more"),
+        ("half.yaml", "data.name (missing)"),
+        ("broken.yaml", "line 3: is not valid YAML"),
+    ],
+)
+def test_a_base_that_cannot_be_used_is_refused_by_its_file(base: str, rest: str, tmp_path: Path) -> None:
+    based(tmp_path, "ring.yaml", "base: mine.yaml\n")
+    based(tmp_path, "typo.yaml", SMALL + "run: {sead: 1}\n")
+    based(tmp_path, "range.yaml", SMALL + "run: {seed: -1}\n")
+    based(tmp_path, "half.yaml", "run: {seed: 1}\n")
+    based(tmp_path, "broken.yaml", "data: {name: digits}\nrun: [\n")
+    message = refusal(based(tmp_path, "mine.yaml", f"base: {base}\nrun: {{seed: 1}}\ndata: {{name: digits}}\n"))
+    assert message.startswith(f"recipe {tmp_path / 'mine.yaml'}, base (")
+    assert rest in message
+
+
+def test_an_endless_chain_of_bases_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "again").symlink_to(tmp_path)
+    assert "shorten the chain" in refusal(based(tmp_path, "mine.yaml", "base: again/mine.yaml\n"))
+    based(tmp_path, "0.yaml", SMALL)
+    for number in range(1, 9):
+        last = based(tmp_path, f"{number}.yaml", f"base: {number - 1}.yaml\nrun: {{seed: {number}}}\n")
+    assert recipe.load(last).run.seed == 8
+
+
+def test_a_base_stands_in_a_file_alone(small: str) -> None:
+    assert refusal(small, "base=digits").startswith('base ("digits"): no such key here')
+
+
+def test_the_header_is_the_comment_at_the_top(tmp_path: Path) -> None:
+    assert (
+        recipe.header(based(tmp_path, "mine.yaml", "# One.\n# Two.\n\n# Three.\nbase: digits\n")) == "# One.\n# Two.\n"
+    )
+    assert recipe.header(based(tmp_path, "bare.yaml", "base: digits\n")) == ""
+
+
 # The settings of a fine-tuning
 
 TUNING = TuningConfig(
@@ -513,7 +628,7 @@ def test_a_fine_tunings_settings_survive_writing_in_their_order() -> None:
     )
     text = recipe.dump(config)
     assert recipe.parse_tuning(text, "here") == config
-    assert list(yaml.safe_load(text)) == ["run", "data", "finetune", "optim"]
+    assert list(yaml.safe_load(text)) == ["task", "run", "data", "finetune", "optim"]
     assert list(yaml.safe_load(text)["run"]) == ["seed", "device", "precision", "tf32", "compile", "threads"]
 
 
@@ -525,7 +640,7 @@ def test_overrides_are_merged_over_a_file_and_both_over_what_was(tmp_path: Path)
 
 
 def test_what_a_fine_tuning_has_no_use_for_is_refused_with_its_own_keys(tmp_path: Path) -> None:
-    assert "no such key here (run, data, finetune, optim)" in tuning_refusal("phases.full.lr=1")
+    assert "no such key here (task, run, data, finetune, optim)" in tuning_refusal("phases.full.lr=1")
     assert "did you mean finetune.lr?" in tuning_refusal("optim.lr=1")
     assert "no such key here (seed, device, precision, tf32, compile, threads)" in tuning_refusal("run.folder=runs")
     assert tuning_refusal(file=str(tmp_path / "no.yaml")).endswith(
