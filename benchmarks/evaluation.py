@@ -29,6 +29,7 @@ from ofav2.data.images import FileImages
 from ofav2.data.views import short_side
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
+from ofav2.runtime.memory import keep_freed_memory
 from ofav2.tasks.classification import Classification
 from supernets import Subnet, Supernet
 
@@ -240,6 +241,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
+    keep_freed_memory()
     options = Options(
         networks=chosen.networks,
         calibration_images=chosen.calibration_images,

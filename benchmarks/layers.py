@@ -18,7 +18,7 @@ import supernets
 from benchmarks.sides import time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import OptimConfig
-from ofav2.runtime.device import keep_freed_memory
+from ofav2.runtime.memory import keep_freed_memory
 from ofav2.tables import table
 from ofav2.training.optim import build_optimizer
 from supernets import cpu_kernels

@@ -31,7 +31,7 @@ from ofav2.cli import console
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, normalise, open_data, train_batches
 from ofav2.rng import Stream
-from ofav2.runtime.device import keep_freed_memory
+from ofav2.runtime.memory import keep_freed_memory
 from ofav2.tables import table
 from ofav2.tasks.classification import Classification
 

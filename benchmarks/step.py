@@ -44,6 +44,7 @@ from ofav2.data import Batch, normalise
 from ofav2.rng import Stream
 from ofav2.runtime.compiling import compiled
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.memory import keep_freed_memory
 from ofav2.runtime.processes import process_group
 from ofav2.tables import table
 from ofav2.tasks.classification import Classification
@@ -355,7 +356,7 @@ def forms(work: Work, runtime: Runtime, repeats: int) -> dict[str, dict[str, Tim
     """The full phase's step, and the teacher alone, in each of their forms; compiled ones where the runtime has any."""
     plain = replace(runtime, compiler=None)
     images = runtime.send(work.inputs()[0])
-    ways = {"as it is": plain} | ({"compiled": runtime} if runtime.compiler else {})
+    ways = {"eager": plain} | ({"compiled": runtime} if runtime.compiler else {})
     sides: dict[str, dict[str, Callable[[], object]]] = {
         "full": {way: our_full_step(work, where) for way, where in ways.items()},
         "teacher": {
@@ -399,7 +400,7 @@ def peak_of(name: str, work: Work, steps: int) -> float:
     torch.set_num_threads(1)
     before = _peak()
     if name == "ofav2":
-        open_runtime(RunConfig(device="cpu", threads=1))
+        keep_freed_memory()
         step = our_step(work, runtime)
     else:
         step = peers_step(work)
@@ -437,7 +438,7 @@ def over_processes(
     found = {}
     for count in counts:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
-        command = ["-m", "benchmarks.step", "process_group", *(f"--{name}={value}" for name, value in options.items())]
+        command = ["-m", "benchmarks.step", "together", *(f"--{name}={value}" for name, value in options.items())]
         subprocess.run(torchrun + command, check=True)
         measured = json.loads((RESULTS / "step-together.json").read_text())
         assert measured["processes"] == count
@@ -502,7 +503,7 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "process_group")
+    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "together")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="as run.tf32")
@@ -524,6 +525,7 @@ def main() -> None:
             parser.error(f"--device {chosen.device}: memory is a process's, which has a meaning on the CPU alone")
         memory(work, chosen.repeats)
         return
+    keep_freed_memory()
     settings = RunConfig(
         device=chosen.device,
         precision=chosen.precision,
@@ -531,7 +533,7 @@ def main() -> None:
         compile=chosen.compile,
         threads=chosen.threads,
     )
-    if chosen.what == "process_group":
+    if chosen.what == "together":
         together_step(work, settings, chosen.repeats)
         return
     runtime = open_runtime(settings)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from ofav2.cli import console, verbs
 from ofav2.messages import one_line
+from ofav2.runtime.memory import keep_freed_memory
 from ofav2.runtime.signals import Lost, Stopped
 
 LOST = 1
@@ -153,6 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     arguments = _parsed(argv)
+    keep_freed_memory()
     try:
         with console.show_logs():
             arguments.verb(arguments)

@@ -1,7 +1,5 @@
 """Where a run computes: device, precision, memory layout, threads, processes, and torch's own random numbers."""
 
-import ctypes
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,12 +13,6 @@ from ofav2.rng import Stream
 from ofav2.runtime.compiling import Compiler, inductor
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from supernets import use_cpu_kernels
-
-# The numbers of glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-# Older versions of glibc take the smaller one only.
-_KEPT_BLOCKS = 2**30, 2**25
-_NEVER = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,9 @@ class Runtime:
 def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -> Runtime:
     """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
 
-    Of several processes, each takes the CUDA device of its number on its machine. On the CPU, the process keeps memory
-    that it freed (`keep_freed_memory`). On CUDA, float32 means float32 from here on: torch would have convolutions use
-    TF32, and an extracted network would differ from the supernet by more than the order of additions explains.
+    Of several processes, each takes the CUDA device of its number on its machine. On CUDA, float32 means float32 from
+    here on: torch would have convolutions use TF32, and an extracted network would differ from the supernet by more
+    than the order of additions explains.
 
     Args:
         config: The run part of a recipe, or of a fine-tuning's settings.
@@ -85,8 +77,6 @@ def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -
     if config.threads:
         torch.set_num_threads(config.threads)
     device = _device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
     if processes.count > 1 and device.type == "cuda":
         device = _own_device(config.device, processes)
         # Without it, whatever speaks of "the" CUDA device would mean the first one in every process.
@@ -94,18 +84,6 @@ def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -
     if device.type == "cuda":
         _allow_tf32(False)
     return Runtime(device, config.precision, processes, config.tf32, inductor if config.compile else None)
-
-
-def keep_freed_memory() -> None:
-    """Has glibc's malloc keep what is freed for the next allocation, for the rest of the process.
-
-    It would give large blocks back to the system at once, and a training step would spend a tenth of its time and more
-    on having the same pages cleared for it again and again. The peak of memory stays about what it was. Where malloc is
-    not glibc's, nothing happens.
-    """
-    if sys.platform == "linux" and hasattr(malloc := ctypes.CDLL(None), "mallopt"):
-        malloc.mallopt(_M_TRIM_THRESHOLD, _NEVER)
-        any(malloc.mallopt(_M_MMAP_THRESHOLD, size) for size in _KEPT_BLOCKS)
 
 
 def seed_torch(stream: Stream, step: int, rank: int = 0) -> None:
