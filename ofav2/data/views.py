@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch._C._nn import _upsample_bilinear2d_aa
+from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
 from ofav2.data.images import Indices, Pixels
@@ -92,9 +92,10 @@ def cut_each(images: Pixels, boxes: Indices, mirrored: npt.NDArray[np.bool_], re
     Returns:
         uint8 (N, 3, resolution, resolution).
     """
-    side = [resolution, resolution]
-    # What `interpolate` calls, whose own checks in Python take as long as a part of a small image's resizing.
-    views = [_upsample_bilinear2d_aa(box, side, False, None) for box in images.boxes(boxes)]
+    views = [
+        interpolate(box, size=(resolution, resolution), mode="bilinear", align_corners=False, antialias=True)
+        for box in images.boxes(boxes)
+    ]
     return torch.cat([view.flip(-1) if turn else view for view, turn in zip(views, mirrored.tolist(), strict=True)])
 
 
