@@ -1,8 +1,8 @@
-"""A training step's layers one by one: torch's own way beside what `supernets/cpu_kernels.py` does on the CPU.
+"""Time a training step's layers one by one: torch's own way beside what `supernets/cpu_kernels.py` does on the CPU.
 
 python -m benchmarks.layers --threads 2
 
-Each row is one layer of SE_B at 64 pixels; docs/performance.md has the arch.
+Each row is one layer of SE_B at 64 pixels; docs/performance.md has the results.
 """
 
 import argparse

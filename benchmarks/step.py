@@ -1,4 +1,4 @@
-"""What a training step takes beside the plainest form of the same work; docs/performance.md has the metrics.
+"""Time a training step beside the plainest form of the same work; docs/performance.md has the results.
 
 python -m benchmarks.step peer                 SE_B beside the package `ofa`
 python -m benchmarks.step overhead             EE_D with ENS-KD beside the plain extracted networks

@@ -1,4 +1,4 @@
-"""A network with several outputs as a chain of parts, one per output: what it takes to reach the next one.
+"""Work on recorded graphs: split at outputs, cut in two, fold norms into convolutions.
 
 Part k computes output k and hands on what later parts still read; weights are shared with the network, not copied. The
 graph's own nodes are sorted into parts, so nothing is written twice and it does not matter where the graph came from.
@@ -22,7 +22,7 @@ _AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod",
 
 
 def split(module: GraphModule) -> tuple[GraphModule, ...]:
-    """Splits a network at its outputs.
+    """Split a network at its outputs.
 
     A part takes the tensors that the part before it hands on (the first one: the images) and returns its output,
     followed by the tensors that it hands on. What no output needs is in no part. Operations stay in their order.
@@ -57,7 +57,7 @@ def split(module: GraphModule) -> tuple[GraphModule, ...]:
 
 
 def alone(module: GraphModule, place: int) -> GraphModule:
-    """The network with one of its outputs alone: images -> that tensor; weights are shared.
+    """Return the network with only one of its outputs: images -> that tensor; weights are shared.
 
     Args:
         module: As for `split`.
@@ -87,7 +87,7 @@ def _outputs(module: GraphModule) -> tuple[Node, ...]:
 
 
 def _homes(module: GraphModule) -> dict[Node, int]:
-    """The part in which each node runs: that of the first output that needs it; the images are there before."""
+    """Return the part in which each node runs: that of the first output that needs it; the images are there before."""
     homes = {_input(module): -1}
     for place, output in enumerate(_outputs(module)):
         for node in _ancestors(output):
@@ -106,7 +106,7 @@ def _ancestors(output: Node) -> Iterator[Node]:
 
 
 def _last_reader(node: Node, homes: dict[Node, int], outputs: Sequence[Node]) -> int:
-    """The last part that reads a node's value or returns it; the images are given to the first part in any case."""
+    """Return the last part that reads a node's value or returns it; the first part always gets the images."""
     readers = [homes[user] for user in node.users if user in homes]
     return max([*readers, *(place for place, output in enumerate(outputs) if output is node), 0])
 
@@ -140,7 +140,7 @@ def _refuse_shared_writes(module: GraphModule, homes: dict[Node, int]) -> None:
 
 
 def _writes(module: GraphModule, node: Node) -> bool:
-    """Whether a node changes its first input."""
+    """Return whether a node changes its first input."""
     if node.op == "call_module":
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
@@ -155,7 +155,7 @@ def _name(target: Callable[..., object] | str) -> str:
 
 
 def fold_norms(module: GraphModule) -> GraphModule:
-    """An extracted network in which every batch norm that follows a convolution is folded into it.
+    """Return an extracted network in which every batch norm that follows a convolution is folded into it.
 
     For evaluation: a folded convolution scales and shifts by the running statistics, with sums that are rounded
     otherwise. Norms that follow no convolution stay.
@@ -179,7 +179,7 @@ def fold_norms(module: GraphModule) -> GraphModule:
 
 
 def fold_norms_(module: GraphModule) -> None:
-    """Folds the norms of a module that nobody else needs, as `fold_norms` does, but in it; their places stay, empty.
+    """Fold norms as `fold_norms` does, but in place, in a module that nobody else needs; the norms become identities.
 
     A second module of a small network takes as long to make as its evaluation.
     """
@@ -190,12 +190,12 @@ def fold_norms_(module: GraphModule) -> None:
 
 
 def foldable_norms(module: GraphModule) -> dict[str, str]:
-    """Names of the norms that alone read a convolution's output, which they may write over, and of the convolutions."""
+    """Return the names of norms that alone read a convolution's output, each with the name of that convolution."""
     return {str(node.target): str(before.target) for before, node in _pairs(module.graph, _layers(module))}
 
 
 def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node, nn.Module]]:
-    """Each convolution and the norm that alone reads it, and both as one layer."""
+    """Yield each convolution and the norm that alone reads it, and both as one layer."""
     for before, node in _pairs(graph, layers):
         with torch.no_grad():
             folded: nn.Module = fuse_conv_bn_eval(layers[str(before.target)], layers[str(node.target)])  # type: ignore[arg-type, type-var]

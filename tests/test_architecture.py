@@ -70,7 +70,7 @@ OWNERS = MappingProxyType(
     }
 )
 # Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
-# numbers, the second one only for as long as a transform rng.
+# numbers, the second one only while a transform draws.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 PRINTERS = "ofav2/cli/"
 TORCH_FREE = ("supernets/space.py",)
@@ -173,7 +173,7 @@ def search_space_is_torch_free(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{path}:{line}: imports {name}"
 
 
-# Rules on state, code from files, chance and docstrings
+# Rules on state, code from files, random numbers and docstrings
 
 
 def nothing_mutable_is_shared(path: str, tree: ast.Module) -> Iterator[str]:
@@ -225,7 +225,7 @@ def files_run_no_code(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{path}:{call.lineno}: {name} can run code"
 
 
-def chance_has_a_generator(path: str, tree: ast.Module) -> Iterator[str]:
+def randomness_has_a_generator(path: str, tree: ast.Module) -> Iterator[str]:
     for line, name in imports(path, tree):
         if name.split(".")[0] == "random":
             yield f"{path}:{line}: imports {name}, whose state is global"
@@ -273,7 +273,7 @@ RULES: tuple[Rule, ...] = (
     search_space_is_torch_free,
     nothing_mutable_is_shared,
     files_run_no_code,
-    chance_has_a_generator,
+    randomness_has_a_generator,
     public_names_have_docstrings,
     only_the_command_line_prints,
 )
@@ -382,11 +382,11 @@ BAD = (
     (files_run_no_code, "a.py", "eval('1')"),
     (files_run_no_code, "a.py", "import yaml\nyaml.load(t, Loader=yaml.SafeLoader)"),
     (files_run_no_code, "a.py", "import numpy as np\nnp.load('x', allow_pickle=True)"),
-    (chance_has_a_generator, "a.py", "import random"),
-    (chance_has_a_generator, "a.py", "import numpy as np\nnp.random.rand(3)"),
-    (chance_has_a_generator, "a.py", "import torch\ntorch.manual_seed(0)"),
-    (chance_has_a_generator, "a.py", "import torch\ntorch.default_generator.manual_seed(0)"),
-    (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3)"),
+    (randomness_has_a_generator, "a.py", "import random"),
+    (randomness_has_a_generator, "a.py", "import numpy as np\nnp.random.rand(3)"),
+    (randomness_has_a_generator, "a.py", "import torch\ntorch.manual_seed(0)"),
+    (randomness_has_a_generator, "a.py", "import torch\ntorch.default_generator.manual_seed(0)"),
+    (randomness_has_a_generator, "a.py", "import torch\ntorch.randperm(3)"),
     (public_names_have_docstrings, "a.py", "x = 1"),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f(): pass"),
     (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    x = 1"),
@@ -417,9 +417,17 @@ GOOD = (
     (nothing_mutable_is_shared, "a.py", "class A:\n    b: dict[str, int] = field(default_factory=dict)"),
     (files_run_no_code, "a.py", "import torch\ntorch.load('x', weights_only=True)\nnet.eval()\nre.compile('x')"),
     (files_run_no_code, "a.py", "import yaml\nyaml.parse(t)\njson.load(f)\ntorch.compile(net)"),
-    (chance_has_a_generator, "a.py", "import torch\nimport numpy as np\nr = np.random.default_rng([1])\nr.random()"),
-    (chance_has_a_generator, SEEDERS[0], "import torch\ntorch.manual_seed(seed)"),
-    (chance_has_a_generator, "a.py", "import torch\ntorch.randperm(3, generator=torch.Generator())\ntorch.zeros(3)"),
+    (
+        randomness_has_a_generator,
+        "a.py",
+        "import torch\nimport numpy as np\nr = np.random.default_rng([1])\nr.random()",
+    ),
+    (randomness_has_a_generator, SEEDERS[0], "import torch\ntorch.manual_seed(seed)"),
+    (
+        randomness_has_a_generator,
+        "a.py",
+        "import torch\ntorch.randperm(3, generator=torch.Generator())\ntorch.zeros(3)",
+    ),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef _f(): pass\nclass _B:\n    def g(self): pass"),
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f():\n    '''F.'''\n    def inner(): pass"),
     (only_the_command_line_prints, "ofav2/cli/console.py", "import sys\nsys.stdout.write('a')"),

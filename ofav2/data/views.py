@@ -52,7 +52,7 @@ def crop_boxes(
 
     Args:
         sizes: Height and width of each image in pixels (N, 2).
-        randoms: Where chance comes from, of N images.
+        randoms: Random numbers of N images.
         scale: Range of the box's share of the area, drawn uniformly.
         ratio: Range of width over height, drawn uniformly in its logarithm.
 
@@ -76,8 +76,8 @@ def crop_boxes(
 
 def _centred_boxes(sizes: Indices, ratio: tuple[float, float]) -> Indices:
     # torchvision does not guard against a side of zero pixels, which thin images and extreme ratios give
-    wished = np.rint(np.stack([sizes[:, 1] / ratio[0], sizes[:, 0] * ratio[1]], 1)).astype(np.int64)
-    return np.minimum(sizes, np.maximum(1, wished))
+    preferred = np.rint(np.stack([sizes[:, 1] / ratio[0], sizes[:, 0] * ratio[1]], 1)).astype(np.int64)
+    return np.minimum(sizes, np.maximum(1, preferred))
 
 
 def cut_each(images: Pixels, boxes: Indices, mirrored: npt.NDArray[np.bool_], resolution: int) -> Tensor:

@@ -101,7 +101,7 @@ class ThresholdCurve:
     def harmless(self) -> int:
         """Return the cheapest threshold that loses no image which the last exit has right; of equals as in `reaching`.
 
-        On few images this is more cautious than an equal accuracy, which losses and gains may come to by chance.
+        On few images this is more cautious than an equal accuracy, which losses and gains may reach by accident.
         """
         return self._cheapest(np.flatnonzero(self.lost == 0))
 

@@ -137,7 +137,7 @@ def using_threads(count: int | None) -> Iterator[None]:
 
 
 def this_machine(device: torch.device) -> Machine:
-    """Return the machine as it is now."""
+    """Return this machine, in its present state."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
     return Machine(device.type, name, torch.get_num_threads(), torch.__version__)
 

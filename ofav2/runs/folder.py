@@ -52,7 +52,7 @@ def new_folder(parent: Path, name: str) -> Path:
 
     Args:
         parent: Folder of the run folders; made where it is missing.
-        name: Wished name, without a path in it.
+        name: Preferred name, without a path in it.
 
     Returns:
         The first of these paths that did not exist or was an empty folder; it exists now.

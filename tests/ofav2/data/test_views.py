@@ -75,7 +75,7 @@ def test_crops_are_distributed_as_torchvisions(
 ) -> None:
     ours = drawn_boxes(height, width, scale, ratio, DRAWS)
     theirs = torchvision_crops(height, width, scale, ratio, DRAWS)
-    # two samples of one distribution are this far apart with a chance of 1e-4
+    # two samples of one distribution are this far apart with probability 1e-4
     allowed = math.sqrt(-math.log(1e-4 / 2) / DRAWS)
     for column in range(4):
         assert largest_gap(ours[:, column], theirs[:, column]) < allowed
