@@ -1,4 +1,4 @@
-"""Distillation on plain logits: exit weights, losses, the exit ensemble's target, and which teacher teaches.
+"""Distil on plain outputs: exit weights, losses, the exit ensemble's target, teacher policies.
 
 A leaf: nothing here knows a supernet, a data set or a recipe. Logits come in as tensors of shape (N, classes), one per
 exit and first exit first, so any network with one or more classifiers can be trained with it. Reading order:

@@ -1,4 +1,4 @@
-"""Losses on exits' outputs: their ensemble, the teacher's target, the joint loss and the student's loss.
+"""Compute losses on exits' outputs: their ensemble, the teacher's target, the joint loss and the student's loss.
 
 All of them compute in float32 (float64 stays float64) whatever precision the logits come in, and average over the
 batch, so that they may be called inside or outside of autocast with the same result.

@@ -1,4 +1,4 @@
-"""Which teacher teaches: the policies that choose among the networks that earlier phases left."""
+"""Choose the teacher among the networks that earlier phases left, by policy."""
 
 import math
 from collections.abc import Callable, Sequence

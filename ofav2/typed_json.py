@@ -169,7 +169,7 @@ def _made(make: Any, arguments: Sequence[Any], named: Mapping[str, Any], key: st
 
 
 def _either(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """The first of a union's kinds that fits; the refusal is that of the last one."""
+    """Return the first of a union's kinds that fits; the refusal is that of the last one."""
     if value is None and NoneType in kinds:
         return None
     *others, last = (kind for kind in kinds if kind is not NoneType)
@@ -192,7 +192,7 @@ def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
 
 
 def _mapping(name_kind: Any, kind: Any, value: Any, key: str) -> Mapping[Any, Any]:
-    """A mapping by text, or by whole numbers, which JSON holds as text."""
+    """Return a mapping by text, or by whole numbers, which JSON holds as text."""
     if not isinstance(value, dict):
         raise _misfit(key, value, "must be a mapping")
     if name_kind is int and not all(re.fullmatch(r"0|[1-9]\d{0,8}", name, re.ASCII) for name in value):

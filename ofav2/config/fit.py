@@ -42,7 +42,7 @@ def fit(schema: type[Settings], values: Mapping[Any, Any]) -> Settings:
 
 
 def _section(schema: type[Any], value: Any, key: str) -> Any:
-    """An instance of a dataclass of the schema, defaults filled in; unknown and missing keys are refused."""
+    """Return an instance of a dataclass of the schema, defaults filled in; unknown and missing keys are refused."""
     if not isinstance(value, dict):
         raise UserError(f"{key} ({show(value)}): must be a mapping of settings; name one, as in {key}.NAME=VALUE")
     known = {field.name for field in dataclasses.fields(schema)}
@@ -59,14 +59,14 @@ def _section(schema: type[Any], value: Any, key: str) -> Any:
 
 
 def _missing(schema: type[Any], value: Mapping[Any, Any]) -> tuple[str, ...]:
-    """The schema's fields without default that the value lacks."""
+    """Return the schema's fields without default that the value lacks."""
     fields = dataclasses.fields(schema)
     needed = (field.name for field in fields if field.default is MISSING and field.default_factory is MISSING)
     return tuple(name for name in needed if name not in value)
 
 
 def _unknown(root: type[Any], schema: type[Any], name: Any, value: Any, key: str) -> UserError:
-    """The refusal of a key that the schema lacks, with the likely one named."""
+    """Return the refusal of a key that the schema lacks, with the likely one named."""
     siblings = [field.name for field in dataclasses.fields(schema)]
     near = [join(key, match) for match in difflib.get_close_matches(str(name), siblings, n=1)]
     elsewhere = [full for full in _keys(root, "") if full.rpartition(".")[2] == name]
@@ -76,7 +76,7 @@ def _unknown(root: type[Any], schema: type[Any], name: Any, value: Any, key: str
 
 
 def _keys(schema: type[Any], key: str) -> Iterator[str]:
-    """Every key of the schema in full; NAME stands for a phase's name."""
+    """Return every key of the schema in full; NAME stands for a phase's name."""
     for name, kind in get_type_hints(schema).items():
         full = join(key, name)
         if get_origin(kind) is dict:
@@ -88,7 +88,7 @@ def _keys(schema: type[Any], key: str) -> Iterator[str]:
 
 
 def _fit(kind: Any, value: Any, key: str) -> Any:
-    """The value as the schema's kind has it; nothing is converted but lists to tuples and whole numbers to floats."""
+    """Return the value in the schema's kind; only lists become tuples, and whole numbers floats."""
     origin = get_origin(kind)
     if dataclasses.is_dataclass(kind):
         return _section(kind, value, key)  # type: ignore[arg-type]  # is_dataclass does not narrow to the class
@@ -108,7 +108,7 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
 
 
 def _phases(kind: type[Any], value: Any, key: str) -> dict[str, Any]:
-    """The mapping of phases, in the recipe's order."""
+    """Return the mapping of phases, in the recipe's order."""
     if not isinstance(value, dict):
         raise UserError(f"{key} ({show(value)}): must be a mapping of phases by name; write it as {key}={PHASES_FORM}")
     for name, phase in value.items():
@@ -132,7 +132,7 @@ def _phase(kind: type[Any], name: str, phases: Mapping[str, Any], key: str) -> A
 
 
 def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
-    """A list of any length (kinds end in an ellipsis) or of a fixed one; of whole numbers, a range will do."""
+    """Return a list of any length (kinds end in an ellipsis) or of a fixed one; of whole numbers, a range will do."""
     if kinds == (int, ...) and isinstance(value, str):
         return _range(value, key)
     if not isinstance(value, list):
@@ -145,7 +145,7 @@ def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
 
 
 def _range(text: str, key: str) -> tuple[int, ...]:
-    """The numbers that a text such as `48..64 step 4` stands for, both ends included."""
+    """Return the numbers that a text such as `48..64 step 4` stands for, both ends included."""
     found = re.fullmatch(r"(\d{1,9})\.\.(\d{1,9}) step (\d{1,9})", " ".join(text.split()), re.ASCII)
     low, high, step = map(int, found.groups()) if found else (0, 0, 0)
     if not found or not step or low > high or (high - low) % step or (high - low) // step >= _MAX_RANGE:
@@ -165,7 +165,7 @@ def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _names_or_numbers(value: Any, key: str) -> Any:
-    """A name, a number, or lists and mappings of them: `teacher.exit_weights`, whose meaning `distill` knows."""
+    """Return a name, a number, or lists and mappings of them: `teacher.exit_weights`, whose meaning `distill` knows."""
     if value is None:
         raise UserError(f"{key} (null): must be a name, numbers, or a mapping of them; write it as in {key}=uniform")
     if isinstance(value, list):

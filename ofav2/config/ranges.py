@@ -1,4 +1,4 @@
-"""The one table of ranges: what holds for a recipe's values by themselves.
+"""Check a recipe's values against the one table of ranges.
 
 Names and combinations are checked where their meaning is known, and a supernet's options by `supernets`.
 """
@@ -211,7 +211,7 @@ def _check_warmup(key: str, warmup_epochs: float, epochs: float) -> None:
 
 
 def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, Any]]:
-    """The values at the keys that a rule's pattern stands for, each with its key in full; none that it lacks."""
+    """Return the values at the keys that a rule's pattern stands for, each with its key in full; none that it lacks."""
     if not names:
         yield key, value
     elif names[0] == "*":

@@ -1,4 +1,4 @@
-"""Recipes: finding, reading, merging and writing them. The only owner of omegaconf and PyYAML.
+"""Find, read, merge and write recipes. The only owner of omegaconf and PyYAML.
 
 A recipe is a YAML file that says everything about a run, or names a base and says what differs from it. It is read as
 plain values (no code, no interpolation, no environment), overrides are merged over it, and `fit` makes the result a
@@ -36,13 +36,13 @@ _MAX_SCALAR = 1000
 
 
 def names() -> tuple[str, ...]:
-    """The shipped recipes, sorted by name."""
+    """Return the shipped recipes, sorted by name."""
     files = (file.name for file in resources.files("recipes").iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in files if name.endswith(".yaml")))
 
 
 def describe(name: str) -> str:
-    """The first sentence of a shipped recipe's header: what the recipe is for.
+    """Return the first sentence of a shipped recipe's header: what the recipe is for.
 
     Args:
         name: One of `names()`.
@@ -145,7 +145,7 @@ def _as_yaml(value: Any) -> Any:
 
 
 def _resolved(file: Traversable, recipe: str, above: tuple[Traversable, ...]) -> dict[Any, Any]:
-    """The values of a recipe's file, over those of its base.
+    """Return the values of a recipe's file, over those of its base.
 
     Args:
         file: The file.
@@ -167,7 +167,7 @@ def _resolved(file: Traversable, recipe: str, above: tuple[Traversable, ...]) ->
 
 
 def _base(base: Any, file: Traversable, above: tuple[Traversable, ...]) -> dict[Any, Any]:
-    """The values of the base that a file names, which is a recipe by itself."""
+    """Return the values of the base that a file names, which is a recipe by itself."""
     if not isinstance(base, str):
         raise UserError("must be the name of a shipped recipe or the path of a .yaml file; write it as in base: digits")
     found = _find(base, file.parent if isinstance(file, Path) else Path())
@@ -181,13 +181,13 @@ def _base(base: Any, file: Traversable, above: tuple[Traversable, ...]) -> dict[
 
 
 def _find(recipe: str, folder: Path) -> Traversable:
-    """The file of a recipe given by name, or by a path from a folder."""
+    """Return the file of a recipe given by name, or by a path from a folder."""
     is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe or "\\" in recipe
     return Path(os.path.normpath(folder / recipe)) if is_path else _shipped(recipe)
 
 
 def _shipped(name: str) -> Traversable:
-    """The file of a shipped recipe."""
+    """Return the file of a shipped recipe."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), n=1)
         hint = f"did you mean {near[0]}?" if near else "choose one of these, or give the path of a .yaml file"
@@ -196,7 +196,7 @@ def _shipped(name: str) -> Traversable:
 
 
 def _text(file: Traversable, recipe: str, step: str = "") -> str:
-    """The text of a recipe's file, with a bound on its size; `step` is what to do where there is no such file."""
+    """Return the text of a recipe's file, with a bound on its size; `step` is the advice if it is missing."""
     step = step or f"check the path, or take one of {', '.join(names())}"
     shown = f"recipe {short(recipe)}"
     try:
@@ -215,7 +215,7 @@ def _text(file: Traversable, recipe: str, step: str = "") -> str:
 
 
 def _parse(text: str, where: str) -> dict[Any, Any]:
-    """The plain mapping that a YAML text holds."""
+    """Return the plain mapping that a YAML text holds."""
     if not isinstance(_vet(text, where), yaml.MappingStartEvent):
         raise UserError(f"{where}: must be a mapping; write sections such as `data:` with their keys indented below")
     return _plain(lambda: OmegaConf.create(text), where)
@@ -228,7 +228,7 @@ def _overrides(texts: Sequence[str]) -> list[dict[Any, Any]]:
 
 
 def _override(text: str) -> dict[Any, Any]:
-    """The nested mapping that an override `a.b=value` stands for."""
+    """Return the nested mapping that an override `a.b=value` stands for."""
     key, equals, value = text.partition("=")
     if not equals or not KEY.fullmatch(key):
         raise UserError(f"override ({show(text)}): must read key=value; write it as in run.seed=1, without spaces")
@@ -239,7 +239,7 @@ def _override(text: str) -> dict[Any, Any]:
 
 
 def _merge(under: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
-    """Mappings merge key by key; anything else replaces what was there."""
+    """Merge mappings key by key; any other value replaces the base's."""
     # omegaconf's own merge fails where a list meets a mapping, which the schema refuses with better words.
     merged = dict(under)
     for name, value in over.items():
@@ -249,7 +249,7 @@ def _merge(under: Mapping[Any, Any], over: Mapping[Any, Any]) -> dict[Any, Any]:
 
 
 def _plain(make: Callable[[], Container], where: str) -> dict[Any, Any]:
-    """The plain mapping that omegaconf makes, its refusals in one line."""
+    """Return the plain mapping that omegaconf makes, its refusals in one line."""
     try:
         values = OmegaConf.to_container(make(), resolve=False)
     except yaml.YAMLError as error:
@@ -299,7 +299,7 @@ def _refusal(event: yaml.Event) -> str | None:
 
 
 def _malformed(error: yaml.YAMLError, where: str) -> UserError:
-    """PyYAML's complaint in one line."""
+    """Return PyYAML's complaint in one line."""
     mark = getattr(error, "problem_mark", None)
     line = f", line {mark.line + 1}" if mark else ""
     problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)

@@ -1,4 +1,4 @@
-"""Images: data sets by name, splits, and batches cut to a resolution.
+"""Open data sets by name, split them, and make batches of a resolution.
 
 Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arrays` and `folders` (how each is listed),
 `images` (one image), `cache` (decoding once), `checks` (bad images and doubles), `views` (cropping and resizing),

@@ -1,4 +1,4 @@
-"""Data sets by name, and the one way to open them."""
+"""List the data sets by name, and open one."""
 
 import difflib
 from collections.abc import Callable

@@ -36,11 +36,11 @@ class Split:
         return len(self.labels)
 
     def image(self, index: int) -> Tensor:
-        """Give image `index` (from 0) as a fresh uint8 tensor (3, H, W); images of a split may differ in size."""
+        """Return image `index` (from 0) as a fresh uint8 tensor (3, H, W); images of a split may differ in size."""
         return self.images.read(index)
 
     def take(self, name: str, indices: Indices) -> "Split":
-        """Give the images at `indices`, in that order, as a split of their own."""
+        """Return the images at `indices`, in that order, as a split of their own."""
         return Split(name, self.labels[indices], self.images.take(indices))
 
 
@@ -157,7 +157,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
 
 
 def split_record(data: ImageData) -> dict[str, Any]:
-    """Give what a run keeps of its split, as plain values.
+    """Return what a run keeps of its split, as plain values.
 
     `drawn` has, by split, the numbers of the images held out for it, as the data set lists its training images, and
     where they are files `files` has their paths below the data set's folder of training images.

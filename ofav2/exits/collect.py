@@ -1,4 +1,4 @@
-"""Inputs of a split, and what every exit makes of them, once for all who look at exits."""
+"""Collect every exit's outputs on a split, once for all uses."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Early exits that really skip: images that an exit is sure of leave the batch before the next stage runs."""
+"""Run early exits: images that an exit is confident of skip the later stages."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ NEVER = 2.0
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a network says of N images, and where each of them left it."""
+    """A network's prediction of N images, and the exit of each."""
 
     classes: Tensor
     """The most likely class of each image, int64 (N,)."""
@@ -48,7 +48,7 @@ class ExitPolicy:
     """Whether an exit speaks for all exits up to it, see `EarlyExits`."""
 
     def __post_init__(self) -> None:
-        """Checks the values."""
+        """Check the values."""
         if not isinstance(self.confidence, str) or self.confidence not in confidences():
             raise UserError(f"confidence ({show(str(self.confidence))}) is unknown: use {', '.join(confidences())}")
         if not isinstance(self.ensemble, bool):
@@ -59,7 +59,7 @@ class ExitPolicy:
                 raise UserError(f"threshold ({show(str(value))}) must be 0 (all leave) or more; over 1, none leaves")
 
     def per_exit(self, exits: int) -> tuple[float, ...]:
-        """The thresholds of a network's exits but the last, at which everything leaves.
+        """Return the thresholds of a network's exits but the last, at which everything leaves.
 
         Raises:
             UserError: If there are more or fewer.
@@ -96,7 +96,7 @@ class EarlyExits(nn.Module):
         self._sums = tuple(map(float, accumulate(weights)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """The logits of every exit, (N, classes) each; no image leaves."""
+        """Return the logits of every exit, (N, classes) each; no image leaves."""
         values: Sequence[Tensor] = (images,)
         outputs = []
         for part in self.parts:
@@ -105,7 +105,7 @@ class EarlyExits(nn.Module):
         return tuple(outputs)
 
     def exit_outputs(self, outputs: Sequence[Tensor], ensemble: bool) -> tuple[Tensor, ...]:
-        """What each exit says, its own logits or the ensemble's up to there; (N, classes) each.
+        """Return each exit's logits, its own or the ensemble's up to there; (N, classes) each.
 
         Args:
             outputs: The logits of every exit, as a call gives them.
@@ -126,7 +126,7 @@ class EarlyExits(nn.Module):
         confidence: str = "max_softmax",
         ensemble: bool = False,
     ) -> Prediction:
-        """Classifies images; each leaves the batch at the first exit whose confidence is at least its threshold.
+        """Classify images; each leaves the batch at the first exit whose confidence is at least its threshold.
 
         Args:
             images: (N, C, H, W), normalised.
@@ -143,7 +143,7 @@ class EarlyExits(nn.Module):
         return self.decide(images, ExitPolicy(given, confidence, ensemble))
 
     def decide(self, images: Tensor, rule: ExitPolicy) -> Prediction:
-        """Classifies images by a rule, such as one that `ofav2 calibrate` has calibrated; see `predict`."""
+        """Classify images by a rule, such as one that `ofav2 calibrate` has calibrated; see `predict`."""
         if self.training:
             raise UserError("network is in training mode, where images change each other's logits: call .eval() first")
         thresholds = rule.per_exit(len(self.exits))
@@ -174,7 +174,7 @@ class EarlyExits(nn.Module):
     def _exit_output(
         self, place: int, logits: Tensor, total: Tensor | None, ensemble: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """What an exit says, and the weighted sum of the logits so far."""
+        """Return an exit's logits, and the weighted sum of the logits so far."""
         # Half precision has too few digits to tell sure from surer.
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if not ensemble:
@@ -185,7 +185,7 @@ class EarlyExits(nn.Module):
 
 
 def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> EarlyExits:
-    """Makes a network with several outputs one that images can leave early; weights are shared with it.
+    """Make a network whose images can exit early, from one with several outputs; weights are shared.
 
     Args:
         module: Images (N, C, H, W) -> a tuple of logits (N, classes), the earliest exit first: what `load_subnet` gives
@@ -205,7 +205,7 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
 
 
 def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
-    """What was exit_outputs of the groups of images that left, in the order in which the images came."""
+    """Return the outputs of all groups of images, in the order in which the images came."""
     if len(left) == 1:
         ((_, logits, number),) = left
         exits = torch.full((len(logits),), number, device=logits.device)

@@ -1,4 +1,4 @@
-"""How often the exits of the largest network say the same: measured on validation images, kept in the run folder."""
+"""Measure how often exits of the largest network agree on validation images; keep it in the run folder."""
 
 import logging
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ class Agreement:
 
 
 def measure_exits(run: str | Path) -> Agreement:
-    """Measures how often exits agree, and keeps it in the run folder as `exits.json`.
+    """Measure how often exits agree, and keep it in the run folder as `exits.json`.
 
     The largest sub-network that was trained is extracted with all its exits and its batch norms are recalibrated.
 
@@ -66,7 +66,7 @@ def measure_exits(run: str | Path) -> Agreement:
 
 
 def compare_predictions(predicted: Tensor, targets: Tensor, *, exits: tuple[int, ...], phase: str) -> Agreement:
-    """Counts agreement.
+    """Count agreement.
 
     Args:
         predicted: Classes that each exit gives, (exits, images).
@@ -87,7 +87,7 @@ def compare_predictions(predicted: Tensor, targets: Tensor, *, exits: tuple[int,
 
 
 def read_exits(run: RunSnapshot) -> Agreement | None:
-    """What `measure_exits` kept, if it is of the weights that the run holds now; else None.
+    """Return what `measure_exits` kept, if it is of the weights that the run holds now; else None.
 
     Raises:
         RunError: If the file is damaged.

@@ -1,4 +1,4 @@
-"""What a run measured over its steps, with the borders of its phases."""
+"""Collect a run's measurements over its steps, with the borders of its phases."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class MetricCurve:
 
 
 def stretches(run: RunSnapshot) -> tuple[Stretch, ...]:
-    """The run's phases in order; while it is not finished, those to come as the recipe plans them."""
+    """Return the run's phases in order; while it is not finished, those to come as the recipe plans them."""
     done = tuple(Stretch(phase.name, phase.end - phase.steps, phase.end, True) for phase in run.record.phases)
     if run.state == "finished":
         return done
@@ -83,7 +83,7 @@ def unusable_steps(run: RunSnapshot) -> tuple[int, ...]:
 
 
 def phase_seconds(run: RunSnapshot) -> dict[str, float]:
-    """Seconds on the clock from one phase's last measurement to the next one's; pauses of a stopped run count, too.
+    """Return the seconds on the clock between phases' last measurements; pauses of a stopped run count, too.
 
     Raises:
         RunError: If a line of the metrics lacks its time.

@@ -1,4 +1,4 @@
-"""The run folder: what lies where, how its files are written, and who may write them.
+"""Lay out, write and lock the run folder.
 
     recipe.yaml                     the resolved recipe
     split.json                      which images were held out for validation and test
@@ -37,7 +37,7 @@ _ORPHANS_LEAVE_IN = 15.0
 
 
 def checkpoint_path(folder: Path, phase: object) -> Path:
-    """Path of a phase's checkpoint, without the suffixes that `ofav2.runs.checkpoint` adds.
+    """Return the path of a phase's checkpoint, without the suffixes that `ofav2.runs.checkpoint` adds.
 
     Raises:
         RunError: The name, which may come from a file, is no name of a phase and would lead elsewhere.

@@ -60,7 +60,7 @@ def read_snapshot(run: str | Path) -> RunSnapshot:
 
 @contextmanager
 def checked(path: Path) -> Iterator[None]:
-    """Turns what missing or foreign values raise in the body into one line that names the file.
+    """Turn what missing or foreign values raise in the body into one line that names the file.
 
     Raises:
         RunError: If a value is missing, of another kind, or impossible.

@@ -1,4 +1,4 @@
-"""What a phase in progress has to keep, so that a run that stops goes on as if it had not.
+"""Save and load the state of a phase in progress, to resume exactly.
 
 Every random draw is a function of (seed, phase, step), the learning rate one of the step, and the teacher a finished
 phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the place are all there is.
@@ -64,7 +64,7 @@ class PhaseState:
 
 
 def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
-    """Writes a state beside the newest `keep - 1` older ones.
+    """Write a state beside the newest `keep - 1` older ones.
 
     Args:
         run_folder: The run folder.
@@ -88,7 +88,7 @@ def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
 
 
 def load_newest(run_folder: Path, phase: str) -> PhaseState | None:
-    """The newest state of a phase that is whole; damaged ones are logged and passed over.
+    """Return the newest state of a phase that is whole; damaged ones are logged and passed over.
 
     Args:
         run_folder: The run folder.
@@ -107,7 +107,7 @@ def load_newest(run_folder: Path, phase: str) -> PhaseState | None:
 
 
 def set_aside_after(run_folder: Path, global_step: int) -> None:
-    """Renames the states past the place where a run goes on; the next state that is saved removes them.
+    """Rename the states beyond the step where a run resumes; the next saved state removes them.
 
     They are damaged, or of steps that will be taken anew: the one would push good states out of the newest, the other
     belongs to a `metrics.jsonl` that is no more.
@@ -128,7 +128,7 @@ def set_aside_after(run_folder: Path, global_step: int) -> None:
 
 
 def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: int) -> None:
-    """Passes if a phase can go on from a state.
+    """Check that a phase can go on from a state.
 
     Args:
         state: The state.
@@ -157,7 +157,7 @@ def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: in
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Copies of an optimiser's tensors, as `<parameter>.<name>`."""
+    """Copy an optimiser's tensors, as `<parameter>.<name>`."""
     return {
         f"{index}.{name}": value.clone()
         for index, values in optimizer.state_dict()["state"].items()
@@ -167,7 +167,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Gives a fresh optimiser the tensors of another one of the same network.
+    """Load another optimiser's tensors into a fresh one of the same network.
 
     They take their parameter's memory layout, which arithmetic that is equal to the last bit needs.
 
@@ -199,7 +199,7 @@ def _laid_out_like(parameter: Tensor, tensor: Tensor) -> Tensor:
 
 
 def cloned(net: nn.Module) -> dict[str, Tensor]:
-    """Copies of a module's weights and statistics."""
+    """Copy a module's weights and statistics."""
     return {name: tensor.clone() for name, tensor in net.state_dict().items()}
 
 

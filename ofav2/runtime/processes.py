@@ -1,4 +1,4 @@
-"""The processes of one run: how they meet, what they tell each other, and how they end together.
+"""Connect the processes of one run: how they meet, exchange values, and end together.
 
 torchrun starts them (or whatever else sets RANK and WORLD_SIZE); a run without it is alone and pays nothing. All go
 through the same steps in the same order. The first one speaks, and it alone touches the run folder: what it reads there
@@ -51,7 +51,7 @@ class Processes:
         return Share(self.rank, self.count)
 
     def on_main(self, do: Callable[[], T]) -> T:
-        """What the first process finds when it alone does something; tensors in it must be on the CPU."""
+        """Return what the first process finds when it alone does something; tensors in it must be on the CPU."""
         if self.count == 1:
             return do()
         found = [do() if self.rank == 0 else None]
@@ -60,7 +60,7 @@ class Processes:
         return found[0]  # type: ignore[return-value]
 
     def on_all(self, do: Callable[[], T]) -> T:
-        """What this process finds when each does something that may be refused; one refusal ends all.
+        """Return what this process finds when each does something that may be refused; one refusal ends all.
 
         Raises:
             ValueError: If it was refused here, and in no process before this one.
@@ -87,13 +87,13 @@ class Processes:
         return self.on_all(lambda: found[0] if found else do())
 
     def refuse(self, error: Exception) -> NoReturn:
-        """Ends all processes with what all of them found; only the first one raises, and so tells, the error itself."""
+        """End all processes with an error that all of them found; only the first one raises the error itself."""
         if self.rank == 0:
             raise error
         raise Lost("process 0 can't go on") from error
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank."""
+        """Return every process's value, by rank."""
         if self.count == 1:
             return [value]
         found: list[T | None] = [None] * self.count
@@ -115,7 +115,7 @@ class Processes:
         return tuple(bool(flag) for flag in raised)
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """The numbers' means over the processes, the same to the last bit in each."""
+        """Return the numbers' means over the processes, the same to the last bit in each."""
         if self.count == 1:
             return dict(metrics)
         values = torch.tensor(list(metrics.values()), dtype=torch.float64)
@@ -124,7 +124,7 @@ class Processes:
         return dict(zip(metrics, (values / self.count).tolist(), strict=True))
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces tensors by their means over the processes, the same to the last bit in each."""
+        """Replace tensors by their means over the processes, the same to the last bit in each."""
         if self.count > 1:
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
@@ -133,7 +133,7 @@ class Processes:
                 _spread(flat.div_(self.count), bucket)
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces tensors by those of the first process."""
+        """Replace tensors by those of the first process."""
         if self.count > 1:
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
@@ -147,13 +147,13 @@ SINGLE_PROCESS = Processes()
 
 
 def own_rank() -> int:
-    """Number of this process among those started together, from 0; 0 for one started alone."""
+    """Return the number of this process among those started together, from 0; 0 for one started alone."""
     return _number("RANK", 0) if _started() > 1 else 0
 
 
 @contextmanager
 def process_group() -> Iterator[Processes]:
-    """Joins the processes that were started together, for as long as the body runs; only the first one logs.
+    """Join the processes that were started together, for as long as the body runs; only the first one logs.
 
     Where the body has joined already, it stays in what it joined.
 
@@ -218,7 +218,7 @@ def _meet(processes: Processes) -> None:
 
 
 def _clean_store(processes: Processes) -> "dist.Store":  # type: ignore[name-defined]
-    """A part of torchrun's store that only these processes know.
+    """Return a part of torchrun's store that only these processes know.
 
     The store outlives restarts and holds the addresses of processes that were killed, which new ones would try to
     reach. Restart counts can't tell the old from the new, as each machine has its own. So each process waits until the
@@ -248,7 +248,7 @@ def _clean_store(processes: Processes) -> "dist.Store":  # type: ignore[name-def
 
 @contextmanager
 def _heard() -> Iterator[None]:
-    """What torch raises when another process is gone, as the end of this one."""
+    """Return what torch raises when another process is gone, as the end of this one."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Which part of something one of several processes takes."""
+"""Divide work among processes."""
 
 from dataclasses import dataclass
 

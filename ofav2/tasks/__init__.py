@@ -1,1 +1,1 @@
-"""Tasks: what an output means, how wrong it is, and how good a network is at it."""
+"""Define tasks: what outputs mean, their loss, and their metrics."""

@@ -1,4 +1,4 @@
-"""Tasks by name: those of this package, and those that installed packages bring.
+"""Find tasks by name: those of this package, and those of installed packages.
 
 Another package adds a task by an entry point of the group `ofav2.tasks`, a function (data set, optimiser settings) ->
 task, as in its `setup.cfg`:

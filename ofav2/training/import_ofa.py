@@ -1,4 +1,4 @@
-"""An official OFA MobileNetV3 checkpoint as a run folder, so that every other verb takes it.
+"""Import an official OFA MobileNetV3 checkpoint as a run folder.
 
 The original supernet is this project's SE_B (OFA, Cai et al., ICLR 2020). Its tensors say how wide it is, how many
 classes and which kernels it has; which smaller depths and expansion ratios it was trained with they do not say, and the
@@ -33,7 +33,7 @@ PHASE = "imported"
 
 
 def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = (), *, out: str | Path) -> Run:
-    """Makes a run folder out of an official OFA MobileNetV3 checkpoint.
+    """Make a run folder out of an official OFA MobileNetV3 checkpoint.
 
     Args:
         path: The checkpoint, as `torch.save` wrote it: a state dict, or a mapping with one under `state_dict`. It is
@@ -107,7 +107,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
-    """The recipe with the checkpoint's supernet, and one phase that unlocks all of it."""
+    """Return the recipe with the checkpoint's supernet, and one phase that unlocks all of it."""
     given = config.supernet
     for name in ("expand", "depth"):
         (largest,), chosen = found[name], getattr(given, name)

@@ -49,7 +49,7 @@ def learn(
     state: PhaseState | None,
     stop: Callable[[], bool],
 ) -> None:
-    """Trains a phase to its end, and leaves the supernet as it was at its best validation.
+    """Train a phase to its end, and leave the supernet as it was at its best validation.
 
     Args:
         setup: The run's setup; its supernet is trained in place.
@@ -187,7 +187,7 @@ def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker
 
 
 def _is_due(step: int, every: float, last: int) -> bool:
-    """Whether a multiple of `every` (0: never) was reached with this step, or it is the last one."""
+    """Return whether a multiple of `every` (0: never) was reached with this step, or it is the last one."""
     return step == last or bool(every and int(step / every) > int((step - 1) / every))
 
 

@@ -1,4 +1,4 @@
-"""What a step minimises. An objective owns the sub-networks it draws and the teacher it asks.
+"""Define what a step minimises. An objective owns its sub-networks and its teacher.
 
 It yields one loss after another, and the loop runs a backward pass for each, so one sub-network's activations are in
 memory at a time.

@@ -1,4 +1,4 @@
-"""Optimisers and schedules: how gradients change parameters."""
+"""Build optimisers and learning-rate schedules."""
 
 import math
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Extended progressive shrinking as data: what each phase unlocks, how long it lasts, what it draws (OFAv2).
+"""Plan extended progressive shrinking: what each phase unlocks, its length and its objective (OFAv2).
 
 A plan is worked out before anything is computed, so an impossible order is refused before compute is spent, and
 `ofav2 plan` can show it.
@@ -70,7 +70,7 @@ class Plan:
 
 
 def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, steps_per_epoch: int) -> Plan:
-    """Works out what every phase trains.
+    """Work out what every phase trains.
 
     The first space holds the largest network alone (at every resolution). A phase adds choices to it.
 
@@ -162,7 +162,7 @@ PLAN_COLUMNS = (
 
 
 def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Columns and rows that show a plan; sizes of a million networks and more are rounded."""
+    """Return the columns and rows that show a plan; sizes of a million networks and more are rounded."""
     rows: list[tuple[object, ...]] = [
         (
             phase.name,
@@ -186,12 +186,12 @@ def _named(config: PhaseConfig) -> tuple[str, ...]:
 
 
 def _lacking(config: PhaseConfig, space: Space) -> tuple[str, ...]:
-    """What a phase unlocks and the variant lacks: level without parallel blocks, height with a single exit."""
+    """Return what a phase unlocks and the variant lacks: level without parallel blocks, height with a single exit."""
     return tuple(name for name in _named(config) if name in ("level", "height") and len(getattr(space, name)) == 1)
 
 
 def _grown(phase: str, config: PhaseConfig, current: Space, space: Space) -> Space:
-    """The current space with the phase's choices."""
+    """Return the current space with the phase's choices."""
     choices: dict[str, tuple[int, ...]] = {}
     for name in _named(config):
         key, before = f"phases.{phase}.unlock.{name}", getattr(current, name)

@@ -1,4 +1,4 @@
-"""The main path: for each phase, choose the teacher, train, evaluator, save. Read this file first."""
+"""Run the main path: for each phase choose the teacher, train, evaluate, save. Read this file first."""
 
 import json
 import logging

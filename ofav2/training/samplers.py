@@ -1,4 +1,4 @@
-"""How a step's sub-networks are drawn. To add one, write a frozen class with `draw` and name it below."""
+"""Sample a step's sub-networks. To add one, write a frozen class with `draw` and name it below."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

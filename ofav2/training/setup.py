@@ -1,4 +1,4 @@
-"""From a recipe to everything that a run needs, checked before anything is written."""
+"""Prepare everything that a run needs from its recipe, and check it before anything is written."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -48,7 +48,7 @@ class Setup:
 
 
 def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
-    """Builds what a recipe asks for, and so refuses what can't be trained.
+    """Build what a recipe describes, and refuse what can't be trained.
 
     Args:
         config: The recipe.
@@ -104,7 +104,7 @@ def _check_parts(batch_size: int, count: int) -> None:
 
 
 def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> None:
-    """Passes if all processes have the same settings.
+    """Check that all processes have the same settings.
 
     Raises:
         RunError: In the first process, if there are differences; the message has those to the first one that differs.
@@ -125,7 +125,7 @@ def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> No
 
 
 def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed: Sequence[str]) -> None:
-    """Passes if two sets of settings are the same, but for the allowed keys.
+    """Check that two sets of settings are the same, but for the allowed keys.
 
     Args:
         before: Settings that a run was started with.
@@ -160,7 +160,7 @@ def _brief(value: object) -> str:
 
 
 def check_progress(finished: Sequence[PhaseRecord], plan: Plan) -> None:
-    """Passes if a plan can go on after these phases.
+    """Check that a plan can go on after these phases.
 
     Args:
         finished: The finished phases that a run has recorded.

@@ -1,4 +1,4 @@
-"""The training loop's inside: one step after another, for every phase and for fine-tuning."""
+"""Train step by step: the inner loop of every phase and of fine-tuning."""
 
 import math
 import time

@@ -1,4 +1,4 @@
-"""Which teacher teaches a phase, made from what earlier phases left or from timm."""
+"""Make a phase's teacher, from an earlier phase's checkpoint or from timm."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -83,7 +83,7 @@ def choose_teacher(
     evaluator: Evaluator,
     precision: str | None = None,
 ) -> PhaseTeacher:
-    """The teacher of a phase by its policy.
+    """Return the teacher of a phase by its policy.
 
     A candidate is the largest network as a phase left it: its weights are read from that phase's checkpoint.
 
@@ -126,7 +126,7 @@ def score_order(task: Task) -> distill.ScoreOrder:
 
 
 def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
-    """A largest network as it teaches: norms folded, on the device.
+    """Return a largest network as it teaches: norms folded, on the device.
 
     Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.
 
@@ -140,7 +140,7 @@ def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
 
 
 def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
-    """The largest network with all its exits, of a supernet like `net` with these weights."""
+    """Return the largest network with all its exits, of a supernet like `net` with these weights."""
     source = copy.deepcopy(net)
     checkpoint.fill(source, tensors, "the teacher's checkpoint")
     return source.extract(source.space.largest(), exits="all")
