@@ -1,1 +1,1 @@
-"""Run the command `ofav2`: arguments, output and exit codes."""
+"""The command `ofav2`: a module per verb, and `console`, the only one that prints."""

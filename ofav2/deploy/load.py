@@ -1,5 +1,6 @@
 """Runs and extracted networks, read back from disk."""
 
+import os.path
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,8 @@ def describe_subnet(directory: str | Path) -> dict[str, Any]:
         RunError: If the file is missing, damaged or foreign.
     """
     path = Path(directory)
-    if not (path / SUBNET_FACTS).is_file():
+    # Unlike pathlib's, this takes a name that no file can have for a missing file.
+    if not os.path.isfile(path / SUBNET_FACTS):
         raise RunError(f"folder ({path}) has no {SUBNET_FACTS}: give one that `ofav2 extract` made")
     facts = files.read_json(path / SUBNET_FACTS)
     if facts.get("format") != SUBNET_FORMAT:

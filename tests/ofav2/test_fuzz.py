@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import ofav2.training.run
 import ofav2.training.setup
 import supernets
+from ofav2.cli.main import VERBS as VERBS_OF_THE_COMMAND
 from ofav2.cli.main import main
 from ofav2.config import recipe
 from ofav2.data import open_data
@@ -207,7 +208,7 @@ def tiny_setup() -> Any:
     return type("Setup", (), {"plan": plan, "data": tiny.tiny_data(), "config": config})
 
 
-VERBS = ("recipes", "plan", "train", "evaluate", "extract", "latency", "report", "compare", "import-ofa")
+VERBS = tuple(verb.name for verb in VERBS_OF_THE_COMMAND)
 OPTIONS = (
     *("--help", "--version", "--run-dir", "--resume", "--allow-change", "--subnet", "--split", "--phase", "--largest"),
     *(
@@ -258,10 +259,11 @@ def test_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.usefixtures("_no_training")
 @pytest.mark.parametrize("verb", VERBS)
 @pytest.mark.parametrize("what", ["nowhere", "empty", "file", "foreign", "blank", "odd", "x" * 300, "a\nb", "\udcff"])
-def test_every_verb_refuses_what_is_no_run(verb: str, what: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if verb == "recipes":
-        return
+def test_every_verb_refuses_what_is_no_run_and_no_recipe(
+    verb: str, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     more = {"extract": ["--largest", "--out", "new"], "import-ofa": ["digits", "--out", "new"], "compare": [what]}
+    more["finetune"] = ["--out", "new"]
     more["train"] = ["--resume", what]
     assert main([verb, *([] if verb == "train" else [what]), *more.get(verb, [])]) == 2
     said = capsys.readouterr()

@@ -21,7 +21,7 @@ from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
 
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = ("recipes", "plan", "train", "evaluate", "extract", "calibrate")
+VERBS = tuple(verb.name for verb in cli.VERBS)
 Capture = pytest.CaptureFixture[str]
 
 
@@ -97,7 +97,7 @@ def test_every_verb_has_help_that_points_on(verb: str, capsys: Capture) -> None:
     assert left.value.code == 0
     shown = capsys.readouterr().out
     assert "next:" in shown
-    assert verb == "recipes" or re.search(rf"^examples:\n  ofav2 {verb} ", shown, re.MULTILINE)
+    assert re.search(rf"^examples:\n  ofav2 {verb} ", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"]])
@@ -124,7 +124,7 @@ def test_examples_are_commands_that_the_parser_takes(verb: str, capsys: Capture)
     with pytest.raises(SystemExit):
         main([*verb.split(), "--help"])
     examples = commands_in(capsys.readouterr().out)
-    assert examples or verb == "recipes"
+    assert examples
     for arguments in examples:
         parsed = cli.parser().parse_args(arguments)
         named = getattr(parsed, "recipe", None)
@@ -157,6 +157,28 @@ def test_recipes_are_listed_with_what_they_train(capsys: Capture) -> None:
     out, err = run_ok(capsys, "recipes")
     assert all(f"{name} " in out and recipe.describe(name) in out for name in recipe.names())
     assert "next: ofav2 plan" in err
+
+
+@pytest.mark.parametrize("settings", [[], ["run.seed=7", "phases.expand.lr=0.5"]])
+def test_a_recipe_is_printed_in_full_with_its_header(settings: list[str], tmp_path: Path, capsys: Capture) -> None:
+    out, err = run_ok(capsys, "recipes", "cifar10", *settings)
+    assert out.startswith("# Train an early-exit, dense supernet (EE_D) on CIFAR-10")
+    assert "base:" not in out
+    (tmp_path / "mine.yaml").write_text(out)
+    assert recipe.load(str(tmp_path / "mine.yaml")) == recipe.load("cifar10", settings)
+    assert f"next: ofav2 plan {' '.join(['cifar10', *settings])}" in err
+
+
+def test_a_setting_without_a_recipe_is_refused(capsys: Capture) -> None:
+    assert "name a recipe before it" in refusal(capsys, "recipes", "run.seed=1")
+
+
+def test_a_run_of_a_recipe_with_a_base_keeps_it_resolved(two: str, tmp_path: Path, capsys: Capture) -> None:
+    mine = tiny.written(tmp_path / "recipes", "base: two.yaml\nrun: {seed: 5}\n", "mine")
+    run_ok(capsys, "train", mine, "--run-dir", str(tmp_path / "run"))
+    (tmp_path / "recipes" / "two.yaml").unlink()
+    kept = recipe.load(str(tmp_path / "run" / folder.RECIPE))
+    assert (kept.run.seed, kept.supernet.variant) == (5, "se_b")
 
 
 def test_a_plan_shows_every_phase_and_writes_nothing(

@@ -1,0 +1,35 @@
+"""`ofav2 compare`: runs side by side."""
+
+import argparse
+
+from ofav2.cli import console
+from ofav2.cli.verb import Verb
+from ofav2.tables import table
+
+_EPILOG = """\
+examples:
+  ofav2 compare runs/digits runs/digits-2
+  ofav2 compare runs/seed-* --out seeds.html
+
+next: open the page in a browser; ofav2 report RUN shows one run in full
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, two or more")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: parser.html here)")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.report.several import RESULT_COLUMNS, compare_runs
+
+    comparison = compare_runs(arguments.runs, arguments.out)
+    console.show(table("", RESULT_COLUMNS, comparison.results))
+    if comparison.settings:
+        console.show(table("\nsettings that differ", ("setting", *comparison.names), comparison.settings))
+    for warning in comparison.warnings:
+        console.say(warning)
+    console.say(f"made {comparison.page}: open it in a browser, it needs no network\nnext: ofav2 report RUN")
+
+
+VERB = Verb("compare", "Put runs side by side: settings, results, fronts.", _EPILOG, _add_arguments, _run)

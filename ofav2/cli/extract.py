@@ -1,0 +1,159 @@
+"""`ofav2 extract`: a sub-network out of a run, named or chosen under limits, as files."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ofav2 import files
+from ofav2.cli import console
+from ofav2.cli.arguments import add_formats, read_formats, read_subnet
+from ofav2.cli.verb import Verb
+from ofav2.errors import UserError
+from ofav2.tables import table
+
+if TYPE_CHECKING:
+    from ofav2.evaluation.opened_run import OpenedRun
+    from ofav2.nas.candidates import Ranking
+    from ofav2.nas.constraints import Constraints
+    from supernets import Exits
+
+_CHOICE = (
+    *("max_macs", "max_params", "max_memory", "max_latency"),
+    *("exit", "resolution", "candidates", "seed", "latency_table"),
+)
+
+_EPILOG = """\
+examples:
+  ofav2 extract runs/digits --largest --out largest
+  ofav2 extract runs/digits --subnet mine.json --out mine
+  ofav2 extract runs/digits --largest --exits 2,4 --out exits
+  ofav2 extract runs/digits --max-macs 2M --max-params 200k --out small
+  ofav2 extract runs/digits --max-latency 2ms --exit 3..5 --resolution 16 --candidates 50 --out quick
+
+Limits (and --exit, --resolution, --candidates) rank random networks that keep them on validation and take the best:
+counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s (needs `ofav2 latency RUN` once).
+
+It writes model.safetensors, subnet.json, model.onnx, model.pt2 and model_card.md, each checked on real images;
+--formats onnx writes of the last three the ONNX file alone.
+
+A sub-network file is JSON with the keys resolution, depth (one per stage), kernel, expand, level (a list per stage, one
+entry per active block) and height; every subnet.json that this command writes holds one under the key "subnet", and
+`ofav2.load_supernet(RUN).space.uniform(kernel=5).to_json()` makes one in Python.
+
+next: ofav2 finetune DIR --out TUNED; with several exits, ofav2 calibrate DIR; in Python, ofav2.load_subnet(DIR)
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--largest", action="store_true", help="the largest sub-network that was trained")
+    which.add_argument("--smallest", action="store_true", help="the smallest one")
+    which.add_argument("--subnet", metavar="FILE", help="the one that this JSON file describes")
+    _add_choice(parser)
+    parser.add_argument(
+        "--exits", metavar="WHICH", default="last", help="logits to return: last (default), all, or exits such as 2,4"
+    )
+    add_formats(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    choice = parser.add_argument_group("limits", "rank random networks that keep them on validation; take the best")
+    choice.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
+    choice.add_argument("--max-params", metavar="2M", help="parameters")
+    choice.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
+    choice.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
+    choice.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
+    choice.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
+    choice.add_argument("--candidates", metavar="N", type=int, help="networks to rank (default: 200)")
+    choice.add_argument("--seed", metavar="N", type=int, help="seed of their draw (default: 0)")
+    choice.add_argument(
+        "--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: latency.json in the run folder)"
+    )
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.deploy.extract import extract
+    from ofav2.evaluation.opened_run import open_run
+
+    formats = read_formats(arguments.formats)
+    constraints = _constraints(arguments)
+    chosen = read_subnet(arguments.subnet) if arguments.subnet else None
+    run = open_run(arguments.run)
+    space = run.loaded.net.space
+    subnet, facts = chosen or (space.largest() if arguments.largest else space.smallest()), None
+    if constraints:
+        choice = _choose(arguments, run, constraints)
+        subnet, facts = choice.best.subnet, choice.to_dict()
+    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts, formats=formats)
+    before, after = (written["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
+    rows = [
+        (exit, split, f"{100 * before[split][exit]:.2f}", f"{100 * after[split][exit]:.2f}")
+        for split in before
+        for exit in before[split]
+    ]
+    console.show(table(str(subnet), ("exit", "split", "top-1 % as extracted", "top-1 % recalibrated"), rows))
+    console.say(
+        f"made {arguments.out}: {written['cost']['params']:,} parameters, {written['cost']['macs']:,} multiply-adds\n"
+        f"next: in Python, ofav2.load_subnet({arguments.out!r})"
+    )
+
+
+def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
+    """What is asked of a network to choose, checked against the run; None where the network is named."""
+    from ofav2.nas.constraints import ask
+
+    given = [name for name in _CHOICE if getattr(arguments, name) is not None]
+    named = [name for name in ("largest", "smallest", "subnet") if getattr(arguments, name)]
+    if given and named:
+        raise UserError(f"{_option(named[0])} names a network and {_option(given[0])} chooses one: leave one out")
+    if not given and not named:
+        raise UserError("no network is named: give --largest, --smallest, --subnet FILE, or limits such as --max-macs")
+    if not given:
+        return None
+    files.check_free(Path(arguments.out))
+    return ask(
+        arguments.run,
+        params=arguments.max_params,
+        macs=arguments.max_macs,
+        memory=arguments.max_memory,
+        latency=arguments.max_latency,
+        exits=arguments.exit,
+        resolutions=arguments.resolution,
+        table=arguments.latency_table,
+    )
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints") -> "Ranking":
+    from ofav2.nas.candidates import choose
+    from ofav2.nas.constraints import CANDIDATE_COLUMNS, candidate_rows, describe_choice
+
+    count = 200 if arguments.candidates is None else arguments.candidates
+    seed = arguments.seed or 0
+    choice = choose(
+        run, constraints.limits, space=constraints.space, candidates=count, seed=seed, table=constraints.table
+    )
+    title = f"best of {len(choice.ranked)}: {constraints.limits}"
+    console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
+    for sentence in describe_choice(run, choice, count, constraints.table):
+        console.say(sentence)
+    return choice
+
+
+def _exits(text: str) -> "Exits":
+    if text == "last":
+        return "last"
+    if text == "all":
+        return "all"
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and len(number) < 5 for number in numbers):
+        raise UserError(f"--exits ({text}) must be last, all, or exits by number, such as 2,4")
+    return tuple(int(number) for number in numbers)
+
+
+VERB = Verb("extract", "Take a sub-network out of a run, as files.", _EPILOG, _add_arguments, _run)

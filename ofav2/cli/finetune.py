@@ -1,0 +1,59 @@
+"""`ofav2 finetune`: an extracted network, trained on."""
+
+import argparse
+
+from ofav2.cli import console
+from ofav2.cli.arguments import add_formats, read_formats, shift_settings
+from ofav2.cli.verb import Verb
+from ofav2.tables import table
+
+_EPILOG = """\
+examples:
+  ofav2 finetune small --out tuned             on the images that it was trained on
+  ofav2 finetune small finetune.lr=0.001 finetune.epochs=50 --out tuned
+  ofav2 finetune exits finetune.exit_weights=uniform --out tuned    all its exits together
+  ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
+  ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
+
+The first training finds, on validation, after how many epochs the network is best; the second one starts again from the
+same weights and takes that many epochs on training and validation images together. Test images are looked at once.
+
+Keys: run.{seed,device,precision,tf32,compile,threads}, data.*, optim.* as in recipes, and
+finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
+
+Ctrl-C or SIGTERM leaves nothing behind.
+
+next: in Python, ofav2.load_subnet(DIR)
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="folder that `ofav2 extract`, or this command, made")
+    parser.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    add_formats(parser)
+    parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.finetuning.run import finetune
+
+    formats = read_formats(arguments.formats)
+    shift_settings(arguments)
+    written = finetune(
+        arguments.directory, arguments.overrides, out=arguments.out, file=arguments.recipe, formats=formats
+    )
+    done = written["finetuning"][-1]
+    before, after = done["test_before"] or {}, done["test"]
+    rows = [
+        (exit, f"{100 * before[exit]:.2f}" if exit in before else None, f"{100 * top1:.2f}")
+        for exit, top1 in after.items()
+    ]
+    console.show(table(written["name"], ("exit", "test top-1 % before", "test top-1 % fine-tuned"), rows))
+    console.say(
+        f"made {arguments.out}: {done['epochs']} epochs on {done['images']['train'] + done['images']['val']} images\n"
+        f"next: in Python, ofav2.load_subnet({arguments.out!r})"
+    )
+
+
+VERB = Verb("finetune", "Train an extracted network on, on its images or on others.", _EPILOG, _add_arguments, _run)

@@ -1,0 +1,37 @@
+"""`ofav2 report`: a run's page."""
+
+import argparse
+
+from ofav2.cli import console
+from ofav2.cli.verb import Verb
+
+_EPILOG = """\
+examples:
+  ofav2 report runs/digits                     writes runs/digits/report.html
+  ofav2 report runs/digits --exits             measures first how often the exits agree (needs the data set)
+  ofav2 report runs/digits --out page.html     while it trains, too: make the page again to see more
+
+next: open the page in a browser; it needs no network
+"""
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: parser.html in the run folder)")
+    parser.add_argument("--exits", action="store_true", help="measure exit agreement on validation and keep it")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.exits.exit_agreement import measure_exits
+    from ofav2.report.single import write_report
+
+    if arguments.exits:
+        measure_exits(arguments.run)
+    page = write_report(arguments.run, arguments.out)
+    console.show(str(page))
+    console.say(f"made {page}: open it in a browser, it needs no network\nnext: ofav2 compare {arguments.run} RUN")
+
+
+VERB = Verb(
+    "report", "Write a run's page: what was trained, how it went, what came out.", _EPILOG, _add_arguments, _run
+)
