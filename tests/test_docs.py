@@ -1,6 +1,7 @@
 """What the docs say of the sources is made from them, and their links lead somewhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import pytest
 from ofav2.cli import main as cli
 from ofav2.config import recipe
 from tests import module_map
+from tests.test_architecture import LAYERS, LEAVES, PACKAGES, ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
@@ -34,3 +35,29 @@ def test_the_recipe_that_is_shown_loads_and_its_commands_are_taken(
     for command in re.findall(r"^ofav2 ([^#\n]+)", page, re.MULTILINE):
         arguments = cli.parser().parse_args(command.split())
         assert arguments.recipe is None or recipe.load(arguments.recipe, arguments.overrides)
+
+
+def test_architecture_lists_every_package_from_the_bottom_up() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    inside = [f"ofav2/{name}" for name in LAYERS if (ROOT / "ofav2" / name).is_dir()]
+    assert re.findall(r"^\| `((?:ofav2/)?\w+)/` \|", page, re.MULTILINE) == [*LEAVES, *inside]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if page.parent.name != "log"],  # the log keeps the names of its day
+    ids=lambda page: page.relative_to(ROOT).as_posix(),
+)
+def test_every_source_that_the_docs_name_is_there(page: Path) -> None:
+    named = re.findall(rf"`((?:{'|'.join(PACKAGES)}|tests|benchmarks)/[\w/.]+)`", page.read_text(encoding="utf-8"))
+    assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```sh" in page.read_text(encoding="utf-8")], ids=lambda page: page.stem
+)
+def test_every_command_of_the_docs_is_one_that_the_parser_takes(page: Path) -> None:
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    commands = [shlex.split(line, comments=True) for line in shell.replace("\\\n", " ").splitlines()]
+    for command in (command for command in commands if command[:1] == ["ofav2"]):
+        cli.parser().parse_args(command[1:])
