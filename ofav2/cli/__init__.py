@@ -1,1 +1,1 @@
-"""The command `ofav2`: a module per verb, and `console`, the only one that prints."""
+"""Run the command `ofav2`: a module per verb, and `console`, the only one that prints."""

@@ -1,4 +1,4 @@
-"""Arguments that several verbs take, and how they are read."""
+"""Add and read the arguments that several verbs take."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`ofav2 calibrate`: when images leave a network with several exits."""
+"""`ofav2 calibrate`: calibrate when images exit early."""
 
 import argparse
 from pathlib import Path
@@ -65,4 +65,4 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
-VERB = Verb("calibrate", "Let images leave a network with several exits early.", _EPILOG, _add_arguments, _run)
+VERB = Verb("calibrate", "Let easy images exit early from a network with several exits.", _EPILOG, _add_arguments, _run)

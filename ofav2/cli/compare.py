@@ -1,4 +1,4 @@
-"""`ofav2 compare`: runs side by side."""
+"""`ofav2 compare`: compare runs side by side."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`ofav2 evaluate`: sub-networks of a run, measured."""
+"""`ofav2 evaluate`: measure sub-networks of a run."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`ofav2 extract`: a sub-network out of a run, named or chosen under limits, as files."""
+"""`ofav2 extract`: extract a sub-network, named or chosen under limits, as files."""
 
 import argparse
 from pathlib import Path
@@ -101,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
-    """What is asked of a network to choose, checked against the run; None where the network is named."""
+    """Return the constraints on the network to choose, checked against the run; None if the network is named."""
     from ofav2.nas.constraints import ask
 
     given = [name for name in _CHOICE if getattr(arguments, name) is not None]

@@ -1,4 +1,4 @@
-"""`ofav2 finetune`: an extracted network, trained on."""
+"""`ofav2 finetune`: train an extracted network further."""
 
 import argparse
 

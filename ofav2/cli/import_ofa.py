@@ -1,4 +1,4 @@
-"""`ofav2 import-ofa`: an official OFA checkpoint as a run folder."""
+"""`ofav2 import-ofa`: turn an official OFA checkpoint into a run folder."""
 
 import argparse
 

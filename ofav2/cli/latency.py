@@ -1,4 +1,4 @@
-"""`ofav2 latency`: a supernet's parts, timed on this machine."""
+"""`ofav2 latency`: time a supernet's parts on this machine."""
 
 import argparse
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The command `ofav2`: its parser, how errors reach the user, and exit codes.
+"""Parse the command line of `ofav2`, run a verb, and turn errors into messages and exit codes.
 
 Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 1 another process of the training is gone,
 2 what was given can't be used, 75 a training was asked to stop and can be resumed, 130 interrupted.
@@ -63,7 +63,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line.
+    """Run the command line.
 
     Args:
         argv: Arguments without the program's name; None takes the process's.
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; settings may stand before options and after them.
+    """Return the arguments; settings may stand before options and after them.
 
     argparse takes positional arguments in one go, and leaves over what follows an option.
     """

@@ -1,4 +1,4 @@
-"""`ofav2 plan`: what a recipe trains, without training."""
+"""`ofav2 plan`: show a recipe's phases without training."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`ofav2 recipes`: what can be trained, or one recipe in full."""
+"""`ofav2 recipes`: list the recipes, or print one in full."""
 
 import argparse
 
@@ -12,7 +12,7 @@ from ofav2.tables import table
 _EPILOG = """\
 examples:
   ofav2 recipes                                list them
-  ofav2 recipes cifar10                        print one as it is run: its base merged, every key named
+  ofav2 recipes cifar10                        print one in full: its base merged, every key named
   ofav2 recipes cifar10 run.seed=1             the same with a setting changed
 
 next: ofav2 plan RECIPE, ofav2 train RECIPE

@@ -1,4 +1,4 @@
-"""`ofav2 report`: a run's page."""
+"""`ofav2 report`: write a run's page."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`ofav2 train`: a recipe through all its phases, new or resumed."""
+"""`ofav2 train`: train a recipe through all its phases, or resume a run."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""What a verb of the command is. Each has a module here, which exports it as `VERB`.
+"""Define a verb of the command. Each has a module here, which exports it as `VERB`.
 
 Such a module imports only what parsing needs. The packages that do the work are imported when the verb runs: torch
 takes seconds to load, and `--help` should not wait for it.

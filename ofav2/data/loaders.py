@@ -1,4 +1,4 @@
-"""Batches of images, from torch's own DataLoader.
+"""Make batches of images, with torch's own DataLoader.
 
 What a training step sees is a function of (seed, phase, step) alone. The sampler does it: it yields a request per
 batch, which carries the images' indices, the resolution, and the numbers from which crops and flips are drawn. So
@@ -76,7 +76,7 @@ class _Loaded(NamedTuple):
     request: Request
 
     def on(self, device: torch.device) -> "_Loaded":
-        """The same on a device; the copy may still be under way."""
+        """Return the same on a device; the copy may still be under way."""
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets))
         boxes, mirrored = (
             None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.mirrored)
@@ -243,9 +243,9 @@ class TrainBatches:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Give batch after batch."""
+        """Yield batch after batch."""
         sent = _sent_ahead(self.loader, self.device) if self.device.type == "cuda" else self._sent()
-        # An iteration that is given up must not leave a thread behind.
+        # An abandoned iteration must not leave a thread behind.
         with closing(sent):
             for loaded in sent:
                 yield _finished(loaded, self.settings)
@@ -256,7 +256,7 @@ class TrainBatches:
 
 
 def _sent_ahead(loader: Iterable[_Loaded], device: torch.device) -> Generator[_Loaded]:
-    """What a loader loads, each sent to a CUDA device, by a thread and a stream of its own, before it is asked for."""
+    """Yield a loader's batches on a CUDA device; a thread loads and sends each ahead, on its own stream."""
     stream = torch.cuda.Stream(device)
 
     def send(loaded: _Loaded) -> tuple[_Loaded, torch.cuda.Event]:
@@ -276,7 +276,7 @@ def _sent_ahead(loader: Iterable[_Loaded], device: torch.device) -> Generator[_L
 
 
 def one_ahead(items: Iterable[T]) -> Generator[T]:
-    """The items in their order; while one is in use, a thread gets the next one.
+    """Yield the items in their order; while one is in use, a thread gets the next one.
 
     An error comes where its item would have come. Whoever gives up early closes the iterator, which waits for the item
     that is on its way.
@@ -294,7 +294,7 @@ def one_ahead(items: Iterable[T]) -> Generator[T]:
 
 
 def _finished(loaded: _Loaded, settings: Augmentation) -> Batch:
-    """A batch on its device, cut and augmented there."""
+    """Return a batch on its device, cut and augmented there."""
     images, labels, boxes, mirrored, request = loaded
     if boxes is not None and mirrored is not None:
         images = cut_together(images, boxes, mirrored, request.resolution)
