@@ -26,7 +26,8 @@ class ComputeConfig:
     """Whether torch.compile makes faster forms of what is the same network in every step: the teacher, the full phase's
     largest network, a network that is fine-tuned. It takes time per resolution, and a C++ compiler or CUDA."""
     threads: int = 0
-    """CPU threads that torch may use; 0 leaves torch's own choice."""
+    """CPU threads that torch may use; 0 takes the fastest number, which is measured at the start and kept in the run's
+    recipe. On CUDA, 0 leaves torch's own choice."""
 
 
 @dataclass(frozen=True)

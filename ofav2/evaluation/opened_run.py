@@ -1,16 +1,17 @@
 """Open a run: its supernet, its data set, and what measures sub-networks on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError
-from ofav2.evaluation.evaluator import Evaluator, open_evaluator
+from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
 from supernets import Supernet
 
@@ -95,6 +96,9 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     """
     loaded = load_run(run, phase)
     config = recipe.load(str(Path(run) / folder.RECIPE))
+    if config.run.threads == loaded.record.chosen_threads:
+        # That was the fastest number where and when the run was trained.
+        config = replace(config, run=replace(config.run, threads=0))
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     if len(data.classes) != loaded.net.architecture.num_classes:
@@ -103,6 +107,17 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
             f" {loaded.net.architecture.num_classes}: restore the images that it was trained on"
         )
     runtime.place(loaded.net)
+    if not config.run.threads:
+        _settle_threads(loaded.net, runtime)
     evaluator = open_evaluator(config, data, make_task(config.task, data, config.optim), runtime)
     same_data = data.fingerprint == loaded.record.data.fingerprint
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))
+
+
+def _settle_threads(net: Supernet, runtime: Runtime) -> None:
+    """Let torch use the fastest number of threads for the largest network, on as many images as run at once."""
+    largest = net.space.largest()
+    count = max(1, CHUNK_PIXELS // largest.resolution**2)
+    images = runtime.send(sample_images(count, net.architecture.in_channels, largest.resolution))
+    forward = forward_pass(lambda given: net(given, largest), images, runtime.autocast)
+    choose_threads(forward, f"a forward pass of {count} images", runtime.device)

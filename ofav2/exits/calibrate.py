@@ -27,6 +27,7 @@ from ofav2.nas.latency import Machine, stream_times, this_machine
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.classification import confidence_of, predict
 from ofav2.tasks.registry import make_task
 from supernets import Architecture, Subnet
@@ -259,6 +260,9 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
             " ones that it knows: give the folder of that one as data.root=PATH"
         )
     runtime.place(module)
+    if not config.run.threads:
+        images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, subnet.resolution))
+        choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
     net = early_exits(module, exits)
     costs = exit_macs(Architecture.from_dict(facts["supernet"]), subnet, exits)
     return OpenedExits(

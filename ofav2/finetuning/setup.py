@@ -1,5 +1,6 @@
 """From an extracted network and its settings to everything that a fine-tuning needs, checked before it begins."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
 from supernets import Architecture, Exits, Subnet
@@ -111,18 +113,32 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     for layer in start.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = config.finetune.dropout
+    start = runtime.place(start)
+    config = _settle_threads(config, start, data, runtime)
     return Tuning(
         source=source,
         config=config,
         data=data,
         arch=arch,
-        start=runtime.place(start),
+        start=start,
         exits=exits,
         weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),
         task=task,
         runtime=runtime,
         evaluator=_open_evaluator(config, data, task, runtime),
     )
+
+
+def _settle_threads(config: TuningConfig, start: nn.Module, data: ImageData, runtime: Runtime) -> TuningConfig:
+    """Return settings with a number of threads; where they had 0, the fastest one for a training step."""
+    if config.run.threads:
+        return config
+    module = copy.deepcopy(start).train()
+    (resolution,) = config.data.resolutions
+    images = runtime.send(sample_images(config.data.batch_size, data.channels, resolution))
+    step = training_pass(module, module, images, runtime.autocast)
+    chosen = choose_threads(step, "a training step", runtime.device)
+    return replace(config, run=replace(config.run, threads=chosen))
 
 
 def open_source(directory: Path) -> Source:

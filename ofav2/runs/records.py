@@ -145,6 +145,8 @@ class RunRecord:
     """Versions of Python and of the packages that results may depend on; None for one that is not installed."""
     processes: Positive
     """Processes that trained it together last."""
+    chosen_threads: Positive | None
+    """CPU threads that were measured as the fastest ones; None where the recipe names a number, and on CUDA."""
     seed: Count
     """Seed of all its random numbers."""
     task: str
@@ -215,6 +217,7 @@ def new_record(name: str, config: Config, task: Task, data: ImageData, net: Supe
         status="training",
         versions=versions(),
         processes=processes,
+        chosen_threads=None,
         seed=config.run.seed,
         task=task.name,
         metric=task.metrics[0],

@@ -12,6 +12,7 @@ from ofav2.errors import UserError
 from ofav2.rng import Stream
 from ofav2.runtime.compiling import Compiler, inductor
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
+from ofav2.runtime.threads import warn_of_too_many
 from supernets import use_cpu_kernels
 
 
@@ -76,6 +77,7 @@ def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -
     """
     if config.threads:
         torch.set_num_threads(config.threads)
+        warn_of_too_many(config.threads)
     device = _device(config.device)
     if processes.count > 1 and device.type == "cuda":
         device = _own_device(config.device, processes)

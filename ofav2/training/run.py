@@ -41,6 +41,7 @@ from ofav2.training.phases import Phase
 from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup, check_progress, prepare, refuse_changes, refuse_disagreement
 from ofav2.training.teacher import choose_teacher, prepare_teacher
+from ofav2.training.threads import settle_threads
 
 logger = logging.getLogger(__name__)
 
@@ -66,11 +67,12 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     """
     with process_group() as processes:
         config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
-        setup = prepare(config, processes)
+        setup = settle_threads(prepare(config, processes))
         path = processes.on_main(lambda: _new_folder(config, recipe_name, run_dir))
         with _locked(path, processes):
             record = new_record(path.name, config, setup.task, setup.data, setup.net, processes.count)
-            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
+            record = replace(record, chosen_threads=_chosen_threads(config, setup))
+            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(setup.config)))
             processes.on_main(
                 lambda: files.write_text(path / folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
             )
@@ -105,14 +107,16 @@ def resume(
         with _locked(path, processes):
             record = processes.on_main(lambda: read_run(path))
             config = processes.on_main(lambda: _same_recipe(path, recipe_name, overrides, allow))
-            setup = prepare(config, processes)
+            setup = settle_threads(prepare(config, processes))
             now = new_record(path.name, config, setup.task, setup.data, setup.net)
             processes.on_main(lambda: _check_same_run(setup, record, now, allow))
             if record.status == "finished":
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
-            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(config)))
-            return _go_on(setup, path, with_lasting(_count_again(record, processes), now))
+            chosen = _chosen_threads(config, setup) or _kept_threads(record, config)
+            record = replace(_count_again(record, processes), chosen_threads=chosen)
+            processes.on_main(lambda: files.write_text(path / folder.RECIPE, recipe.dump(setup.config)))
+            return _go_on(setup, path, with_lasting(record, now))
 
 
 def train_or_resume(
@@ -150,10 +154,28 @@ def _note(processes: Processes, path: Path, record: RunRecord) -> RunRecord:
 
 def _same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]) -> Config:
     """The recipe that a run is to go on with, which is the one that it kept but for allowed changes."""
-    kept = str(path / folder.RECIPE)
-    config = recipe.load(recipe_name or kept, overrides)
-    refuse_changes(asdict(recipe.load(kept)), asdict(config), allow)
+    kept = recipe.load(str(path / folder.RECIPE))
+    config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
+    if not config.run.threads:
+        # The number that the run chose when it began.
+        config = replace(config, run=replace(config.run, threads=kept.run.threads))
+    refuse_changes(asdict(kept), asdict(config), allow)
+    if config.run.threads != kept.run.threads:
+        logger.info(
+            f"threads: {config.run.threads}, before: {kept.run.threads}; sums are added in another order, so the run"
+            " ends with other last bits"
+        )
     return config
+
+
+def _chosen_threads(config: Config, setup: Setup) -> int | None:
+    """The number of threads that was chosen where the recipe names none."""
+    return None if config.run.threads else setup.config.run.threads or None
+
+
+def _kept_threads(record: RunRecord, config: Config) -> int | None:
+    """The number that the run chose when it began, as long as the recipe has it."""
+    return record.chosen_threads if record.chosen_threads == config.run.threads else None
 
 
 def _check_same_run(setup: Setup, record: RunRecord, now: RunRecord, allow: Sequence[str]) -> None:
