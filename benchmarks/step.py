@@ -36,7 +36,6 @@ from torch.nn import functional
 
 import distill
 import supernets
-from benchmarks.plots import curves
 from benchmarks.sides import RESULTS, Times, report, time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
@@ -474,6 +473,9 @@ def growth(
     columns = ("over", "at", "median ms", "power between the ends")
     console.show(table(f"a step of {work.variant}; a power of 1 is linear, of 2 for pixels", columns, rows))
     write("step-growth", {"ms": found, "power": powers, "work": asdict(work), "load": os.getloadavg()})
+    # matplotlib is a development tool, which a machine with a GPU may lack.
+    from benchmarks.plots import curves
+
     plot.parent.mkdir(parents=True, exist_ok=True)
     plot.write_text(curves(found, "ms a step"), encoding="utf-8")
     console.say(f"made {plot}")

@@ -33,6 +33,18 @@ def pytest_configure() -> None:
     )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that need a card where there is none."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU that torch can use"))
+
+
 @pytest.fixture
 def notes(caplog: pytest.LogCaptureFixture) -> Notes:
     """What was logged since the last call, a note per line."""
