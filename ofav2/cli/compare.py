@@ -24,7 +24,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.report.several import RESULT_COLUMNS, compare_runs
 
     comparison = compare_runs(arguments.runs, arguments.out)
-    console.show(table("", RESULT_COLUMNS, comparison.results))
+    console.show(table(f"{comparison.metric.name} on test", RESULT_COLUMNS, comparison.results))
     if comparison.settings:
         console.show(table("\nsettings that differ", ("setting", *comparison.names), comparison.settings))
     for warning in comparison.warnings:

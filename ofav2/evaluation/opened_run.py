@@ -101,15 +101,16 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
         config = replace(config, run=replace(config.run, threads=0))
     runtime = open_runtime(config.run)
     data = open_data(config.data)
-    if len(data.classes) != loaded.net.architecture.num_classes:
+    task = make_task(config.task, data, config.optim)
+    if task.outputs != loaded.net.architecture.num_classes:
         raise RunError(
-            f"data set ({data.name}) has {len(data.classes)} classes now, the run was trained on"
+            f"data set ({data.name}) asks for {task.outputs} outputs now, the run was trained with"
             f" {loaded.net.architecture.num_classes}: restore the images that it was trained on"
         )
     runtime.place(loaded.net)
     if not config.run.threads:
         _settle_threads(loaded.net, runtime)
-    evaluator = open_evaluator(config, data, make_task(config.task, data, config.optim), runtime)
+    evaluator = open_evaluator(config, data, task, runtime)
     same_data = data.fingerprint == loaded.record.data.fingerprint
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))
 

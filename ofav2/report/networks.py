@@ -5,12 +5,14 @@ corner table's row describes its uniform network completely; a table of other ne
 each network's JSON.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ofav2.runs.folder import METRICS
 from ofav2.runs.snapshot import RunSnapshot, checked
+from ofav2.tasks.base import Metric
 from supernets import Architecture, Space, Subnet
 from supernets.cost import Cost, stage_costs, subnet_cost
 
@@ -60,22 +62,23 @@ def tables(run: RunSnapshot) -> tuple[Table, ...]:
         return tuple(_table(run, name, line) for name, line in found.items())
 
 
-def front(networks: Sequence[Measured]) -> tuple[int, ...]:
-    """Positions of the networks that no other one beats: each more accurate than all that cost no more.
+def front(networks: Sequence[Measured], metric: Metric) -> tuple[int, ...]:
+    """Positions of the networks that no other one beats: each better than all that cost no more.
 
     Args:
         networks: Networks from the cheapest to the most expensive, in multiply-adds.
+        metric: What their scores are.
     """
-    return front_of([(network.cost.macs, network.score) for network in networks])
+    return front_of([(network.cost.macs, metric.rank(network.score)) for network in networks])
 
 
 def front_of(points: Sequence[tuple[int, float]]) -> tuple[int, ...]:
     """Positions of the points that no other one beats, from the cheapest on.
 
     Args:
-        points: Multiply-adds and top-1 (0..1) of networks, in any order.
+        points: Multiply-adds and scores of networks, where a higher score is better, in any order.
     """
-    best, kept = -1.0, []
+    best, kept = -math.inf, []
     for index in sorted(range(len(points)), key=lambda index: (points[index][0], -points[index][1])):
         if points[index][1] > best:
             best = points[index][1]
@@ -83,14 +86,17 @@ def front_of(points: Sequence[tuple[int, float]]) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def cheapest_near_best(networks: Sequence[Measured]) -> Measured | None:
-    """The cheapest network that comes within a point (0.01) of the best one's top-1; None of none.
+def cheapest_near_best(networks: Sequence[Measured], metric: Metric) -> Measured | None:
+    """The cheapest network whose score is near the best one's (`Metric.is_near`); None of none.
 
     Args:
         networks: Networks from the cheapest to the most expensive, in multiply-adds.
+        metric: What their scores are.
     """
-    best = max((network.score for network in networks), default=0.0)
-    return next((network for network in networks if network.score >= best - 0.01), None)
+    if not networks:
+        return None
+    best = metric.best(*(network.score for network in networks))
+    return next(network for network in networks if metric.is_near(network.score, best))
 
 
 def part_names(arch: Architecture) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
 """Runs side by side: `ofav2 compare`."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,9 @@ from ofav2.errors import UserError
 from ofav2.messages import duration
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, cheapest_near_best, front, tables
-from ofav2.report.page import count, percent, write_page
+from ofav2.report.page import count, write_page
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
+from ofav2.tasks.base import Metric
 
 COMPARISON = "compare.html"
 RESULT_COLUMNS = (
@@ -24,10 +24,10 @@ RESULT_COLUMNS = (
     "largest",
     "smallest",
     "corner mean",
-    "cheapest within a point",
+    "cheapest near the best",
     "time",
 )
-"""Columns of `Comparison.results`; accuracies are test top-1."""
+"""Columns of `Comparison.results`; scores are of the test split."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Comparison:
 
     names: tuple[str, ...]
     """The runs, each under a name of its own."""
+    metric: Metric
+    """What the scores of all of them are."""
     settings: tuple[tuple[str, ...], ...]
     """Settings that differ: the key, then a value per run."""
     results: tuple[tuple[str, ...], ...]
@@ -62,8 +64,10 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
         raise UserError(f"runs ({', '.join(map(str, runs))}): comparing takes two different run folders or more")
     snapshots = [read_snapshot(run) for run in different.values()]
     names, measured = _names(snapshots), [tables(run) for run in snapshots]
+    metric = _same_metric(names, snapshots)
     comparison = Comparison(
         names=names,
+        metric=metric,
         settings=_settings(snapshots),
         results=tuple(_results(name, run, own) for name, run, own in zip(names, snapshots, measured, strict=True)),
         warnings=tuple(_warnings(names, snapshots)),
@@ -73,9 +77,13 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
         "title": f"{' · '.join(names)} · ofav2",
         "comparison": comparison,
         "columns": RESULT_COLUMNS,
+        "metric": metric,
         "folders": [run.folder for run in snapshots],
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
-        "payload": {"fronts": [_front(name, own) for name, own in zip(names, measured, strict=True) if own]},
+        "payload": {
+            "metric": asdict(metric),
+            "fronts": [_front(name, own, metric) for name, own in zip(names, measured, strict=True) if own],
+        },
     }
     write_page(comparison.page, "compare.html", values)
     return comparison
@@ -89,8 +97,16 @@ def _names(runs: Sequence[RunSnapshot]) -> tuple[str, ...]:
     )
 
 
+def _same_metric(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Metric:
+    metrics = dict.fromkeys(run.record.metric for run in runs)
+    if len(metrics) > 1:
+        seen = ", ".join(f"{name}: {run.record.metric.name}" for name, run in zip(names, runs, strict=True))
+        raise UserError(f"runs have different metrics ({seen}), which no plot can hold: compare runs of one task")
+    return next(iter(metrics))
+
+
 def _settings(runs: Sequence[RunSnapshot]) -> tuple[tuple[str, ...], ...]:
-    flat = [dict(_flat(dataclasses.asdict(run.config), "")) for run in runs]
+    flat = [dict(_flat(asdict(run.config), "")) for run in runs]
     keys = dict.fromkeys(key for settings in flat for key in settings)
     rows = ((key, *(settings.get(key, "–") for settings in flat)) for key in keys)
     return tuple(row for row in rows if len(set(row[1:])) > 1)
@@ -114,17 +130,20 @@ def _written(value: object) -> str:
 
 
 def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[str, ...]:
-    test, arch = run.record.test, run.record.architecture
+    test, arch, metric = run.record.test, run.record.architecture, run.record.metric
     at_the_end = next((table.networks for table in measured if table.split == "test"), ())
-    close = cheapest_near_best(at_the_end)
+    close = cheapest_near_best(at_the_end, metric)
     largest = max((network.cost.params for network in at_the_end), default=None)
     return (
         name,
         run.state,
         f"{arch.variant} w{arch.width_mult:g}",
         "–" if largest is None else f"{largest:,}",
-        *(percent(score) for score in ((test.largest, test.smallest, test.mean) if test else (None, None, None))),
-        "–" if close is None else f"{count(close.cost.macs)} at {percent(close.score)}",
+        *(
+            metric.show(score, 1)
+            for score in ((test.largest, test.smallest, test.mean) if test else (None, None, None))
+        ),
+        "–" if close is None else f"{count(close.cost.macs)} at {metric.show(close.score, 1)}",
         duration(sum(phase_seconds(run).values())) if run.metrics else "–",
     )
 
@@ -132,7 +151,7 @@ def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[st
 def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Iterator[str]:
     if len({run.record.data.fingerprint for run in runs}) > 1:
         seen = ", ".join(f"{name}: {_data(run)}" for name, run in zip(names, runs, strict=True))
-        yield f"The runs were trained and evaluated on different data ({seen}), so their accuracies are not comparable."
+        yield f"The runs were trained and evaluated on different data ({seen}), so their scores are not comparable."
     for name, run in zip(names, runs, strict=True):
         if run.state != "finished":
             yield f"{name} is not finished ({run.state}): its front is of validation after its last finished phase."
@@ -143,9 +162,9 @@ def _data(run: RunSnapshot) -> str:
     return f"{data.name}, {data.images.total:,} images, split seed {run.config.data.split_seed}"
 
 
-def _front(name: str, measured: Sequence[Table]) -> dict[str, Any]:
+def _front(name: str, measured: Sequence[Table], metric: Metric) -> dict[str, Any]:
     table = measured[-1]
-    chosen = [table.networks[index] for index in front(table.networks)]
+    chosen = [table.networks[index] for index in front(table.networks, metric)]
     return {
         "run": name,
         "table": table.title,

@@ -10,7 +10,7 @@ from typing import Any
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
 from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
-from ofav2.report.page import count, percent, write_page
+from ofav2.report.page import count, write_page
 from ofav2.runs.folder import RECIPE
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from supernets import DIMENSIONS, Subnet
@@ -45,6 +45,7 @@ def _values(run: RunSnapshot) -> dict[str, Any]:
     return {
         "title": f"{run.record.name} · ofav2",
         "run": run,
+        "metric": run.record.metric,
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "state": _state(run, planned),
         "summary": _summary(run),
@@ -55,6 +56,7 @@ def _values(run: RunSnapshot) -> dict[str, Any]:
         "tables": measured,
         "agreement": agreement,
         "payload": {
+            "metric": asdict(run.record.metric),
             "phases": [asdict(stretch) | {"teacher": _teacher(run, stretch.name)} for stretch in planned],
             "train": [asdict(curve) for curve in curves(run, "train", ("loss", "lr"))],
             "validation": [asdict(curve) for curve in curves(run, "validation", ("largest", "smallest"))],
@@ -87,7 +89,7 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
                 "title": table.title,
                 "networks": [positions[network.subnet] for network in table.networks],
                 "score": [network.score for network in table.networks],
-                "front": front(table.networks),
+                "front": front(table.networks, run.record.metric),
             }
             for table in measured
         ],
@@ -134,18 +136,18 @@ def _summary(run: RunSnapshot) -> str:
 
 def _key_numbers(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
     """Value, name and remark of what a person looks for first."""
-    record = run.record
+    record, metric = run.record, run.record.metric
     keys = [(count(record.space.size()), "sub-networks", "in the whole space")]
     if record.test:
-        keys.append((percent(record.test.largest), "largest", "test top-1"))
-        keys.append((percent(record.test.smallest), "smallest", "test top-1"))
+        keys.append((metric.show(record.test.largest, 1), "largest", f"test {metric.name}"))
+        keys.append((metric.show(record.test.smallest, 1), "smallest", f"test {metric.name}"))
     elif record.phases and record.phases[-1].ensemble_score is not None:
-        keys.append((percent(record.phases[-1].ensemble_score), "largest, all exits", "validation top-1"))
-    close = cheapest_near_best(measured[-1].networks) if measured else None
+        best = metric.show(record.phases[-1].ensemble_score, 1)
+        keys.append((best, "largest, all exits", f"validation {metric.name}"))
+    close = cheapest_near_best(measured[-1].networks, metric) if measured else None
     if close:
-        keys.append(
-            (f"{count(close.cost.macs)}", "multiply-adds", f"reach {percent(close.score)}, within a point of the best")
-        )
+        remark = f"reach {metric.show(close.score, 1)}, {metric.nearly} of the best"
+        keys.append((count(close.cost.macs), "multiply-adds", remark))
     return keys
 
 
@@ -171,7 +173,7 @@ def _teacher(run: RunSnapshot, phase: str) -> Mapping[str, Any] | None:
 def _phase_row(run: RunSnapshot, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
     record = next((record for record in run.record.phases if record.name == stretch.name), None)
     corners = next((table.networks for table in measured if table.name == f"{stretch.name}/corners"), ())
-    accuracy = {network.subnet: network.score for network in corners}
+    scores = {network.subnet: network.score for network in corners}
     return {
         "name": stretch.name,
         "steps": stretch.end - stretch.first,
@@ -180,9 +182,9 @@ def _phase_row(run: RunSnapshot, stretch: Stretch, measured: Sequence[Table]) ->
         "begun": any(line.get("phase") == stretch.name for line in run.metrics),
         "unlocks": _unlocks(run, stretch.name),
         "teacher": _teacher(run, stretch.name),
-        "largest": accuracy.get(record.space.largest()) if record else None,
-        "smallest": accuracy.get(record.space.smallest()) if record else None,
-        "lowest": min(accuracy.values(), default=None),
+        "largest": scores.get(record.space.largest()) if record else None,
+        "smallest": scores.get(record.space.smallest()) if record else None,
+        "worst": run.record.metric.worst(*scores.values()) if scores else None,
         "corners": len(corners),
     }
 

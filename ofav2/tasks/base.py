@@ -19,6 +19,11 @@ class Metric:
     higher_is_better: bool
     """Whether a larger value is better."""
 
+    @property
+    def title(self) -> str:
+        """Its name at the start of a sentence."""
+        return self.name[:1].upper() + self.name[1:]
+
     def show(self, value: float | None, digits: int = 2) -> str:
         """Return a value as people read it, such as `98.31 %`; a dash for None.
 
@@ -31,6 +36,15 @@ class Metric:
         if self.unit == "%":
             return f"{100 * value:.{digits}f} %"
         return f"{value:.{digits + 2}g} {self.unit}".rstrip()
+
+    @property
+    def nearly(self) -> str:
+        """How far from the best a value may be and still be near it (`is_near`), as people read it."""
+        return "within a point" if self.unit == "%" else "within 1 %"
+
+    def is_near(self, value: float, best: float) -> bool:
+        """Say whether a value is at most a point worse than the best, or 1 % of it where it is no share."""
+        return self.rank(value) >= self.rank(best) - (0.01 if self.unit == "%" else 0.01 * abs(best))
 
     def rank(self, value: float) -> float:
         """Return a number that is larger for a better value."""

@@ -24,6 +24,21 @@ function percent(share) {
   return (100 * share).toFixed(1) + " %";
 }
 
+// A value of the run's metric, its axis, and how plotly writes it in a hover text.
+function shown(value) {
+  const {unit} = payload.metric;
+  return unit === "%" ? percent(value) : `${Number(value.toPrecision(3))} ${unit}`.trim();
+}
+
+function metricAxis(prefix, more) {
+  const {name, unit} = payload.metric;
+  return axis(prefix + name + (unit && unit !== "%" ? `, ${unit}` : ""), Object.assign(unit === "%" ? {tickformat: ".1~%"} : {}, more));
+}
+
+function metricFormat() {
+  return payload.metric.unit === "%" ? ".1%" : ".3~g";
+}
+
 function narrow(node) {
   return node.clientWidth < 560;
 }

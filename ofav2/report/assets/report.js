@@ -10,7 +10,7 @@ function at(point) {
 }
 
 function hover(network, score) {
-  return `<b>${percent(score)}</b> · ${short(network.macs)} multiply-adds<br>${plain(network.name)}<br>${short(network.params)} parameters`;
+  return `<b>${shown(score)}</b> · ${short(network.macs)} multiply-adds<br>${plain(network.name)}<br>${short(network.params)} parameters`;
 }
 
 function exitColour(exit) {
@@ -40,7 +40,7 @@ function scatterFigure(node) {
   return {data, layout: layout({
     margin: {l: 52, r: 12, t: narrow(node) ? 76 : 36, b: 48},
     xaxis: axis("multiply-adds per image", {type: "log", ...costTicks(table.networks.map(n => networks[n].macs), narrow(node) ? [1, 3] : [1, 2, 5])}),
-    yaxis: axis("top-1", {tickformat: ".1~%"}),
+    yaxis: metricAxis(""),
   })};
 }
 
@@ -48,7 +48,7 @@ function select(point) {
   chosen.point = point;
   const {network, score} = at(point);
   document.getElementById("picked").textContent =
-    `${percent(score)} top-1, ${short(network.macs)} multiply-adds, ${short(network.params)} parameters, ${network.resolution} px: ${network.name}`;
+    `${shown(score)} ${payload.metric.name}, ${short(network.macs)} multiply-adds, ${short(network.params)} parameters, ${network.resolution} px: ${network.name}`;
   draw(network);
   for (const row of document.querySelectorAll("#front tbody tr")) {
     if (Number(row.dataset.point) === point) row.setAttribute("aria-current", "true");
@@ -74,7 +74,7 @@ function listFront() {
   body.replaceChildren(...tables[chosen.table].front.map(point => {
     const {network, score} = at(point), row = element("tr");
     row.dataset.point = point;
-    const button = element("button", "", percent(score));
+    const button = element("button", "", shown(score));
     button.type = "button";
     button.title = "show " + network.name;
     button.addEventListener("click", () => select(point));
@@ -198,8 +198,8 @@ function curvesFigure(node) {
   const taught = phases.filter(phase => phase.teacher && phase.teacher.score !== null);
   const data = [
     line(train, "loss", "loss", "accent", "y", "lines", ".3f"),
-    line(validation, "largest", "largest", "accent", "y2", "lines+markers", ".1%"),
-    line(validation, "smallest", "smallest", "second", "y2", "lines+markers", ".1%"),
+    line(validation, "largest", "largest", "accent", "y2", "lines+markers", metricFormat()),
+    line(validation, "smallest", "smallest", "second", "y2", "lines+markers", metricFormat()),
     line(train, "lr", "learning rate", "third", "y3", "lines", ".2~e"),
   ];
   if (taught.length) data.push({
@@ -207,7 +207,7 @@ function curvesFigure(node) {
     x: taught.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
     y: taught.flatMap(phase => [...Array(3).fill(phase.teacher.score), null]),
     text: taught.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
-    hovertemplate: "teacher: %{text}, %{y:.1%} with all exits<extra></extra>",
+    hovertemplate: `teacher: %{text}, %{y:${metricFormat()}} with all exits<extra></extra>`,
   });
   const band = (phase, index) => ({
     type: "rect", xref: "x", yref: "paper", x0: phase.first, x1: phase.end, y0: 0, y1: 1, layer: "below",
@@ -224,7 +224,7 @@ function curvesFigure(node) {
     legend: {orientation: "h", x: 0, y: .60, xanchor: "left", yanchor: "bottom"},
     xaxis: axis("training steps", {range: [-.004 * end, 1.012 * end], anchor: "y3", showgrid: false, tickformat: ","}),
     yaxis: axis("loss", {domain: [.69, 1], rangemode: "tozero", nticks: 5}),
-    yaxis2: axis("validation top-1", {domain: [.24, .60], tickformat: ".1~%", nticks: 6}),
+    yaxis2: metricAxis("validation ", {domain: [.24, .60], nticks: 6}),
     yaxis3: axis("learning rate", {domain: [0, .16], rangemode: "tozero", nticks: 4, exponentformat: "power"}),
   })};
 }
@@ -245,7 +245,7 @@ function cornersFigure(node) {
   return {data, layout: layout({
     boxmode: "group", showlegend: data.length > 1, boxgap: .25,
     xaxis: axis("", {type: "category", categoryorder: "array", categoryarray: shown.map(label), showgrid: false}),
-    yaxis: axis("top-1", {tickformat: ".1~%"}),
+    yaxis: metricAxis(""),
   })};
 }
 

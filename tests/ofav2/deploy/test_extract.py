@@ -233,5 +233,5 @@ def test_the_data_are_the_runs(tiny_run: Any, run_copy: Path) -> None:
 
 def test_data_of_other_classes_are_refused(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(opened_run, "open_data", lambda _: tiny.tiny_data(classes=7))
-    with pytest.raises(RunError, match=r"7 classes now, the run was trained on 10"):
+    with pytest.raises(RunError, match=r"7 outputs now, the run was trained with 10"):
         ofav2.open_run(run_copy)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ from ofav2.errors import UserError
 from ofav2.report.networks import Measured, cheapest_near_best, front, front_of, part_costs, part_names, tables
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
+from ofav2.tasks.base import Metric
+from ofav2.tasks.classification import TOP1
 from supernets.cost import Cost, subnet_cost
 from tests.ofav2.changes import change_lines
 from tests.ofav2.tiny import SIX_PHASES, tiny_net
 
 SUBNET = tiny_net("se_b").space.smallest()
+ERROR = Metric("MAE", "digits", higher_is_better=False)
 POINTS = st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9)), max_size=12)
 
 
@@ -43,7 +47,7 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
             for other in networks
         )
     }
-    found = [(networks[index].cost.macs, networks[index].score) for index in front(networks)]
+    found = [(networks[index].cost.macs, networks[index].score) for index in front(networks, TOP1)]
     assert found == sorted(best)
 
 
@@ -51,8 +55,24 @@ def test_the_front_is_what_nothing_beats(points: list[tuple[int, int]]) -> None:
 def test_the_cheapest_near_the_best(points: list[tuple[int, int]]) -> None:
     networks = measured(points)
     near = [n.cost.macs for n in networks if n.score >= max(m.score for m in networks) - 0.01]
-    found = cheapest_near_best(networks)
+    found = cheapest_near_best(networks, TOP1)
     assert (found.cost.macs if found else None) == (min(near) if near else None)
+
+
+@given(POINTS)
+def test_a_front_of_errors_is_that_of_their_negatives(points: list[tuple[int, int]]) -> None:
+    networks = measured(points)
+    negatives = [replace(network, score=-network.score) for network in networks]
+    assert front(networks, ERROR) == front(negatives, replace(ERROR, higher_is_better=True))
+
+
+def test_the_cheapest_near_the_best_error_is_within_a_percent_of_the_lowest() -> None:
+    scores = (2.03, 2.02, 2.0, 9.0)
+    networks = [
+        replace(network, score=score)
+        for network, score in zip(measured([(1, 0), (2, 0), (3, 0), (4, 0)]), scores, strict=True)
+    ]
+    assert cheapest_near_best(networks, ERROR) == networks[1]
 
 
 def test_tables_hold_the_corners_of_every_phase_and_of_the_test(tiny_run: Run) -> None:

@@ -1,0 +1,33 @@
+"""A package that brings a task, installed for these tests, and a run of it."""
+
+from collections.abc import Iterator
+
+import pytest
+
+import ofav2
+from ofav2.runs.records import Run
+from tests.ofav2 import tiny
+
+OTHER_TASK = tiny.TWO.replace("run:", "task: digit_value\nrun:")
+RECIPE = OTHER_TASK.replace("se_b", "ee_b") + "teacher: {policy: best, distance: mse}\n"
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Make the entry point known as an installed package does."""
+    folder = tmp_path_factory.mktemp("site-packages")
+    described = folder / "digit_value-1.0.dist-info"
+    described.mkdir()
+    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: digit-value\nVersion: 1.0\n", encoding="utf-8")
+    entry = "[ofav2.tasks]\ndigit_value = tests.ofav2.tasks.digit_value:make\n"
+    (described / "entry_points.txt").write_text(entry, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield
+
+
+@pytest.fixture(scope="session")
+def regression_run(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of the task; to look at only."""
+    recipe = tiny.written(tmp_path_factory.mktemp("recipes"), RECIPE, "values")
+    return ofav2.train(recipe, run_dir=tmp_path_factory.mktemp("runs") / "values")
