@@ -33,7 +33,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="max_softmax",
         help="how sure an exit is: max_softmax (default), entropy or margin",
     )
-    parser.add_argument("--ensemble", action="store_true", help="let an exit speak for all exits up to it")
+    parser.add_argument("--ensemble", action="store_true", help="average the logits of all exits up to each exit")
 
 
 def _run(arguments: argparse.Namespace) -> None:

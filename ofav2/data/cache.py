@@ -193,7 +193,7 @@ def _sweep(cache: Path, entry: Path) -> None:
 
 
 def _load(entry: Path, key: str, budget: int) -> Store | None:
-    """Open an entry; None, said, where it is damaged, and where images were only looked at that would fit in now."""
+    """Open an entry; None, with a log line, if it is damaged, or holds no pixels although they would fit now."""
     if not entry.exists():
         return None
     try:

@@ -150,7 +150,7 @@ class ArrayImages:
 
 @dataclass(frozen=True, eq=False)
 class FileImages:
-    """Image files below a folder, and what the system said of them when they were listed."""
+    """Image files below a folder, and what the system reported about them when they were listed."""
 
     root: Path
     paths: npt.NDArray[np.bytes_]

@@ -34,18 +34,18 @@ class Prediction:
 
 @dataclass(frozen=True)
 class ExitPolicy:
-    """When an image leaves: as soon as an exit's confidence is at least the threshold.
+    """When an image exits: as soon as an exit's confidence is at least the threshold.
 
     Raises:
         UserError: If a threshold is no number of at least 0, or there is no such confidence.
     """
 
     threshold: float | tuple[float, ...]
-    """For all exits, or one for each but the last: 0 lets every image leave there, anything over 1 none."""
+    """For all exits, or one for each but the last: 0 lets every image exit there, anything over 1 none."""
     confidence: str = "max_softmax"
     """How confidence is measured, one of `confidences()`."""
     ensemble: bool = False
-    """Whether an exit speaks for all exits up to it, see `EarlyExits`."""
+    """Whether an exit averages the logits of all exits up to it, see `EarlyExits`."""
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -56,10 +56,10 @@ class ExitPolicy:
         for value in self.threshold if isinstance(self.threshold, tuple) else (self.threshold,):
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not 0 <= value < math.inf:
-                raise UserError(f"threshold ({show(str(value))}) must be 0 (all leave) or more; over 1, none leaves")
+                raise UserError(f"threshold ({show(str(value))}) must be 0 (all exit) or more; over 1, none exits")
 
     def per_exit(self, exits: int) -> tuple[float, ...]:
-        """Return the thresholds of a network's exits but the last, at which everything leaves.
+        """Return the thresholds of a network's exits but the last, at which all images exit.
 
         Raises:
             UserError: If there are more or fewer.
@@ -69,18 +69,18 @@ class ExitPolicy:
         if len(self.threshold) != exits - 1:
             raise UserError(
                 f"thresholds ({len(self.threshold)}) must be one for each exit but the last, {exits - 1} here:"
-                " at the last exit everything leaves"
+                " at the last exit all images exit"
             )
         return self.threshold
 
 
 class EarlyExits(nn.Module):
-    """A network that images leave at the first exit that is sure of them.
+    """A network whose images exit at the first exit that is confident of them.
 
-    Called like a module it returns the logits of all exits; `predict` lets images leave.
+    Called like a module it returns the logits of all exits; `predict` lets images exit early.
 
-    With `ensemble`, exit k speaks for exits 1 … k: it says the mean of their logits, exit i weighing i (AEP's ascending
-    weights, by which OFAv2's ENS-KD teaches too; the first k of them are the ascending weights of k exits).
+    With `ensemble`, exit k returns the mean of the logits of exits 1 … k, exit i weighing i (AEP's ascending
+    weights, which OFAv2's ENS-KD uses as well; the first k of them are the ascending weights of k exits).
 
     Args:
         parts: One part per exit, as `split` makes them.
@@ -96,7 +96,7 @@ class EarlyExits(nn.Module):
         self._sums = tuple(map(float, accumulate(weights)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Return the logits of every exit, (N, classes) each; no image leaves."""
+        """Return the logits of every exit, (N, classes) each; no image exits early."""
         values: Sequence[Tensor] = (images,)
         outputs = []
         for part in self.parts:
@@ -109,7 +109,7 @@ class EarlyExits(nn.Module):
 
         Args:
             outputs: The logits of every exit, as a call gives them.
-            ensemble: Whether an exit speaks for all exits up to it.
+            ensemble: Whether an exit averages the logits of all exits up to it.
         """
         total: Tensor | None = None
         exit_outputs = []
@@ -126,14 +126,14 @@ class EarlyExits(nn.Module):
         confidence: str = "max_softmax",
         ensemble: bool = False,
     ) -> Prediction:
-        """Classify images; each leaves the batch at the first exit whose confidence is at least its threshold.
+        """Classify images; each exits at the first exit whose confidence is at least its threshold.
 
         Args:
             images: (N, C, H, W), normalised.
-            threshold: For all exits, or one for each but the last; 0 lets every image leave at the first exit, anything
+            threshold: For all exits, or one for each but the last; 0 lets every image exit at the first one, anything
                 over 1 none before the last.
             confidence: One of `confidences()`.
-            ensemble: Whether an exit speaks for all exits up to it.
+            ensemble: Whether an exit averages the logits of all exits up to it.
 
         Raises:
             UserError: If a value can't be, the network is in training mode, or a value that one part of it hands to the
@@ -193,12 +193,12 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
         exits: The exits' numbers; None counts them from 1.
 
     Raises:
-        UserError: If it has no exit to leave early at, or can't be split (see `split`).
+        UserError: If it has only one exit, or can't be split (see `split`).
     """
     parts = split(module)
     indices = tuple(range(1, len(parts) + 1)) if exits is None else tuple(exits)
     if len(parts) < 2:
-        raise UserError("network has one exit, so none to leave early at: extract it with --exits all")
+        raise UserError("network has one exit, so images can't exit early: extract it with --exits all")
     if len(indices) != len(parts):
         raise UserError(f"exits ({show(list(indices))}) must be one number per output of the network, {len(parts)}")
     return EarlyExits(parts, indices).train(module.training)
@@ -219,7 +219,7 @@ def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
 def _kept(value: Tensor, stay: Tensor, count: int) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim == 0 or len(value) != count:
         raise UserError(
-            "network hands a value without a row per image from one exit to the next, so images can't leave: compute it"
+            "network hands a value without a row per image from one exit to the next, so images can't exit: compute it"
             " anew after each exit"
         )
     return value[stay]

@@ -26,13 +26,13 @@ class ThresholdCurve:
     thresholds: Numbers
     """(T,). Each lies halfway between two confidences, so that the last digits decide about no image."""
     left: Counts
-    """Images that leave at each exit, (T, exits)."""
+    """Images that exit at each exit, (T, exits)."""
     right: Counts
     """Images whose class is right, (T,)."""
     lost: Counts
     """Images whose class is wrong, though the last exit would have it right, (T,)."""
     macs: tuple[int, ...]
-    """Multiply-adds of an image by the exit at which it leaves."""
+    """Multiply-adds of an image by the exit that it takes."""
 
     @property
     def images(self) -> int:
@@ -51,7 +51,7 @@ class ThresholdCurve:
 
     @property
     def shares(self) -> npt.NDArray[np.float64]:
-        """Share of images (0..1) that leave at each exit, (T, exits)."""
+        """Share of images (0..1) that exit at each exit, (T, exits)."""
         return self.left / self.images
 
     @property
@@ -76,7 +76,7 @@ class ThresholdCurve:
             least = -(-int(total.min()) // self.images)
             raise UserError(
                 f"limit macs ({macs:,}) is less than any threshold needs: the mean is at least {show('macs', least)}"
-                f" ({least:,}), where images leave as early as they can"
+                f" ({least:,}), where images exit as early as they can"
             )
         return int(kept[np.lexsort((self.thresholds[kept], -total[kept], self.right[kept]))[-1]])
 
@@ -124,7 +124,7 @@ def threshold_curve(
     Args:
         confidences: How sure each exit but the last is of each image, (exits - 1, N), N at least 1; NaN is never sure.
         right: Whether what each exit says is right, (exits, N).
-        macs: Multiply-adds of an image that leaves at each exit, ascending.
+        macs: Multiply-adds of an image that exits at each exit, ascending.
     """
     exits, images = right.shape
     assert confidences.shape == (exits - 1, images)
@@ -137,7 +137,7 @@ def threshold_curve(
     gone = np.stack([_tail(row, everything, thresholds) for row in surest])
 
     def total(counted: npt.NDArray[np.bool_]) -> Counts:
-        """Return images that count at the exit they leave at, per threshold."""
+        """Return images that count at the exit they take, per threshold."""
         ends = zip(surest[:-1], surest[1:], counted, strict=True)
         at = [_tail(until, own, thresholds) - _tail(before, own, thresholds) for before, until, own in ends]
         return np.asarray(np.sum(at, 0))

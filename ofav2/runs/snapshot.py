@@ -1,4 +1,4 @@
-"""Read a whole run folder as it is now, whatever state the run is in: training, finished, or broken off."""
+"""Read a whole run folder, in any state: training, finished, or broken off."""
 
 import fcntl
 from collections.abc import Iterator, Mapping

@@ -131,7 +131,7 @@ def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
     Sums are rounded otherwise than the network's own, so its accuracy as a teacher is that of this form.
 
     Args:
-        largest: The network, in evaluation mode; it stays as it is.
+        largest: The network, in evaluation mode; it is not changed.
         runtime: Where it teaches.
     """
     module = supernets.fold_norms(largest)
