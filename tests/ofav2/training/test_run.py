@@ -304,7 +304,7 @@ def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
         ("data.resolutions=[4,16]", r"^resolution \(4\) is smaller than the network's total stride 16"),
         ("supernet.variant=se_x", r"^supernet \('se_x'\) is unknown"),
         ("supernet.kernel=[3,4]", r"kernel.*4.*odd"),
-        ("supernet.width_mult=0.001", r"^width_mult \(0\.001\)"),
+        ("supernet.width_mult=0.001", r"^supernet.width_mult \(0\.001\)"),
         ("phases.kernel.unlock.kernel=[5,7]", r"^phases\.kernel\.unlock\.kernel \(7\)"),
         ("supernet.depth=[1,2] phases.kernel.unlock.depth=[2,5]", r"^phases\.kernel\.unlock\.depth \(5\) .*among 1, 2"),
         ("phases.kernel.epochs=0", r"^phases\.kernel\.epochs \(0"),

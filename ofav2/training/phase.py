@@ -1,0 +1,143 @@
+"""Run one phase: choose its teacher, train, evaluate, save."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import distill
+import supernets
+from ofav2.evaluation import corners
+from ofav2.evaluation.evaluator import Score, mean_score
+from ofav2.evaluation.recalibration import adopt_statistics
+from ofav2.rng import Stream
+from ofav2.runs.records import FinalScores, PhaseRecord
+from ofav2.runs.state import PhaseState
+from ofav2.runs.tracking import Tracker
+from ofav2.tables import table
+from ofav2.training.loop import learn
+from ofav2.training.objectives import Distill, Draw, Joint, Objective, Teacher, compiled_exits
+from ofav2.training.phases import Phase
+from ofav2.training.resuming import candidates
+from ofav2.training.samplers import Largest
+from ofav2.training.setup import Setup
+from ofav2.training.teacher import choose_teacher, prepare_teacher
+from ofav2.training.writer import RunWriter
+
+logger = logging.getLogger(__name__)
+
+
+def run_phase(
+    setup: Setup,
+    phase: Phase,
+    finished: Sequence[PhaseRecord],
+    state: PhaseState | None,
+    *,
+    writer: RunWriter,
+    tracker: Tracker,
+    stop: Callable[[], bool],
+) -> PhaseRecord:
+    """Run one phase: choose its teacher, train, evaluate, save.
+
+    Args:
+        setup: What is trained, on what.
+        phase: The phase.
+        finished: The phases before it.
+        state: Its saved state, to go on from; None begins it.
+        writer: What writes into the run folder.
+        tracker: What keeps the measurements.
+        stop: Says whether the run was asked to stop.
+
+    Returns:
+        What the run records of it.
+
+    Raises:
+        RunError: If too many batches had an unusable loss, or the folder can't be written to.
+        Stopped: If the run was asked to stop.
+    """
+    net = setup.net
+    phase_teacher = choose_teacher(
+        phase,
+        run_folder=writer.path,
+        net=net,
+        candidates=candidates(finished),
+        external=setup.external,
+        weights=setup.weights,
+        evaluator=setup.evaluator,
+        precision=setup.config.teacher.precision,
+    )
+    if phase_teacher.record.reason:
+        logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
+    if "expand" in phase.unlocked and state is None:
+        supernets.sort_channels(net, phase.unlocked["expand"])
+    objective = make_objective(setup, phase, phase_teacher.teacher)
+    learn(setup, phase, objective, path=writer.path, tracker=tracker, state=state, stop=stop)
+
+    score, mean = _evaluate(setup, phase, tracker)
+    record = PhaseRecord(
+        name=phase.name,
+        space=phase.evaluated,
+        steps=phase.steps,
+        end=phase.first_step + phase.steps,
+        teacher=phase_teacher.record,
+        ensemble_score=score,
+        mean_corner_score=mean,
+        metrics_bytes=0,
+    )
+    return writer.keep_phase(record, net, tracker)
+
+
+def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, float | None]:
+    """Return validation scores after a phase: the largest network's ensemble, and the mean over corners, if any."""
+    net, evaluator = setup.net, setup.evaluator
+    largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
+    adopt_statistics(net, largest)
+    teaching = prepare_teacher(largest, setup.runtime)
+    score = evaluator.ensemble_score(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
+    scores = list(evaluator.scores(net, subnets, setup.data.val))
+    mean = mean_score(scores) if scores else None
+    if scores:
+        _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
+    measured = {} if mean is None else {"mean": mean}
+    end = phase.first_step + phase.steps
+    tracker.log("corners", global_step=end, phase=phase.name, **measured, teacher=score)
+    return score, mean
+
+
+def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objective:
+    """Make what a phase minimises, as its recipe says."""
+    config, net, task = setup.config, setup.net, setup.task
+    draw = Draw(phase.sampler, phase.space, Stream(config.run.seed, phase.name))
+    if phase.objective == "joint":
+        # Only a network that is the same in every step is compiled.
+        compiler = setup.runtime.compiler if phase.sampler == Largest() else None
+        return Joint(task, draw, setup.weights.losses, compiled_exits(net, phase.space.largest(), compiler))
+    distance = distill.distance(config.teacher.distance)
+    return Distill(task, draw, net, teacher, distance, config.teacher.kd_ratio)
+
+
+def evaluate_on_test(setup: Setup, tracker: Tracker) -> FinalScores:
+    """Evaluate corner sub-networks on the test split, which nothing before has looked at."""
+    last, metric = setup.plan.phases[-1], setup.task.metrics[0]
+    # A run always says what its largest and its smallest network reach.
+    subnets = corners.chosen_corners(last.evaluated, "all" if setup.config.evaluation.corners == "all" else "ends")
+    scores = list(setup.evaluator.scores(setup.net, subnets, setup.data.test))
+    rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
+    tracker.scatter("test/accuracy_macs", corners.columns(metric), rows, x="macs", y=metric.name)
+    value = {score.subnet: score.value for score in scores}
+    found = FinalScores(
+        mean=mean_score(scores), largest=value[last.evaluated.largest()], smallest=value[last.evaluated.smallest()]
+    )
+    tracker.log("test", global_step=setup.plan.steps, phase=last.name, **asdict(found))
+    return found
+
+
+def _show_corners(
+    setup: Setup, name: str, title: str, scores: Sequence[Score], tracker: Tracker
+) -> list[tuple[str | float | None, ...]]:
+    """Track a corner table whole, log its summary, and return its rows."""
+    arch, metric = setup.net.architecture, setup.task.metrics[0]
+    rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
+    tracker.table(name, corners.columns(metric), rows)
+    logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores, metric)))
+    return rows

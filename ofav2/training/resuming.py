@@ -1,0 +1,153 @@
+"""Find where a run goes on: with the same recipe and data, from the newest state that can be read."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import distill
+from ofav2.config import recipe
+from ofav2.config.schema import Config
+from ofav2.errors import RunError
+from ofav2.runs import checkpoint, folder
+from ofav2.runs.records import PhaseRecord, RunRecord, lasting, new_record, with_lasting
+from ofav2.runs.state import PhaseState, load_newest, set_aside_after
+from ofav2.runs.tracking import cut_metrics
+from ofav2.training.setup import Setup, check_progress, refuse_changes
+
+logger = logging.getLogger(__name__)
+
+
+def same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]) -> Config:
+    """Return the recipe that a run is to go on with, which is the one that it kept but for allowed changes.
+
+    Raises:
+        RunError: If something else changed; the message shows how.
+    """
+    kept = recipe.load(str(path / folder.RECIPE))
+    config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
+    if not config.run.threads:
+        # The number that the run chose when it began.
+        config = replace(config, run=replace(config.run, threads=kept.run.threads))
+    refuse_changes(asdict(kept), asdict(config), allow)
+    if config.run.threads != kept.run.threads:
+        logger.info(
+            f"threads: {config.run.threads}, before: {kept.run.threads}; sums are added in another order, so the run"
+            " ends with other last bits"
+        )
+    return config
+
+
+def first_record(name: str, asked: Config, setup: Setup) -> RunRecord:
+    """Return the record of a run that begins.
+
+    Args:
+        name: Its name.
+        asked: The recipe as it was given.
+        setup: What was made of it, with the number of threads that was chosen.
+    """
+    record = new_record(name, asked, setup.task, setup.data, setup.net, setup.runtime.processes.count)
+    return replace(record, chosen_threads=_chosen_threads(asked, setup))
+
+
+def next_record(record: RunRecord, asked: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
+    """Return the record of a run that goes on.
+
+    Args:
+        record: Its record until now.
+        asked: The recipe to go on with.
+        setup: What was made of it.
+        allow: Keys whose change is accepted.
+
+    Raises:
+        RunError: If data, supernet or phases changed; the message shows how.
+    """
+    now = new_record(record.name, asked, setup.task, setup.data, setup.net)
+    refuse_changes(lasting(record), lasting(now), allow)
+    check_progress(record.phases, setup.plan)
+    if record.status == "finished":
+        return record
+    count = setup.runtime.processes.count
+    if record.processes != count:
+        logger.info(
+            f"processes: {count}, before: {record.processes}; batches, sub-networks and learning rates stay the same,"
+            " batch norm sees other parts of a batch"
+        )
+    # The number that the run chose when it began, as long as the recipe has it.
+    kept = record.chosen_threads if record.chosen_threads == asked.run.threads else None
+    chosen = _chosen_threads(asked, setup) or kept
+    return with_lasting(replace(record, processes=count, chosen_threads=chosen), now)
+
+
+def _chosen_threads(asked: Config, setup: Setup) -> int | None:
+    """Return the number of threads that was chosen where the recipe names none."""
+    return None if asked.run.threads else setup.config.run.threads or None
+
+
+def rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:
+    """Take supernet and folder to where the run goes on, in all processes alike.
+
+    Returns:
+        The run's record there, and the saved state of the phase in progress, if there is one.
+    """
+    record, state = setup.runtime.processes.on_main(lambda: _rewind(setup, path, record))
+    setup.runtime.processes.copy_first(list(setup.net.state_dict().values()))
+    return record, state
+
+
+def _rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:
+    finished, state = _restore(setup, path, record.phases)
+    last = finished[-1] if finished else None
+    cut_metrics(path, state.progress.metrics_bytes if state else last.metrics_bytes if last else 0)
+    set_aside_after(path, state.progress.global_step if state else last.end if last else 0)
+    return replace(record, phases=finished), state
+
+
+def _restore(
+    setup: Setup, path: Path, finished: tuple[PhaseRecord, ...]
+) -> tuple[tuple[PhaseRecord, ...], PhaseState | None]:
+    """Load what the last finished phase left into the supernet.
+
+    Returns:
+        The finished phases, and the state of the one in progress. A finished phase whose checkpoint is damaged and
+        still needed is left out, with those after it, and so trained again.
+    """
+    begun = bool(finished)
+    while (damaged := _first_damaged(path, finished, setup)) is not None:
+        finished = finished[:damaged]
+    if finished:
+        last = folder.checkpoint_path(path, finished[-1].name)
+        tensors, _ = checkpoint.load(last)
+        checkpoint.fill(setup.net, tensors, str(last))
+    if len(finished) == len(setup.plan.phases):
+        return finished, None
+    state = load_newest(path, setup.plan.phases[len(finished)].name)
+    if begun or state:
+        where = f"step {state.progress.step}" if state else "its start"
+        logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
+    return finished, state
+
+
+def _first_damaged(path: Path, finished: Sequence[PhaseRecord], setup: Setup) -> int | None:
+    """Return the number, from 0, of the first finished phase whose checkpoint is damaged and needed; say so."""
+    ahead = setup.plan.phases[len(finished) :]
+    # Of those that are finished, a policy that chooses one now chooses it or a newer one later on.
+    policies = {phase.teacher for phase in ahead} & set(distill.policies()) if finished else set()
+    needed = {distill.choose(policy, candidates(finished)).candidate.phase for policy in policies}
+    for number, phase in enumerate(finished):
+        if phase.name in needed or phase is finished[-1]:
+            try:
+                checkpoint.load(folder.checkpoint_path(path, phase.name))
+            except RunError as error:
+                logger.warning(f"{error}; going back to the phase before it")
+                return number
+    return None
+
+
+def candidates(finished: Sequence[PhaseRecord]) -> list[distill.TeacherCandidate]:
+    """Return what finished phases left that could teach, oldest first."""
+    return [
+        distill.TeacherCandidate(f"{past.name}'s largest network", past.name, past.ensemble_score)
+        for past in finished
+        if past.ensemble_score is not None
+    ]
