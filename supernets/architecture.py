@@ -1,4 +1,4 @@
-"""The numbers of a supernet, without a network: channels, strides, activations, exits (OFAv2, section 3; OFA).
+"""Describe a supernet without making it: channels, strides, activations, exits (OFAv2, section 3; OFA).
 
 The network is built from them, and whatever prices or draws a network can do so from them alone.
 """

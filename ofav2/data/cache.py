@@ -66,7 +66,7 @@ class CheckedImages:
     files: FileImages
     store: Store
     places: Indices
-    """The images' numbers in the store (N,)."""
+    """The images' indices in the store (N,)."""
 
     @property
     def decoded(self) -> bool:

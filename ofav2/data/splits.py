@@ -138,7 +138,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
         seed: Seed of the split.
 
     Returns:
-        The numbers of the images that stay, and of those that were drawn, both ascending.
+        Indices of the images that stay, and of those that were drawn, both ascending.
 
     Raises:
         UserError: A class has a single image.
@@ -159,13 +159,13 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
 def split_record(data: ImageData) -> dict[str, Any]:
     """Return what a run keeps of its split, as plain values.
 
-    `drawn` has, by split, the numbers of the images held out for it, as the data set lists its training images, and
+    `drawn` has, by split, the indices of the images held out for it, as the data set lists its training images, and
     where they are files `files` has their paths below the data set's folder of training images.
     """
     held = {"val": data.val, "test": data.test}
     record: dict[str, Any] = {"fingerprint": data.fingerprint}
     for name, indices in data.drawn.items():
-        record[name] = {"numbers": indices.tolist()}
+        record[name] = {"indices": indices.tolist()}
         paths = held[name].images.names()
         if paths is not None:
             record[name]["files"] = paths

@@ -118,10 +118,10 @@ def usable_cpus(system: Path = SYSTEM) -> int:
 
 def _limit(environment: Mapping[str, str] = os.environ) -> int:
     """Return the usable CPUs, or OMP_NUM_THREADS where that is less; torchrun sets it to 1, which means nothing."""
-    wished = environment.get("OMP_NUM_THREADS", "")
-    if "TORCHELASTIC_RUN_ID" in environment or not wished.isdecimal():
+    asked = environment.get("OMP_NUM_THREADS", "")
+    if "TORCHELASTIC_RUN_ID" in environment or not asked.isdecimal():
         return usable_cpus()
-    return max(1, min(usable_cpus(), int(wished)))
+    return max(1, min(usable_cpus(), int(asked)))
 
 
 def cpu_quota(system: Path = SYSTEM) -> float | None:

@@ -1,4 +1,4 @@
-"""The numbers of a supernet against the method's tables."""
+"""A supernet's description against the method's tables."""
 
 import json
 from dataclasses import replace

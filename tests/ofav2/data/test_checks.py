@@ -166,8 +166,8 @@ def test_the_split_that_was_drawn_can_be_kept(config: DataConfig) -> None:
     listed = sorted(str(path.relative_to(root(config))) for path in root(config).rglob("*.jpg"))
     for name, split in (("val", opened.val), ("test", opened.test)):
         assert record[name]["files"] == split.images.names()
-        assert [listed[number] for number in record[name]["numbers"]] == split.images.names()
-    taken = {number for name in ("val", "test") for number in record[name]["numbers"]}
+        assert [listed[number] for number in record[name]["indices"]] == split.images.names()
+    taken = {number for name in ("val", "test") for number in record[name]["indices"]}
     assert [path for number, path in enumerate(listed) if number not in taken] == opened.train.images.names()
 
 
@@ -175,6 +175,6 @@ def test_a_split_of_arrays_is_kept_by_numbers() -> None:
     digits = data.open_data(DataConfig("digits"))
     record = data.split_record(digits)
     assert set(record) == {"fingerprint", "val", "test"}
-    indices = [record[name]["numbers"] for name in ("val", "test")]
+    indices = [record[name]["indices"] for name in ("val", "test")]
     assert [len(one) for one in indices] == [len(digits.val), len(digits.test)]
     assert len(np.unique(np.concatenate(indices))) == len(digits.val) + len(digits.test)

@@ -161,7 +161,7 @@ def test_the_environment_may_ask_for_fewer(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_processes_of_a_machine_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun sets OMP_NUM_THREADS to 1 by itself, which is no wish of the user."""
+    """torchrun sets OMP_NUM_THREADS to 1 by itself, which no user asked for."""
     tried: list[tuple[int, ...]] = []
 
     def timed(call: object, counts: tuple[int, ...]) -> dict[int, float]:

@@ -247,7 +247,7 @@ def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
     kept = files.read_json(tiny_run.folder / folder.SPLIT)
     data = read_run(tiny_run.folder).data
     assert kept["fingerprint"] == data.fingerprint
-    assert (len(kept["val"]["numbers"]), len(kept["test"]["numbers"])) == (data.images.val, data.images.test)
+    assert (len(kept["val"]["indices"]), len(kept["test"]["indices"])) == (data.images.val, data.images.test)
 
 
 def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
