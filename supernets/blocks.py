@@ -1,4 +1,4 @@
-"""The parts of a supernet: inverted residual, parallel block, stage, exit head.
+"""Build the parts of a supernet: inverted residual, parallel block, stage.
 
 A part's `forward` takes the choices of the sub-network that runs as arguments. Channel counts are worked out from the
 choices, never read off a tensor, so that extraction can send a stand-in through the very same code.

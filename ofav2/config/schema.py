@@ -1,4 +1,4 @@
-"""The schema of a recipe: one frozen dataclass per part, one sentence per field.
+"""Define the schema of a recipe: one frozen dataclass per part, one sentence per field.
 
 A field's sentence names the unit and, where there is one, the value that turns it off. Values are checked where their
 meaning is known: ranges in `ofav2.config.ranges`, data sets in `ofav2.data`, architectures in `supernets`, phases in

@@ -1,4 +1,4 @@
-"""The model card of an extracted network, in the form that the Hugging Face Hub reads."""
+"""Write the model card of an extracted network, for the Hugging Face Hub."""
 
 import json
 from collections.abc import Iterator, Mapping

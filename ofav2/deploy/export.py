@@ -1,4 +1,4 @@
-"""A network as files that run without this project: ONNX and `torch.export`, each read back and compared."""
+"""Export a network as ONNX and `torch.export` files, read each back and compare it."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Taking a sub-network out of a run: checked, recalibrated, measured, written whole."""
+"""Extract a sub-network from a run: check, recalibrate, measure and write it."""
 
 import logging
 from collections.abc import Mapping, Sequence

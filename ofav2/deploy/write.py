@@ -1,4 +1,4 @@
-"""The folder of an extracted network: its files in all their forms, checked while they are written."""
+"""Write the folder of an extracted network, and check each file."""
 
 import hashlib
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The table of corner sub-networks, and its summary for people."""
+"""Tabulate the corner sub-networks, and summarise the table."""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal

@@ -57,7 +57,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
 
 
 def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
-    """Reads a run's supernet.
+    """Read a run's supernet.
 
     Args:
         run: A run folder.
@@ -88,7 +88,7 @@ class OpenedRun:
 
 
 def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
-    """Opens a run's supernet and its data set, as the run's own recipe says.
+    """Open a run's supernet and its data set, by the run's own recipe.
 
     Raises:
         RunError: If the folder is no run.

@@ -1,4 +1,4 @@
-"""Calibrating the exits of an extracted network: thresholds on validation, the chosen one on test, measured times."""
+"""Calibrate early exits: thresholds on validation, the chosen one on test, measured times."""
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -287,7 +287,7 @@ def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outc
 
 def _check_target(max_macs: int | None, min_top1: float | None) -> None:
     if max_macs is not None and min_top1 is not None:
-        raise UserError("both a cost and an accuracy are wished for: leave one out, the other one follows from it")
+        raise UserError("both a cost and an accuracy are given: leave one out, the other one follows from it")
     if min_top1 is not None and not 0 <= min_top1 <= 1:
         raise UserError(f"top-1 ({min_top1:g}) must be a share from 0 to 1: divide a percentage by 100")
 

@@ -1,4 +1,4 @@
-"""The two trainings of a fine-tuning, epoch by epoch."""
+"""Run the two trainings of a fine-tuning, epoch by epoch."""
 
 import copy
 import logging

@@ -1,4 +1,4 @@
-"""Fine-tuning an extracted network in two trainings, as NATv2 does.
+"""Fine-tune an extracted network in two trainings, as NATv2 does.
 
 The first training, on the training images, finds on validation after how many epochs the network is best. The second
 one starts again from the same weights and takes that many epochs on training and validation images together. Test

@@ -1,4 +1,4 @@
-"""From an extracted network and its settings to everything that a fine-tuning needs, checked before it begins."""
+"""Prepare everything that a fine-tuning needs, and check it before it begins."""
 
 import copy
 from collections.abc import Mapping, Sequence

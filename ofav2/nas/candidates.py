@@ -1,4 +1,4 @@
-"""Choosing a sub-network for a device: draw networks that keep the limits, rank them on validation.
+"""Choose a sub-network for a device: draw networks that keep the limits, rank them on validation.
 
 Under a tight limit all but one draw in a billion may miss, so draws that miss are not thrown away. Resolution and exit
 are drawn among those that can keep the limits at all. A draw starts from the largest network there, or with the same

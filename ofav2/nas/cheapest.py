@@ -1,4 +1,4 @@
-"""The least that networks of a space can cost, exactly, and networks that cost it.
+"""Find the least cost in a space, exactly, and networks that have it.
 
 Costs are sums (of memory: the maximum) over parts that are chosen independently of each other once resolution, depth
 and exit are known. So the cheapest networks are found part by part: of the partial networks, only those are kept that

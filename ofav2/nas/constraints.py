@@ -1,4 +1,4 @@
-"""What the command line asks of a network, checked against a run before its images are opened; and what came of it."""
+"""Check constraints on a network against a run, before images are opened, and describe the choice."""
 
 from dataclasses import dataclass
 from pathlib import Path

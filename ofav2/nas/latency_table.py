@@ -1,4 +1,4 @@
-"""A table of the latencies of all blocks of a supernet, measured here, whose sums predict any sub-network's.
+"""Measure the latency of every block of a supernet, and predict any sub-network's as a sum.
 
 A block's latency depends on its place in the stage (first or later), its choices and the side of its input alone. The
 parts are extracted as networks are, and timed in several rounds, so that a busy moment of the machine does not hit one

@@ -1,4 +1,4 @@
-"""The sub-networks that a run has measured: what they are, what each part of them costs, and which are worth having.
+"""Collect a run's measured sub-networks, their cost by part, and the Pareto front.
 
 They come from the tables in `metrics.jsonl` that have the column `macs`; their last column is the task's metric. A
 corner table's row describes its uniform network completely; a table of other networks brings a column `subnet` with

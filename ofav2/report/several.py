@@ -49,7 +49,7 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> Comparison:
-    """Compares runs: settings that differ, key results, and a page with their fronts on one plot.
+    """Compare runs: settings that differ, key results, and a page with their fronts on one plot.
 
     Args:
         runs: Two run folders or more.
@@ -90,7 +90,7 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
 
 
 def _names(runs: Sequence[RunSnapshot]) -> tuple[str, ...]:
-    """Names of the folders, as people call them on the command line; the whole path where two are the same."""
+    """Return the folders' names, as given on the command line; the whole path if two are equal."""
     taken = Counter(run.folder.resolve().name for run in runs)
     return tuple(
         run.folder.resolve().name if taken[run.folder.resolve().name] == 1 else str(run.folder) for run in runs
@@ -121,7 +121,7 @@ def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
 
 
 def _written(value: object) -> str:
-    """A setting as a recipe has it."""
+    """Return a setting as a recipe has it."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_written, value))}]"
     if isinstance(value, bool) or value is None:

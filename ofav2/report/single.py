@@ -1,4 +1,4 @@
-"""The page of one run: `ofav2 report`."""
+"""Write the page of one run: `ofav2 report`."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ REPORT = "report.html"
 
 
 def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Writes a run's page: what was trained, how it went, what came out.
+    """Write a run's page: what was trained, how it went, what came out.
 
     The run may still be training, or have broken off: the page shows what there is.
 
@@ -135,7 +135,7 @@ def _summary(run: RunSnapshot) -> str:
 
 
 def _key_numbers(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
-    """Value, name and remark of what a person looks for first."""
+    """Return value, name and remark of the key results."""
     record, metric = run.record, run.record.metric
     keys = [(count(record.space.size()), "sub-networks", "in the whole space")]
     if record.test:

@@ -1,4 +1,4 @@
-"""What a run records of itself in `run.json`: one typed value for all who write and read it."""
+"""Record a run in `run.json`: one typed value for writers and readers."""
 
 import platform
 from collections.abc import Mapping

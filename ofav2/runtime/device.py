@@ -1,4 +1,4 @@
-"""Where a run computes: device, precision, memory layout, threads, processes, and torch's own random numbers."""
+"""Set up where a run computes: device, precision, memory layout, threads, and torch's own random numbers."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -32,12 +32,12 @@ class Runtime:
     """What compiles forward passes that are the same in every step; None: nothing does."""
 
     def autocast(self) -> AbstractContextManager[object]:
-        """The context in which forward passes run, inside of another one's context, too."""
+        """Return the context in which forward passes run, inside of another one's context, too."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @contextmanager
     def training_products(self) -> Iterator[None]:
-        """The context of a training step's passes, forward and backward; outside of it, float32 is float32."""
+        """Return the context of a training step's passes, forward and backward; outside of it, float32 is float32."""
         wanted = self.tf32 and self.device.type == "cuda"
         if wanted:
             _allow_tf32(True)
@@ -48,21 +48,21 @@ class Runtime:
                 _allow_tf32(False)
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Moves a module to the device, in place, with channels last, the layout that convolutions run fastest in."""
+        """Move a module to the device, in place, with channels last, the layout that convolutions run fastest in."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def use_cpu_kernels(self, module: nn.Module) -> None:
-        """Let a module's convolutions take quicker ways on a CPU, in place; on another device, leave it as it is."""
+        """Let a module's convolutions take quicker ways on a CPU, in place; do nothing on another device."""
         if self.device.type == "cpu":
             use_cpu_kernels(module)
 
     def send(self, tensor: Tensor) -> Tensor:
-        """The tensor on the device."""
+        """Return the tensor on the device."""
         return tensor.to(self.device, non_blocking=True)
 
 
 def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -> Runtime:
-    """The runtime that a recipe asks for; sets torch's thread count where the recipe names one.
+    """Set up a recipe's runtime, and torch's thread count if the recipe names one.
 
     Of several processes, each takes the CUDA device of its number on its machine. On CUDA, float32 means float32 from
     here on: torch would have convolutions use TF32, and an extracted network would differ from the supernet by more

@@ -1,4 +1,4 @@
-"""What every task says of itself: one protocol, asked by training, evaluation, search and report."""
+"""Define the protocol of tasks and metrics, which training, evaluation, search and report use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
