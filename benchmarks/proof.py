@@ -35,7 +35,7 @@ from ofav2.runs import folder
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from ofav2.training import run
 from supernets import Space, Subnet
-from supernets.cost import subnet_cost
+from supernets.subnet_cost import subnet_cost
 
 RUNS = Path("runs/proof")
 SHARES = (25, 50, 100)

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ofav2.runs.records import Run
     from ofav2.training.import_ofa import import_ofa
     from ofav2.training.run import resume, train
-    from supernets.cost import Cost, layer_costs, stage_costs, subnet_cost
+    from supernets.cost import Cost
+    from supernets.subnet_cost import layer_costs, stage_costs, subnet_cost
 
 __all__ = (
     "Agreement",
@@ -93,9 +94,9 @@ _HOMES = MappingProxyType(
         "Ranking": "ofav2.nas.candidates",
         "choose": "ofav2.nas.candidates",
         "Cost": "supernets.cost",
-        "layer_costs": "supernets.cost",
-        "stage_costs": "supernets.cost",
-        "subnet_cost": "supernets.cost",
+        "layer_costs": "supernets.subnet_cost",
+        "stage_costs": "supernets.subnet_cost",
+        "subnet_cost": "supernets.subnet_cost",
         "Latency": "ofav2.nas.latency",
         "measure_latency": "ofav2.nas.latency",
         "LatencyTable": "ofav2.nas.latency_table",

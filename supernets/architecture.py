@@ -65,6 +65,11 @@ def squeeze_channels(hidden: int) -> int:
     return make_divisible(hidden // 4)
 
 
+def _strided(side: int, stride: int) -> int:
+    """Return the side of a strided layer's output: all layers pad so that it is rounded up."""
+    return -(-side // stride)
+
+
 @dataclass(frozen=True)
 class StageSpec:
     """One body stage."""
@@ -160,6 +165,21 @@ class Architecture:
         """Channels before and after the pooling of exit `exit` (from 1): 6 and 8 times the stage's base count."""
         base = BODY[exit - 1][0]
         return make_divisible(6 * base * self.width_mult), make_divisible(8 * base * self.width_mult)
+
+    def block_side(self, stage: int, block: int, side: int) -> int:
+        """Return the side of a block's output in pixels, given that of its input."""
+        return _strided(side, self.stages[stage].stride) if block == 0 else side
+
+    def stage_side(self, stage: int, resolution: int) -> int:
+        """Return the side of a body stage's input in pixels; of stage `len(stages)`, that of the last one's output."""
+        side = _strided(resolution, self.stem_stride)
+        for before in range(stage):
+            side = self.block_side(before, 0, side)
+        return side
+
+    def skips(self, block: int) -> int:
+        """Return how many tensors dense skips add to the output of block position `block`, counted from 0."""
+        return max(0, block - 1) if self.dense else 0
 
     def stride_to(self, exit: int) -> int:
         """Input pixels per pixel of the features at exit `exit`, counted from 1."""

@@ -4,6 +4,8 @@ A part's `forward` takes the choices of the sub-network that runs as arguments. 
 choices, never read off a tensor, so that extraction can send a stand-in through the very same code.
 """
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from supernets.architecture import Architecture, StageSpec, hidden_channels, squeeze_channels
@@ -199,11 +201,11 @@ class Stage(nn.Module):
     output is formed the same way from its last active block. Skips carry no parameters and follow the depth.
 
     Args:
-        blocks: The block positions.
+        blocks: The block positions: modules that are called with features and choices.
         dense: Whether there are dense skips.
     """
 
-    def __init__(self, blocks: list[Block], dense: bool) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], dense: bool) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.dense = dense

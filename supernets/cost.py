@@ -1,24 +1,45 @@
-"""Parameters, multiply-adds and peak activation memory of a sub-network, by formula: no network is built.
+"""Price a recorded network: parameters, multiply-adds and peak activation memory of one image.
 
-Multiply-adds are counted as everywhere in the field: of convolutions and linear layers, without biases; norms,
-activations, pooling and sums are left out.
+Any `torch.fx.GraphModule` in evaluation mode can be priced. Its graph runs once on meta tensors, which have shapes but
+no values, so no weight is read and nothing is computed.
 
-Memory is the largest sum of the sizes of all tensors that are alive at once while one image runs through the extracted
-network in inference, at four bytes a value. A tensor lives from the layer that makes it to the last layer that reads
-it; a layer's inputs and its output are alive together. Every layer makes a new tensor: nothing is fused or done in
-place. Weights and what a kernel needs inside are not counted.
+Multiply-adds count convolutions and linear layers, without biases. Norms, activations, pooling, sums and products of
+activations are left out.
+
+Memory is the largest sum of the sizes of all tensors alive at once, at four bytes a value. A tensor lives from the node
+that makes it to the last node that reads it; a node's inputs and its output are alive together. Each operation makes a
+new tensor: nothing is fused or done in place. Views and layers that hand on their input make none. Weights, and what a
+kernel needs inside, are not counted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, reduce
-from operator import add
+from typing import Any, NamedTuple
 
-from supernets import Architecture, BlockChoice, Exits, Subnet
-from supernets.cost_layers import Layer, block_layers, block_side, exit_layers, stage_side, stem_layers
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_aggregate
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from supernets.graphs import GraphError, is_layer
 
 BYTES = 4
 """Bytes of a value, at float32."""
+
+# Each value of the output is a sum over all weights of one output channel; of a transposed convolution, each value of
+# the input is multiplied by all weights of its channel.
+_BY_OUTPUT: frozenset[Callable[..., Any]] = frozenset(
+    {functional.linear, functional.conv1d, functional.conv2d, functional.conv3d}
+)
+_BY_INPUT: frozenset[Callable[..., Any]] = frozenset(
+    {functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d}
+)
+# In-place operators, as Python names them.
+_AUGMENTED = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"})
+# These layers multiply their weights where no mode sees it.
+_UNCOUNTED = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
 
 @dataclass(frozen=True)
@@ -26,25 +47,15 @@ class Cost:
     """What a network, or a part of it, costs per image."""
 
     params: int
-    """Trainable parameters of the extracted network."""
+    """Trainable parameters."""
     macs: int
-    """Multiply-adds of one image at the sub-network's resolution."""
+    """Multiply-adds of one image."""
     memory: int = 0
     """Peak activation memory of one image, in bytes."""
 
     def __add__(self, other: "Cost") -> "Cost":
-        """Cost of both, one after the other: of memory, the larger peak."""
+        """Return the cost of both, one after the other: of memory, the larger peak."""
         return Cost(self.params + other.params, self.macs + other.macs, max(self.memory, other.memory))
-
-
-@dataclass(frozen=True)
-class PartCost:
-    """What a part of the network costs: the stem, a body stage or an exit."""
-
-    name: str
-    """`stem`, `stage 1` and so on, or `exit 5`."""
-    cost: Cost
-    """Its cost; memory counts everything that is alive while the part runs."""
 
 
 @dataclass(frozen=True)
@@ -52,200 +63,253 @@ class LayerCost:
     """What one layer with weights costs."""
 
     name: str
-    """Name of the layer in the extracted network."""
+    """Name of the layer in the network."""
     params: int
     """Trainable parameters."""
     macs: int
     """Multiply-adds of one image."""
 
 
-@dataclass(frozen=True)
-class ExitMacs:
-    """Multiply-adds of an image that leaves at an exit."""
+class Step(NamedTuple):
+    """What one node of a graph does."""
 
-    exit: int
-    """The exit, from 1."""
-    alone: int
-    """Stem, stages up to the exit, and its own head: a network of that exit alone."""
-    passed: int
-    """The same with the heads of all earlier exits, which the image has passed."""
-
-
-def subnet_cost(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
-    """Cost of the sub-network as it is extracted.
-
-    Args:
-        arch: The supernet's arch, `net.architecture`.
-        subnet: A network of its space.
-        exits: Exits that it is extracted with, as in `Supernet.extract`.
-    """
-    return reduce(add, (part.cost for part in stage_costs(arch, subnet, exits)))
+    name: str
+    """Name of the layer that it calls, or of the node."""
+    params: int
+    """Trainable parameters that no earlier step uses."""
+    macs: int
+    """Multiply-adds of one image."""
+    makes: tuple[int, ...]
+    """Numbers of values of the tensors that it makes. Tensors are counted in this order, from 0: the input."""
+    reads: tuple[int, ...]
+    """Tensors that it reads, by number."""
 
 
-def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[PartCost, ...]:
-    """Cost of the stem, each body stage and each exit, in the order in which they run.
+def graph_cost(module: GraphModule, shape: Sequence[int]) -> Cost:
+    """Return what a network costs.
 
     Args:
-        arch: The supernet's arch.
-        subnet: A network of its space.
-        exits: Exits that it is extracted with, as in `Supernet.extract`.
+        module: The network, in evaluation mode.
+        shape: Shape of its input without the batch dimension, such as (3, 224, 224).
+
+    Raises:
+        GraphError: If the network can't be priced; the message says why.
     """
-    chosen = _exits(arch, subnet, exits)
-    parts = [PartCost("stem", stem_cost(arch, subnet.resolution))]
-    side = stage_side(arch, 0, subnet.resolution)
-    waiting: list[int] = []  # sizes of the features that wait for their exit
-    for stage in range(subnet.height):
-        kept = stage in chosen
-        held = BYTES * sum(waiting[:-1] if kept else waiting)
-        before, choices = side, subnet.blocks(stage)
-        cost = Cost(0, 0)
-        for block, choice in enumerate(choices):
-            own = block_cost(arch, stage, block, len(choices), choice, side, kept and block == 0)
-            # From the second block on, the stage's input is one of the tensors that wait.
-            over = held + (BYTES * waiting[-1] if kept and block else 0)
-            cost += Cost(own.params, own.macs, own.memory + over)
-            side = block_side(arch, stage, block, side)
-        assert side == block_side(arch, stage, 0, before), "only a stage's first block strides"
-        if stage + 1 in chosen:
-            waiting.append(arch.stages[stage].channels * side**2)
-        parts.append(PartCost(f"stage {stage + 1}", cost))
-    for done, exit in enumerate(chosen):
-        own = exit_cost(arch, exit, stage_side(arch, exit, subnet.resolution))
-        held = BYTES * (sum(waiting[done + 1 :]) + done * arch.num_classes)
-        parts.append(PartCost(f"exit {exit}", Cost(own.params, own.macs, own.memory + held)))
-    return tuple(parts)
+    return steps_cost(graph_steps(module, shape))
 
 
-def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
-    """Multiply-adds of one image by the exit at which it leaves, ascending.
+def graph_layers(module: GraphModule, shape: Sequence[int]) -> tuple[LayerCost, ...]:
+    """Return the cost of each layer with weights, in the order in which they run.
 
     Args:
-        arch: The supernet's arch.
-        subnet: A network of its space.
-        exits: Exits that it is extracted with, as in `Supernet.extract`; stages after the last of them don't count.
+        module: The network, in evaluation mode.
+        shape: Shape of its input without the batch dimension.
+
+    Raises:
+        GraphError: As for `graph_cost`.
     """
-    macs = [part.cost.macs for part in stage_costs(arch, subnet, exits)]
-    bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
-    return tuple(
-        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[place], sum(bodies[: 1 + exit]) + sum(heads[: place + 1]))
-        for place, exit in enumerate(_exits(arch, subnet, exits))
-    )
+    return weighted_layers(graph_steps(module, shape))
 
 
-def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
-    """Cost of each layer with weights, in the order in which they run, named as in the extracted network.
+def graph_steps(module: GraphModule, shape: Sequence[int]) -> tuple[Step, ...]:
+    """Return what each node does, in the order in which they run; the last step reads what the network returns.
 
     Args:
-        arch: The supernet's arch.
-        subnet: A network of its space.
-        exits: Exits that it is extracted with, as in `Supernet.extract`.
+        module: The network, in evaluation mode.
+        shape: Shape of its input without the batch dimension.
+
+    Raises:
+        GraphError: As for `graph_cost`.
     """
-    layers = list(stem_layers(arch, subnet.resolution))
-    for stage in range(subnet.height):
-        for block, choice in enumerate(subnet.blocks(stage)):
-            side = stage_side(arch, stage + (block > 0), subnet.resolution)
-            layers += block_layers(arch, stage, block, choice, side)
-    for exit in _exits(arch, subnet, exits):
-        layers += exit_layers(arch, exit, stage_side(arch, exit, subnet.resolution))
-    return tuple(LayerCost(layer.name, layer.params, layer.macs) for layer in layers if layer.params)
+    for node in filter(is_layer, module.graph.nodes):
+        for layer in module.get_submodule(str(node.target)).modules():
+            if layer.training:
+                raise GraphError(f"layer {node.target} is in training mode: call eval() on the network first")
+            if isinstance(layer, _UNCOUNTED):
+                raise GraphError(f"layer {node.target} ({type(layer).__name__}) can't be priced: use linear layers")
+    meta = _Meta([*module.parameters(), *module.buffers()])
+    pricer = _Pricer(module, meta)
+    with torch.no_grad():
+        pricer.run(torch.empty(1, *shape, device="meta"))
+    return tuple(pricer.steps)
 
 
-# Parts are priced once and kept: sub-networks are made of few different ones. The functions are pure.
-
-
-@lru_cache(maxsize=2**10)
-def stem_cost(arch: Architecture, resolution: int) -> Cost:
-    """Cost of stem and first block.
+def steps_cost(steps: Sequence[Step], *, kept: bool = False) -> Cost:
+    """Return what steps cost together.
 
     Args:
-        arch: The supernet's arch.
-        resolution: Side of the image in pixels.
+        steps: All steps of a graph.
+        kept: Whether the input is read again later.
     """
-    layers = stem_layers(arch, resolution)
-    return _cost(layers, peak_elements(layers, kept=False))
+    return Cost(sum(step.params for step in steps), sum(step.macs for step in steps), BYTES * peak_values(steps, kept))
 
 
-@lru_cache(maxsize=2**17)
-def block_cost(
-    arch: Architecture, stage: int, block: int, depth: int, choice: BlockChoice, side: int, kept: bool = False
-) -> Cost:
-    """Cost of a block, with the dense skips that meet at its end.
+def weighted_layers(steps: Sequence[Step]) -> tuple[LayerCost, ...]:
+    """Return the steps that have weights or multiply-adds."""
+    return tuple(LayerCost(step.name, step.params, step.macs) for step in steps if step.params or step.macs)
+
+
+def tensor_sizes(steps: Sequence[Step]) -> tuple[int, ...]:
+    """Return the numbers of values of all tensors, in the order of their numbers."""
+    return tuple(values for step in steps for values in step.makes)
+
+
+def peak_values(steps: Sequence[Step], kept: bool = False) -> int:
+    """Return the most values that are alive at once.
 
     Args:
-        arch: The supernet's arch.
-        stage: Body stage, from 0.
-        block: Block position, from 0.
-        depth: Blocks of the stage that run: dense skips keep outputs for later blocks.
-        choice: The block's choices.
-        side: Side of its input in pixels.
-        kept: Whether the stage's input is read again later; looked at for the first block.
+        steps: All steps of a graph.
+        kept: Whether the input is read again later.
     """
-    layers = block_layers(arch, stage, block, choice, side)
-    if not arch.dense:
-        return _cost(layers, peak_elements(layers, kept))
-    output = layers[-1].elements
-    is_output = 0 < block <= 2  # else the input is a sum of its own
-    held = min(block, depth - 2) if depth > 2 else 0
-    input_held = is_output and block <= depth - 2
-    inside = peak_elements(layers, kept or input_held) + (held - input_held) * output
-    return _cost(layers, max(inside, _most_in_sum(block + 1, depth) * output))
+    sizes = tensor_sizes(steps)
+    return max(sum(map(sizes.__getitem__, alive)) for alive in alive_tensors(steps, kept))
 
 
-@lru_cache(maxsize=2**10)
-def exit_cost(arch: Architecture, exit: int, side: int) -> Cost:
-    """Cost of an exit.
+def alive_tensors(steps: Sequence[Step], kept: bool = False) -> list[set[int]]:
+    """Return the tensors that are alive during each step, by number.
 
     Args:
-        arch: The supernet's arch.
-        exit: The exit, from 1.
-        side: Side of its features in pixels.
+        steps: All steps of a graph.
+        kept: Whether the input is read again later.
     """
-    layers = exit_layers(arch, exit, side)
-    return _cost(layers, peak_elements(layers, kept=False))
+    last = {tensor: place for place, step in enumerate(steps) for tensor in step.reads}
+    if kept:
+        last[0] = len(steps)
+    alive: set[int] = set()
+    found, made = [], 0
+    for place, step in enumerate(steps):
+        alive.update(range(made, made + len(step.makes)))
+        made += len(step.makes)
+        found.append(set(alive))
+        alive = {tensor for tensor in alive if last.get(tensor, place) > place}
+    return found
 
 
-def skip_sums(block: int) -> int:
-    """How many tensors dense skips add to the output of block position `block`, counted from 0."""
-    return max(0, block - 1)
-
-
-def peak_elements(layers: Sequence[Layer], kept: bool) -> int:
-    """Most values that are alive at once while a part runs.
+class _Meta(TorchFunctionMode):
+    """Runs every function out of place on meta tensors, and counts multiply-adds.
 
     Args:
-        layers: The part's layers; the first one stands for its input, the last one makes its output.
-        kept: Whether the input is read again after the part.
+        weights: Tensors of the network; each is replaced by one of its shape.
     """
-    last = {read: place for place, layer in enumerate(layers) for read in layer.reads}
-    end = len(layers)
-    last |= {end - 1: end, **({0: end} if kept else {})}
-    alive = most = 0
-    for place, layer in enumerate(layers):
-        alive += layer.elements
-        most = max(most, alive)
-        alive -= sum(layers[read].elements for read in set(layer.reads) if last[read] == place)
-    return most
+
+    def __init__(self, weights: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.weights = weights
+        self.twins = {id(weight): weight.detach().to("meta") for weight in weights}
+        self.macs = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        args, kwargs = map_aggregate((args, kwargs or {}), self.twin)
+        if kwargs.get("inplace"):
+            kwargs = {**kwargs, "inplace": False}
+        name = getattr(func, "__name__", "")
+        if name in _AUGMENTED or (name.endswith("_") and not name.endswith("__")):
+            args = (args[0].clone(), *args[1:])
+        shape = _quick_shape(func, args)
+        result = func(*args, **kwargs) if shape is None else args[0].new_empty(shape)
+        if func in _BY_OUTPUT:
+            self.macs += result.numel() * _weights_per_channel(args, kwargs)
+        elif func in _BY_INPUT:
+            self.macs += args[0].numel() * _weights_per_channel(args, kwargs)
+        return result
+
+    def twin(self, value: Any) -> Any:
+        """Return the meta tensor of the same shape, where the value is a weight."""
+        return self.twins.get(id(value), value)
 
 
-def _most_in_sum(count: int, depth: int) -> int:
-    """Most tensors alive while outputs 1 … count - 2 are added, one by one, to output `count` of a dense stage."""
-    most = 0
-    for added in range(1, count - 1):
-        first = added if count == depth else 1
-        waiting = sum(output <= depth - 2 for output in range(first, count))
-        again = count <= depth - 2 and added > 1
-        most = max(most, waiting + again + 2)
-    return most
+class _Pricer(Interpreter):
+    """Runs a graph node by node and notes what each does.
+
+    Args:
+        module: The network.
+        meta: The mode in which it runs.
+    """
+
+    def __init__(self, module: GraphModule, meta: _Meta) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False  # it would make an error of ours many lines
+        self.meta = meta
+        self.steps: list[Step] = []
+        self.counted: set[int] = set()
+        # Storages stay referenced, so that their ids stay theirs.
+        self.storages = [twin.untyped_storage() for twin in meta.twins.values()]
+        self.weights = set(map(id, self.storages))
+        self.tensors: dict[int, int] = {}
+
+    def run_node(self, n: Node) -> Any:
+        """Run a node and note its step."""
+        before = self.meta.macs
+        try:
+            # Tensors that a node makes out of nothing have no device of their own.
+            with torch.device("meta"), self.meta:
+                result = super().run_node(n)
+        except RuntimeError as error:
+            raise GraphError(f"node {n.name} can't be priced without values: {str(error).splitlines()[0]}") from error
+        reads = {
+            self.tensors[id(storage)] for node in n.all_input_nodes for storage in self._activations(self.env[node])
+        }
+        made = []
+        for tensor in _tensors(result):
+            storage = tensor.untyped_storage()
+            if id(storage) not in self.tensors and id(storage) not in self.weights:
+                self.tensors[id(storage)] = len(self.tensors)
+                self.storages.append(storage)
+                made.append(tensor.numel())
+        name = str(n.target) if n.op == "call_module" else n.name
+        self.steps.append(Step(name, self._new_params(n), self.meta.macs - before, tuple(made), tuple(sorted(reads))))
+        return result
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """Return the meta tensor that stands for a weight."""
+        return self.meta.twin(self.fetch_attr(target))
+
+    def _activations(self, value: object) -> Iterator[torch.UntypedStorage]:
+        for tensor in _tensors(value):
+            if id(tensor.untyped_storage()) not in self.weights:
+                yield tensor.untyped_storage()
+
+    def _new_params(self, node: Node) -> int:
+        if node.op not in ("call_module", "get_attr"):
+            return 0
+        owner = self.fetch_attr(str(node.target))
+        params = list(owner.parameters()) if isinstance(owner, nn.Module) else [owner]
+        new = {id(p): p.numel() for p in params if isinstance(p, nn.Parameter) and id(p) not in self.counted}
+        self.counted.update(new)
+        return sum(new.values())
 
 
-def _cost(layers: Sequence[Layer], elements: int) -> Cost:
-    return Cost(sum(layer.params for layer in layers), sum(layer.macs for layer in layers), BYTES * elements)
+def _quick_shape(func: Callable[..., Any], args: Sequence[Any]) -> Sequence[int] | None:
+    """Return the shape that a common function gives; None leaves it to torch.
+
+    For these torch takes up to a millisecond on meta tensors, and first imports its compiler, which takes a second.
+    """
+    if func in (functional.batch_norm, functional.relu, functional.hardswish, functional.hardsigmoid):
+        return args[0].shape
+    if func in (Tensor.add, Tensor.mul) and isinstance(args[-1], Tensor):
+        return torch.broadcast_shapes(args[0].shape, args[-1].shape)
+    if func is functional.adaptive_avg_pool2d and args[1] == 1:
+        return (*args[0].shape[:-2], 1, 1)
+    if func is functional.linear and len(args) > 1:
+        return (*args[0].shape[:-1], args[1].shape[0])
+    return None
 
 
-def _exits(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
-    if exits == "last":
-        return (subnet.height,)
-    if exits == "all":
-        return tuple(exit for exit in arch.exits if exit <= subnet.height)
-    assert not isinstance(exits, str), "the supernet has refused other words"
-    return tuple(exits)
+def _tensors(value: Any) -> list[Tensor]:
+    """Return the tensors of a node's value: one, several or none."""
+    found: list[Tensor] = []
+
+    def note(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        return leaf
+
+    map_aggregate(value, note)
+    return found
+
+
+def _weights_per_channel(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
+    weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
+    return weight.numel() // weight.shape[0]

@@ -94,7 +94,10 @@ class ElasticDepthwise(ElasticLayer):
         self.stride = stride
         self.weight = nn.Parameter(torch.empty(channels, 1, kernels[-1], kernels[-1]))
         self.matrices = nn.ParameterDict(
-            {f"{large}to{small}": nn.Parameter(torch.eye(small**2)) for small, large in pairwise(kernels)}
+            {
+                f"{large}to{small}": nn.Parameter(torch.zeros(small**2, small**2).fill_diagonal_(1))
+                for small, large in pairwise(kernels)
+            }
         )
 
     def slice(self, channels: int, kernel: int) -> Tensor:

@@ -178,7 +178,10 @@ def initialise(net: nn.Module, generator: torch.Generator) -> None:
     """Draws all weights anew: He normal with fan-out for convolutions, as OFA has it; kernel matrices are left alone.
 
     The fan-out of a depthwise convolution counts all its channels (OFA's form); batch norm makes up for the scale.
+    A network on the meta device has no values, and stays as it is.
     """
+    if next(net.parameters()).is_meta:
+        return
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, ElasticConv2d | ElasticDepthwise):

@@ -222,6 +222,17 @@ class Space:
         """Every set of branches that a block may have active."""
         return tuple(branches for count in self.level for branches in combinations(self.branches, count))
 
+    @property
+    def block_choices(self) -> tuple[BlockChoice, ...]:
+        """Every different set of choices that a block may have."""
+        found: list[BlockChoice] = []
+        for level in self.levels:
+            if "mbconv" in level:
+                found += [BlockChoice(kernel, expand, level) for kernel, expand in product(self.kernel, self.expand)]
+            else:
+                found.append(BlockChoice(None, None, level))
+        return tuple(found)
+
     def uniform(
         self,
         *,

@@ -102,7 +102,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
 def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
     """Return the constraints on the network to choose, checked against the run; None if the network is named."""
-    from ofav2.nas.constraints import ask
+    from ofav2.nas.constraints import constrain
+    from ofav2.nas.limits import parse_limits
 
     given = [name for name in _CHOICE if getattr(arguments, name) is not None]
     named = [name for name in ("largest", "smallest", "subnet") if getattr(arguments, name)]
@@ -113,12 +114,15 @@ def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
     if not given:
         return None
     files.check_free(Path(arguments.out))
-    return ask(
-        arguments.run,
+    limits = parse_limits(
         params=arguments.max_params,
         macs=arguments.max_macs,
         memory=arguments.max_memory,
         latency=arguments.max_latency,
+    )
+    return constrain(
+        arguments.run,
+        limits,
         exits=arguments.exit,
         resolutions=arguments.resolution,
         table=arguments.latency_table,

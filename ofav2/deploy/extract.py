@@ -17,8 +17,8 @@ from ofav2.deploy.write import write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
 from supernets import Exits, Subnet, Supernet
-from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
+from supernets.subnet_cost import subnet_cost
 
 logger = logging.getLogger(__name__)
 

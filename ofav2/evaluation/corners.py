@@ -6,7 +6,7 @@ from typing import Literal
 from ofav2.evaluation.evaluator import Score
 from ofav2.tasks.base import Metric
 from supernets import Architecture, Space, Subnet
-from supernets.cost import subnet_cost
+from supernets.subnet_cost import subnet_cost
 
 CHOICES = ("resolution", "kernel", "expand", "depth", "level", "exit")
 """Columns of the corner table that describe a uniform network."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.progress import log_progress
 from supernets import Subnet
-from supernets.cost import subnet_cost
+from supernets.subnet_cost import subnet_cost
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:

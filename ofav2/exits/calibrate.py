@@ -31,8 +31,8 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.classification import confidence_of, predict
 from ofav2.tasks.registry import make_task
 from supernets import Architecture, Subnet
-from supernets.cost import ExitMacs, exit_macs
 from supernets.graphs import alone
+from supernets.subnet_cost import ExitMacs, exit_macs
 
 logger = logging.getLogger(__name__)
 

@@ -29,8 +29,8 @@ from ofav2.runs.records import versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
-from supernets.cost import subnet_cost
 from supernets.outputs import exit_logits
+from supernets.subnet_cost import subnet_cost
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,14 @@ import numpy as np
 
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import OpenedRun
-from ofav2.nas.cheapest import Cheapest, Price, cheapest, price_of, within
+from ofav2.nas.cheapest import Cheapest, cheapest, within
+from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.latency_table import LatencyTable
 from ofav2.nas.limits import Limits, show
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.tasks.base import Metric
-from supernets import Architecture, BlockChoice, Space, Subnet
+from supernets import BlockChoice, Space, Subnet
 
 MOST_CANDIDATES = 100_000
 """More candidates than anyone would wait for are a slip."""
@@ -62,7 +63,7 @@ class Ranking:
         return self.ranked[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """What was asked for and how it was looked for, for `subnet.json`."""
+        """Return limits, space and seed of the choice, for `subnet.json`."""
         limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
         return {
             "limits": limits,
@@ -83,7 +84,7 @@ def choose(
     seed: int = 0,
     table: LatencyTable | None = None,
 ) -> Ranking:
-    """Ranks random networks that keep the limits by their validation accuracy; test images are not looked at.
+    """Rank random networks that keep the limits by their validation accuracy; test images are not looked at.
 
     Args:
         run: The opened run.
@@ -97,13 +98,14 @@ def choose(
         UserError: If no network can keep the limits; the message says what can be kept.
     """
     net, space = run.loaded.net, space or run.loaded.net.space
-    drawn = draw_within(net.architecture, space, limits, candidates=candidates, seed=seed, table=table)
+    model = CostModel(net.architecture, table)
+    drawn = draw_within(model, space, limits, candidates=candidates, seed=seed)
     for subnet in drawn:
         net.space.check(subnet)
     found, metric = [], run.evaluator.task.metrics[0]
     with log_progress("ranking on val", len(drawn)) as advance:
         for score in run.evaluator.scores(net, drawn, run.data.val):
-            found.append(Candidate(score.subnet, price_of(net.architecture, table, score.subnet), score.value))
+            found.append(Candidate(score.subnet, model.price(score.subnet), score.value))
             advance(**{metric.name: metric.show(score.value)})
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
     ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))
@@ -111,32 +113,25 @@ def choose(
 
 
 def draw_within(
-    arch: Architecture,
-    space: Space,
-    limits: Limits,
-    *,
-    candidates: int,
-    seed: int = 0,
-    table: LatencyTable | None = None,
+    model: CostModel, space: Space, limits: Limits, *, candidates: int, seed: int = 0
 ) -> tuple[Subnet, ...]:
-    """Draws different networks that keep the limits.
+    """Draw different networks that keep the limits.
 
     Args:
-        arch: The supernet's arch.
+        model: What networks cost; a limit of latency needs its table.
         space: The networks to draw from.
         limits: The most that a network may cost.
         candidates: How many; fewer are returned where the limits leave hardly any others.
         seed: Seed of the draw.
-        table: The latency table, needed for a limit of latency.
 
     Raises:
         UserError: If no network can keep the limits; the message says what can be kept.
     """
     if isinstance(candidates, bool) or not isinstance(candidates, int) or not 1 <= candidates <= MOST_CANDIDATES:
         raise UserError(f"candidates ({candidates}) must be a whole number from 1 to {MOST_CANDIDATES}")
-    if limits.latency is not None and table is None:
+    if limits.latency is not None and model.table is None:
         raise UserError("limit latency needs a latency table: measure one with `ofav2 latency RUN`")
-    anchors = feasible(arch, space, limits, table)
+    anchors = feasible(model, space, limits)
     places = sorted(anchors)
     rng = generator("choose", seed)
     found: dict[Subnet, None] = {}
@@ -147,22 +142,20 @@ def draw_within(
         anchor = here[int(rng.integers(len(here)))].subnet
         place = space.restrict(resolution=(resolution,), height=(exit,))
         start = place.largest() if rng.integers(2) else place.sample(rng)
-        subnet = _moved(start, anchor, arch, limits, table, rng)
+        subnet = _moved(start, anchor, model, limits, rng)
         idle = idle + 1 if subnet in found else 0
         found[subnet] = None
     return tuple(found)
 
 
-def feasible(
-    arch: Architecture, space: Space, limits: Limits, table: LatencyTable | None = None
-) -> dict[tuple[int, int], tuple[Cheapest, ...]]:
-    """The cheapest networks that keep the limits, by resolution and exit; those without any are left out.
+def feasible(model: CostModel, space: Space, limits: Limits) -> dict[tuple[int, int], tuple[Cheapest, ...]]:
+    """Find the cheapest networks that keep the limits, by resolution and exit; those without any are left out.
 
     Raises:
         UserError: If there is none at all; the message says, for each limit, the least that it would have to be.
     """
     names = tuple(limits.named) or ("macs",)
-    everywhere = cheapest(arch, space, names, table)
+    everywhere = cheapest(model, space, names)
     kept = {place: tuple(one for one in ones if within(one.price, limits)) for place, ones in everywhere.items()}
     kept = {place: ones for place, ones in kept.items() if ones}
     if not kept:
@@ -171,7 +164,7 @@ def feasible(
 
 
 def _refusal(prices: Sequence[Price], limits: Limits) -> str:
-    """Why no network keeps the limits, and the nearest values that one does."""
+    """Return why no network keeps the limits, and the nearest values that one does."""
     alone = {name: min(getattr(price, name) for price in prices) for name in limits.named}
     missed = [name for name, most in limits.named.items() if alone[name] > most]
     if missed:
@@ -196,20 +189,13 @@ def _exact(name: str, value: int) -> str:
     return f"{value:,}{units.get(name, '')}"
 
 
-def _moved(
-    start: Subnet,
-    anchor: Subnet,
-    arch: Architecture,
-    limits: Limits,
-    table: LatencyTable | None,
-    rng: np.random.Generator,
-) -> Subnet:
-    """The network with as many of its choices, in random order, replaced by the anchor's as the limits ask for."""
+def _moved(start: Subnet, anchor: Subnet, model: CostModel, limits: Limits, rng: np.random.Generator) -> Subnet:
+    """Replace choices of the network, in random order, by the anchor's, until it keeps the limits."""
     depth, blocks = list(start.depth), [_filled(start.blocks(i), anchor.blocks(i)) for i in range(start.height)]
     genes = [(stage, block) for stage in range(start.height) for block in range(-1, len(blocks[stage]))]
     subnet = start
     for gene in rng.permutation(len(genes)).tolist():
-        if within(price_of(arch, table, subnet), limits):
+        if within(model.price(subnet), limits):
             break
         stage, block = genes[gene]
         if block < 0:
@@ -217,12 +203,12 @@ def _moved(
         elif block < anchor.depth[stage]:
             blocks[stage][block] = anchor.blocks(stage)[block]
         subnet = _assembled(start, depth, blocks)
-    assert within(price_of(arch, table, subnet), limits), "the anchor itself keeps the limits"
+    assert within(model.price(subnet), limits), "the anchor itself keeps the limits"
     return subnet
 
 
 def _filled(own: tuple[BlockChoice, ...], anchor: tuple[BlockChoice, ...]) -> list[BlockChoice]:
-    """A stage's choices, with the anchor's for the blocks that it has beyond them."""
+    """Return a stage's choices, followed by the anchor's for further blocks."""
     return [*own, *anchor[len(own) :]]
 
 

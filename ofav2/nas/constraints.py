@@ -1,12 +1,13 @@
-"""Check constraints on a network against a run, before images are opened, and describe the choice."""
+"""Check what the command line asks of a network before images are opened, and describe the choice."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from ofav2.evaluation.opened_run import OpenedRun, load_run
 from ofav2.nas.candidates import Ranking, feasible
+from ofav2.nas.cost_model import CostModel
 from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
-from ofav2.nas.limits import Limits, narrowed, parse_limits, show
+from ofav2.nas.limits import Limits, narrowed, show
 from supernets import Space
 
 CANDIDATE_COLUMNS = ("sub-network", "parameters", "multiply-adds", "memory", "latency", "validation")
@@ -27,25 +28,19 @@ class Constraints:
     """The latency table, where latency is limited."""
 
 
-def ask(
+def constrain(
     run: str | Path,
+    limits: Limits,
     *,
-    params: str | None = None,
-    macs: str | None = None,
-    memory: str | None = None,
-    latency: str | None = None,
     exits: str | None = None,
     resolutions: str | None = None,
     table: str | Path | None = None,
 ) -> Constraints:
-    """Reads what is asked for, and refuses what no network of the run can keep.
+    """Read which networks of a run are asked for, and refuse limits that none of them can keep.
 
     Args:
         run: A run folder.
-        params: Limit of parameters, such as `2M`.
-        macs: Limit of multiply-adds.
-        memory: Limit of peak activation memory, such as `512KiB`.
-        latency: Limit of latency, such as `8ms`.
+        limits: The most that a network may cost.
         exits: Exits to end at, such as `3`, `2,4` or `3..5`; None takes all.
         resolutions: Resolutions, likewise.
         table: Latency table; None takes the run folder's where latency is limited.
@@ -53,17 +48,16 @@ def ask(
     Raises:
         UserError: If a text can't be read, or no network keeps the limits; the message says what can be kept.
     """
-    limits = parse_limits(params=params, macs=macs, memory=memory, latency=latency)
     net = load_run(run).net
     space = narrowed(net.space, exits, resolutions)
     wanted = table or (Path(run) / TABLE if limits.latency is not None else None)
     loaded = load_table(wanted, net.architecture) if wanted else None
-    feasible(net.architecture, space, limits, loaded)
+    feasible(CostModel(net.architecture, loaded), space, limits)
     return Constraints(limits, space, loaded)
 
 
 def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
-    """The most accurate candidates, the chosen one first."""
+    """Return the most accurate candidates, the chosen one first."""
     return [
         (
             str(one.subnet),
@@ -78,7 +72,7 @@ def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
 
 
 def describe_choice(run: OpenedRun, choice: Ranking, wanted: int, table: LatencyTable | None) -> list[str]:
-    """What else is worth knowing: fewer candidates than wanted, and the measured latency beside the predicted one."""
+    """Return notes on a choice: too few candidates, and the measured latency beside the predicted one."""
     said = []
     if len(choice.ranked) < wanted:
         said.append(f"the limits leave few networks: {len(choice.ranked)} different ones were found, not {wanted}")

@@ -1,17 +1,14 @@
-"""Measure the latency of every block of a supernet, and predict any sub-network's as a sum.
+"""Measure the latencies of all parts of a supernet; their sums predict any sub-network's.
 
-A block's latency depends on its place in the stage (first or later), its choices and the side of its input alone. The
-parts are extracted as networks are, and timed in several rounds, so that a busy moment of the machine does not hit one
-part's every measurement. From each part the time of an empty call is taken off: a network pays for one call, not for
-one per block. A part that is timed alone finds its weights in the caches; one factor, fitted on whole networks, makes
-up for that, and the error is measured on others.
+Parts are recorded as networks are. They are timed in several rounds, so that a busy moment does not spoil all
+measurements of one part. The time of an empty call is subtracted from each part, because a network pays for one call,
+not for one per block. A part that is timed alone finds its weights in the caches. One factor, fitted on whole
+networks, makes up for that; the error is measured on others.
 """
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,9 +23,8 @@ from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runs import folder
 from ofav2.runtime.device import Runtime, open_runtime
-from supernets import Architecture, BlockChoice, Subnet, Supernet
-from supernets.cost import skip_sums
-from supernets.cost_layers import block_choices, block_side, stage_side
+from supernets import Architecture, Subnet, Supernet
+from supernets.parts import Part, input_shape, space_parts, subnet_parts
 from supernets.recorder import record
 
 TABLE = "latency.json"
@@ -60,8 +56,8 @@ class LatencyTable:
     """Where they were measured."""
     batch: int
     """Images per call."""
-    supernet: Mapping[str, Any]
-    """The supernet's arch."""
+    supernet: Architecture
+    """The supernet."""
     entries: Mapping[str, int]
     """Nanoseconds by part."""
     factor: float
@@ -71,58 +67,44 @@ class LatencyTable:
 
 
 @dataclass(frozen=True)
-class _Timed:
+class TimedPart:
     """A part to time."""
 
     module: nn.Module
+    """The part; those that differ in the side of their input alone share it."""
     shape: tuple[int, ...]
+    """Shape of its input without the batch dimension."""
 
 
-def stem_latency(table: LatencyTable, resolution: int) -> int:
-    """Nanoseconds of stem and first block."""
-    return _entry(table, _stem_key(resolution))
-
-
-def block_latency(table: LatencyTable, stage: int, block: int, choice: BlockChoice, side: int, output: int) -> int:
-    """Nanoseconds of a block with the dense skips that meet at its end.
+def part_latency(table: LatencyTable, part: Part, side: int) -> int:
+    """Return the nanoseconds of a part.
 
     Args:
         table: The table.
-        stage: Body stage, from 0.
-        block: Block position, from 0.
-        choice: The block's choices.
+        part: The part.
         side: Side of its input in pixels.
-        output: Side of its output in pixels.
+
+    Raises:
+        UserError: If the table lacks it.
     """
-    skips = skip_sums(block) if table.supernet["dense"] else 0
-    added = skips * _entry(table, _skip_key(stage, output)) if skips else 0
-    return _entry(table, _block_key(stage, block, choice, side)) + added
-
-
-def exit_latency(table: LatencyTable, exit: int, side: int) -> int:
-    """Nanoseconds of an exit's head."""
-    return _entry(table, _exit_key(exit, side))
+    key = _key(part, side)
+    if key not in table.entries:
+        raise UserError(f"latency table has no part ({key}): measure it again with `ofav2 latency RUN`")
+    return table.entries[key]
 
 
 def predict_latency(table: LatencyTable, arch: Architecture, subnet: Subnet) -> int:
-    """Predicted latency of a sub-network with its own exit, in nanoseconds.
+    """Return the predicted latency of a sub-network with its own exit, in nanoseconds.
 
     Args:
         table: The supernet's table.
-        arch: The supernet's arch.
+        arch: The supernet's architecture.
         subnet: A network of its space.
 
     Raises:
         UserError: If the table lacks one of its parts.
     """
-    total = stem_latency(table, subnet.resolution)
-    side = stage_side(arch, 0, subnet.resolution)
-    for stage in range(subnet.height):
-        for block, choice in enumerate(subnet.blocks(stage)):
-            output = block_side(arch, stage, block, side)
-            total += block_latency(table, stage, block, choice, side, output)
-            side = output
-    return total + exit_latency(table, subnet.height, side)
+    return sum(part_latency(table, part, side) for part, side in subnet_parts(arch, subnet))
 
 
 def build_table(
@@ -135,7 +117,7 @@ def build_table(
     rounds: int = ROUNDS,
     repeats: int = REPEATS,
 ) -> LatencyTable:
-    """Times every part that the networks of a supernet's space are made of, and how well their sums predict.
+    """Time every part of the networks of a supernet's space, and measure how well their sums predict.
 
     Args:
         net: The supernet.
@@ -158,15 +140,15 @@ def build_table(
     arch, rng = net.architecture, generator("latency", networks)
     subnets = [net.space.sample(rng) for _ in range(networks)]
     with using_threads(threads):
-        entries = _time_parts(dict(_parts(net)), runtime, batch, rounds, repeats)
+        entries = _time_parts(dict(timed_parts(net)), runtime, batch, rounds, repeats)
         measured = _time_networks(net, subnets, runtime, batch, rounds, repeats)
         machine = this_machine(runtime.device)
-    table = LatencyTable(machine, batch, _plain(arch), entries, 1.0, PredictionError(0, 0.0, 0.0))
+    table = LatencyTable(machine, batch, arch, entries, 1.0, PredictionError(0, 0.0, 0.0))
     return _fitted(table, arch, subnets, measured)
 
 
 def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None) -> LatencyTable:
-    """Times the parts of a run's supernet, on the device that its recipe names.
+    """Time the parts of a run's supernet, on the device that its recipe names.
 
     Args:
         run: A run folder.
@@ -184,7 +166,7 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
 
 
 def save_table(table: LatencyTable, path: str | Path) -> None:
-    """Writes a table as JSON, whole or not at all.
+    """Write a table as JSON, whole or not at all.
 
     Raises:
         RunError: If the file can't be written.
@@ -193,11 +175,11 @@ def save_table(table: LatencyTable, path: str | Path) -> None:
 
 
 def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
-    """Reads a table of a supernet.
+    """Read a table of a supernet.
 
     Args:
         path: The file.
-        arch: Numbers of the supernet that it must be of.
+        arch: The supernet that it must be of.
 
     Raises:
         RunError: If the file is missing or no table.
@@ -212,77 +194,38 @@ def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
         table = LatencyTable(
             Machine(**facts["machine"]),
             int(facts["batch"]),
-            facts["supernet"],
+            Architecture.from_dict(facts["supernet"]),
             {str(key): int(value) for key, value in facts["entries"].items()},
             float(facts["factor"]),
             PredictionError(**facts["error"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"{path} is a damaged latency table ({error}): measure it again") from error
-    if _plain(arch) != table.supernet:
+    if table.supernet != arch:
         raise UserError(f"latency table ({path}) is of another supernet: measure one with `ofav2 latency RUN`")
     return table
-
-
-class _Stem(nn.Module):
-    """Stem and first block of a supernet."""
-
-    def __init__(self, net: Supernet) -> None:
-        super().__init__()
-        self.stem, self.act, self.first = net.stem, net.stem_act, net.first
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, stem channels, ceil(H / stride), ceil(W / stride))."""
-        features: Tensor = self.first(self.act(self.stem(images)), 3, 1)
-        return features
-
-
-class _Sum(nn.Module):
-    """A dense skip: the sum of two tensors."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> the same shape."""
-        return x + x
 
 
 class _Empty(nn.Module):
     """What is left of a call when nothing is computed."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Its input."""
+        """Return the input."""
         return x
 
 
-def _parts(net: Supernet) -> Iterator[tuple[str, _Timed]]:
-    """Every different part of the space's networks; parts that differ in the image's side alone share a module."""
-    arch, space = net.architecture, net.space
-    stem = record(_Stem(net))
-    for resolution in space.resolution:
-        yield _stem_key(resolution), _Timed(stem, (arch.in_channels, resolution, resolution))
-    for stage in range(max(space.height)):
-        sides = sorted({stage_side(arch, stage, resolution) for resolution in space.resolution})
-        outputs = sorted({stage_side(arch, stage + 1, resolution) for resolution in space.resolution})
-        channels = arch.stages[stage].channels
-        for block in range(min(2, max(space.depth))):
-            for choice in block_choices(space):
-                module = record(net.stages[stage].get_submodule("blocks")[block], choice)  # type: ignore[index]
-                for side in outputs if block else sides:
-                    yield (
-                        _block_key(stage, block, choice, side),
-                        _Timed(module, (arch.block_inputs(stage, block), side, side)),
-                    )
-        for side in outputs:
-            if arch.dense and skip_sums(max(space.depth) - 1):
-                yield _skip_key(stage, side), _Timed(_Sum(), (channels, side, side))
-            if stage + 1 in space.height:
-                yield (
-                    _exit_key(stage + 1, side),
-                    _Timed(record(net.exits[str(stage + 1)]), (channels, side, side)),
-                )
+def timed_parts(net: Supernet) -> Iterator[tuple[str, TimedPart]]:
+    """Yield every different part of the networks of a supernet's space, by its name in the table."""
+    for part, sides in space_parts(net.architecture, net.space):
+        module = part.record(net)
+        for side in sides:
+            yield _key(part, side), TimedPart(module, input_shape(net.architecture, part, side))
 
 
-def _time_parts(parts: Mapping[str, _Timed], runtime: Runtime, batch: int, rounds: int, repeats: int) -> dict[str, int]:
-    """Time of every part, less that of an empty call."""
+def _time_parts(
+    parts: Mapping[str, TimedPart], runtime: Runtime, batch: int, rounds: int, repeats: int
+) -> dict[str, int]:
+    """Return the time of every part, less that of an empty call."""
     empty = record(_Empty())
     times: dict[str, list[int]] = {key: [] for key in parts}
     nothing: list[int] = []
@@ -302,7 +245,7 @@ def _time_parts(parts: Mapping[str, _Timed], runtime: Runtime, batch: int, round
 def _time_networks(
     net: Supernet, subnets: Sequence[Subnet], runtime: Runtime, batch: int, rounds: int, repeats: int
 ) -> list[float]:
-    """Time of whole extracted networks."""
+    """Return the times of whole extracted networks."""
     times: list[list[int]] = [[] for _ in subnets]
     modules = [runtime.place(net.extract(subnet)) for subnet in subnets]
     with log_progress("timing whole networks", rounds * len(subnets)) as advance:
@@ -316,14 +259,14 @@ def _time_networks(
 
 
 def _calm(times: Sequence[int]) -> float:
-    """First quartile: what a part takes when the machine does little else."""
+    """Return the first quartile: the time when the machine does little else."""
     return float(np.quantile(times, 0.25))
 
 
 def _fitted(
     table: LatencyTable, arch: Architecture, subnets: Sequence[Subnet], measured: Sequence[float]
 ) -> LatencyTable:
-    """The table times the one factor that suits half of the networks, with its error on the other half."""
+    """Fit one factor to half of the networks, and measure the error on the other half."""
     ratios = [real / predict_latency(table, arch, subnet) for subnet, real in zip(subnets, measured, strict=True)]
     half = len(subnets) // 2
     factor = float(np.median(ratios[:half]))
@@ -337,7 +280,7 @@ def _fitted(
 
 
 def measure_subnet(net: Supernet, subnet: Subnet, runtime: Runtime, batch: int, threads: int | None = None) -> Latency:
-    """Times a sub-network as it is extracted.
+    """Time a sub-network as it is extracted.
 
     Args:
         net: The supernet.
@@ -350,35 +293,9 @@ def measure_subnet(net: Supernet, subnet: Subnet, runtime: Runtime, batch: int, 
     return measure_latency(runtime.place(net.extract(subnet)), images, threads=threads)
 
 
-def _plain(arch: Architecture) -> dict[str, Any]:
-    """The numbers as they stand in a JSON file."""
-    plain: dict[str, Any] = json.loads(json.dumps(asdict(arch)))
-    return plain
-
-
 def _input(shape: tuple[int, ...], batch: int, runtime: Runtime) -> Tensor:
     return torch.zeros(batch, *shape, device=runtime.device).contiguous(memory_format=torch.channels_last)
 
 
-def _entry(table: LatencyTable, key: str) -> int:
-    if key not in table.entries:
-        raise UserError(f"latency table has no part ({key}): measure it again with `ofav2 latency RUN`")
-    return table.entries[key]
-
-
-def _stem_key(resolution: int) -> str:
-    return f"stem @{resolution}"
-
-
-def _block_key(stage: int, block: int, choice: BlockChoice, side: int) -> str:
-    place = "later" if block else "first"
-    mbconv = f" k{choice.kernel} e{choice.expand}" if choice.kernel is not None else ""
-    return f"stage {stage + 1} {place} {'+'.join(choice.level)}{mbconv} @{side}"
-
-
-def _skip_key(stage: int, side: int) -> str:
-    return f"stage {stage + 1} skip @{side}"
-
-
-def _exit_key(exit: int, side: int) -> str:
-    return f"exit {exit} @{side}"
+def _key(part: Part, side: int) -> str:
+    return f"{part} @{side}"

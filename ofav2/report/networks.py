@@ -14,7 +14,8 @@ from ofav2.runs.folder import METRICS
 from ofav2.runs.snapshot import RunSnapshot, checked
 from ofav2.tasks.base import Metric
 from supernets import Architecture, Space, Subnet
-from supernets.cost import Cost, stage_costs, subnet_cost
+from supernets.cost import Cost
+from supernets.subnet_cost import stage_costs, subnet_cost
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,12 @@ def cheapest_near_best(networks: Sequence[Measured], metric: Metric) -> Measured
 
 
 def part_names(arch: Architecture) -> tuple[str, ...]:
-    """The parts whose costs `part_costs` gives."""
+    """Return the names of the parts whose costs `part_costs` returns."""
     return ("stem", *(f"stage {stage}" for stage in range(1, len(arch.stages) + 1)), "exit head")
 
 
 def part_costs(arch: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
-    """What each part of a network costs: stem, every stage (nothing past the exit), exit head."""
+    """Return what each part of a network costs: stem, every stage (nothing past the exit), exit head."""
     stem, *stages, head = (part.cost for part in stage_costs(arch, subnet))
     idle = [Cost(0, 0)] * (len(arch.stages) - subnet.height)
     return (stem, *stages, *idle, head)

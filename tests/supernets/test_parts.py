@@ -1,82 +1,45 @@
-"""A sub-network in two parts computes what the whole one does, and equal beginnings are equal parts."""
+"""The parts of a network are all that it is made of, and a space's parts are all that its networks need."""
 
-from dataclasses import replace
-
+import numpy as np
 import pytest
-import torch
-from torch import Tensor, nn
 
 import supernets
-from tests.supernets.randomise import images_for, small_net, some_subnets
+from supernets.parts import BlockPart, SkipPart, input_shape, space_parts, subnet_parts
+from tests.supernets.randomise import some_subnets
 
 
-def outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (found,) if isinstance(found, Tensor) else found
+@pytest.mark.parametrize("variant", supernets.names())
+def test_parts_in_a_row_are_the_network(variant: str) -> None:
+    net = supernets.create(variant, num_classes=3, width_mult=0.1, depth=(1, 2, 4, 5), resolutions=(32, 33))
+    for subnet in some_subnets(net, 3):
+        parts = [
+            node.target if node.op != "call_module" else str(node.target).split(".")[-1]
+            for part, _ in subnet_parts(net.architecture, subnet)
+            for node in part.record(net).graph.nodes
+            if node.op not in ("placeholder", "output")
+        ]
+        whole = [
+            node.target if node.op != "call_module" else str(node.target).split(".")[-1]
+            for node in net.extract(subnet).graph.nodes
+            if node.op not in ("placeholder", "output")
+        ]
+        assert parts == whole
 
 
-@pytest.mark.parametrize("name", supernets.names())
-def test_both_parts_are_the_whole_to_the_bit(name: str) -> None:
-    net = small_net(name, seed=1, dtype=torch.float32)
-    images = images_for(net, 2, 48, 40)
-    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
-    with torch.inference_mode():
-        for subnet in some_subnets(net, 1, seed=2):
-            for exits in ("last", "all"):
-                module = net.extract(subnet, exits)
-                first, rest = net.extract_parts(subnet, exits)
-                given = images.clone()
-                middle = first(given)
-                kept = middle.clone()
-                for got, wanted in zip(outputs(rest(middle)), outputs(module(images)), strict=True):
-                    assert torch.equal(got, wanted)
-                assert torch.equal(given, images)
-                assert torch.equal(middle, kept), "the second part leaves what it is given as it was"
-                assert first.state_dict().keys() | rest.state_dict().keys() == module.state_dict().keys()
-                assert not first.state_dict().keys() & rest.state_dict().keys()
-    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
+@pytest.mark.parametrize("variant", ["se_b", "ee_dp"])
+def test_the_parts_of_a_space_are_those_of_its_networks(variant: str) -> None:
+    net = supernets.create(variant, num_classes=3, width_mult=0.1, kernel=(3,), expand=(2, 3), resolutions=(32, 33, 40))
+    every = {(part, side) for part, sides in space_parts(net.architecture, net.space) for side in sides}
+    rng = np.random.default_rng(0)
+    drawn = [net.space.sample(rng) for _ in range(1500)]
+    assert {part for subnet in drawn for part in subnet_parts(net.architecture, subnet)} == every
+    assert len({f"{part} @{side}" for part, side in every}) == len(every)
 
 
-@pytest.mark.parametrize("name", ["se_b", "ee_dp"])
-def test_networks_with_one_first_block_have_one_first_part(name: str) -> None:
-    net = small_net(name, seed=3)
-    codes = set()
-    for kernel in (3, 7):
-        one, other = (net.extract_parts(net.space.uniform(kernel=kernel, depth=depth))[0] for depth in (2, 4))
-        assert one.code == other.code
-        assert one.state_dict().keys() == other.state_dict().keys()
-        assert all(torch.equal(tensor, other.state_dict()[key]) for key, tensor in one.state_dict().items())
-        codes.add(str(one.get_submodule("stages.0.blocks.0.mbconv.depthwise")))
-    assert len(codes) == 2
-
-
-def test_activations_are_in_place_only_where_nothing_else_reads() -> None:
-    net = small_net("ee_dp", seed=5)
-    first, rest = net.extract_parts(net.space.largest())
-    in_place = [node for part in (first, rest) for node in part.graph.nodes if node.kwargs.get("inplace")]
-    assert len(in_place) > 20
-    assert all(len(node.all_input_nodes[0].users) == 1 for node in in_place)
-
-
-def test_absorbed_norms_are_gone_and_the_function_stays() -> None:
-    net = small_net("ee_dp", seed=6)
-    images = images_for(net, 2, 48, 40)
-    for subnet in some_subnets(net, 1, seed=7):
-        module = net.extract(subnet, "all")
-        folded = supernets.fold_norms(module)
-        with torch.no_grad():
-            expected, same = module(images), folded(images)
-            supernets.fold_norms_(module)
-            for got, wanted, known in zip(module(images), expected, same, strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
-                assert torch.equal(got, known)
-        counts = [sum(isinstance(layer, nn.BatchNorm2d) for layer in one.modules()) for one in (module, folded)]
-        assert counts[0] == counts[1]
-
-
-def test_norms_that_share_what_they_read_are_not_alone() -> None:
-    net = small_net("ee_dp", seed=8)
-    module = net.extract(replace(net.space.largest(), height=2))
-    alone = supernets.foldable_norms(module)
-    norms = {name for name, layer in module.named_modules() if isinstance(layer, nn.BatchNorm2d)}
-    assert "stages.0.blocks.0.mbconv.expand_norm" in alone
-    assert "stages.0.blocks.1.transform.norm" in norms - set(alone), "it reads the block's input, as others do"
+def test_what_a_part_is_called_and_given() -> None:
+    arch = supernets.create("ee_dp", num_classes=3, resolutions=(64,)).architecture
+    later = BlockPart(1, True, supernets.BlockChoice(5, 4, ("mbconv", "conv")))
+    assert str(later) == "stage 2 later mbconv+conv k5 e4"
+    assert input_shape(arch, later, 8) == (40, 8, 8)
+    assert input_shape(arch, BlockPart(1, False, later.choice), 16) == (24, 16, 16)
+    assert (str(SkipPart(0)), input_shape(arch, SkipPart(0), 9)) == ("stage 1 skip", (24, 9, 9))

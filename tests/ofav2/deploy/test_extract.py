@@ -15,8 +15,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
 from ofav2.evaluation.opened_run import OpenedRun
 from supernets import SpaceError, Subnet
-from supernets.cost import subnet_cost
 from supernets.layers import ElasticConv2d, ElasticDepthwise
+from supernets.subnet_cost import subnet_cost
 from tests.ofav2 import tiny
 
 

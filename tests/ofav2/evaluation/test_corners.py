@@ -13,8 +13,8 @@ from ofav2.evaluation.corners import (
 )
 from ofav2.evaluation.evaluator import Score
 from ofav2.tasks.classification import TOP1
-from supernets.cost import subnet_cost
 from supernets.space import DIMENSIONS
+from supernets.subnet_cost import subnet_cost
 from tests.ofav2.tiny import tiny_net
 
 NET = tiny_net("ee_dp")

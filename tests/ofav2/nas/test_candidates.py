@@ -14,13 +14,12 @@ from ofav2.cli.main import main
 from ofav2.deploy.load import describe_subnet
 from ofav2.errors import UserError
 from ofav2.nas.candidates import choose, draw_within, feasible
-from ofav2.nas.cheapest import cheapest, price_of, within
-from ofav2.nas.latency import Machine
-from ofav2.nas.latency_table import LatencyTable, PredictionError, _parts
+from ofav2.nas.cheapest import cheapest, within
+from ofav2.nas.cost_model import CostModel
 from ofav2.nas.limits import UNITS, Limits
 from ofav2.runs.records import Run
 from supernets import Subnet, Supernet
-from supernets.cost_layers import block_choices
+from tests.ofav2.nas.made_up import made_up_table
 
 NAMES = tuple(UNITS)
 
@@ -30,19 +29,10 @@ def small(variant: str, **choices: Any) -> Supernet:
     return supernets.create(variant, num_classes=3, width_mult=0.1, **(arch | choices))
 
 
-def made_up_table(net: Supernet) -> LatencyTable:
-    """Latencies out of the air, so that what is quick is not what is small."""
-    rng = np.random.default_rng(7)
-    entries = {key: int(rng.integers(1, 1000)) for key, _ in _parts(net.eval())}
-    machine = Machine("cpu", "none", 1, "0")
-    arch = {"dense": net.architecture.dense}
-    return LatencyTable(machine, 1, arch, entries, 1.0, PredictionError(1, 0.0, 0.0))
-
-
 def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
     """Every network of two stages at most, spelt out."""
     space = net.space
-    stages = [blocks for depth in space.depth for blocks in product(block_choices(space), repeat=depth)]
+    stages = [blocks for depth in space.depth for blocks in product(space.block_choices, repeat=depth)]
     return [
         Subnet(
             resolution=resolution,
@@ -61,104 +51,104 @@ def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
 def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...]) -> None:
     # Two expansion ratios of parallel blocks would make 17,000 networks of two stages.
     net = small(variant, **({"expand": (2,)} if variant == "ee_dp" else {"kernel": (3, 5)}))
-    table = made_up_table(net)
+    model = CostModel(net.architecture, made_up_table(net.architecture, net.space))
     space = net.space.restrict(height=(1, 2))
-    found = cheapest(net.architecture, space, names, table)
+    found = cheapest(model, space, names)
     assert set(found) == {(resolution, height) for resolution in (33, 40) for height in (1, 2)}
     for (resolution, height), front in found.items():
-        prices = [price_of(net.architecture, table, subnet) for subnet in everything(net, height, resolution)]
+        prices = [model.price(subnet) for subnet in everything(net, height, resolution)]
         every = {tuple(getattr(price, name) for name in names) for price in prices}
         best = {one for one in every if not any(all(map(le, two, one)) for two in every - {one})}
         assert {tuple(getattr(one.price, name) for name in names) for one in front} == best
         for one in front:
-            assert one.price == price_of(net.architecture, table, one.subnet)
+            assert one.price == model.price(one.subnet)
             assert one.subnet in space
 
 
 def test_a_limit_just_above_the_least_is_met() -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
-    arch = net.architecture
+    model = CostModel(net.architecture)
     for name in ("params", "macs", "memory"):
-        least = min(getattr(one.price, name) for ones in cheapest(arch, net.space, (name,)).values() for one in ones)
-        (only, *others) = draw_within(arch, net.space, Limits(**{name: least}), candidates=3)
-        assert all(getattr(price_of(arch, None, subnet), name) == least for subnet in (only, *others))
+        least = min(getattr(one.price, name) for ones in cheapest(model, net.space, (name,)).values() for one in ones)
+        (only, *others) = draw_within(model, net.space, Limits(**{name: least}), candidates=3)
+        assert all(getattr(model.price(subnet), name) == least for subnet in (only, *others))
         with pytest.raises(
             UserError, match=f"limit {name} .* is less than any network needs: the least is .*{least:,}"
         ):
-            draw_within(arch, net.space, Limits(**{name: least - 1}), candidates=3)
+            draw_within(model, net.space, Limits(**{name: least - 1}), candidates=3)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_tight_limits_are_kept_by_many_different_networks(seed: int) -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
-    arch, space = net.architecture, net.space.restrict(height=(4, 5))
-    fronts = cheapest(arch, space, ("macs",)).values()
+    model, space = CostModel(net.architecture), net.space.restrict(height=(4, 5))
+    fronts = cheapest(model, space, ("macs",)).values()
     limits = Limits(params=1_000_000, macs=min(one.price.macs for front in fronts for one in front) * 5 // 4)
     rng = np.random.default_rng(0)
     # Throwing away what misses would find nothing.
-    assert not any(within(price_of(arch, None, space.sample(rng)), limits) for _ in range(2000))
-    found = draw_within(arch, space, limits, candidates=40, seed=seed)
+    assert not any(within(model.price(space.sample(rng)), limits) for _ in range(2000))
+    found = draw_within(model, space, limits, candidates=40, seed=seed)
     assert len(set(found)) == 40
-    assert all(subnet in space and within(price_of(arch, None, subnet), limits) for subnet in found)
-    assert found == draw_within(arch, space, limits, candidates=40, seed=seed)
-    assert found != draw_within(arch, space, limits, candidates=40, seed=seed + 1)
+    assert all(subnet in space and within(model.price(subnet), limits) for subnet in found)
+    assert found == draw_within(model, space, limits, candidates=40, seed=seed)
+    assert found != draw_within(model, space, limits, candidates=40, seed=seed + 1)
 
 
 def test_a_loose_limit_is_used_up() -> None:
     """Uniform draws cost about half of the largest network; whoever allows 80 % of it wants more than that."""
     net = supernets.create("se_b", num_classes=10, resolutions=(64,))
-    arch, space = net.architecture, net.space
-    largest = price_of(arch, None, space.largest()).macs
+    model, space = CostModel(net.architecture), net.space
+    largest = model.price(space.largest()).macs
     rng = np.random.default_rng(0)
-    assert max(price_of(arch, None, space.sample(rng)).macs for _ in range(100)) < 0.7 * largest
-    found = draw_within(arch, space, Limits(macs=largest * 8 // 10), candidates=40)
-    assert sum(price_of(arch, None, subnet).macs > 0.7 * largest for subnet in found) >= 10
-    assert space.largest() in draw_within(arch, space, Limits(macs=largest), candidates=40)
+    assert max(model.price(space.sample(rng)).macs for _ in range(100)) < 0.7 * largest
+    found = draw_within(model, space, Limits(macs=largest * 8 // 10), candidates=40)
+    assert sum(model.price(subnet).macs > 0.7 * largest for subnet in found) >= 10
+    assert space.largest() in draw_within(model, space, Limits(macs=largest), candidates=40)
 
 
 def test_without_limits_draws_reach_the_whole_space() -> None:
     net = small("ee_dp")
-    found = draw_within(net.architecture, net.space, Limits(), candidates=300)
+    found = draw_within(CostModel(net.architecture), net.space, Limits(), candidates=300)
     assert len(found) == 300
     assert {(subnet.resolution, subnet.height) for subnet in found} == set(product((33, 40), (1, 2, 3, 4, 5)))
-    assert {choice for subnet in found for choice in subnet.blocks(0)} == set(block_choices(net.space))
+    assert {choice for subnet in found for choice in subnet.blocks(0)} == set(net.space.block_choices)
 
 
 def test_a_space_of_one_network_ends_the_search() -> None:
     net = small("se_b", expand=(2,), depth=(1,), resolutions=(33,))
-    assert draw_within(net.architecture, net.space, Limits(), candidates=50) == (net.space.smallest(),)
+    assert draw_within(CostModel(net.architecture), net.space, Limits(), candidates=50) == (net.space.smallest(),)
 
 
 def test_limits_that_exclude_each_other() -> None:
     net = small("ee_dp")
-    arch, table = net.architecture, made_up_table(net)
-    fronts = cheapest(arch, net.space, ("params", "latency"), table).values()
+    model = CostModel(net.architecture, made_up_table(net.architecture, net.space))
+    fronts = cheapest(model, net.space, ("params", "latency")).values()
     prices = [one.price for front in fronts for one in front]
     least = Limits(params=min(price.params for price in prices), latency=min(price.latency for price in prices))
     with pytest.raises(UserError, match="by no network all at once") as caught:
-        feasible(arch, net.space, least, table)
+        feasible(model, net.space, least)
     quickest = min(price.latency for price in prices if price.params <= (least.params or 0))
     assert f"latency {quickest}ns" in str(caught.value) or f"{quickest / 1000:.4g}" in str(caught.value)
-    feasible(arch, net.space, Limits(params=least.params, latency=quickest), table)
+    feasible(model, net.space, Limits(params=least.params, latency=quickest))
 
 
 @pytest.mark.parametrize("candidates", [0, -1, 10**9, 1.5, True])
 def test_candidates_are_a_number(candidates: Any) -> None:
     net = small("se_b")
     with pytest.raises(UserError, match="candidates"):
-        draw_within(net.architecture, net.space, Limits(), candidates=candidates)
+        draw_within(CostModel(net.architecture), net.space, Limits(), candidates=candidates)
 
 
 def test_latency_needs_a_table() -> None:
     net = small("se_b")
     with pytest.raises(UserError, match="ofav2 latency RUN"):
-        draw_within(net.architecture, net.space, Limits(latency=1), candidates=1)
+        draw_within(CostModel(net.architecture), net.space, Limits(latency=1), candidates=1)
 
 
 def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
     opened = ofav2.open_run(tiny_run.folder)
     net = opened.loaded.net
-    limits = Limits(macs=price_of(net.architecture, None, net.space.largest()).macs // 2)
+    limits = Limits(macs=CostModel(net.architecture).price(net.space.largest()).macs // 2)
     choice = choose(opened, limits, candidates=6, seed=3)
     assert len({one.subnet for one in choice.ranked}) == 6
     scores = {score.subnet: score.value for score in opened.evaluator.scores(net, scores_of(choice), opened.data.val)}

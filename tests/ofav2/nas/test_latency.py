@@ -84,7 +84,7 @@ def test_a_prediction_is_the_sum_of_its_parts(net: Supernet) -> None:
     entries = {"stem @16": 1, "stage 1 skip @8": 10, "exit 1 @8": 100}
     entries |= {f"stage 1 first {name} @16": 1000 * place for place, name in enumerate(names, 1)}
     entries |= {f"stage 1 later {name} @8": 10_000 * place for place, name in enumerate(names, 1)}
-    table = LatencyTable(Machine("cpu", "", 1, ""), 1, {"dense": True}, entries, 1.0, PredictionError(1, 0.0, 0.0))
+    table = LatencyTable(Machine("cpu", "", 1, ""), 1, net.architecture, entries, 1.0, PredictionError(1, 0.0, 0.0))
     fields = net.space.largest().to_dict()
     fields["level"][0] = [["conv"], ["mbconv"], ["mbconv", "conv", "transform"]]
     subnet = type(net.space.largest()).from_dict(fields)

@@ -12,7 +12,8 @@ from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
 from ofav2.tasks.base import Metric
 from ofav2.tasks.classification import TOP1
-from supernets.cost import Cost, subnet_cost
+from supernets.cost import Cost
+from supernets.subnet_cost import subnet_cost
 from tests.ofav2.changes import change_lines
 from tests.ofav2.tiny import SIX_PHASES, tiny_net
 

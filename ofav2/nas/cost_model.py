@@ -1,0 +1,94 @@
+"""What networks of one supernet cost on one machine: all that can be limited, in one value."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from ofav2.nas.latency_table import LatencyTable, part_latency, predict_latency
+from supernets import Architecture, Exits, Subnet
+from supernets.cost import Cost
+from supernets.parts import BlockPart, Part, SkipPart
+from supernets.subnet_cost import Position, block_cost, part_cost, subnet_cost
+
+
+class Price(NamedTuple):
+    """Everything that can be limited, of a network or of a part of one."""
+
+    params: int
+    """Trainable parameters."""
+    macs: int
+    """Multiply-adds of one image."""
+    memory: int
+    """Peak activation memory of one image in bytes."""
+    latency: int
+    """Predicted latency in nanoseconds; 0 without a latency table."""
+
+    def then(self, other: "Price") -> "Price":
+        """Return the price of both, one after the other."""
+        return Price(
+            self.params + other.params,
+            self.macs + other.macs,
+            max(self.memory, other.memory),
+            self.latency + other.latency,
+        )
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices the networks of a supernet and their parts.
+
+    Args:
+        architecture: The supernet's architecture.
+        table: Latencies of its parts, where latency counts.
+    """
+
+    architecture: Architecture
+    table: LatencyTable | None = None
+
+    def cost(self, subnet: Subnet, exits: Exits = "last") -> Cost:
+        """Return the cost of a network as it is extracted with these exits."""
+        return subnet_cost(self.architecture, subnet, exits)
+
+    def price(self, subnet: Subnet) -> Price:
+        """Return the price of a network with its own exit.
+
+        Raises:
+            UserError: If the latency table lacks one of its parts.
+        """
+        latency = predict_latency(self.table, self.architecture, subnet) if self.table else 0
+        return _price(self.cost(subnet), latency)
+
+    def part(self, part: Part, side: int) -> Price:
+        """Return the price of the stem or an exit.
+
+        Args:
+            part: The part.
+            side: Side of its input in pixels.
+
+        Raises:
+            UserError: If the latency table lacks it.
+        """
+        return _price(part_cost(self.architecture, part, side), self._latency(part, side))
+
+    def block(self, part: BlockPart, position: Position, side: int) -> Price:
+        """Return the price of a block, with the dense skips that meet at its end.
+
+        Args:
+            part: The block.
+            position: Where it stands in its stage.
+            side: Side of its input in pixels.
+
+        Raises:
+            UserError: If the latency table lacks it.
+        """
+        latency = self._latency(part, side)
+        if skips := self.architecture.skips(position.block):
+            output = self.architecture.block_side(part.stage, position.block, side)
+            latency += skips * self._latency(SkipPart(part.stage), output)
+        return _price(block_cost(self.architecture, part, position, side), latency)
+
+    def _latency(self, part: Part, side: int) -> int:
+        return part_latency(self.table, part, side) if self.table else 0
+
+
+def _price(cost: Cost, latency: int) -> Price:
+    return Price(cost.params, cost.macs, cost.memory, latency)

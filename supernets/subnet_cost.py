@@ -1,0 +1,251 @@
+"""Price sub-networks from the recorded graphs of their parts.
+
+Stem, blocks and exits are recorded from a supernet on the meta device, which holds no weights, and priced once at each
+side of their input. A network's cost is put together from them: parameters and multiply-adds are summed; of memory, the
+largest peak counts, with the tensors that wait for later parts.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from operator import add
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from supernets.architecture import Architecture
+from supernets.blocks import Stage
+from supernets.cost import (
+    BYTES,
+    Cost,
+    LayerCost,
+    Step,
+    alive_tensors,
+    graph_steps,
+    steps_cost,
+    tensor_sizes,
+    weighted_layers,
+)
+from supernets.layers import ElasticLayer
+from supernets.mobilenetv3 import Exits, Supernet
+from supernets.parts import BlockPart, ExitPart, Part, StemPart, input_shape
+from supernets.recorder import record
+from supernets.space import Subnet
+
+
+@dataclass(frozen=True)
+class PartCost:
+    """What a part of the network costs: the stem, a body stage or an exit."""
+
+    name: str
+    """`stem`, `stage 1` and so on, or `exit 5`."""
+    cost: Cost
+    """Its cost; memory counts everything that is alive while the part runs."""
+
+
+@dataclass(frozen=True)
+class ExitMacs:
+    """Multiply-adds of an image that leaves at an exit."""
+
+    exit: int
+    """The exit, from 1."""
+    alone: int
+    """Stem, stages up to the exit, and its own head: a network of that exit alone."""
+    passed: int
+    """The same with the heads of all earlier exits, which the image has passed."""
+
+
+def subnet_cost(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
+    """Return the cost of a sub-network as it is extracted.
+
+    Args:
+        arch: The supernet's architecture.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with, as in `Supernet.extract`.
+    """
+    return reduce(add, (part.cost for part in stage_costs(arch, subnet, exits)))
+
+
+def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[PartCost, ...]:
+    """Return the cost of the stem, each body stage and each exit, in the order in which they run.
+
+    Args:
+        arch: The supernet's architecture.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with, as in `Supernet.extract`.
+    """
+    chosen = _exits(arch, subnet, exits)
+    parts = [PartCost("stem", part_cost(arch, StemPart(), subnet.resolution))]
+    side = arch.stage_side(0, subnet.resolution)
+    waiting: list[int] = []  # bytes of the features that wait for their exit
+    for stage in range(subnet.height):
+        kept = stage in chosen
+        choices = subnet.blocks(stage)
+        cost = Cost(0, 0)
+        for block, choice in enumerate(choices):
+            first = kept and block == 0  # the block's own input waits; later, it is one of the other tensors
+            position = Position(block, len(choices))
+            own = block_cost(arch, BlockPart(stage, block > 0, choice), position, side, first)
+            cost += _beside(own, sum(waiting[:-1] if first else waiting))
+            side = arch.block_side(stage, block, side)
+        if stage + 1 in chosen:
+            waiting.append(BYTES * arch.stages[stage].channels * side**2)
+        parts.append(PartCost(f"stage {stage + 1}", cost))
+    for done, exit in enumerate(chosen):
+        own = part_cost(arch, ExitPart(exit), arch.stage_side(exit, subnet.resolution))
+        logits = BYTES * done * arch.num_classes
+        parts.append(PartCost(f"exit {exit}", _beside(own, sum(waiting[done + 1 :]) + logits)))
+    return tuple(parts)
+
+
+def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
+    """Return the multiply-adds of one image by the exit at which it leaves, ascending.
+
+    Args:
+        arch: The supernet's architecture.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with, as in `Supernet.extract`; stages after the last of them don't count.
+    """
+    macs = [part.cost.macs for part in stage_costs(arch, subnet, exits)]
+    bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
+    return tuple(
+        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[place], sum(bodies[: 1 + exit]) + sum(heads[: place + 1]))
+        for place, exit in enumerate(_exits(arch, subnet, exits))
+    )
+
+
+def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
+    """Return the cost of each layer with weights, in the order in which they run, named as in the extracted network.
+
+    Args:
+        arch: The supernet's architecture.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with, as in `Supernet.extract`.
+    """
+    layers = _named_layers(arch, StemPart(), subnet.resolution, "")
+    for stage in range(subnet.height):
+        for block, choice in enumerate(subnet.blocks(stage)):
+            side = arch.stage_side(stage + (block > 0), subnet.resolution)
+            layers += _named_layers(arch, BlockPart(stage, block > 0, choice), side, f"stages.{stage}.blocks.{block}.")
+    for exit in _exits(arch, subnet, exits):
+        layers += _named_layers(arch, ExitPart(exit), arch.stage_side(exit, subnet.resolution), f"exits.{exit}.")
+    return layers
+
+
+class Position(NamedTuple):
+    """Where a block stands in its stage."""
+
+    block: int
+    """Block position, from 0."""
+    depth: int
+    """Blocks of the stage that run: dense skips keep outputs for later blocks."""
+
+
+# The functions below are pure; their values are kept, as sub-networks are made of few different parts.
+
+
+@lru_cache(maxsize=2**17)
+def block_cost(arch: Architecture, part: BlockPart, position: Position, side: int, kept: bool = False) -> Cost:
+    """Return the cost of a block, with the dense skips that meet at its end.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The block.
+        position: Where it stands.
+        side: Side of its input in pixels.
+        kept: Whether its input is read again after the stage.
+    """
+    steps, around = part_steps(arch, part, side), _surroundings(arch.dense, position.depth)[position.block]
+    (returned,) = steps[-1].reads
+    output = BYTES * tensor_sizes(steps)[returned]
+    cost = _beside(steps_cost(steps, kept=kept or around.input_kept), around.others * output)
+    return replace(cost, memory=max(cost.memory, around.in_sums * output))
+
+
+@lru_cache(maxsize=2**12)
+def part_cost(arch: Architecture, part: Part, side: int) -> Cost:
+    """Return the cost of a part alone.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The part.
+        side: Side of its input in pixels.
+    """
+    return steps_cost(part_steps(arch, part, side))
+
+
+@lru_cache(maxsize=2**14)
+def part_steps(arch: Architecture, part: Part, side: int) -> tuple[Step, ...]:
+    """Return what each node of a part does.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The part.
+        side: Side of its input in pixels.
+    """
+    return graph_steps(_recorded(arch, part), input_shape(arch, part, side))
+
+
+@lru_cache(maxsize=2**12)
+def _recorded(arch: Architecture, part: Part) -> torch.fx.GraphModule:
+    return part.record(_meta_supernet(arch))
+
+
+@lru_cache(maxsize=8)
+def _meta_supernet(arch: Architecture) -> Supernet:
+    with torch.device("meta"):
+        net = Supernet(arch, (arch.stride_to(len(arch.stages)),), dropout=0.0, seed=0)
+    return net.eval()
+
+
+class _Surroundings(NamedTuple):
+    """Tensors that are alive beside a block, all of the size of its output."""
+
+    others: int
+    """While it runs, without its own input and output."""
+    input_kept: bool
+    """Whether its input is read again later in the stage."""
+    in_sums: int
+    """The most that are alive while skips are added to its output; 0 without skips."""
+
+
+@lru_cache(maxsize=64)
+def _surroundings(dense: bool, depth: int) -> tuple[_Surroundings, ...]:
+    """Return what is alive around each block of a stage, from a record of the stage's own forward."""
+    stage = Stage([_AnyBlock() for _ in range(depth)], dense).eval()
+    steps = graph_steps(record(stage, (None,) * depth).eval(), (1, 1, 1))
+    alive = alive_tensors(steps)
+    places = [place for place, step in enumerate(steps) if step.name.startswith("blocks.")]
+    found = []
+    for place, following in zip(places, [*places[1:], len(steps) - 1], strict=True):
+        (given,) = steps[place].reads
+        in_sums = max((len(alive[later]) for later in range(place + 1, following)), default=0)
+        found.append(_Surroundings(len(alive[place]) - 2, given in alive[place + 1], in_sums))
+    return tuple(found)
+
+
+class _AnyBlock(ElasticLayer):
+    """Stands for a block when a stage is recorded."""
+
+    def plain(self, choice: None) -> nn.Module:
+        """Return a layer that makes one tensor."""
+        return nn.ReLU()
+
+
+def _beside(cost: Cost, held: int) -> Cost:
+    """Return the cost while `held` bytes of other tensors are alive."""
+    return Cost(cost.params, cost.macs, cost.memory + held)
+
+
+def _named_layers(arch: Architecture, part: Part, side: int, prefix: str) -> tuple[LayerCost, ...]:
+    layers = weighted_layers(part_steps(arch, part, side))
+    return tuple(replace(layer, name=prefix + layer.name) for layer in layers)
+
+
+def _exits(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+    if exits == "last":
+        return (subnet.height,)
+    if exits == "all":
+        return tuple(exit for exit in arch.exits if exit <= subnet.height)
+    assert not isinstance(exits, str), "the supernet has refused other words"
+    return tuple(exits)
