@@ -50,18 +50,18 @@ VARIANTS = MappingProxyType(
 
 
 def make_divisible(value: float, divisor: int = CHANNEL_DIVISOR) -> int:
-    """The multiple of `divisor` nearest to `value`, at least one, never under 90 % of the value (MobileNet's rule)."""
+    """Round `value` to a multiple of `divisor`: the nearest, at least one, never under 90 % of it (MobileNet's rule)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
 
 def hidden_channels(in_channels: int, expand: int) -> int:
-    """Hidden channels of an inverted residual with `in_channels` inputs and this expansion ratio."""
+    """Return hidden channels of an inverted residual with `in_channels` inputs and this expansion ratio."""
     return make_divisible(round(in_channels * expand))
 
 
 def squeeze_channels(hidden: int) -> int:
-    """Hidden units of the squeeze-excite of an inverted residual with this many hidden channels."""
+    """Return hidden units of the squeeze-excite of an inverted residual with this many hidden channels."""
     return make_divisible(hidden // 4)
 
 
@@ -157,12 +157,12 @@ class Architecture:
         return BRANCHES if self.parallel else BRANCHES[:1]
 
     def block_inputs(self, stage: int, block: int) -> int:
-        """Input channels of a block position, both counted from 0."""
+        """Return input channels of a block position, both counted from 0."""
         spec = self.stages[stage]
         return spec.in_channels if block == 0 else spec.channels
 
     def exit_channels(self, exit: int) -> tuple[int, int]:
-        """Channels before and after the pooling of exit `exit` (from 1): 6 and 8 times the stage's base count."""
+        """Return channels before and after pooling at exit `exit` (from 1): 6 and 8 times the stage's base count."""
         base = BODY[exit - 1][0]
         return make_divisible(6 * base * self.width_mult), make_divisible(8 * base * self.width_mult)
 
@@ -182,11 +182,11 @@ class Architecture:
         return max(0, block - 1) if self.dense else 0
 
     def stride_to(self, exit: int) -> int:
-        """Input pixels per pixel of the features at exit `exit`, counted from 1."""
+        """Return input pixels per pixel of the features at exit `exit`, counted from 1."""
         return self.stem_stride * prod(stage.stride for stage in self.stages[:exit])
 
     def space(self, resolutions: tuple[int, ...]) -> Space:
-        """All sub-networks of the supernet at these resolutions.
+        """Return all sub-networks of the supernet at these resolutions.
 
         Raises:
             SpaceError: If a resolution is smaller than the network's stride, so that its last features would collapse.
@@ -259,7 +259,7 @@ def architecture(
     stem_stride: int = 2,
     in_channels: int = 3,
 ) -> Architecture:
-    """Computes a supernet's numbers.
+    """Compute a supernet's numbers.
 
     Raises:
         SpaceError: If a number makes no network; the message names it.

@@ -238,7 +238,7 @@ def build_stage(arch: Architecture, stage: int) -> Stage:
 
 
 def _total(tensors: list[Tensor]) -> Tensor:
-    """Sum of at least one tensor; the tensor itself where there is one."""
+    """Return the sum of at least one tensor; the tensor itself where there is one."""
     total = tensors[0]
     for tensor in tensors[1:]:
         total = total + tensor

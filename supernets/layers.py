@@ -1,4 +1,4 @@
-"""Layers that can be sliced: convolution, depthwise convolution with kernel matrices, batch norm, linear, dropout.
+"""Define layers that can be sliced: convolution, depthwise with kernel matrices, batch norm, linear, dropout.
 
 Every layer has ONE slice function. Its `forward` computes with the slice, and `plain` copies the very same slice into
 the stock torch layer that extraction puts in its place. Sizes come with each call; nothing active is stored.
@@ -24,7 +24,7 @@ class ElasticLayer(nn.Module):
     """Makes the stock torch layer that computes what a call with these sizes does, with weights of its own."""
 
     def __call__(self, x: Tensor, *sizes: int) -> Tensor:
-        """Computes; or, on the stand-in that extraction sends through the network, records the call."""
+        """Compute; or, on the stand-in that extraction sends through the network, record the call."""
         if isinstance(x, Proxy):
             recorded: Tensor = x.tracer.create_layer(self, x, sizes)
             return recorded
@@ -53,7 +53,7 @@ class ElasticConv2d(ElasticLayer):
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
 
     def slice(self, in_channels: int, out_channels: int) -> tuple[Tensor, Tensor | None]:
-        """Weight (out, in, k, k) and bias (out,) of the first channels."""
+        """Return the weight (out, in, k, k) and bias (out,) of the first channels."""
         weight = _first(_first(self.weight, out_channels), in_channels, 1)
         return weight, None if self.bias is None else _first(self.bias, out_channels)
 
@@ -63,7 +63,7 @@ class ElasticConv2d(ElasticLayer):
         return self.conv2d(x, weight, bias, self.stride, self.weight.shape[-1] // 2)
 
     def plain(self, in_channels: int, out_channels: int) -> nn.Conv2d:
-        """A stock convolution of this size."""
+        """Return a stock convolution of this size."""
         weight, bias = self.slice(in_channels, out_channels)
         kernel = self.weight.shape[-1]
         return _filled(
@@ -101,7 +101,7 @@ class ElasticDepthwise(ElasticLayer):
         )
 
     def slice(self, channels: int, kernel: int) -> Tensor:
-        """Weight (channels, 1, kernel, kernel) of the first channels."""
+        """Return the weight (channels, 1, kernel, kernel) of the first channels."""
         weight = _first(self.weight, channels)
         for small, large in reversed(list(pairwise(self.kernels))):
             if small < kernel:
@@ -117,7 +117,7 @@ class ElasticDepthwise(ElasticLayer):
         return self.conv2d(x, self.slice(channels, kernel), None, self.stride, kernel // 2, groups=channels)
 
     def plain(self, channels: int, kernel: int) -> nn.Conv2d:
-        """A stock depthwise convolution of this size."""
+        """Return a stock depthwise convolution of this size."""
         return _filled(
             nn.Conv2d(channels, channels, kernel, self.stride, kernel // 2, groups=channels, bias=False, device="meta"),
             weight=self.slice(channels, kernel),
@@ -149,7 +149,7 @@ class ElasticBatchNorm2d(ElasticLayer):
         self.register_buffer("running_var", torch.ones(channels))
 
     def slice(self, channels: int) -> dict[str, Tensor]:
-        """Scale, shift, running mean and running variance (channels,) of the first channels."""
+        """Return scale, shift, running mean and running variance (channels,) of the first channels."""
         return {
             "weight": _first(self.weight, channels),
             "bias": _first(self.bias, channels),
@@ -163,7 +163,7 @@ class ElasticBatchNorm2d(ElasticLayer):
         return functional.batch_norm(x, training=self.training, momentum=self.momentum, eps=self.eps, **part)
 
     def plain(self, channels: int) -> nn.BatchNorm2d:
-        """A stock batch norm of this size."""
+        """Return a stock batch norm of this size."""
         norm = nn.BatchNorm2d(channels, self.eps, self.momentum, device="meta")
         return _filled(norm, **self.slice(channels), num_batches_tracked=torch.zeros((), dtype=torch.long))
 
@@ -186,7 +186,7 @@ class Linear(ElasticLayer):
         return functional.linear(x, self.weight, self.bias)
 
     def plain(self) -> nn.Linear:
-        """A stock linear layer."""
+        """Return a stock linear layer."""
         outputs, inputs = self.weight.shape
         return _filled(nn.Linear(inputs, outputs, device="meta"), weight=self.weight, bias=self.bias)
 
@@ -207,17 +207,17 @@ class Dropout(ElasticLayer):
         return functional.dropout(x, self.p, self.training)
 
     def plain(self) -> nn.Dropout:
-        """A stock dropout."""
+        """Return a stock dropout."""
         return nn.Dropout(self.p)
 
 
 def _first(tensor: Tensor, count: int, dim: int = 0) -> Tensor:
-    """The first places of a dimension; the tensor itself where that is all, as a slice's gradient is a copy."""
+    """Return the first places of a dimension; the tensor itself where that is all, as a slice's gradient is a copy."""
     return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
 
 
 def _filled(layer: M, **values: Tensor | None) -> M:
-    """The layer with copies of these tensors as its parameters and buffers."""
+    """Return the layer with copies of these tensors as its parameters and buffers."""
     for name, value in values.items():
         if value is None:
             continue
@@ -230,7 +230,7 @@ def _filled(layer: M, **values: Tensor | None) -> M:
 
 
 def activation(name: str) -> nn.Module:
-    """The activation of this name: `relu` or `hardswish`."""
+    """Return the activation of this name: `relu` or `hardswish`."""
     layers: dict[str, Any] = {"relu": partial(nn.ReLU, inplace=True), "hardswish": nn.Hardswish}
     layer: nn.Module = layers[name]()
     return layer

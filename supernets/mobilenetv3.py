@@ -1,4 +1,4 @@
-"""The supernet: one class; early exits, dense skips and parallel blocks are flags of its architecture.
+"""Build the supernet: one class; early exits, dense skips and parallel blocks are flags of its architecture.
 
 The sub-network is an argument of every call. Nothing active is stored in the module, so two threads, or a teacher and
 its students, can run different sub-networks of the same weights at the same time.
@@ -66,7 +66,7 @@ class Supernet(nn.Module):
         initialise(self, torch.Generator().manual_seed(seed))
 
     def features(self, images: Tensor, subnet: Subnet) -> tuple[Tensor, ...]:
-        """Outputs of the body stages that the sub-network runs.
+        """Return the outputs of the body stages that the sub-network runs.
 
         Args:
             images: (N, in_channels, H, W), normalised.
@@ -94,7 +94,7 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, subnet: Subnet, exits: Exits) -> Tensor | tuple[Tensor, ...]: ...
 
     def forward(self, images: Tensor, subnet: Subnet, exits: Exits = "last") -> Tensor | tuple[Tensor, ...]:
-        """Logits of a sub-network.
+        """Return the logits of a sub-network.
 
         Args:
             images: (N, in_channels, H, W), normalised.
@@ -113,7 +113,7 @@ class Supernet(nn.Module):
         return logits[0] if exits == "last" else logits
 
     def extract(self, subnet: Subnet, exits: Exits = "last") -> GraphModule:
-        """The sub-network as a plain torch module with weights of its own, in evaluation mode.
+        """Return the sub-network as a plain torch module with weights of its own, in evaluation mode.
 
         Args:
             subnet: The sub-network; its resolution is not looked at.
@@ -131,7 +131,7 @@ class Supernet(nn.Module):
         return module
 
     def extract_parts(self, subnet: Subnet, exits: Exits = "last") -> tuple[GraphModule, GraphModule]:
-        """The sub-network as two plain modules for inference: all up to its first block, and the rest.
+        """Return the sub-network as two plain modules for inference: all up to its first block, and the rest.
 
         Networks with equal choices for that block have equal first parts. `rest(first(images))` is what the module
         that `extract` gives makes of the images, to the bit.
@@ -147,13 +147,13 @@ class Supernet(nn.Module):
         return first.eval(), rest.eval()
 
     def set_dropout(self, p: float) -> None:
-        """Sets the dropout probability of all exits."""
+        """Set the dropout probability of all exits."""
         for module in self.modules():
             if isinstance(module, Dropout):
                 module.p = p
 
     def chosen_exits(self, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
-        """The exits that a call of this sub-network returns the logits of, by number.
+        """Return the exits that a call of this sub-network returns the logits of, by number.
 
         Raises:
             SpaceError: If one is not on its way.
@@ -175,7 +175,7 @@ class Supernet(nn.Module):
 
 
 def initialise(net: nn.Module, generator: torch.Generator) -> None:
-    """Draws all weights anew: He normal with fan-out for convolutions, as OFA has it; kernel matrices are left alone.
+    """Draw all weights: He normal with fan-out for convolutions, as OFA has it; kernel matrices are left alone.
 
     The fan-out of a depthwise convolution counts all its channels (OFA's form); batch norm makes up for the scale.
     A network on the meta device has no values, and stays as it is.

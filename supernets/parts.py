@@ -1,4 +1,4 @@
-"""The parts of which all networks of a supernet are made: stem, blocks, dense skips and exits.
+"""Record the parts of which all networks of a supernet are made: stem, blocks, dense skips and exits.
 
 A part is a value. Networks share most of their parts, so each part is recorded, priced or timed once, at each side of
 its input. The text of a part is its name in tables.

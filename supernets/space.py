@@ -1,4 +1,4 @@
-"""What a sub-network is, and what may be chosen: plain numbers, no torch.
+"""Define sub-networks and spaces of them: plain numbers, no torch.
 
 A `Subnet` describes one network completely and canonically; a `Space` is the set of networks that may be chosen now.
 Progressive shrinking is a sequence of growing spaces (OFA, Cai et al., ICLR 2020, section 3; OFAv2 adds two).
@@ -68,7 +68,7 @@ class Subnet:
     height: int
 
     def __post_init__(self) -> None:
-        """Checks the structure and drops what does not run."""
+        """Check the structure and drop what does not run."""
         object.__setattr__(self, "resolution", _positive("resolution", self.resolution))
         object.__setattr__(self, "height", _positive("height", self.height))
         entries = _entries("depth", self.depth, self.height, "height")
@@ -86,11 +86,11 @@ class Subnet:
         object.__setattr__(self, "expand", _of_mbconv("expand", self.expand, depth, level))
 
     def blocks(self, stage: int) -> tuple[BlockChoice, ...]:
-        """Choices of the active blocks of body stage `stage`, counted from 0."""
+        """Return the choices of the active blocks of body stage `stage`, counted from 0."""
         return tuple(map(BlockChoice, self.kernel[stage], self.expand[stage], self.level[stage]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Lists and numbers only, as they stand in a JSON file."""
+        """Return lists and numbers only, as they stand in a JSON file."""
         return {
             "resolution": self.resolution,
             "depth": list(self.depth),
@@ -102,7 +102,7 @@ class Subnet:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "Subnet":
-        """Reads what `to_dict` wrote; longer lists are cut to what runs.
+        """Read what `to_dict` wrote; longer lists are cut to what runs.
 
         Raises:
             SpaceError: If a field is missing, unknown, of the wrong type or too short; the message names it.
@@ -112,12 +112,12 @@ class Subnet:
         return cls(**{name: fields[name] for name in names})
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         return json.dumps(self.to_dict())
 
     @classmethod
     def from_json(cls, text: str) -> "Subnet":
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Raises:
             SpaceError: If the text is no JSON, or no sub-network.
@@ -129,7 +129,7 @@ class Subnet:
         return cls.from_dict(fields)
 
     def __str__(self) -> str:
-        """Short form for logs, such as `r64 d4-4-4-4-4 k7 e6 l3 exit 5`; values that differ are given as a range."""
+        """Return a short form for logs, such as `r64 d4-4-4-4-4 k7 e6 l3 exit 5`; differing values become a range."""
         kernels = [k for values in self.kernel for k in values if k is not None]
         expands = [e for values in self.expand for e in values if e is not None]
         levels = [len(branches) for values in self.level for branches in values]
@@ -191,7 +191,7 @@ class Space:
     branches: tuple[str, ...] = ("mbconv",)
 
     def __post_init__(self) -> None:
-        """Sorts the choices and checks them against what the supernet has."""
+        """Sort the choices and check them against what the supernet has."""
         object.__setattr__(self, "stages", _positive("stages", self.stages))
         object.__setattr__(self, "blocks", _positive("blocks", self.blocks))
         object.__setattr__(self, "branches", _branches("branches", self.branches))
@@ -243,7 +243,7 @@ class Space:
         level: int | Sequence[str] | None = None,
         height: int | None = None,
     ) -> Subnet:
-        """The network with the same choice everywhere; a dimension that is not given takes its largest.
+        """Return the network with the same choice everywhere; a dimension that is not given takes its largest.
 
         Args:
             resolution: Image side in pixels.
@@ -278,15 +278,15 @@ class Space:
         )
 
     def largest(self) -> Subnet:
-        """The network with the largest choice of every dimension."""
+        """Return the network with the largest choice of every dimension."""
         return self.uniform()
 
     def smallest(self) -> Subnet:
-        """The network with the smallest choice of every dimension; of branches, the first ones are kept."""
+        """Return the network with the smallest choice of every dimension; of branches, the first ones are kept."""
         return self.uniform(**{name: min(getattr(self, name)) for name in DIMENSIONS})
 
     def corners(self) -> tuple[Subnet, ...]:
-        """Every uniform network of smallest and largest choices, at every exit, each once.
+        """Return every uniform network of smallest and largest choices, at every exit, each once.
 
         Of the smallest level, every set of branches of that size is a corner.
         """
@@ -301,7 +301,7 @@ class Space:
         return tuple(dict.fromkeys(found))
 
     def sample(self, generator: "np.random.Generator") -> Subnet:
-        """Draws every choice independently and uniformly (for level: uniformly over the allowed sets of branches).
+        """Draw every choice independently and uniformly (for level: uniformly over the allowed sets of branches).
 
         A call takes the same number of draws from the generator whatever it finds.
         """
@@ -321,7 +321,7 @@ class Space:
         )
 
     def restrict(self, **choices: Sequence[int]) -> "Space":
-        """The part of the space with fewer choices, such as `space.restrict(kernel=(5, 7), depth=(4,))`.
+        """Return the part of the space with fewer choices, such as `space.restrict(kernel=(5, 7), depth=(4,))`.
 
         Raises:
             SpaceError: If a dimension is unknown, or a choice is not in the space.
@@ -337,13 +337,13 @@ class Space:
         return replace(self, **chosen)
 
     def size(self) -> int:
-        """How many different networks the space holds, exactly."""
+        """Return how many different networks the space holds, exactly."""
         per_block = sum(len(self.kernel) * len(self.expand) if "mbconv" in branches else 1 for branches in self.levels)
         per_stage = sum(per_block**depth for depth in self.depth)
         return len(self.resolution) * sum(per_stage**height for height in self.height)
 
     def __contains__(self, subnet: object) -> bool:
-        """Whether `check` passes."""
+        """Return whether `check` passes."""
         if not isinstance(subnet, Subnet):
             return False
         try:
@@ -353,7 +353,7 @@ class Space:
         return True
 
     def check(self, subnet: Subnet) -> None:
-        """Passes if the network is in the space.
+        """Check that the network is in the space.
 
         Raises:
             SpaceError: Naming the first field and value outside it, and the choices there are.
@@ -382,7 +382,7 @@ class Space:
                     self._chosen("expand", choice.expand, where)
 
     def encode(self, subnet: Subnet) -> tuple[int, ...]:
-        """The network as a vector of integers, of one length for all spaces of a supernet.
+        """Return the network as a vector of integers, of one length for all spaces of a supernet.
 
         Resolution and height, then for every stage its depth and for every block position kernel, expand and level.
         Values stand as they are, level as a bit per branch (the first branch is bit 0); what does not run is 0.
@@ -402,7 +402,7 @@ class Space:
         return tuple(code)
 
     def decode(self, code: Collection[int]) -> Subnet:
-        """The network that `encode` made the vector of.
+        """Return the network that `encode` made the vector of.
 
         Raises:
             SpaceError: If the vector has another length, or is no encoding of a network in the space.
@@ -445,7 +445,7 @@ class Space:
 
 
 def walk_blocks(subnet: Subnet) -> Iterator[tuple[int, int, BlockChoice]]:
-    """Yields (stage, block, choices) of every active block in the order in which they run, counted from 0."""
+    """Yield (stage, block, choices) of every active block in the order in which they run, counted from 0."""
     for stage in range(subnet.height):
         for block, choice in enumerate(subnet.blocks(stage)):
             yield stage, block, choice
@@ -491,7 +491,7 @@ def _integer(name: str, value: object) -> int:
 
 
 def _vector(code: object) -> tuple[Any, ...]:
-    """The entries of a list, an array or the like."""
+    """Return the entries of a list, an array or the like."""
     if isinstance(code, Collection) and not isinstance(code, str | bytes | Mapping | Set):
         try:
             return tuple(code)
@@ -509,7 +509,7 @@ def _positive(name: str, value: object) -> int:
 
 
 def _entries(name: str, values: object, count: int, counted_by: str) -> tuple[Any, ...]:
-    """The first `count` entries of a list."""
+    """Return the first `count` entries of a list."""
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise SpaceError(f"{name} ({shown(values)}) must be a list")
     if len(values) < count:
@@ -518,7 +518,7 @@ def _entries(name: str, values: object, count: int, counted_by: str) -> tuple[An
 
 
 def _branches(name: str, value: object) -> tuple[str, ...]:
-    """Names of branches in their own order, each once."""
+    """Return the names of branches in their own order, each once."""
     known = ", ".join(BRANCHES)
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise SpaceError(f"{name} ({shown(value)}) must be a list of at least one of {known}")
@@ -533,7 +533,7 @@ def _branches(name: str, value: object) -> tuple[str, ...]:
 def _of_mbconv(
     name: str, values: object, depth: tuple[int, ...], level: tuple[tuple[tuple[str, ...], ...], ...]
 ) -> tuple[tuple[int | None, ...], ...]:
-    """Per-block values of the MBConv branch, None where that branch is off."""
+    """Return per-block values of the MBConv branch, None where that branch is off."""
     stages = _entries(name, values, len(depth), "height")
     return tuple(
         tuple(
@@ -545,7 +545,7 @@ def _of_mbconv(
 
 
 def _unpack(bits: int) -> tuple[str, ...]:
-    """Branches of a level's bits; of an inactive block (0) the first branch, which is dropped."""
+    """Return branches of a level's bits; of an inactive block (0) the first branch, which is dropped."""
     return tuple(branch for i, branch in enumerate(BRANCHES) if bits >> i & 1) or BRANCHES[:1]
 
 
@@ -556,7 +556,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def _level_span(level: tuple[tuple[tuple[str, ...], ...], ...], counts: Sequence[int]) -> str:
-    """Counts of branches; where all blocks have the same single branch other than the MBConv, its name."""
+    """Return the counts of branches; where all blocks have the same single branch other than the MBConv, its name."""
     same = {branches for values in level for branches in values}
     only = next(iter(same)) if len(same) == 1 else ()
     return "+".join(only) if only and only[0] != "mbconv" else _span(counts)

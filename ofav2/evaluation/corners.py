@@ -25,7 +25,7 @@ def chosen_corners(space: Space, which: Literal["all", "ends", "none"]) -> tuple
 
 
 def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ...]:
-    """A uniform sub-network's row: kernel and expand are None where its MBConv branches are off."""
+    """Return a uniform sub-network's row: kernel and expand are None where its MBConv branches are off."""
     subnet = score.subnet
     cost = subnet_cost(arch, subnet)
     return (
@@ -42,7 +42,7 @@ def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ..
 
 
 def keeps_mbconv(subnet: Subnet) -> bool:
-    """Whether the MBConv branch is on in every block."""
+    """Return whether the MBConv branch is on in every block."""
     return all("mbconv" in branches for values in subnet.level for branches in values)
 
 

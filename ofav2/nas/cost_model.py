@@ -1,4 +1,4 @@
-"""What networks of one supernet cost on one machine: all that can be limited, in one value."""
+"""Hold what networks of one supernet cost on one machine: all limited costs in one value."""
 
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -280,7 +280,7 @@ def _fitted(
 
 
 def measure_subnet(net: Supernet, subnet: Subnet, runtime: Runtime, batch: int, threads: int | None = None) -> Latency:
-    """Time a sub-network as it is extracted.
+    """Time a sub-network in its extracted form.
 
     Args:
         net: The supernet.

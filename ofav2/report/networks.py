@@ -49,7 +49,7 @@ class Table:
 
 
 def tables(run: RunSnapshot) -> tuple[Table, ...]:
-    """The tables of measured sub-networks, in the order in which they were written; a repeated name counts once.
+    """Return the tables of measured sub-networks, in the order in which they were written; a repeated name counts once.
 
     Raises:
         RunError: If a table in the metrics is damaged.
@@ -88,7 +88,7 @@ def front_of(points: Sequence[tuple[int, float]]) -> tuple[int, ...]:
 
 
 def cheapest_near_best(networks: Sequence[Measured], metric: Metric) -> Measured | None:
-    """The cheapest network whose score is near the best one's (`Metric.is_near`); None of none.
+    """Return the cheapest network whose score is near the best one's (`Metric.is_near`); None of none.
 
     Args:
         networks: Networks from the cheapest to the most expensive, in multiply-adds.
