@@ -50,7 +50,7 @@ VARIANTS = MappingProxyType(
 
 
 def make_divisible(value: float, divisor: int = CHANNEL_DIVISOR) -> int:
-    """Round `value` to a multiple of `divisor`: the nearest, at least one, never under 90 % of it (MobileNet's rule)."""
+    """Round `value` to a multiple of `divisor`: the nearest, at least one, never under 90 % of it (MobileNet)."""
     rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return rounded + divisor if rounded < 0.9 * value else rounded
 
