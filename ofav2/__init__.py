@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
     from ofav2.deploy.extract import extract
-    from ofav2.deploy.load import load_subnet
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
     from ofav2.exits.calibrate import calibrate_exits
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ofav2.nas.limits import Limits, parse_limits
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
-    from ofav2.runs.records import Run
+    from ofav2.runs.records import Run, RunRecord
     from ofav2.training.import_ofa import import_ofa
     from ofav2.training.run import resume, train
     from supernets.cost import Cost
@@ -50,10 +50,13 @@ __all__ = (
     "Ranking",
     "Run",
     "RunError",
+    "RunRecord",
+    "SubnetRecord",
     "UserError",
     "calibrate_exits",
     "choose",
     "compare_runs",
+    "describe_subnet",
     "early_exits",
     "extract",
     "finetune",
@@ -88,6 +91,9 @@ _HOMES = MappingProxyType(
         "compare_runs": "ofav2.report.several",
         "write_report": "ofav2.report.single",
         "Run": "ofav2.runs.records",
+        "RunRecord": "ofav2.runs.records",
+        "SubnetRecord": "ofav2.deploy.artifact",
+        "describe_subnet": "ofav2.deploy.artifact",
         "train": "ofav2.training.run",
         "resume": "ofav2.training.run",
         "Candidate": "ofav2.nas.candidates",
@@ -117,7 +123,7 @@ _HOMES = MappingProxyType(
         "calibrate_exits": "ofav2.exits.calibrate",
         "load_early_exits": "ofav2.exits.policy_file",
         "load_exit_policy": "ofav2.exits.policy_file",
-        "load_subnet": "ofav2.deploy.load",
+        "load_subnet": "ofav2.deploy.artifact",
         "load_supernet": "ofav2.evaluation.opened_run",
         "finetune": "ofav2.finetuning.run",
     }

@@ -82,12 +82,11 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     run = open_run(arguments.run)
     space = run.loaded.net.space
-    subnet, facts = chosen or (space.largest() if arguments.largest else space.smallest()), None
-    if constraints:
-        choice = _choose(arguments, run, constraints)
-        subnet, facts = choice.best.subnet, choice.to_dict()
-    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=facts, formats=formats)
-    before, after = (written["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
+    choice = _choose(arguments, run, constraints) if constraints else None
+    subnet = choice.best.subnet if choice else chosen or (space.largest() if arguments.largest else space.smallest())
+    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=choice, formats=formats)
+    assert written.extraction, "it was just extracted"
+    before, after = written.extraction.scores_before, written.scores
     rows = [
         (exit, split, f"{100 * before[split][exit]:.2f}", f"{100 * after[split][exit]:.2f}")
         for split in before
@@ -95,7 +94,7 @@ def _run(arguments: argparse.Namespace) -> None:
     ]
     console.show(table(str(subnet), ("exit", "split", "top-1 % as extracted", "top-1 % recalibrated"), rows))
     console.say(
-        f"made {arguments.out}: {written['cost']['params']:,} parameters, {written['cost']['macs']:,} multiply-adds\n"
+        f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"
     )
 

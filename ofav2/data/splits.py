@@ -18,6 +18,9 @@ from ofav2.rng import generator
 
 Colour = tuple[float, float, float]
 
+SPLIT_FORMAT = "ofav2-split/1"
+"""Format version of what `split_record` gives."""
+
 
 @dataclass(frozen=True, eq=False)
 class Split:
@@ -163,7 +166,7 @@ def split_record(data: ImageData) -> dict[str, Any]:
     where they are files `files` has their paths below the data set's folder of training images.
     """
     held = {"val": data.val, "test": data.test}
-    record: dict[str, Any] = {"fingerprint": data.fingerprint}
+    record: dict[str, Any] = {"format": SPLIT_FORMAT, "fingerprint": data.fingerprint}
     for name, indices in data.drawn.items():
         record[name] = {"indices": indices.tolist()}
         paths = held[name].images.names()

@@ -1,94 +1,95 @@
 """Write the model card of an extracted network, for the Hugging Face Hub."""
 
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+
+from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
 
 CARD = "model_card.md"
 
 
-def model_card(described: Mapping[str, Any]) -> str:
+def model_card(record: SubnetRecord) -> str:
     """A card: YAML front matter with the results, and a page for people.
 
     Args:
-        described: The content of `subnet.json`.
+        record: What the network is.
     """
-    return "\n".join(["---", *_front_matter(described), "---", "", *_page(described), ""])
+    return "\n".join(["---", *_front_matter(record), "---", "", *_page(record), ""])
 
 
-def _front_matter(described: Mapping[str, Any]) -> Iterator[str]:
+def _front_matter(record: SubnetRecord) -> Iterator[str]:
     yield "license: other"
     yield "license_name: unspecified"
     yield "library_name: ofav2"
     yield "pipeline_tag: image-classification"
     yield "tags:"
-    for tag in ("image-classification", "once-for-all", "ofav2", "mobilenetv3", described["supernet"]["variant"]):
+    for tag in ("image-classification", "once-for-all", "ofav2", "mobilenetv3", record.architecture.variant):
         yield f"- {_quoted(tag)}"
     yield "datasets:"
-    yield f"- {_quoted(described['data'])}"
+    yield f"- {_quoted(record.data)}"
     yield "metrics:"
     yield "- accuracy"
     yield "model-index:"
-    yield f"- name: {_quoted(_name(described))}"
+    yield f"- name: {_quoted(_name(record))}"
     yield "  results:"
     yield "  - task:"
     yield "      type: image-classification"
     yield "      name: Image classification"
     yield "    dataset:"
-    yield f"      type: {_quoted(described['data'])}"
-    yield f"      name: {_quoted(described['data'])}"
+    yield f"      type: {_quoted(record.data)}"
+    yield f"      name: {_quoted(record.data)}"
     yield "      split: test"
     yield "    metrics:"
-    for exit, top1 in _final_top1(described)["test"].items():
+    for exit, top1 in record.scores["test"].items():
         yield "    - type: accuracy"
         yield f"      name: {_quoted(f'Top-1 accuracy, exit {exit}')}"
         yield f"      value: {top1!r}"
 
 
-def _page(described: Mapping[str, Any]) -> Iterator[str]:
-    cost, given, origin = described["cost"], described["input"], described["provenance"]
-    side, variant = given["resolution"], described["supernet"]["variant"]
-    yield f"# {_plain(_name(described))}"
+def _page(record: SubnetRecord) -> Iterator[str]:
+    cost, given, origin = record.cost, record.input, record.provenance
+    side, variant = given.resolution, record.architecture.variant
+    yield f"# {_plain(_name(record))}"
     yield ""
     yield (
-        f"An image classifier with {len(described['classes'])} classes: one sub-network of a Once-For-All v2 supernet"
-        f" (`{variant}`, width {described['supernet']['width_mult']}), trained on {_code(described['data'])}."
+        f"An image classifier with {len(record.classes)} classes: one sub-network of a Once-For-All v2 supernet"
+        f" (`{variant}`, width {record.architecture.width_mult}), trained on {_code(record.data)}."
     )
     yield ""
     yield "| | |"
     yield "|---|---|"
-    yield f"| input | {given['channels']} channels, {side} x {side} pixels, values in 0..1, normalised as below |"
-    yield f"| parameters | {cost['params']:,} |"
-    yield f"| multiply-adds per image | {cost['macs']:,} |"
-    yield f"| peak activation memory per image | {cost['memory']:,} bytes |"
-    yield f"| sub-network | {_code(described['name'])} |"
-    yield f"| logits of exits | {', '.join(_final_top1(described)['test'])} |"
+    yield f"| input | {given.channels} channels, {side} x {side} pixels, values in 0..1, normalised as below |"
+    yield f"| parameters | {cost.params:,} |"
+    yield f"| multiply-adds per image | {cost.macs:,} |"
+    yield f"| peak activation memory per image | {cost.memory:,} bytes |"
+    yield f"| sub-network | {_code(record.name)} |"
+    yield f"| logits of exits | {', '.join(map(str, record.scores['test']))} |"
     yield ""
     yield "## Accuracy"
     yield ""
-    yield from _fine_tuned_accuracy(described) if described.get("finetuning") else _extracted_accuracy(described)
+    yield from _extracted_accuracy(record, record.extraction) if record.extraction else _fine_tuned_accuracy(record)
     yield ""
     yield "## Use"
     yield ""
     yield "Class names, in the order of the logits, are in `subnet.json` under `classes`."
     yield ""
-    yield from _usage(described)
+    yield from _usage(record)
     yield ""
     yield "## Where it comes from"
     yield ""
-    yield f"- run {_code(origin['run'])}, phase {_code(origin['phase'])}"
-    yield f"- checkpoint SHA-256 `{origin['checkpoint_sha256']}`"
-    yield f"- data fingerprint {_code(origin['data_fingerprint'])}"
-    if found := described.get("choice"):
-        limits = ", ".join(f"{name} {value:,}" for name, value in found["limits"].items()) or "none"
-        count, seed = found["candidates"], found["seed"]
+    yield f"- run {_code(origin.run)}, phase {_code(origin.phase)}"
+    yield f"- checkpoint SHA-256 `{origin.checkpoint_sha256}`"
+    yield f"- data fingerprint {_code(origin.data_fingerprint)}"
+    if found := record.choice:
+        limits = ", ".join(f"{name} {value:,}" for name, value in found.limits.named.items()) or "none"
+        count, seed = found.candidates, found.seed
         yield f"- the best on validation of {count} random networks (seed {seed}); limits: {limits}"
-    for step in described.get("finetuning", ()):
+    for step in record.finetuning:
         yield (
-            f"- fine-tuned from weights SHA-256 `{step['source_sha256']}` on {_code(step['data'])}, fingerprint"
-            f" {_code(step['data_fingerprint'])}, {step['epochs']} epochs"
+            f"- fine-tuned from weights SHA-256 `{step.source_sha256}` on {_code(step.data)}, fingerprint"
+            f" {_code(step.data_fingerprint)}, {step.epochs} epochs"
         )
-    yield f"- torch {_code(origin['versions'].get('torch'))}, ofav2 {_code(origin['versions'].get('ofav2'))}"
+    yield f"- torch {_code(origin.versions.get('torch'))}, ofav2 {_code(origin.versions.get('ofav2'))}"
     yield ""
     yield "The whole recipe, the architecture block by block and all costs are in `subnet.json`."
     yield ""
@@ -101,17 +102,17 @@ def _page(described: Mapping[str, Any]) -> Iterator[str]:
     )
 
 
-def _extracted_accuracy(described: Mapping[str, Any]) -> Iterator[str]:
+def _extracted_accuracy(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
     yield "Top-1 in %, measured by the command that wrote these files; batch norm was recalibrated on training images."
     yield ""
     yield "| exit | validation | test | test before recalibration |"
     yield "|---|---|---|---|"
-    before, after = (described["top1_per_exit"][f"{when}_recalibration"] for when in ("before", "after"))
+    before, after = extraction.scores_before, record.scores
     for exit, top1 in after["test"].items():
         yield f"| {exit} | {100 * after['val'][exit]:.2f} | {100 * top1:.2f} | {100 * before['test'][exit]:.2f} |"
 
 
-def _fine_tuned_accuracy(described: Mapping[str, Any]) -> Iterator[str]:
+def _fine_tuned_accuracy(record: SubnetRecord) -> Iterator[str]:
     yield (
         "Top-1 in %, measured once by the command that wrote these files. Validation images were trained on in the end,"
         " so accuracy on them would say nothing."
@@ -119,35 +120,28 @@ def _fine_tuned_accuracy(described: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield "| exit | test |"
     yield "|---|---|"
-    for exit, top1 in _final_top1(described)["test"].items():
+    for exit, top1 in record.scores["test"].items():
         yield f"| {exit} | {100 * top1:.2f} |"
 
 
-def _final_top1(described: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Top-1 of what the files hold, by split and exit."""
-    found = described["top1_per_exit"]
-    last: Mapping[str, Any] = found["after_finetuning" if described.get("finetuning") else "after_recalibration"]
-    return last
-
-
-def _usage(described: Mapping[str, Any]) -> Iterator[str]:
-    given = described["input"]
+def _usage(record: SubnetRecord) -> Iterator[str]:
+    given = record.input
     yield "```python"
     yield "import torch"
     yield ""
-    yield f"mean = torch.tensor({given['mean']}).view(1, -1, 1, 1)"
-    yield f"std = torch.tensor({given['std']}).view(1, -1, 1, 1)"
-    yield f"images = torch.rand(2, {given['channels']}, {given['resolution']}, {given['resolution']})  # yours, in 0..1"
+    yield f"mean = torch.tensor({list(given.mean)}).view(1, -1, 1, 1)"
+    yield f"std = torch.tensor({list(given.std)}).view(1, -1, 1, 1)"
+    yield f"images = torch.rand(2, {given.channels}, {given.resolution}, {given.resolution})  # yours, in 0..1"
     yield "images = (images - mean) / std"
     yield ""
-    if "onnx" in described["formats"]:
+    if "onnx" in record.formats:
         yield "import onnxruntime  # needs nothing of ofav2"
         yield ""
         yield 'session = onnxruntime.InferenceSession("model.onnx")'
-        outputs = ", ".join(described["checks"]["outputs"])
+        outputs = ", ".join(record.exports.outputs)
         yield f'outputs = session.run(None, {{"images": images.numpy()}})  # {outputs}'
         yield ""
-    if "pt2" in described["formats"]:
+    if "pt2" in record.formats:
         yield 'program = torch.export.load("model.pt2").module()  # torch alone'
         yield "outputs = program(images)"
         yield ""
@@ -158,8 +152,8 @@ def _usage(described: Mapping[str, Any]) -> Iterator[str]:
     yield "```"
 
 
-def _name(described: Mapping[str, Any]) -> str:
-    return f"{described['provenance']['run']}: {described['name']}"
+def _name(record: SubnetRecord) -> str:
+    return f"{record.provenance.run}: {record.name}"
 
 
 def _printable(text: object) -> str:

@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from ofav2.deploy.agreement import require_same
+from ofav2.deploy.artifact import ExportRecord
 from ofav2.errors import RunError, UserError
 from supernets.outputs import exit_logits
 
@@ -47,7 +48,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 def write_exports(
     module: nn.Module, images: Tensor, names: Sequence[str], folder: Path, formats: Sequence[str] = FORMATS
-) -> dict[str, Any]:
+) -> ExportRecord:
     """Write `model.pt2` and `model.onnx`, read each back, and compare its logits with the network's.
 
     Both take any number of images of this size; they are compared with one image and with all.
@@ -60,7 +61,7 @@ def write_exports(
         formats: Which of `FORMATS` to write.
 
     Returns:
-        What was compared, for `subnet.json`.
+        How they compare with the network.
 
     Raises:
         RunError: If a file can't be made, or does not compute what the network does.
@@ -76,7 +77,7 @@ def write_exports(
             name: max(require_same(form(batch), exit_logits(plain(batch)), name) for batch in batches)
             for name, form in forms.items()
         }
-    return {"batches": [len(batch) for batch in batches], "largest_gap": gaps, "outputs": list(names)}
+    return ExportRecord(tuple(names), tuple(len(batch) for batch in batches), gaps)
 
 
 def _write_forms(

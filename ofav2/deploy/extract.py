@@ -1,21 +1,21 @@
 """Extract a sub-network from a run: check, recalibrate, measure and write it."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ofav2 import files
 from ofav2.deploy.agreement import largest_gap, require_same
+from ofav2.deploy.artifact import ChoiceRecord, ExtractionRecord, InputRecord, Provenance, SubnetRecord
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.load import SUBNET_FORMAT
-from ofav2.deploy.write import write_network
+from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.nas.candidates import Ranking
 from supernets import Exits, Subnet, Supernet
 from supernets.outputs import exit_logits
 from supernets.subnet_cost import subnet_cost
@@ -34,9 +34,9 @@ def extract(
     out: str | Path,
     exits: Exits = "last",
     *,
-    choice: Mapping[str, Any] | None = None,
+    choice: Ranking | None = None,
     formats: Sequence[str] = FORMATS,
-) -> dict[str, Any]:
+) -> SubnetRecord:
     """Write a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
 
     Before it is recalibrated, the extracted network's logits are compared with the supernet's on real images, and a
@@ -47,11 +47,11 @@ def extract(
         subnet: A network of the run's space.
         out: Folder to make; it must not exist, or be empty.
         exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
-        choice: How it was chosen, `Choice.to_dict()`, to be kept in `subnet.json`; None for a network that was named.
+        choice: How it was chosen, to be kept in `subnet.json`; None for a network that was named.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
-        The content of `subnet.json`.
+        What `subnet.json` holds.
 
     Raises:
         SpaceError: If the sub-network is outside the space that was trained, or an exit is not on its way.
@@ -66,65 +66,74 @@ def extract(
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")
     module = run.runtime.place(net.extract(subnet, exits))
     images = evaluator.sample_inputs(subnet.resolution)[:COMPARED]
-    checks = {
-        "images": len(images),
-        "supernet_gap": _check_same(net, module, subnet, exits, images),
-        "canary": _check_canary(run, module, subnet, exits, images),
-    }
-    before = _top1(run, module, subnet, exits)
+    gap = _check_same(net, module, subnet, exits, images)
+    canary, canary_gap = _check_canary(run, module, subnet, exits, images)
+    extraction = ExtractionRecord(
+        scores_before=_scores(run, module, subnet, exits),
+        calibration_images=evaluator.config.calibration_images,
+        calibration_seed=evaluator.seed,
+        compared_images=len(images),
+        supernet_gap=gap,
+        canary=canary,
+        canary_gap=canary_gap,
+    )
     module = evaluator.calibrated(net, subnet, exits)
-    after = _top1(run, module, subnet, exits)
-    described = _describe(run, subnet, exits) | {
-        "choice": choice,
-        "top1": {"before_recalibration": _of_last(before), "after_recalibration": _of_last(after)},
-        "top1_per_exit": {"before_recalibration": before, "after_recalibration": after},
-        "checks": checks,
-    }
+    scores = _scores(run, module, subnet, exits)
+    run_record, data = run.loaded.record, run.loaded.record.data
     with files.making(path) as staging:
-        return write_network(staging, module, images, names, described, formats)
+        exports, sha256 = write_network(staging, module, images, names, formats)
+        record = SubnetRecord(
+            subnet=subnet,
+            exits=exits if exits == "last" else net.chosen_exits(subnet, exits),
+            architecture=net.architecture,
+            task=run_record.task,
+            metric=run_record.metric,
+            input=InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop),
+            data=data.name,
+            classes=data.classes,
+            cost=subnet_cost(net.architecture, subnet, exits),
+            scores=scores,
+            extraction=extraction,
+            choice=_choice(choice) if choice else None,
+            provenance=_provenance(run),
+            finetuning=(),
+            formats=tuple(formats),
+            exports=exports,
+            sha256=sha256,
+        )
+        write_description(staging, record)
+        return record
 
 
-def _describe(run: OpenedRun, subnet: Subnet, exits: Exits) -> dict[str, Any]:
-    net, evaluator, record = run.loaded.net, run.evaluator, run.loaded.record
+def _provenance(run: OpenedRun) -> Provenance:
+    return Provenance(
+        run=run.loaded.record.name,
+        phase=run.loaded.phase,
+        checkpoint_sha256=run.loaded.sha256,
+        data_fingerprint=run.data.fingerprint,
+        versions=run.loaded.record.versions,
+        recipe=run.recipe,
+    )
+
+
+def _choice(ranking: Ranking) -> ChoiceRecord:
+    return ChoiceRecord(
+        limits=ranking.limits,
+        exits=ranking.space.height,
+        resolutions=ranking.space.resolution,
+        candidates=len(ranking.ranked),
+        seed=ranking.seed,
+        ranked_on="val",
+    )
+
+
+def _scores(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> dict[str, dict[int, float]]:
+    """Scores by split and exit."""
+    numbers = run.loaded.net.chosen_exits(subnet, exits)
     return {
-        "format": SUBNET_FORMAT,
-        "name": str(subnet),
-        "subnet": subnet.to_dict(),
-        "exits": exits if exits == "last" else list(net.chosen_exits(subnet, exits)),
-        "supernet": record.architecture.to_dict(),
-        "input": {
-            "channels": record.data.channels,
-            "mean": list(record.data.mean),
-            "std": list(record.data.std),
-            "eval_crop": record.data.eval_crop,
-            "resolution": subnet.resolution,
-        },
-        "data": record.data.name,
-        "classes": list(record.data.classes),
-        "cost": asdict(subnet_cost(net.architecture, subnet, exits)),
-        "recalibration": {"images": evaluator.config.calibration_images, "seed": evaluator.seed},
-        "provenance": {
-            "run": record.name,
-            "phase": run.loaded.phase,
-            "checkpoint_sha256": run.loaded.sha256,
-            "data_fingerprint": run.data.fingerprint,
-            "versions": record.versions,
-            "recipe": run.recipe,
-        },
-    }
-
-
-def _top1(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> dict[str, dict[str, float]]:
-    """Top-1 (0..1) by split and exit."""
-    keys = [str(exit) for exit in run.loaded.net.chosen_exits(subnet, exits)]
-    return {
-        split.name: dict(zip(keys, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
+        split.name: dict(zip(numbers, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
         for split in (run.data.val, run.data.test)
     }
-
-
-def _of_last(top1: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {split: list(per_exit.values())[-1] for split, per_exit in top1.items()}
 
 
 def _check_same(net: Supernet, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> float:
@@ -133,15 +142,21 @@ def _check_same(net: Supernet, module: nn.Module, subnet: Subnet, exits: Exits, 
     return require_same(found, expected, "extracted network, beside the supernet,")
 
 
-def _check_canary(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> dict[str, Any]:
-    """Another network of the space must have other logits, or the comparison with the supernet would prove nothing."""
+def _check_canary(
+    run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor
+) -> tuple[str | None, float | None]:
+    """Require other logits of another network, or the comparison with the supernet would prove nothing.
+
+    Returns:
+        That network and the gap; None if the space holds no other.
+    """
     net = run.loaded.net
     # One that ends at the same exit proves more: there, only kernel, expansion, depth or branches differ.
     spaces = (net.space.restrict(height=(subnet.height,)), net.space)
     ends = (end for space in spaces for end in (space.smallest(), space.largest()))
     others = [end for end in (replace(end, resolution=subnet.resolution) for end in ends) if end != subnet]
     if not others:
-        return {"other": None, "gap": None}
+        return None, None
     with torch.inference_mode():
         other = exit_logits(run.runtime.place(net.extract(others[0]))(images))[-1:]
         gap = largest_gap(other, exit_logits(module(images))[-1:])
@@ -150,4 +165,4 @@ def _check_canary(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exit
             f"sub-networks ({subnet}) and ({others[0]}) have the same logits, so choices have no effect: nothing was"
             " written; if the run was trained at all, please report it with the recipe"
         )
-    return {"other": str(others[0]), "gap": gap}
+    return str(others[0]), gap

@@ -1,10 +1,9 @@
 """Calibrate early exits: thresholds on validation, the chosen one on test, measured times."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,16 +11,23 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import Batch, ImageData, Split, open_data
 from ofav2.deploy.agreement import require_same
-from ofav2.deploy.load import describe_subnet, load_subnet
-from ofav2.errors import RunError, UserError
+from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
+from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.exits.collect import require_classes, split_inputs
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
-from ofav2.exits.policy_file import EARLY_FACTS, EARLY_FORMAT, several_exits
+from ofav2.exits.policy_file import (
+    CurveRecord,
+    EarlyExitsRecord,
+    Outcome,
+    Timed,
+    TimesRecord,
+    several_exits,
+    write_early_record,
+)
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
 from ofav2.progress import log_progress
@@ -30,7 +36,6 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.classification import confidence_of, predict
 from ofav2.tasks.registry import make_task
-from supernets import Architecture, Subnet
 from supernets.graphs import alone
 from supernets.subnet_cost import ExitMacs, exit_macs
 
@@ -59,10 +64,8 @@ class OpenedExits:
     """The network, on the runtime's device."""
     module: GraphModule
     """The same weights as the module that returns all exits at once."""
-    facts: Mapping[str, Any]
+    record: SubnetRecord
     """What `subnet.json` says."""
-    subnet: Subnet
-    """The sub-network."""
     macs: tuple[ExitMacs, ...]
     """What each exit costs."""
     data: ImageData
@@ -71,38 +74,6 @@ class OpenedExits:
     """What prepares images."""
     runtime: Runtime
     """Device and precision."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a rule does to a split."""
-
-    images: int
-    """Images of the split."""
-    top1: float
-    """Share (0..1) whose class is right."""
-    mean_macs: float
-    """Mean multiply-adds per image."""
-    shares: tuple[float, ...]
-    """Share (0..1) that leaves at each exit."""
-
-
-@dataclass(frozen=True)
-class Timed:
-    """A way to run the network, on validation."""
-
-    name: str
-    """`threshold 0.93`, `none leaves early`, `exit 3 alone` (a network of that exit), or `all exits` at once."""
-    threshold: float | None
-    """The threshold, where there is one."""
-    mean_macs: float
-    """Mean multiply-adds per image."""
-    top1: float
-    """Share (0..1) of all validation images whose class is right."""
-    shares: tuple[float, ...] | None
-    """Share (0..1) of all validation images that leaves at each exit."""
-    nanoseconds: tuple[int, ...]
-    """Measured time per image at each of `BATCHES`."""
 
 
 @dataclass(frozen=True)
@@ -208,21 +179,21 @@ def calibrate_exits(
     places = sorted({place, *curve.spread(SHOWN)})
     rows = _timed(opened, curve, places, rule, single)
     study = Study(
-        name=str(opened.subnet),
+        name=opened.record.name,
         data=opened.data.name,
         rule=rule,
         target=target,
         exits=opened.net.exits,
         val=_on_curve(curve, place),
         test=evaluate_policy(opened, opened.data.test, rule),
-        last_test_top1=_last_test_top1(opened),
+        last_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
         rows=rows,
         chosen=places.index(place),
         curve=curve,
         timed_images=min(TIMED_IMAGES, len(opened.data.val)),
         machine=this_machine(opened.runtime.device),
     )
-    files.write_json(opened.folder / EARLY_FACTS, _described(opened, study))
+    write_early_record(opened.folder, _record(opened, study))
     return study
 
 
@@ -236,38 +207,29 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     for text in overrides:
         if text.partition("=")[0] not in _CHANGEABLE:
             raise UserError(f"setting ({text}) does not belong here: of the network's recipe, {', '.join(_CHANGEABLE)}")
-    exits, module, facts = several_exits(path), load_subnet(path), describe_subnet(path)
-    if facts.get("finetuning"):
+    exits, module, record = several_exits(path), load_subnet(path), describe_subnet(path)
+    if record.finetuning:
         raise UserError(
             f"network ({path}) was fine-tuned on its validation images too, which are to choose the threshold:"
             " calibrate it as it was extracted"
         )
-    try:
-        subnet, origin = Subnet.from_dict(facts["subnet"]), facts["provenance"]
-        text, fingerprint = origin["recipe"], origin["data_fingerprint"]
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{path}: subnet.json lacks {error}: extract the network again") from error
-    if not isinstance(text, str):
-        raise RunError(f"{path}: subnet.json holds no recipe: extract the network again")
-    config = recipe.parse(text, f"recipe in {path}/subnet.json", overrides)
+    config = recipe.parse(record.provenance.recipe, f"recipe in {path}/subnet.json", overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
     require_classes(task)
-    if data.fingerprint != fingerprint:
+    if data.fingerprint != record.provenance.data_fingerprint:
         raise UserError(
             f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
             " ones that it knows: give the folder of that one as data.root=PATH"
         )
     runtime.place(module)
     if not config.run.threads:
-        images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, subnet.resolution))
+        images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))
         choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
     net = early_exits(module, exits)
-    costs = exit_macs(Architecture.from_dict(facts["supernet"]), subnet, exits)
-    return OpenedExits(
-        path, net, module, facts, subnet, costs, data, open_evaluator(config, data, task, runtime), runtime
-    )
+    costs = exit_macs(record.architecture, record.subnet, exits)
+    return OpenedExits(path, net, module, record, costs, data, open_evaluator(config, data, task, runtime), runtime)
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outcome:
@@ -304,7 +266,7 @@ def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None)
 
 
 def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
-    return split_inputs(opened.evaluator, split, opened.subnet.resolution, batch_size)
+    return split_inputs(opened.evaluator, split, opened.record.subnet.resolution, batch_size)
 
 
 def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[ThresholdCurve, tuple[float, ...]]:
@@ -378,36 +340,23 @@ def _call_times(opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]]
     return [tuple(round(time / len(split)) for time in times) for times in zip(*found, strict=True)]
 
 
-def _last_test_top1(opened: OpenedExits) -> float:
-    try:
-        return float(opened.facts["top1_per_exit"]["after_recalibration"]["test"][str(opened.net.exits[-1])])
-    except (KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{opened.folder}: subnet.json lacks {error}: extract the network again") from error
-
-
-def _described(opened: OpenedExits, study: Study) -> dict[str, Any]:
+def _record(opened: OpenedExits, study: Study) -> EarlyExitsRecord:
     curve, kept = study.curve, study.curve.spread(KEPT)
-    return {
-        "format": EARLY_FORMAT,
-        "subnet_sha256": opened.facts["sha256"],
-        "data_fingerprint": opened.data.fingerprint,
-        "rule": asdict(study.rule),
-        "target": study.target,
-        "exits": list(study.exits),
-        "macs": [asdict(cost) for cost in opened.macs],
-        "val": asdict(study.val),
-        "test": asdict(study.test) | {"last_exit_top1": study.last_test_top1},
-        "measured": {
-            "machine": asdict(study.machine),
-            "batches": list(BATCHES),
-            "images": study.timed_images,
-            "rounds": ROUNDS,
-            "rows": [asdict(row) for row in study.rows],
-        },
-        "curve": {
-            "thresholds": curve.thresholds[kept].tolist(),
-            "mean_macs": curve.mean_macs[kept].tolist(),
-            "top1": curve.top1[kept].tolist(),
-            "shares": curve.shares[kept].tolist(),
-        },
-    }
+    return EarlyExitsRecord(
+        subnet_sha256=opened.record.sha256,
+        data_fingerprint=opened.data.fingerprint,
+        rule=study.rule,
+        target=study.target,
+        exits=study.exits,
+        macs=opened.macs,
+        val=study.val,
+        test=study.test,
+        last_exit_test_top1=study.last_test_top1,
+        measured=TimesRecord(study.machine, BATCHES, study.timed_images, ROUNDS, study.rows),
+        curve=CurveRecord(
+            thresholds=tuple(curve.thresholds[kept].tolist()),
+            mean_macs=tuple(curve.mean_macs[kept].tolist()),
+            top1=tuple(curve.top1[kept].tolist()),
+            shares=tuple(map(tuple, curve.shares[kept].tolist())),
+        ),
+    )

@@ -1,22 +1,23 @@
 """Measure how often exits of the largest network agree on validation images; keep it in the run folder."""
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from ofav2 import files
-from ofav2.errors import RunError, UserError
+from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import open_run
 from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.runs import folder
-from ofav2.runs.snapshot import RunSnapshot, checked
+from ofav2.runs.snapshot import RunSnapshot
+from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
 EXITS = "exits.json"
-FORMAT = "ofav2-exits/1"
+FORMAT = "ofav2-exits/2"
 
 
 @dataclass(frozen=True)
@@ -25,16 +26,31 @@ class Agreement:
 
     phase: str
     """The phase whose weights were measured."""
-    images: int
+    images: Positive
     """Validation images."""
     exits: tuple[int, ...]
     """The exits, from 1."""
-    agree: tuple[tuple[float, ...], ...]
+    agree: tuple[tuple[Share, ...], ...]
     """Share (0..1) of images to which two exits give the same class, a row and a column per exit."""
-    top1: tuple[float, ...]
+    top1: tuple[Share, ...]
     """Share (0..1) that each exit classifies rightly."""
-    right_together: float
+    right_together: Share
     """Share (0..1) on which at least one exit is right."""
+
+    def __post_init__(self) -> None:
+        """Refuse tables of other sizes than the exits."""
+        if {len(self.top1), len(self.agree), *map(len, self.agree)} != {len(self.exits)}:
+            raise ValueError("agree and top1 must have an entry per exit")
+
+
+@dataclass(frozen=True)
+class AgreementRecord:
+    """What `exits.json` holds."""
+
+    checkpoint_sha256: Sha256
+    """Checksum of the weights that were measured."""
+    agreement: Agreement
+    """What was found."""
 
 
 def measure_exits(run: str | Path) -> Agreement:
@@ -59,8 +75,7 @@ def measure_exits(run: str | Path) -> Agreement:
     module = evaluator.calibrated(net, largest, exits[: exits.index(largest.height) + 1])
     predicted, targets = predict_exits(module, evaluator, split, largest.resolution)
     agreement = compare_predictions(predicted, targets, exits=exits, phase=opened.loaded.phase)
-    kept = {"format": FORMAT, "checkpoint_sha256": opened.loaded.sha256, **asdict(agreement)}
-    files.write_json(Path(run) / EXITS, kept)
+    write_record(Path(run) / EXITS, AgreementRecord(opened.loaded.sha256, agreement), FORMAT)
     logger.info(f"measured how {len(agreement.exits)} exits agree on {agreement.images} validation images")
     return agreement
 
@@ -95,21 +110,11 @@ def read_exits(run: RunSnapshot) -> Agreement | None:
     path = run.folder / EXITS
     if not path.exists():
         return None
-    kept = files.read_json(path)
-    if kept.get("format") != FORMAT:
-        raise RunError(f"{path}: format ({kept.get('format')!r}) must be {FORMAT!r}; remove it and measure again")
-    with checked(path):
-        phases = run.record.phases
-        if not phases or kept["checkpoint_sha256"] != _weights_sha256(run.folder, phases[-1].name):
-            return None
-        return Agreement(
-            phase=kept["phase"],
-            images=kept["images"],
-            exits=tuple(kept["exits"]),
-            agree=tuple(tuple(row) for row in kept["agree"]),
-            top1=tuple(kept["top1"]),
-            right_together=kept["right_together"],
-        )
+    kept = read_record(path, AgreementRecord, FORMAT, "remove it, or measure again with `ofav2 report RUN --exits`")
+    phases = run.record.phases
+    if not phases or kept.checkpoint_sha256 != _weights_sha256(run.folder, phases[-1].name):
+        return None
+    return kept.agreement
 
 
 def _weights_sha256(run: Path, phase: str) -> str | None:

@@ -1,14 +1,116 @@
-"""Read what `ofav2 calibrate` wrote beside an extracted network."""
+"""What `ofav2 calibrate` writes beside an extracted network: one typed record in `early_exits.json`."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from ofav2 import files
-from ofav2.deploy.load import describe_subnet, load_subnet
-from ofav2.errors import RunError, UserError
+from ofav2.deploy.artifact import describe_subnet, load_subnet
+from ofav2.errors import RunError
 from ofav2.exits.early import EarlyExits, ExitPolicy, early_exits
+from ofav2.nas.latency import Machine
+from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
+from supernets.subnet_cost import ExitMacs
 
-EARLY_FACTS = "early_exits.json"
-EARLY_FORMAT = "ofav2-early-exits/1"
+EARLY_RECORD = "early_exits.json"
+EARLY_FORMAT = "ofav2-early-exits/2"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rule does to a split."""
+
+    images: int
+    """Images of the split."""
+    top1: float
+    """Share (0..1) whose class is right."""
+    mean_macs: float
+    """Mean multiply-adds per image."""
+    shares: tuple[float, ...]
+    """Share (0..1) that leaves at each exit."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A way to run the network, on validation."""
+
+    name: str
+    """`threshold 0.93`, `none leaves early`, `exit 3 alone` (a network of that exit), or `all exits` at once."""
+    threshold: float | None
+    """The threshold, where there is one."""
+    mean_macs: float
+    """Mean multiply-adds per image."""
+    top1: float
+    """Share (0..1) of all validation images whose class is right."""
+    shares: tuple[float, ...] | None
+    """Share (0..1) of all validation images that leaves at each exit."""
+    nanoseconds: tuple[int, ...]
+    """Measured time per image at each of the batches."""
+
+
+@dataclass(frozen=True)
+class TimesRecord:
+    """Measured times, and how they were measured."""
+
+    machine: Machine
+    """Where."""
+    batches: tuple[Positive, ...]
+    """Images per call."""
+    images: Positive
+    """Images whose classification was timed."""
+    rounds: Positive
+    """How often each call was timed; its median counts."""
+    rows: tuple[Timed, ...]
+    """Ways to run the network."""
+
+
+@dataclass(frozen=True)
+class CurveRecord:
+    """Some of the thresholds that differ on validation, ascending."""
+
+    thresholds: tuple[float, ...]
+    """The thresholds."""
+    mean_macs: tuple[float, ...]
+    """Mean multiply-adds per image of each."""
+    top1: tuple[Share, ...]
+    """Share (0..1) of images whose class is right."""
+    shares: tuple[tuple[Share, ...], ...]
+    """Share (0..1) of images that leaves at each exit."""
+
+
+@dataclass(frozen=True)
+class EarlyExitsRecord:
+    """What `early_exits.json` holds."""
+
+    subnet_sha256: Sha256
+    """Checksum of the weights that were calibrated."""
+    data_fingerprint: str
+    """Digest of the images."""
+    rule: ExitPolicy
+    """When images leave."""
+    target: str
+    """What was asked for."""
+    exits: tuple[int, ...]
+    """The exits, by number."""
+    macs: tuple[ExitMacs, ...]
+    """What each exit costs."""
+    val: Outcome
+    """The rule on validation, which chose it."""
+    test: Outcome
+    """The rule on test."""
+    last_exit_test_top1: float
+    """Test top-1 (0..1) of the last exit, as it was extracted."""
+    measured: TimesRecord
+    """Measured times."""
+    curve: CurveRecord
+    """Thresholds on validation."""
+
+
+def write_early_record(folder: Path, record: EarlyExitsRecord) -> None:
+    """Write what a calibration found beside the network.
+
+    Raises:
+        RunError: The file can't be written.
+    """
+    write_record(folder / EARLY_RECORD, record, EARLY_FORMAT)
 
 
 def load_early_exits(directory: str | Path) -> EarlyExits:
@@ -32,13 +134,13 @@ def several_exits(directory: str | Path) -> tuple[int, ...]:
     Raises:
         RunError: If `subnet.json` is missing, damaged or foreign, or the network has one exit.
     """
-    exits = describe_subnet(directory).get("exits")
-    if not isinstance(exits, list) or len(exits) < 2:
+    exits = describe_subnet(directory).exit_numbers
+    if len(exits) < 2:
         raise RunError(
             f"folder ({directory}) holds a network with one exit, so none to leave early at: extract it with"
             " --exits all"
         )
-    return tuple(exits)
+    return exits
 
 
 def load_exit_policy(directory: str | Path) -> ExitPolicy:
@@ -53,20 +155,11 @@ def load_exit_policy(directory: str | Path) -> ExitPolicy:
     Raises:
         RunError: If a file is missing, damaged or foreign, or the rule is of other weights.
     """
-    path = Path(directory)
-    described, kept = describe_subnet(path), path / EARLY_FACTS
+    path, network = Path(directory), describe_subnet(directory)
+    kept, step = path / EARLY_RECORD, f"make it anew with `ofav2 calibrate {path}`"
     if not kept.is_file():
-        raise RunError(f"folder ({path}) has no {EARLY_FACTS}: make it with `ofav2 calibrate {path}`")
-    facts = files.read_json(kept)
-    if facts.get("format") != EARLY_FORMAT:
-        raise RunError(f"{kept}: format ({facts.get('format')!r}) must be {EARLY_FORMAT!r}; make it anew")
-    if facts.get("subnet_sha256") != described.get("sha256"):
-        raise RunError(f"{kept} is of other weights than the network's: make it anew with `ofav2 calibrate {path}`")
-    try:
-        given = facts["rule"]
-        threshold = tuple(given["threshold"]) if isinstance(given["threshold"], list) else given["threshold"]
-        return ExitPolicy(threshold, given["confidence"], given["ensemble"])
-    except (KeyError, TypeError) as error:
-        raise RunError(f"{kept} lacks {error}: make it anew with `ofav2 calibrate {path}`") from error
-    except UserError as error:
-        raise RunError(f"{kept} holds no rule: {error}; make it anew with `ofav2 calibrate {path}`") from error
+        raise RunError(f"folder ({path}) has no {EARLY_RECORD}: make it with `ofav2 calibrate {path}`")
+    record = read_record(kept, EarlyExitsRecord, EARLY_FORMAT, step)
+    if record.subnet_sha256 != network.sha256:
+        raise RunError(f"{kept} is of other weights than the network's: {step}")
+    return record.rule

@@ -2,67 +2,25 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 
 from torch import nn
 
 from ofav2.data import ImageData, steps_per_epoch, train_batches
+from ofav2.deploy.artifact import Epoch, Search, Validation
 from ofav2.errors import RunError
 from ofav2.finetuning.setup import Tuning
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
 from ofav2.runtime.compiling import compiled
-from ofav2.tasks.base import Metric
 from ofav2.training.loop import posed
 from ofav2.training.objectives import Plain
 from ofav2.training.optim import make_updates
 from ofav2.training.step import Guard, Step, train_steps
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What an epoch of training did."""
-
-    number: int
-    """Its number, from 1."""
-    loss: float | None
-    """Mean loss of its usable steps; None where there was none."""
-    lr: float
-    """Learning rate of its last step."""
-    skipped: int
-    """Steps that changed nothing because their loss was unusable."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """How the network did on validation."""
-
-    epochs: int
-    """Epochs that it was trained, from 0."""
-    exits: Mapping[str, float]
-    """The task's main metric by exit."""
-    score: float
-    """The same of the exits' weighted ensemble, by which epochs are compared."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """What the first training did."""
-
-    epochs: tuple[Epoch, ...]
-    """Its epochs."""
-    before: Validation
-    """The network as it was."""
-    after: tuple[Validation, ...]
-    """The network after each epoch."""
-
-    def best(self, metric: Metric) -> Validation:
-        """Return the best validation after an epoch; of equals the last one, whose learning rate is the lowest."""
-        return max(self.after, key=lambda found: (metric.rank(found.score), found.epochs))
 
 
 def search(tuning: Tuning) -> Search:
@@ -179,8 +137,8 @@ def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
     return Validation(epochs, exits, score)
 
 
-def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[str, float]:
+def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[int, float]:
     """Return the task's main metric of a network's exits by number, on `val` or `test`."""
     images = {"val": tuning.data.val, "test": tuning.data.test}[split]
     found = tuning.evaluator.exit_scores(module, tuning.resolution, images)
-    return dict(zip(map(str, tuning.exits), found, strict=True))
+    return dict(zip(tuning.exits, found, strict=True))

@@ -7,9 +7,8 @@ images are looked at once, in the end.
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -18,14 +17,22 @@ from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import ImageData, join
 from ofav2.deploy.agreement import require_same
+from ofav2.deploy.artifact import (
+    Epoch,
+    ExitScores,
+    FinetuningRecord,
+    InputRecord,
+    Search,
+    SubnetRecord,
+    load_subnet,
+)
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.load import load_subnet
-from ofav2.deploy.write import write_network
+from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
-from ofav2.finetuning.loop import Epoch, Search, exit_scores, search, train_final
-from ofav2.finetuning.setup import Source, Tuning, prepare
+from ofav2.finetuning.loop import exit_scores, search, train_final
+from ofav2.finetuning.setup import Tuning, prepare
 from ofav2.runs import folder
-from ofav2.runs.records import versions
+from ofav2.runs.records import SplitSizes, versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
@@ -42,7 +49,7 @@ def finetune(
     out: str | Path,
     file: str | None = None,
     formats: Sequence[str] = FORMATS,
-) -> dict[str, Any]:
+) -> SubnetRecord:
     """Fine-tune an extracted network, and write the result as an extracted network is written.
 
     Settings are, unless changed, the data set and the optimiser that the network was trained with. Where the data set's
@@ -57,7 +64,7 @@ def finetune(
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
-        The content of the new folder's `subnet.json`.
+        What the new folder's `subnet.json` holds.
 
     Raises:
         UserError, DistillError: If something given can't be used; the message says what and why.
@@ -83,29 +90,29 @@ def finetune(
             everything = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
             module, final = train_final(tuning, everything, best.epochs)
             # Nothing before this line has looked at a test image.
-            scores = exit_scores(tuning, module, "test")
-            return _write(tuning, module, staging, _describe(tuning, found, final, scores), formats)
+            done = _finetuning(tuning, found, final, exit_scores(tuning, module, "test"))
+            return _write(tuning, module, staging, done, formats)
 
 
 def _introduce(tuning: Tuning) -> None:
     data, exits = tuning.data, tuning.exits
     logger.info(
-        f"fine-tuning {tuning.source.subnet} on {data.name}: {len(data.train)} training and {len(data.val)} validation"
-        f" images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
+        f"fine-tuning {tuning.source.record.name} on {data.name}: {len(data.train)} training and {len(data.val)}"
+        f" validation images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
     )
     if tuning.new_classifiers:
-        old = len(tuning.source.facts["classes"])
+        old = len(tuning.source.record.classes)
         logger.warning(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
-    if seen := _seen(tuning.source, data):
+    if seen := _seen(tuning.source.record, data):
         logger.warning(seen)
 
 
-def _seen(source: Source, data: ImageData) -> str | None:
+def _seen(source: SubnetRecord, data: ImageData) -> str | None:
     """What to mind where images that are to evaluate the network may have trained it; None where there is nothing."""
-    same_images = source.fingerprint == data.fingerprint
-    if same_images and source.history:
+    same_images = source.data_fingerprint == data.fingerprint
+    if same_images and source.finetuning:
         return "validation images were trained on by the last fine-tuning: the epochs found on them say little"
-    if data.name == source.facts["data"] and not same_images:
+    if data.name == source.data and not same_images:
         return (
             f"{data.name} holds other images, or other splits, than the network was trained on: if images that it has"
             " seen are among the test images, accuracy on them says little"
@@ -123,52 +130,53 @@ def _tell(found: Search, metric: Metric) -> None:
         logger.info("no epoch was as good as the network before: a lower finetune.lr may do better")
 
 
-def _describe(tuning: Tuning, found: Search, final: Sequence[Epoch], test: dict[str, float]) -> dict[str, Any]:
-    """The content of `subnet.json`, but for what writing the files adds."""
-    source, data, config = tuning.source, tuning.data, tuning.config
-    facts = source.facts
-    record = {
-        "source_sha256": facts["sha256"],
-        "data": data.name,
-        "data_fingerprint": data.fingerprint,
-        "images": {split.name: len(split) for split in (data.train, data.val, data.test)},
-        "new_classifiers": tuning.new_classifiers,
-        "epochs": found.best(tuning.task.metrics[0]).epochs,
-        "search": asdict(found),
-        "final": [asdict(epoch) for epoch in final],
-        "test_before": dict(source.test) if source.fingerprint == data.fingerprint else None,
-        "test": test,
-        "versions": versions(),
-        "recipe": recipe.dump(config),
-    }
-    return {
-        **{name: facts[name] for name in ("format", "name", "subnet", "exits")},
-        "supernet": tuning.arch.to_dict(),
-        "input": {
-            "channels": data.channels,
-            "mean": list(data.mean),
-            "std": list(data.std),
-            "eval_crop": config.data.eval_crop,
-            "resolution": tuning.resolution,
-        },
-        "data": data.name,
-        "classes": list(data.classes),
-        "cost": asdict(subnet_cost(tuning.arch, source.subnet, source.exits)),
-        "provenance": facts["provenance"],
-        "finetuning": [*source.history, record],
-        "top1": {"after_finetuning": {"test": list(test.values())[-1]}},
-        "top1_per_exit": {"after_finetuning": {"test": test}},
-    }
+def _finetuning(tuning: Tuning, found: Search, final: Sequence[Epoch], test: ExitScores) -> FinetuningRecord:
+    source, data = tuning.source.record, tuning.data
+    return FinetuningRecord(
+        source_sha256=source.sha256,
+        data=data.name,
+        data_fingerprint=data.fingerprint,
+        images=SplitSizes(len(data.train), len(data.val), len(data.test)),
+        new_classifiers=tuning.new_classifiers,
+        epochs=found.best(tuning.task.metrics[0]).epochs,
+        search=found,
+        final=tuple(final),
+        test_before=source.scores["test"] if source.data_fingerprint == data.fingerprint else None,
+        test=test,
+        versions=versions(),
+        recipe=recipe.dump(tuning.config),
+    )
 
 
 def _write(
-    tuning: Tuning, module: nn.Module, staging: Path, described: dict[str, Any], formats: Sequence[str]
-) -> dict[str, Any]:
-    names = output_names(tuning.exits, tuning.source.exits == "last")
+    tuning: Tuning, module: nn.Module, staging: Path, done: FinetuningRecord, formats: Sequence[str]
+) -> SubnetRecord:
+    source, data = tuning.source.record, tuning.data
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
-    written = write_network(staging, module, images, names, described, formats)
-    files.write_text(staging / folder.RECIPE, recipe.dump(tuning.config))
+    names = output_names(source.exit_numbers, source.exits == "last")
+    exports, sha256 = write_network(staging, module, images, names, formats)
+    written = replace(
+        source,
+        architecture=tuning.arch,
+        task=tuning.task.name,
+        metric=tuning.task.metrics[0],
+        input=InputRecord(
+            data.channels, tuning.resolution, tuple(data.mean), tuple(data.std), tuning.config.data.eval_crop
+        ),
+        data=data.name,
+        classes=tuple(data.classes),
+        cost=subnet_cost(tuning.arch, source.subnet, source.exits),
+        scores={"test": done.test},
+        extraction=None,
+        choice=None,
+        finetuning=(*source.finetuning, done),
+        formats=tuple(formats),
+        exports=exports,
+        sha256=sha256,
+    )
+    write_description(staging, written)
+    files.write_text(staging / folder.RECIPE, done.recipe)
     with torch.inference_mode():
         loaded = tuning.runtime.place(load_subnet(staging))
         require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")

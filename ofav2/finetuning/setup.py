@@ -1,10 +1,9 @@
 """Prepare everything that a fine-tuning needs, and check it before it begins."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -12,8 +11,8 @@ import distill
 from ofav2.config import recipe
 from ofav2.config.schema import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
+from ofav2.deploy.artifact import RECORD, SubnetRecord, describe_subnet, load_subnet
 from ofav2.deploy.extract import COMPARED
-from ofav2.deploy.load import SUBNET_FACTS, describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_supernet
@@ -21,31 +20,19 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
-from supernets import Architecture, Exits, Subnet
-
-_KEPT = ("format", "name", "subnet", "exits", "supernet", "data", "classes", "provenance", "sha256")
+from supernets import Architecture
 
 
 @dataclass(frozen=True)
 class Source:
     """An extracted network as it was read."""
 
-    facts: Mapping[str, Any]
-    """What its `subnet.json` says of it that is needed here."""
+    record: SubnetRecord
+    """What its `subnet.json` says."""
     module: nn.Module
     """The network."""
-    subnet: Subnet
-    """Its architecture."""
-    exits: Exits
-    """The exits whose logits it returns, as they were asked for."""
     settings: TuningConfig
     """The settings of a fine-tuning of which nobody changes any."""
-    history: tuple[Mapping[str, Any], ...]
-    """What earlier fine-tunings recorded, oldest first."""
-    fingerprint: str
-    """Fingerprint of the images that it was last trained and tested on."""
-    test: Mapping[str, float]
-    """Test top-1 (0..1) on them by exit, as it was measured when the network was written."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +63,7 @@ class Tuning:
     @property
     def resolution(self) -> int:
         """Side of the images in pixels."""
-        return self.source.subnet.resolution
+        return self.source.record.subnet.resolution
 
     @property
     def new_classifiers(self) -> bool:
@@ -98,17 +85,17 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     """
     source = open_source(Path(directory))
     config = recipe.adjust_tuning(source.settings, file, overrides)
-    _refuse_resolutions(config, source.subnet.resolution)
+    _refuse_resolutions(config, source.record.subnet.resolution)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     _refuse_data(config, data, source)
     task = make_task(config.task, data, config.optim)
-    arch = replace(Architecture.from_dict(source.facts["supernet"]), num_classes=task.outputs)
-    net = build_supernet(arch, (source.subnet.resolution,), config.run.seed)
-    exits = net.chosen_exits(source.subnet, source.exits)
+    arch = replace(source.record.architecture, num_classes=task.outputs)
+    net = build_supernet(arch, (source.record.subnet.resolution,), config.run.seed)
+    exits = source.record.exit_numbers
     start = source.module
     if not _same_classes(source, data):
-        start = net.extract(source.subnet, source.exits)
+        start = net.extract(source.record.subnet, source.record.exits)
         _adopt_all_but_classifiers(start, source.module)
     for layer in start.modules():
         if isinstance(layer, nn.Dropout):
@@ -150,50 +137,32 @@ def open_source(directory: Path) -> Source:
     Raises:
         RunError: If the folder holds no extracted network, or does not say how it was trained.
     """
-    facts, module = describe_subnet(directory), load_subnet(directory)
-    where, history = directory / SUBNET_FACTS, facts.get("finetuning", [])
-    try:
-        subnet = Subnet.from_dict(facts["subnet"])
-        given, classes = facts["input"], facts["classes"]
-        texts = all(isinstance(name, str) for name in classes)
-        if not (isinstance(classes, list) and texts and len(classes) == facts["supernet"]["num_classes"]):
-            raise RunError(f"{where} does not name each class of the network once: restore it, or extract it again")
-        settings = _kept_settings(facts, history, f"recipe in {where}")
-        last, when = (history[-1], "after_finetuning") if history else (facts["provenance"], "after_recalibration")
-        source = Source(
-            facts={name: facts[name] for name in _KEPT},
-            module=module,
-            subnet=subnet,
-            exits=facts["exits"],
-            settings=settings,
-            history=tuple(history),
-            fingerprint=last["data_fingerprint"],
-            test=dict(facts["top1_per_exit"][when]["test"]),
-        )
-        mean, std = _colour(given["mean"]), _colour(given["std"])
-        data = replace(settings.data, resolutions=(subnet.resolution,), mean=mean, std=std)
-    except UserError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise RunError(f"{where} does not say how the network was trained ({error}): extract it again") from error
-    return replace(source, settings=replace(settings, data=data))
+    record, module = describe_subnet(directory), load_subnet(directory)
+    where = directory / RECORD
+    if len(record.input.mean) != 3:
+        raise RunError(f"{where} is of a network for {record.input.channels} channels: fine-tuning takes 3")
+    settings = _kept_settings(record, where)
+    mean, std = _colour(record.input.mean), _colour(record.input.std)
+    data = replace(settings.data, resolutions=(record.subnet.resolution,), mean=mean, std=std)
+    return Source(record, module, replace(settings, data=data))
 
 
 def _colour(values: Sequence[float]) -> tuple[float, float, float]:
     red, green, blue = values
-    return float(red), float(green), float(blue)
+    return red, green, blue
 
 
-def _kept_settings(facts: Mapping[str, Any], history: Sequence[Mapping[str, Any]], where: str) -> TuningConfig:
-    if history:
-        return recipe.parse_tuning(history[-1]["recipe"], where)
-    came_from = facts["provenance"]
-    config = recipe.parse(came_from["recipe"], where)
+def _kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
+    if record.finetuning:
+        return recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
+    config, phase = recipe.parse(record.provenance.recipe, f"recipe in {where}"), record.provenance.phase
+    if phase not in config.phases:
+        raise RunError(f"{where}: its recipe has no phase ({phase!r}), which left the weights: extract it again")
     return TuningConfig(
         task=config.task,
         run=ComputeConfig(**{field.name: getattr(config.run, field.name) for field in fields(ComputeConfig)}),
         data=config.data,
-        finetune=FinetuneConfig(lr=config.phases[came_from["phase"]].lr, eval_batch_size=config.evaluation.batch_size),
+        finetune=FinetuneConfig(lr=config.phases[phase].lr, eval_batch_size=config.evaluation.batch_size),
         optim=config.optim,
     )
 
@@ -208,7 +177,7 @@ def _refuse_resolutions(config: TuningConfig, resolution: int) -> None:
 
 
 def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
-    channels = source.facts["supernet"]["in_channels"]
+    channels = source.record.architecture.in_channels
     if data.channels != channels:
         raise UserError(
             f"data.name ({data.name}): its images have {data.channels} channels, and the network takes {channels};"
@@ -218,7 +187,7 @@ def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
 
 
 def _same_classes(source: Source, data: ImageData) -> bool:
-    return list(data.classes) == source.facts["classes"]
+    return tuple(data.classes) == source.record.classes
 
 
 def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:

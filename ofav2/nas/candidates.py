@@ -8,8 +8,7 @@ the accurate ones are: uniform draws alone cost about half of the largest networ
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -61,18 +60,6 @@ class Ranking:
     def best(self) -> Candidate:
         """The chosen network."""
         return self.ranked[0]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return limits, space and seed of the choice, for `subnet.json`."""
-        limits = {name: value for name, value in asdict(self.limits).items() if value is not None}
-        return {
-            "limits": limits,
-            "exits": list(self.space.height),
-            "resolutions": list(self.space.resolution),
-            "candidates": len(self.ranked),
-            "seed": self.seed,
-            "ranked_on": "val",
-        }
 
 
 def choose(

@@ -7,29 +7,29 @@ networks, makes up for that; the error is measured on others.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofav2 import files
 from ofav2.config import recipe
-from ofav2.errors import RunError, UserError
+from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import load_run
 from ofav2.nas.latency import Latency, Machine, call_times, measure_latency, this_machine, using_threads
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runs import folder
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.typed_json import Count, Positive, read_record, write_record
 from supernets import Architecture, Subnet, Supernet
 from supernets.parts import Part, input_shape, space_parts, subnet_parts
 from supernets.recorder import record
 
 TABLE = "latency.json"
 """Name of the table in a run folder."""
-FORMAT = "ofav2-latency/1"
+FORMAT = "ofav2-latency/2"
 ROUNDS = 6
 """Rounds over all parts."""
 REPEATS = 3
@@ -54,11 +54,11 @@ class LatencyTable:
 
     machine: Machine
     """Where they were measured."""
-    batch: int
+    batch: Positive
     """Images per call."""
     supernet: Architecture
     """The supernet."""
-    entries: Mapping[str, int]
+    entries: Mapping[str, Count]
     """Nanoseconds by part."""
     factor: float
     """What the entries were multiplied by, as in a network caches are colder than where a part is timed alone."""
@@ -171,7 +171,7 @@ def save_table(table: LatencyTable, path: str | Path) -> None:
     Raises:
         RunError: If the file can't be written.
     """
-    files.write_json(Path(path), {"format": FORMAT, **asdict(table)})
+    write_record(Path(path), table, FORMAT)
 
 
 def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
@@ -187,20 +187,7 @@ def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
     """
     if not Path(path).is_file():
         raise UserError(f"latency table ({path}) does not exist: measure one with `ofav2 latency RUN`")
-    facts = files.read_json(Path(path))
-    if facts.get("format") != FORMAT:
-        raise RunError(f"{path}: format ({str(facts.get('format'))[:40]}) must be {FORMAT}: measure it again")
-    try:
-        table = LatencyTable(
-            Machine(**facts["machine"]),
-            int(facts["batch"]),
-            Architecture.from_dict(facts["supernet"]),
-            {str(key): int(value) for key, value in facts["entries"].items()},
-            float(facts["factor"]),
-            PredictionError(**facts["error"]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise RunError(f"{path} is a damaged latency table ({error}): measure it again") from error
+    table = read_record(Path(path), LatencyTable, FORMAT, "measure it again with `ofav2 latency RUN`")
     if table.supernet != arch:
         raise UserError(f"latency table ({path}) is of another supernet: measure one with `ofav2 latency RUN`")
     return table

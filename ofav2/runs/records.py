@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config
-from ofav2.data import ImageData
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 from ofav2.tasks.base import Metric, Task
 from ofav2.typed_json import Count, Form, Positive, Sha256, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Architecture, Space, SpaceError, Supernet
+
+if TYPE_CHECKING:
+    # Loading an extracted network needs this file, and must not need what reads images.
+    from ofav2.data import ImageData
 
 FORMAT = "ofav2-run/2"
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
@@ -200,7 +203,9 @@ class Run:
         return f"{self.folder}: {record.architecture.variant} on {record.data.name}, {record.status}"
 
 
-def new_record(name: str, config: Config, task: Task, data: ImageData, net: Supernet, processes: int = 1) -> RunRecord:
+def new_record(
+    name: str, config: Config, task: Task, data: "ImageData", net: Supernet, processes: int = 1
+) -> RunRecord:
     """Return the record of a run that starts now.
 
     Args:
@@ -242,7 +247,7 @@ def new_record(name: str, config: Config, task: Task, data: ImageData, net: Supe
 
 
 def versions() -> dict[str, str | None]:
-    """Return versions of Python and of the packages that results may depend on; None for one that is not installed."""
+    """Return versions of Python and of the packages that results may depend on; None for what is not installed."""
     return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
 
 

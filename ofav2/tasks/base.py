@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
 from torch import Tensor
+
+if TYPE_CHECKING:
+    # Loading an extracted network needs this file, and must not need numpy.
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ class Task(Protocol):
         """Names of the distances to a teacher (`distill.distances()`) that make sense."""
         ...
 
-    def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
+    def pose(self, images: Tensor, targets: Tensor, rng: "np.random.Generator | None") -> tuple[Tensor, Tensor]:
         """Make a network's input and its target of a batch.
 
         Args:

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
 
-from ofav2.deploy.load import describe_subnet, load_subnet
+from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
-from supernets import Subnet
 
 
 class TimmSubnet(nn.Module):
@@ -100,40 +99,40 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
         RunError: If the folder holds no extracted network.
         UserError: If the network returns the logits of several exits.
     """
-    facts = single_exit(directory)
-    exit = Subnet.from_dict(facts["subnet"]).height
-    features, head, classifier = _split(load_subnet(directory), exit)
-    return TimmSubnet(features, head, classifier, timm_cfg(facts) | dict(overlay), drop_rate)
+    record = single_exit(directory)
+    features, head, classifier = _split(load_subnet(directory), record.subnet.height)
+    return TimmSubnet(features, head, classifier, timm_cfg(record) | dict(overlay), drop_rate)
 
 
-def single_exit(directory: str | Path) -> dict[str, Any]:
-    """The description of an extracted sub-network with one output, as timm's models have.
+def single_exit(directory: str | Path) -> SubnetRecord:
+    """The record of an extracted sub-network with one output, as timm's models have.
 
     Raises:
         RunError: If the folder holds no extracted network.
         UserError: If the network returns the logits of several exits.
     """
-    facts = describe_subnet(directory)
-    if facts.get("exits") != "last":
+    record = describe_subnet(directory)
+    if record.exits != "last":
         raise UserError(
             f"sub-network ({directory}) returns a tuple, one entry per exit, and timm's models one tensor:"
             " extract it again without --exits"
         )
-    return facts
+    return record
 
 
-def timm_cfg(facts: Mapping[str, Any]) -> dict[str, Any]:
+def timm_cfg(record: SubnetRecord) -> dict[str, Any]:
     """What timm's `resolve_data_config` and its kind read of a model."""
-    given = facts["input"]
+    given = record.input
     cfg = PretrainedCfg(
         architecture="ofav2_subnet",
-        input_size=(given["channels"], given["resolution"], given["resolution"]),
+        input_size=(given.channels, given.resolution, given.resolution),
         interpolation="bilinear",
-        crop_pct=given["eval_crop"],
-        mean=tuple(given["mean"]),
-        std=tuple(given["std"]),
-        num_classes=len(facts["classes"]),
-        label_names=tuple(facts["classes"]),
+        crop_pct=given.eval_crop,
+        mean=given.mean,
+        std=given.std,
+        num_classes=len(record.classes),
+        # timm's annotation is a tuple of one; it takes any number.
+        label_names=record.classes,  # type: ignore[arg-type]
         first_conv="features.stem.conv",
         classifier="classifier",
     )

@@ -14,7 +14,7 @@ from timm.models.mobilenetv3 import MobileNetV3, SqueezeExcite  # type: ignore[a
 from torch import Tensor, nn
 
 from ofav2.deploy.agreement import require_same
-from ofav2.deploy.load import load_subnet
+from ofav2.deploy.artifact import load_subnet
 from ofav2.errors import UserError
 from ofav2.timm_plugin.model import single_exit, timm_cfg
 from supernets import Architecture, Subnet, walk_blocks
@@ -54,8 +54,8 @@ def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
         UserError: If timm's blocks can't express the network; the message names the part.
         RunError: If the folder holds no extracted network, or the logits differ.
     """
-    facts = single_exit(subnet_dir)
-    subnet, arch = Subnet.from_dict(facts["subnet"]), Architecture.from_dict(facts["supernet"])
+    record = single_exit(subnet_dir)
+    subnet, arch = record.subnet, record.architecture
     _refuse(arch, subnet, subnet_dir)
     own = load_subnet(subnet_dir)
     model: nn.Module = _empty(arch, subnet)
@@ -63,7 +63,7 @@ def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
     model.load_state_dict({_renamed(name, names): tensor for name, tensor in own.state_dict().items()}, strict=True)
     model.eval()
     _check_logits(model, own, (arch.in_channels, subnet.resolution, subnet.resolution))
-    cfg = timm_cfg(facts) | {"architecture": "mobilenetv3", "first_conv": "conv_stem"}
+    cfg = timm_cfg(record) | {"architecture": "mobilenetv3", "first_conv": "conv_stem"}
     model.pretrained_cfg = model.default_cfg = cfg  # type: ignore[assignment]
     return model
 

@@ -240,8 +240,8 @@ def test_evaluate_takes_a_file_a_split_and_a_phase(
     assert str(subnet) in out
 
     out, _ = run_ok(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(extracted / "subnet.json"))
-    facts = json.loads((extracted / "subnet.json").read_text())
-    assert float(out.split()[-2]) == pytest.approx(100 * facts["top1"]["after_recalibration"]["test"], abs=0.005)
+    record = ofav2.describe_subnet(extracted)
+    assert float(out.split()[-2]) == pytest.approx(100 * record.scores["test"][3], abs=0.005)
 
 
 @pytest.mark.parametrize("which", ["--largest", "--smallest"])
@@ -249,13 +249,16 @@ def test_extract_shows_accuracy_before_and_after(which: str, tiny_run: Run, tmp_
     out, err = run_ok(
         capsys, "extract", str(tiny_run.folder), which, "--out", str(tmp_path / "out"), "--formats", "card"
     )
-    facts = json.loads((tmp_path / "out" / "subnet.json").read_text())
+    record = ofav2.describe_subnet(tmp_path / "out")
     space = ofav2.load_supernet(tiny_run.folder).space
-    assert facts["subnet"] == (space.largest() if which == "--largest" else space.smallest()).to_dict()
+    assert record.subnet == (space.largest() if which == "--largest" else space.smallest())
+    assert record.extraction is not None
     for split in ("val", "test"):
-        before, after = (facts["top1"][f"{when}_recalibration"][split] for when in ("before", "after"))
+        before, after = (
+            scores[split][record.subnet.height] for scores in (record.extraction.scores_before, record.scores)
+        )
         assert re.search(rf"\b{split} +{100 * before:.2f} +{100 * after:.2f}$", out, re.MULTILINE)
-    assert f"made {tmp_path / 'out'}: {facts['cost']['params']:,} parameters" in err
+    assert f"made {tmp_path / 'out'}: {record.cost.params:,} parameters" in err
     assert "ofav2.load_subnet(" in err
 
 

@@ -174,7 +174,7 @@ def test_the_split_that_was_drawn_can_be_kept(config: DataConfig) -> None:
 def test_a_split_of_arrays_is_kept_by_numbers() -> None:
     digits = data.open_data(DataConfig("digits"))
     record = data.split_record(digits)
-    assert set(record) == {"fingerprint", "val", "test"}
+    assert set(record) == {"format", "fingerprint", "val", "test"}
     indices = [record[name]["indices"] for name in ("val", "test")]
     assert [len(one) for one in indices] == [len(digits.val), len(digits.test)]
     assert len(np.unique(np.concatenate(indices))) == len(digits.val) + len(digits.test)

@@ -1,42 +1,32 @@
 """The model card: front matter that the Hub reads, whatever names a run brings along."""
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import yaml
 from huggingface_hub import ModelCard
 
+from ofav2.deploy.artifact import FinetuningRecord, Search, SubnetRecord, Validation
 from ofav2.deploy.card import model_card
+from ofav2.runs.records import SplitSizes
+from supernets.cost import Cost
+from tests.ofav2 import tiny
+from tests.ofav2.deploy.written import described
 
-DESCRIBED = {
-    "name": "r16 d2-2-2-2-2 k3 e3 l1 exit 5",
-    "data": "digits",
-    "classes": ["0", "1"],
-    "supernet": {"variant": "ee_dp", "width_mult": 0.5},
-    "input": {"channels": 3, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.1], "eval_crop": 1.0, "resolution": 16},
-    "cost": {"params": 1234567, "macs": 89012345, "memory": 4096},
-    "top1_per_exit": {
-        "before_recalibration": {"val": {"2": 0.5, "5": 0.6}, "test": {"2": 0.51, "5": 0.61}},
-        "after_recalibration": {"val": {"2": 0.7, "5": 0.8}, "test": {"2": 0.71, "5": 0.8123456789}},
-    },
-    "checks": {"outputs": ["exit_2", "exit_5"]},
-    "formats": ["onnx", "pt2", "card"],
-    "provenance": {
-        "run": "digits",
-        "phase": "expand",
-        "checkpoint_sha256": "ab" * 32,
-        "data_fingerprint": "cd" * 32,
-        "versions": {"torch": "2.12.1", "ofav2": None},
-    },
-}
+NET = tiny.tiny_net("ee_dp")
+RECORD = replace(
+    described(NET, NET.space.largest(), (2, 5)),
+    cost=Cost(1234567, 89012345, 4096),
+    scores={"val": {2: 0.7, 5: 0.8}, "test": {2: 0.71, 5: 0.8123456789}},
+)
 
 
-def named(run: str) -> dict[str, Any]:
-    return {**DESCRIBED, "provenance": {**DESCRIBED["provenance"], "run": run}}
+def named(run: str) -> SubnetRecord:
+    return replace(RECORD, provenance=replace(RECORD.provenance, run=run))
 
 
 def test_the_hub_reads_results_from_it() -> None:
-    card = ModelCard(model_card(DESCRIBED))
+    card = ModelCard(model_card(RECORD))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found == {"Top-1 accuracy, exit 2": 0.71, "Top-1 accuracy, exit 5": 0.8123456789}
     assert card.data.library_name == "ofav2"
@@ -50,9 +40,23 @@ def test_the_hub_reads_results_from_it() -> None:
 
 
 def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -> None:
-    step = {"source_sha256": "ef" * 32, "data": "mine | yours", "data_fingerprint": "01" * 32, "epochs": 7}
-    top1 = {"after_finetuning": {"test": {"2": 0.75, "5": 0.875}}}
-    card = ModelCard(model_card({**DESCRIBED, "data": "mine", "finetuning": [step], "top1_per_exit": top1}))
+    before = Validation(0, {2: 0.5, 5: 0.6}, 0.6)
+    step = FinetuningRecord(
+        source_sha256="ef" * 32,
+        data="mine | yours",
+        data_fingerprint="01" * 32,
+        images=SplitSizes(20, 10, 10),
+        new_classifiers=False,
+        epochs=7,
+        search=Search((), before, (before,)),
+        final=(),
+        test_before=None,
+        test={2: 0.75, 5: 0.875},
+        versions={},
+        recipe="{}",
+    )
+    tuned = replace(RECORD, data="mine", finetuning=(step,), scores={"test": step.test}, extraction=None)
+    card = ModelCard(model_card(tuned))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found == {"Top-1 accuracy, exit 2": 0.75, "Top-1 accuracy, exit 5": 0.875}
     assert card.data.datasets == ["mine"]
@@ -77,7 +81,7 @@ def test_names_never_leave_their_place(name: str) -> None:
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     fields, plain = yaml.safe_load(head), yaml.safe_load(model_card(named("x")).split("---")[1])
     shown = "".join(letter if letter.isprintable() else " " for letter in name)
-    assert fields["model-index"][0]["name"] == f"{shown}: {DESCRIBED['name']}"
+    assert fields["model-index"][0]["name"] == f"{shown}: {RECORD.name}"
     fields["model-index"][0]["name"] = plain["model-index"][0]["name"]
     assert fields == plain
     assert len(body.splitlines()) == len(model_card(named("x")).split("\n---\n", 1)[1].splitlines())

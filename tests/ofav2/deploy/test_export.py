@@ -1,7 +1,6 @@
 """What an extraction writes: each file computes what the network does, all of them are there or none."""
 
 import copy
-import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 import ofav2
 from ofav2.deploy import export
 from ofav2.deploy.agreement import TOLERANCE, largest_gap, require_same
+from ofav2.deploy.artifact import SubnetRecord
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import OpenedRun, open_run
 from ofav2.runs import checkpoint
@@ -31,7 +31,7 @@ class Extracted:
     """One extraction."""
 
     folder: Path
-    facts: dict[str, Any]
+    record: SubnetRecord
     subnet: Subnet
     exits: Exits
     numbers: tuple[int, ...]
@@ -63,7 +63,7 @@ def logits(extracted: Extracted, batch: Tensor) -> tuple[Tensor, ...]:
 def test_all_files_are_there_and_no_other(extracted: Extracted) -> None:
     assert {path.name for path in extracted.folder.iterdir()} == FILES
     assert [path.name for path in extracted.folder.parent.iterdir()] == ["out"]
-    assert json.loads((extracted.folder / "subnet.json").read_text()) == json.loads(json.dumps(extracted.facts))
+    assert ofav2.describe_subnet(extracted.folder) == extracted.record
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
@@ -99,16 +99,16 @@ def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_pa
 def test_the_module_returns_what_was_asked_for(extracted: Extracted) -> None:
     output = ofav2.load_subnet(extracted.folder)(images(2))
     assert isinstance(output, Tensor) == (extracted.exits == "last")
-    assert extracted.facts["exits"] == ("last" if extracted.exits == "last" else list(extracted.numbers))
+    assert extracted.record.exits == ("last" if extracted.exits == "last" else extracted.numbers)
+    assert extracted.record.exit_numbers == extracted.numbers
 
 
 def test_every_exit_has_the_accuracy_of_the_network_cut_there(extracted: Extracted, opened: OpenedRun) -> None:
-    after = extracted.facts["top1_per_exit"]["after_recalibration"]
+    after = extracted.record.scores
     for split in (opened.data.val, opened.data.test):
         cuts = [replace(extracted.subnet, height=exit) for exit in extracted.numbers]
         alone = {score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, cuts, split)}
-        assert after[split.name] == {str(cut.height): alone[cut] for cut in cuts}
-        assert extracted.facts["top1"]["after_recalibration"][split.name] == alone[cuts[-1]]
+        assert after[split.name] == {cut.height: alone[cut] for cut in cuts}
 
 
 def test_the_code_on_the_card_runs_in_its_folder(extracted: Extracted, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,15 +118,17 @@ def test_the_code_on_the_card_runs_in_its_folder(extracted: Extracted, monkeypat
 
 
 def test_facts_name_checks_and_origin(extracted: Extracted, opened: OpenedRun, tiny_run: ofav2.Run) -> None:
-    checks, origin = extracted.facts["checks"], extracted.facts["provenance"]
-    assert checks["supernet_gap"] <= TOLERANCE
-    assert checks["canary"]["gap"] > 0
-    assert checks["batches"] == [1, 16]
-    assert set(checks["largest_gap"]) == {"model.onnx", "model.pt2"}
-    assert origin["recipe"] == (tiny_run.folder / "recipe.yaml").read_text(encoding="utf-8")
-    assert origin["checkpoint_sha256"] == opened.loaded.sha256
+    extraction, exports, origin = extracted.record.extraction, extracted.record.exports, extracted.record.provenance
+    assert extraction is not None
+    assert extraction.supernet_gap <= TOLERANCE
+    assert extraction.canary_gap is not None
+    assert extraction.canary_gap > 0
+    assert exports.batches == (1, 16)
+    assert set(exports.largest_gap) == {"model.onnx", "model.pt2"}
+    assert origin.recipe == (tiny_run.folder / "recipe.yaml").read_text(encoding="utf-8")
+    assert origin.checkpoint_sha256 == opened.loaded.sha256
     parameters = sum(each.numel() for each in ofav2.load_subnet(extracted.folder).parameters())
-    assert extracted.facts["cost"]["params"] == parameters
+    assert extracted.record.cost.params == parameters
 
 
 def nothing_in(folder: Path) -> bool:

@@ -1,7 +1,6 @@
 """A sub-network is taken out whole, checked, with facts that can be measured again, or not at all."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 
 import ofav2
 from ofav2 import files
-from ofav2.deploy.load import SUBNET_FACTS, SUBNET_WEIGHTS
+from ofav2.deploy.artifact import RECORD, WEIGHTS, InputRecord, SubnetRecord
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
 from ofav2.evaluation.opened_run import OpenedRun
@@ -21,53 +20,44 @@ from tests.ofav2 import tiny
 
 
 @pytest.fixture
-def facts(extracted: Path) -> dict[str, Any]:
-    value: dict[str, Any] = json.loads((extracted / SUBNET_FACTS).read_text())
-    return value
+def record(extracted: Path) -> SubnetRecord:
+    return ofav2.describe_subnet(extracted)
 
 
 def files_below(path: Path) -> list[str]:
     return sorted(str(entry.relative_to(path)) for entry in path.rglob("*"))
 
 
-def test_weights_and_description_are_written_and_belong_together(extracted: Path, facts: dict[str, Any]) -> None:
-    assert {SUBNET_FACTS, SUBNET_WEIGHTS} <= {entry.name for entry in extracted.iterdir()}
-    assert facts["sha256"] == hashlib.sha256((extracted / SUBNET_WEIGHTS).read_bytes()).hexdigest()
+def test_weights_and_description_are_written_and_belong_together(extracted: Path, record: SubnetRecord) -> None:
+    assert {RECORD, WEIGHTS} <= {entry.name for entry in extracted.iterdir()}
+    assert record.sha256 == hashlib.sha256((extracted / WEIGHTS).read_bytes()).hexdigest()
     assert [entry.name for entry in extracted.parent.iterdir()] == ["middle"], "no staging is left"
     assert extracted.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_description_says_what_it_is_and_where_it_came_from(facts: dict[str, Any], opened: OpenedRun) -> None:
+def test_the_description_says_what_it_is_and_where_it_came_from(record: SubnetRecord, opened: OpenedRun) -> None:
     subnet = tiny.middle(opened.loaded.net.space)
     cost = subnet_cost(opened.loaded.net.architecture, subnet)
-    assert Subnet.from_dict(facts["subnet"]) == subnet
-    assert (facts["cost"]["params"], facts["cost"]["macs"]) == (cost.params, cost.macs)
-    assert facts["classes"] == [str(digit) for digit in range(10)]
-    assert facts["input"] == {
-        "channels": 3,
-        "mean": list(opened.data.mean),
-        "std": list(opened.data.std),
-        "eval_crop": 0.875,
-        "resolution": 16,
-    }
-    came_from = facts["provenance"]
-    assert came_from["phase"] == "expand"
-    assert came_from["run"] == "six"
-    assert came_from["checkpoint_sha256"] == opened.loaded.sha256
-    assert came_from["data_fingerprint"] == opened.data.fingerprint
-    assert facts["recalibration"]["images"] == 30
+    assert (record.subnet, record.cost) == (subnet, cost)
+    assert record.classes == tuple(str(digit) for digit in range(10))
+    assert record.input == InputRecord(3, 16, tuple(opened.data.mean), tuple(opened.data.std), 0.875)
+    came_from = record.provenance
+    assert (came_from.run, came_from.phase, came_from.checkpoint_sha256) == ("six", "expand", opened.loaded.sha256)
+    assert came_from.data_fingerprint == opened.data.fingerprint == record.data_fingerprint
+    assert record.extraction is not None
+    assert record.extraction.calibration_images == 30
 
 
 def test_accuracies_before_and_after_can_be_measured_again(
-    extracted: Path, facts: dict[str, Any], opened: OpenedRun
+    extracted: Path, record: SubnetRecord, opened: OpenedRun
 ) -> None:
     subnet, evaluator = tiny.middle(opened.loaded.net.space), opened.evaluator
     raw, loaded = opened.loaded.net.extract(subnet), ofav2.load_subnet(extracted)
     for split in (opened.data.val, opened.data.test):
-        assert facts["top1"]["before_recalibration"][split.name] == evaluator.exit_scores(raw, 16, split)[0]
-        assert facts["top1"]["after_recalibration"][split.name] == evaluator.exit_scores(loaded, 16, split)[0]
+        assert record.extraction.scores_before[split.name] == {3: evaluator.exit_scores(raw, 16, split)[0]}
+        assert record.scores[split.name] == {3: evaluator.exit_scores(loaded, 16, split)[0]}
         (score,) = evaluator.scores(opened.loaded.net, [subnet], split)
-        assert facts["top1"]["after_recalibration"][split.name] == score.value
+        assert record.scores[split.name] == {3: score.value}
 
 
 def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
@@ -76,7 +66,7 @@ def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
     net = opened.loaded.net
     before = tiny.bits(net)
     ofav2.extract(opened, tiny.middle(net.space), tmp_path / "deeper" / "again", formats=())
-    assert (tmp_path / "deeper/again" / SUBNET_WEIGHTS).read_bytes() == (extracted / SUBNET_WEIGHTS).read_bytes()
+    assert (tmp_path / "deeper/again" / WEIGHTS).read_bytes() == (extracted / WEIGHTS).read_bytes()
     assert tiny.same_bits(tiny.bits(net), before)
     assert not net.training
 
@@ -84,7 +74,7 @@ def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
 def test_an_empty_folder_will_do(opened: OpenedRun, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
-    assert (tmp_path / "out" / SUBNET_FACTS).is_file()
+    assert (tmp_path / "out" / RECORD).is_file()
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
@@ -151,17 +141,17 @@ def test_what_an_earlier_phase_did_not_train_is_outside_its_space(tiny_run: Any,
 
 
 def test_formats_choose_the_files_beside_weights_and_description(opened: OpenedRun, tmp_path: Path) -> None:
-    formats, always = ("card", "pt2"), [SUBNET_WEIGHTS, SUBNET_FACTS]
-    facts = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "out", formats=formats)
+    formats, always = ("card", "pt2"), [WEIGHTS, RECORD]
+    record = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "out", formats=formats)
     assert files_below(tmp_path / "out") == sorted([*always, "model.pt2", "model_card.md"])
-    assert facts["formats"] == list(formats)
-    assert list(facts["checks"]["largest_gap"]) == ["model.pt2"]
+    assert record.formats == formats
+    assert list(record.exports.largest_gap) == ["model.pt2"]
     card = (tmp_path / "out" / "model_card.md").read_text()
     assert "model.pt2" in card
     assert "onnx" not in card
     none = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "none", formats=())
     assert files_below(tmp_path / "none") == always
-    assert none["checks"]["largest_gap"] == {}
+    assert none.exports.largest_gap == {}
 
 
 def test_a_format_that_does_not_exist_is_refused_by_name(opened: OpenedRun, tmp_path: Path) -> None:

@@ -1,32 +1,54 @@
 """Extracted networks on disk without a run: only what loading them needs."""
 
 import hashlib
-import json
+from dataclasses import replace
 from pathlib import Path
 
+from ofav2.deploy.artifact import (
+    WEIGHTS,
+    ExportRecord,
+    ExtractionRecord,
+    InputRecord,
+    Provenance,
+    SubnetRecord,
+    write_subnet_record,
+)
 from ofav2.runs import checkpoint
+from ofav2.tasks.classification import NAME, TOP1
 from supernets import Exits, Subnet, Supernet
+from supernets.subnet_cost import subnet_cost
 
 
 def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") -> Path:
     """Writes `subnet.json` and `model.safetensors`; returns their folder."""
     folder.mkdir(parents=True)
     weights = checkpoint.tensor_bytes(net.extract(subnet, exits).state_dict())
-    (folder / "model.safetensors").write_bytes(weights)
-    facts = {
-        "format": "ofav2-subnet/2",
-        "subnet": subnet.to_dict(),
-        "exits": exits,
-        "supernet": net.architecture.to_dict(),
-        "input": {
-            "channels": net.architecture.in_channels,
-            "mean": [0.5, 0.4, 0.3],
-            "std": [0.25, 0.3, 0.2],
-            "eval_crop": 0.875,
-            "resolution": subnet.resolution,
-        },
-        "classes": [f"class {number}" for number in range(net.architecture.num_classes)],
-        "sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    (folder / "subnet.json").write_text(json.dumps(facts), encoding="utf-8")
+    (folder / WEIGHTS).write_bytes(weights)
+    write_subnet_record(folder, replace(described(net, subnet, exits), sha256=hashlib.sha256(weights).hexdigest()))
     return folder
+
+
+def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRecord:
+    """A record of a network that never was trained: all but what it is made of is invented."""
+    arch, numbers = net.architecture, net.chosen_exits(subnet, exits)
+    scores = {"val": {exit: 0.7 + exit / 100 for exit in numbers}, "test": {exit: 0.6 + exit / 100 for exit in numbers}}
+    before = {split: {exit: score / 2 for exit, score in by_exit.items()} for split, by_exit in scores.items()}
+    return SubnetRecord(
+        subnet=subnet,
+        exits=exits if exits == "last" else numbers,
+        architecture=arch,
+        task=NAME,
+        metric=TOP1,
+        input=InputRecord(arch.in_channels, subnet.resolution, (0.5, 0.4, 0.3), (0.25, 0.3, 0.2), 0.875),
+        data="digits",
+        classes=tuple(f"class {number}" for number in range(arch.num_classes)),
+        cost=subnet_cost(arch, subnet, exits),
+        scores=scores,
+        extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None),
+        choice=None,
+        provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, "{}"),
+        finetuning=(),
+        formats=("onnx", "pt2", "card"),
+        exports=ExportRecord(tuple(f"exit_{exit}" for exit in numbers), (1, 16), {"model.onnx": 1e-7}),
+        sha256="ef" * 32,
+    )

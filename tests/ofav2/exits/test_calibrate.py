@@ -13,14 +13,14 @@ import torch
 
 import ofav2
 from ofav2.cli import main as cli
-from ofav2.deploy.load import SUBNET_FACTS
+from ofav2.deploy.artifact import RECORD, FinetuningRecord, Search, Validation, write_subnet_record
 from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate
 from ofav2.exits.calibrate import OpenedExits, Study, evaluate_policy, open_exits
 from ofav2.exits.early import NEVER
-from ofav2.exits.policy_file import EARLY_FACTS
+from ofav2.exits.policy_file import EARLY_RECORD
 from ofav2.report.early import PAGE, write_early_page
-from ofav2.runs.records import Run
+from ofav2.runs.records import Run, SplitSizes
 
 EXITS = (1, 3, 4)
 Capture = pytest.CaptureFixture[str]
@@ -102,7 +102,7 @@ def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, O
 def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch, calibrated: tuple[Path, Study, OpenedExits]
 ) -> None:
-    shutil.copy(calibrated[0] / EARLY_FACTS, directory)
+    shutil.copy(calibrated[0] / EARLY_RECORD, directory)
     looked: list[str] = []
     evaluated = evaluate_policy
 
@@ -128,7 +128,7 @@ def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: 
 
 def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
-    facts = json.loads((directory / EARLY_FACTS).read_text(encoding="utf-8"))
+    facts = json.loads((directory / EARLY_RECORD).read_text(encoding="utf-8"))
     assert facts["rule"] == {"threshold": study.rule.threshold, "confidence": "margin", "ensemble": True}
     assert facts["test"]["top1"] == study.test.top1
     assert len(facts["measured"]["rows"]) == len(study.rows)
@@ -154,22 +154,20 @@ def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, Opene
     [
         (lambda facts: facts.update(format="other"), "format"),
         (lambda facts: facts.update(subnet_sha256="0" * 64), "other weights"),
-        (lambda facts: facts.pop("rule"), "lacks 'rule'"),
-        (lambda facts: facts["rule"].pop("ensemble"), "lacks 'ensemble'"),
+        (lambda facts: facts.pop("rule"), "rule is missing"),
+        (lambda facts: facts["rule"].pop("ensemble"), "rule.ensemble is missing"),
         (lambda facts: facts["rule"].update(threshold="high"), "threshold"),
         (lambda facts: facts["rule"].update(threshold=-1), "threshold"),
         (lambda facts: facts["rule"].update(confidence=["x"]), "confidence"),
-        (lambda facts: facts.update(rule=3), "lacks"),
+        (lambda facts: facts.update(rule=3), r"rule \(3\) must be a mapping"),
     ],
 )
-def test_a_rule_that_was_tampered_with_is_refused(change: Any, words: str, taken: Path, tmp_path: Path) -> None:
-    copy = Path(shutil.copytree(taken, tmp_path / "copy"))
-    weights = json.loads((copy / SUBNET_FACTS).read_text(encoding="utf-8"))["sha256"]
-    rule = {"threshold": 0.5, "confidence": "entropy", "ensemble": False}
-    facts = {"format": "ofav2-early-exits/1", "subnet_sha256": weights, "rule": rule}
-    (copy / EARLY_FACTS).write_text(json.dumps(facts), encoding="utf-8")
-    assert ofav2.load_exit_policy(copy) == ofav2.ExitPolicy(0.5, "entropy")
-    edited(copy / EARLY_FACTS, change)
+def test_a_rule_that_was_tampered_with_is_refused(
+    change: Any, words: str, calibrated: tuple[Path, Study, OpenedExits], tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(calibrated[0], tmp_path / "copy"))
+    assert ofav2.load_exit_policy(copy) == calibrated[1].rule
+    edited(copy / EARLY_RECORD, change)
     with pytest.raises(RunError, match=words) as caught:
         ofav2.load_exit_policy(copy)
     assert str(copy) in str(caught.value)
@@ -222,22 +220,38 @@ def test_other_images_are_refused(directory: Path) -> None:
     def change(facts: dict[str, Any]) -> None:
         facts["provenance"]["recipe"] = facts["provenance"]["recipe"].replace("split_seed: 0", "split_seed: 1")
 
-    edited(directory / SUBNET_FACTS, change)
+    edited(directory / RECORD, change)
     with pytest.raises(UserError, match=r"data set \(digits\) is not the one that the network was trained on"):
         ofav2.calibrate_exits(directory)
-    assert not (directory / EARLY_FACTS).exists()
+    assert not (directory / EARLY_RECORD).exists()
 
 
 def test_a_network_that_was_tuned_on_its_validation_images_is_refused(directory: Path) -> None:
-    edited(directory / SUBNET_FACTS, lambda facts: facts.update(finetuning=[{"epochs": 1}]))
+    record = ofav2.describe_subnet(directory)
+    before = Validation(0, record.scores["val"], 0.5)
+    step = FinetuningRecord(
+        source_sha256=record.sha256,
+        data=record.data,
+        data_fingerprint=record.data_fingerprint,
+        images=SplitSizes(1, 1, 1),
+        new_classifiers=False,
+        epochs=1,
+        search=Search((), before, (before,)),
+        final=(),
+        test_before=None,
+        test=record.scores["test"],
+        versions={},
+        recipe="{}",
+    )
+    write_subnet_record(directory, replace(record, finetuning=(step,), extraction=None))
     with pytest.raises(UserError, match="was fine-tuned on its validation images"):
         ofav2.calibrate_exits(directory)
 
 
-@pytest.mark.parametrize("key", ["provenance", "top1_per_exit"])
-def test_facts_that_are_missing_are_named(key: str, directory: Path) -> None:
-    edited(directory / SUBNET_FACTS, lambda facts: facts.pop(key))
-    with pytest.raises(RunError, match=f"lacks '{key}'"):
+@pytest.mark.parametrize("key", ["provenance", "scores"])
+def test_what_is_missing_is_named(key: str, directory: Path) -> None:
+    edited(directory / RECORD, lambda facts: facts.pop(key))
+    with pytest.raises(RunError, match=f"{key} is missing"):
         ofav2.calibrate_exits(directory)
 
 

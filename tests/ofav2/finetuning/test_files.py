@@ -1,6 +1,5 @@
 """The command as a user gives it, on real images, with all files written and read back."""
 
-import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -49,14 +48,14 @@ def test_every_form_computes_what_the_network_does(tuned: tuple[Path, str]) -> N
 
 def test_what_was_measured_can_be_measured_again(tuned: tuple[Path, str]) -> None:
     out, shown = tuned
-    facts = json.loads((out / "subnet.json").read_text())
+    record = ofav2.describe_subnet(out)
     tuning = prepare(out)
     (top1,) = tuning.evaluator.exit_scores(ofav2.load_subnet(out), 16, tuning.data.test)
-    assert facts["top1"]["after_finetuning"]["test"] == top1
+    assert record.scores == {"test": {3: top1}}
     assert shown.splitlines()[-1].split()[-1] == f"{100 * top1:.2f}"
-    assert facts["finetuning"][0]["data_fingerprint"] == tuning.data.fingerprint
-    splits = (tuning.data.train, tuning.data.val, tuning.data.test)
-    assert facts["finetuning"][0]["images"] == {split.name: len(split) for split in splits}
+    assert record.finetuning[0].data_fingerprint == record.data_fingerprint == tuning.data.fingerprint
+    data, images = tuning.data, record.finetuning[0].images
+    assert (images.train, images.val, images.test) == (len(data.train), len(data.val), len(data.test))
 
 
 @pytest.mark.parametrize(

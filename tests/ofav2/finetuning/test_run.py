@@ -50,7 +50,8 @@ def tensors(directory: Path) -> dict[str, Tensor]:
 def plain_reference(source: Path, data: ImageData, epochs: int, lr: float) -> tuple[int, list[float], nn.Module]:
     """Both trainings, written down: epochs found, validation top-1 from before on, the network."""
     config = recipe.parse_tuning(SETTINGS, "reference").data
-    mean, std = (json.loads((source / "subnet.json").read_text())["input"][name] for name in ("mean", "std"))
+    given = ofav2.describe_subnet(source).input
+    mean, std = given.mean, given.std
 
     def prepared(pixels: Tensor) -> Tensor:
         return normalise(pixels, mean, std)
@@ -101,13 +102,13 @@ optim: {}
 
 def test_it_is_the_plain_reference_to_the_last_bit(extracted: Path, tmp_path: Path) -> None:
     data = images()
-    facts = finetune(extracted, QUICK, out=tmp_path / "out")
+    written = finetune(extracted, QUICK, out=tmp_path / "out")
+    assert ofav2.describe_subnet(tmp_path / "out") == written
     best, found, module = plain_reference(extracted, data, epochs=3, lr=0.01)
-    record = facts["finetuning"][-1]
-    search = record["search"]
-    assert record["epochs"] == best
-    assert [search["before"]["score"], *(after["score"] for after in search["after"])] == found
-    assert [epoch["number"] for epoch in record["final"]] == list(range(1, best + 1))
+    record = written.finetuning[-1]
+    assert record.epochs == best
+    assert [record.search.before.score, *(after.score for after in record.search.after)] == found
+    assert [epoch.number for epoch in record.final] == list(range(1, best + 1))
     assert tiny.same_bits(tensors(tmp_path / "out"), tiny.bits(module))
     assert not tiny.same_bits(tensors(extracted), tiny.bits(module))
 
@@ -155,11 +156,11 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
 
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))
-    facts = finetune(several, QUICK, out=tmp_path / "out")
+    written = finetune(several, QUICK, out=tmp_path / "out")
     tested = [place for place, (name, _) in enumerate(log) if name == "test"]
     assert sorted(log[place] for place in tested) == [("test", index) for index in range(len(data.test))]
     assert tested == list(range(tested[0], tested[0] + len(tested))), "in one go"
-    batches = len(data.train) // 16 * 3 + (len(data.train) + len(data.val)) // 16 * facts["finetuning"][-1]["epochs"]
+    batches = len(data.train) // 16 * 3 + (len(data.train) + len(data.val)) // 16 * written.finetuning[-1].epochs
     decoded_once = len(data.val)
     assert tested[0] == batches * 16 + decoded_once, "all training is over by then"
 
@@ -194,15 +195,15 @@ def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path
 
 
 def test_exits_are_trained_by_their_weights(several: Path, tmp_path: Path) -> None:
-    facts = finetune(several, [*QUICK, "finetune.exit_weights=[0,1]"], out=tmp_path / "out")
+    written = finetune(several, [*QUICK, "finetune.exit_weights=[0,1]"], out=tmp_path / "out")
     before, after = tensors(several), tensors(tmp_path / "out")
     own = [name for name in before if name.startswith("exits.2.") and "running" not in name and "num_" not in name]
     assert own
     assert all(torch.equal(before[name], after[name]) for name in own), "an exit of weight 0 is left alone"
     assert not torch.equal(before["exits.3.classifier.weight"], after["exits.3.classifier.weight"])
-    assert list(facts["top1_per_exit"]["after_finetuning"]["test"]) == ["2", "3"]
-    search = facts["finetuning"][-1]["search"]["after"][-1]
-    assert search["score"] == search["exits"]["3"], "the ensemble is that of the same weights"
+    assert list(written.scores["test"]) == [2, 3]
+    after_last = written.finetuning[-1].search.after[-1]
+    assert after_last.score == after_last.exits[3], "the ensemble is that of the same weights"
 
 
 def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
@@ -223,39 +224,39 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     )
     assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start)), "drawn from the seed alone"
     assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start))
-    facts = finetune(several, QUICK, out=tmp_path / "out")
+    written = finetune(several, QUICK, out=tmp_path / "out")
     assert "classifiers are made anew" in notes()
-    assert facts["classes"] == list(classes)
+    assert written.classes == tuple(classes)
     assert [logits.shape for logits in ofav2.load_subnet(tmp_path / "out")(torch.zeros(2, 3, 16, 16))] == [
         (2, len(classes))
     ] * 2
-    assert facts["finetuning"][-1]["test_before"] is None, "of other images nothing is known"
+    assert written.finetuning[-1].test_before is None, "of other images nothing is known"
 
 
 def test_images_are_normalised_as_the_network_was_trained_to_expect(extracted: Path, tmp_path: Path) -> None:
-    given = json.loads((extracted / "subnet.json").read_text())["input"]
-    assert given["mean"] != list(tiny.MEAN)
-    assert finetune(extracted, QUICK, out=tmp_path / "kept")["input"] == given
-    own = finetune(extracted, [*QUICK, "data.mean=null", "data.std=null"], out=tmp_path / "own")["input"]
-    assert (own["mean"], own["std"]) == (list(tiny.MEAN), list(tiny.STD))
+    given = ofav2.describe_subnet(extracted).input
+    assert given.mean != tuple(tiny.MEAN)
+    assert finetune(extracted, QUICK, out=tmp_path / "kept").input == given
+    own = finetune(extracted, [*QUICK, "data.mean=null", "data.std=null"], out=tmp_path / "own").input
+    assert (own.mean, own.std) == (tuple(tiny.MEAN), tuple(tiny.STD))
 
 
 # What is written
 
 
 def test_the_folder_is_one_that_can_be_fine_tuned_again(extracted: Path, tmp_path: Path, notes: Notes) -> None:
-    before = json.loads((extracted / "subnet.json").read_text())
+    before = ofav2.describe_subnet(extracted)
     first = finetune(extracted, [*QUICK, "optim.weight_decay=0.5"], out=tmp_path / "first")
-    assert first["provenance"] == before["provenance"]
-    assert (first["cost"], first["name"]) == (before["cost"], before["name"])
-    assert first["finetuning"][0]["source_sha256"] == before["sha256"]
+    assert first.provenance == before.provenance
+    assert (first.cost, first.name) == (before.cost, before.name)
+    assert first.finetuning[0].source_sha256 == before.sha256
     assert "say little" not in notes().splitlines()[-1]
     second = finetune(tmp_path / "first", ["run.seed=1"], out=tmp_path / "second")
     assert "validation images were trained on by the last fine-tuning" in notes()
-    assert [step["source_sha256"] for step in second["finetuning"]] == [before["sha256"], first["sha256"]]
-    kept = recipe.parse_tuning(second["finetuning"][-1]["recipe"], "here")
+    assert [step.source_sha256 for step in second.finetuning] == [before.sha256, first.sha256]
+    kept = recipe.parse_tuning(second.finetuning[-1].recipe, "here")
     assert (kept.finetune.epochs, kept.optim.weight_decay, kept.run.seed) == (3, 0.5, 1)
-    assert second["finetuning"][-1]["test_before"] == first["top1_per_exit"]["after_finetuning"]["test"]
+    assert second.finetuning[-1].test_before == first.scores["test"]
 
 
 def test_other_splits_of_the_same_images_are_told(extracted: Path, tmp_path: Path, serve: Serve, notes: Notes) -> None:
@@ -273,7 +274,7 @@ def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) 
     assert {"subnet.json", "model.safetensors", "recipe.yaml"} <= set(names)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
     repeated = finetune(extracted, out=tmp_path / "three", file=str(tmp_path / "one/recipe.yaml"))
-    assert repeated["sha256"] == json.loads((tmp_path / "one/subnet.json").read_text())["sha256"]
+    assert repeated.sha256 == ofav2.describe_subnet(tmp_path / "one").sha256
 
 
 # Refusals
@@ -365,8 +366,7 @@ DAMAGE: tuple[tuple[str, Any], ...] = (
     ("provenance", {"recipe": "data: {name: digits}"}),
     ("provenance", {"recipe": 3, "phase": "expand"}),
     ("provenance", {"recipe": "a: [", "phase": "expand"}),
-    ("top1_per_exit", {}),
-    ("name", None),
+    ("scores", {"test": {}}),
     ("data", None),
     ("finetuning", "x"),
     ("finetuning", [3]),
@@ -381,10 +381,13 @@ def test_a_damaged_description_is_refused_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
     facts = json.loads((extracted / "subnet.json").read_text())
+    changed = {**facts[key], **value} if isinstance(value, dict) and isinstance(facts[key], dict) else value
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "model.safetensors").write_bytes((extracted / "model.safetensors").read_bytes())
-    (damaged / "subnet.json").write_text(json.dumps({k: v for k, v in {**facts, key: value}.items() if v is not None}))
+    (damaged / "subnet.json").write_text(
+        json.dumps({k: v for k, v in {**facts, key: changed}.items() if v is not None})
+    )
     with pytest.raises(UserError) as refused:
         finetune(damaged, out=tmp_path / "out")
     assert len(str(refused.value).splitlines()) == 1

@@ -11,7 +11,7 @@ import pytest
 import ofav2
 import supernets
 from ofav2.cli.main import main
-from ofav2.deploy.load import describe_subnet
+from ofav2.deploy.artifact import describe_subnet
 from ofav2.errors import UserError
 from ofav2.nas.candidates import choose, draw_within, feasible
 from ofav2.nas.cheapest import cheapest, within
@@ -163,12 +163,14 @@ def test_how_a_network_was_chosen_is_written_beside_it(tiny_run: Run, tmp_path: 
     assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out), "--formats", "card"]) == 0
     written = describe_subnet(out)
     limits = {"params": 10**6, "macs": 10**6}
-    assert written["choice"].items() >= {"limits": limits, "exits": [1, 2], "candidates": 3, "seed": 4}.items()
+    found = written.choice
+    assert found is not None
+    assert (found.limits.named, found.exits, found.candidates, found.seed) == (limits, (1, 2), 3, 4)
     opened = ofav2.open_run(tiny_run.folder)
     space = opened.loaded.net.space.restrict(height=(1, 2))
     again = choose(opened, Limits(**limits), space=space, candidates=3, seed=4)
-    assert again.best.subnet == Subnet.from_dict(written["subnet"])
-    assert again.to_dict() == written["choice"]
+    assert again.best.subnet == written.subnet
+    assert (again.limits, again.space.resolution) == (found.limits, found.resolutions)
     card = (out / "model_card.md").read_text()
     assert "best on validation of 3 random networks (seed 4); limits: params 1,000,000, macs 1,000,000" in card
 

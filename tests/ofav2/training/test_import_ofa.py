@@ -75,8 +75,8 @@ def test_its_sub_networks_are_measured_and_extracted(run: Path, tmp_path: Path) 
     assert opened.same_data
     _, rows = measure(opened, [opened.loaded.net.space.smallest()], "test")
     assert len(rows) == 1
-    facts = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
-    assert facts["provenance"]["phase"] == "imported"
+    record = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    assert record.provenance.phase == "imported"
     assert ofav2.load_subnet(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 

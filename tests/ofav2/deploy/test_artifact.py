@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch.fx import GraphModule
 
 import ofav2
-from ofav2.deploy.load import SUBNET_FACTS, SUBNET_WEIGHTS
+from ofav2.deploy.artifact import RECORD, WEIGHTS
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun, load_run
 from ofav2.evaluation.recalibration import adopt_statistics
@@ -155,13 +155,13 @@ def damaged(extracted: Path, tmp_path: Path) -> Path:
 
 def forge(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Put other weights there, with the right checksum."""
-    save_file(tensors, path / SUBNET_WEIGHTS)
+    save_file(tensors, path / WEIGHTS)
     forge_checksum(path)
 
 
 def forge_checksum(path: Path) -> None:
-    checksum = hashlib.sha256((path / SUBNET_WEIGHTS).read_bytes()).hexdigest()
-    edit(SUBNET_FACTS, lambda facts: facts.update(sha256=checksum))(path)
+    checksum = hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest()
+    edit(RECORD, lambda facts: facts.update(sha256=checksum))(path)
 
 
 def without_stem(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -169,13 +169,13 @@ def without_stem(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def flip_a_bit(path: Path) -> None:
-    data = bytearray((path / SUBNET_WEIGHTS).read_bytes())
+    data = bytearray((path / WEIGHTS).read_bytes())
     data[-5] ^= 1
-    (path / SUBNET_WEIGHTS).write_bytes(data)
+    (path / WEIGHTS).write_bytes(data)
 
 
 def forge_garbage(path: Path) -> None:
-    (path / SUBNET_WEIGHTS).write_bytes(b"no tensors at all")
+    (path / WEIGHTS).write_bytes(b"no tensors at all")
     forge_checksum(path)
 
 
@@ -183,25 +183,38 @@ def forge_garbage(path: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: shutil.rmtree(path), "has no subnet.json"),
-        (lambda path: (path / SUBNET_FACTS).unlink(), "has no subnet.json"),
-        (lambda path: (path / SUBNET_FACTS).write_text("{"), "is no JSON"),
-        (lambda path: (path / SUBNET_FACTS).write_text("3"), "must hold an object"),
-        (lambda path: (path / SUBNET_WEIGHTS).unlink(), "is missing"),
+        (lambda path: (path / RECORD).unlink(), "has no subnet.json"),
+        (lambda path: (path / RECORD).write_text("{"), "is no JSON"),
+        (lambda path: (path / RECORD).write_text("3"), "must hold an object"),
+        (lambda path: (path / WEIGHTS).unlink(), "is missing"),
         (flip_a_bit, "checksum differs"),
-        (edit(SUBNET_FACTS, lambda facts: facts.update(sha256=None)), "checksum differs"),
-        (edit(SUBNET_FACTS, lambda facts: facts.update(format="other")), "format ('other')"),
-        (edit(SUBNET_FACTS, lambda facts: facts.pop("sha256")), "lacks 'sha256'"),
-        (edit(SUBNET_FACTS, lambda facts: facts.pop("subnet")), "lacks 'subnet'"),
-        (edit(SUBNET_FACTS, lambda facts: facts["subnet"].pop("depth")), "depth"),
-        (edit(SUBNET_FACTS, lambda facts: facts["subnet"].update(height=9)), "depth has 3 entries"),
-        (edit(SUBNET_FACTS, lambda facts: facts["subnet"]["kernel"][0].__setitem__(0, 9)), "kernel[0][0] (9)"),
-        (edit(SUBNET_FACTS, lambda facts: facts["subnet"]["kernel"][0].__setitem__(0, 5)), "do not fit"),
-        (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(variant="xx")), "'xx'"),
-        (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(num_classes="ten")), "'ten'"),
-        (edit(SUBNET_FACTS, lambda facts: facts["supernet"].update(width_mult=0.2)), "does not go with"),
-        (edit(SUBNET_FACTS, lambda facts: facts.update(supernet=[1])), SUBNET_FACTS),
+        (edit(RECORD, lambda facts: facts.update(sha256="0" * 64)), "checksum differs"),
+        (edit(RECORD, lambda facts: facts.update(sha256=None)), "sha256 (null) must be text"),
+        (edit(RECORD, lambda facts: facts.update(format="other")), "format ('other')"),
+        (edit(RECORD, lambda facts: facts.pop("sha256")), "sha256 is missing"),
+        (edit(RECORD, lambda facts: facts.pop("subnet")), "subnet is missing"),
+        (edit(RECORD, lambda facts: facts["subnet"].pop("depth")), "depth"),
+        (edit(RECORD, lambda facts: facts["subnet"].update(height=9)), "depth has 3 entries"),
+        (
+            edit(RECORD, lambda facts: facts.update(exits=[5])),
+            "exits ((5,)) must be ascending numbers out of [1, 2, 3]",
+        ),
+        (edit(RECORD, lambda facts: facts.update(exits=[3, 2])), "exits ((3, 2))"),
+        (edit(RECORD, lambda facts: facts.update(classes=["0"])), "classes has 1 names for 10 classes"),
+        (edit(RECORD, lambda facts: facts["input"].update(resolution=20)), "input has other channels"),
+        (edit(RECORD, lambda facts: facts["input"].update(mean=[0.5])), "input: mean has 1 numbers for 3 channels"),
+        (edit(RECORD, lambda facts: facts["scores"].pop("test")), "scores must have those on test"),
+        (edit(RECORD, lambda facts: facts["scores"]["test"].update({"9": 0.5})), "scores must have those on test"),
+        (edit(RECORD, lambda facts: facts.update(extraction=None)), "extraction must be there"),
+        (edit(RECORD, lambda facts: facts["provenance"].update(more=1)), "provenance.more is not a key"),
+        (edit(RECORD, lambda facts: facts["subnet"]["kernel"][0].__setitem__(0, 9)), "kernel[0][0] (9)"),
+        (edit(RECORD, lambda facts: facts["subnet"]["kernel"][0].__setitem__(0, 5)), "do not fit"),
+        (edit(RECORD, lambda facts: facts["architecture"].update(variant="xx")), "'xx'"),
+        (edit(RECORD, lambda facts: facts["architecture"].update(num_classes="ten")), "'ten'"),
+        (edit(RECORD, lambda facts: facts["architecture"].update(width_mult=0.2)), "does not go with"),
+        (edit(RECORD, lambda facts: facts.update(architecture=[1])), "architecture ([1]) must be a mapping"),
         (lambda path: forge(path, {"weight": torch.zeros(3)}), "do not fit"),
-        (lambda path: forge(path, without_stem(load_file(path / SUBNET_WEIGHTS))), "do not fit"),
+        (lambda path: forge(path, without_stem(load_file(path / WEIGHTS))), "do not fit"),
         (forge_garbage, "model.safetensors"),
     ],
 )

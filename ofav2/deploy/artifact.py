@@ -1,0 +1,306 @@
+"""The folder of an extracted network: its typed record in `subnet.json`, and its weights."""
+
+import os.path
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from torch.fx import GraphModule
+
+from ofav2.errors import RunError
+from ofav2.nas.limits import Limits
+from ofav2.networks.build import build_supernet
+from ofav2.runs import checkpoint
+from ofav2.runs.records import SplitSizes
+from ofav2.tasks.base import Metric
+from ofav2.typed_json import Count, Positive, Sha256, read_record, write_record
+from supernets import Architecture, SpaceError, Subnet
+from supernets.cost import Cost
+
+FORMAT = "ofav2-subnet/2"
+RECORD = "subnet.json"
+WEIGHTS = "model.safetensors"
+
+ExitScores = Mapping[int, float]
+"""A network's score at each exit, by the exit's number."""
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """What a network takes."""
+
+    channels: Positive
+    """Channels of the images."""
+    resolution: Positive
+    """Side of the square images in pixels."""
+    mean: tuple[float, ...]
+    """Mean to normalise with, per channel, in 0..1."""
+    std: tuple[float, ...]
+    """Standard deviation, likewise."""
+    eval_crop: float
+    """Share of the image's side that evaluation looks at."""
+
+    def __post_init__(self) -> None:
+        """Refuse a normalisation for other channels."""
+        for name in ("mean", "std"):
+            if len(getattr(self, name)) != self.channels:
+                raise ValueError(f"{name} has {len(getattr(self, name))} numbers for {self.channels} channels")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a network came from."""
+
+    run: str
+    """The run."""
+    phase: str
+    """The phase that left the supernet's weights."""
+    checkpoint_sha256: Sha256
+    """Checksum of that phase's weights."""
+    data_fingerprint: str
+    """Digest of the images, labels and splits that it was measured on."""
+    versions: Mapping[str, str | None]
+    """Versions that the run was trained with."""
+    recipe: str
+    """The run's resolved recipe, as YAML."""
+
+
+@dataclass(frozen=True)
+class ChoiceRecord:
+    """How a network was chosen from a run's space."""
+
+    limits: Limits
+    """The most that it could cost."""
+    exits: tuple[int, ...]
+    """Exits that it could end at."""
+    resolutions: tuple[int, ...]
+    """Resolutions that it could have."""
+    candidates: Positive
+    """Networks that were ranked."""
+    seed: Count
+    """Seed of the draw."""
+    ranked_on: Literal["val"]
+    """The split that they were ranked on."""
+
+
+@dataclass(frozen=True)
+class ExtractionRecord:
+    """What was measured and checked when a network was taken out of its supernet."""
+
+    scores_before: Mapping[str, ExitScores]
+    """Scores before batch norm was recalibrated, by split and exit."""
+    calibration_images: Count
+    """Training images that batch norm was recalibrated on."""
+    calibration_seed: Count
+    """Seed of their draw."""
+    compared_images: Positive
+    """Images on which supernet and network were compared."""
+    supernet_gap: float
+    """Largest difference of their logits, as a share of the largest logit."""
+    canary: str | None
+    """Another network of the space, whose logits must differ; None if there is none."""
+    canary_gap: float | None
+    """By how much they do."""
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """How the exported files compare with the network."""
+
+    outputs: tuple[str, ...]
+    """Names of the outputs, one per exit."""
+    batches: tuple[Positive, ...]
+    """Images per call on which they were compared."""
+    largest_gap: Mapping[str, float]
+    """By file, the largest difference of its logits, as a share of the largest logit."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch of fine-tuning did."""
+
+    number: Positive
+    """Its number, from 1."""
+    loss: float | None
+    """Mean loss of its usable steps; None where there was none."""
+    lr: float
+    """Learning rate of its last step."""
+    skipped: Count
+    """Steps that changed nothing because their loss was unusable."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How a network did on validation while it was fine-tuned."""
+
+    epochs: Count
+    """Epochs that it was trained, from 0."""
+    exits: ExitScores
+    """Score by exit."""
+    score: float
+    """Score of the exits' weighted ensemble, by which epochs are compared."""
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the first training of a fine-tuning did."""
+
+    epochs: tuple[Epoch, ...]
+    """Its epochs."""
+    before: Validation
+    """The network as it was."""
+    after: tuple[Validation, ...]
+    """The network after each epoch."""
+
+    def best(self, metric: Metric) -> Validation:
+        """Return the best validation after an epoch; of equals the last one, whose learning rate is the lowest."""
+        return max(self.after, key=lambda found: (metric.rank(found.score), found.epochs))
+
+
+@dataclass(frozen=True)
+class FinetuningRecord:
+    """A fine-tuning that a network went through."""
+
+    source_sha256: Sha256
+    """Checksum of the weights that it started from."""
+    data: str
+    """The data set."""
+    data_fingerprint: str
+    """Digest of its images, labels and splits."""
+    images: SplitSizes
+    """Its images per split."""
+    new_classifiers: bool
+    """Whether classifiers were made anew, for other classes."""
+    epochs: Positive
+    """Epochs of the second training, on training and validation images."""
+    search: Search
+    """The first training, which found them."""
+    final: tuple[Epoch, ...]
+    """The second training."""
+    test_before: ExitScores | None
+    """Test scores before, by exit; None if they were measured on other images."""
+    test: ExitScores
+    """Test scores after, by exit."""
+    versions: Mapping[str, str | None]
+    """Versions of Python and of the packages that results may depend on."""
+    recipe: str
+    """Its settings, as YAML."""
+
+
+@dataclass(frozen=True)
+class SubnetRecord:
+    """What an extracted network is, what it costs and reaches, and where it came from."""
+
+    subnet: Subnet
+    """Its choices."""
+    exits: Literal["last"] | tuple[int, ...]
+    """Exits whose outputs it returns: one tensor for `last`, or a tuple with one per number."""
+    architecture: Architecture
+    """The supernet that it is a part of."""
+    task: str
+    """What it does: `classification`."""
+    metric: Metric
+    """What its scores are."""
+    input: InputRecord
+    """What it takes."""
+    data: str
+    """The data set that it was trained on last."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the logits."""
+    cost: Cost
+    """What it costs per image."""
+    scores: Mapping[str, ExitScores]
+    """Scores of these weights by split and exit; of a fine-tuned network, on `test` alone."""
+    extraction: ExtractionRecord | None
+    """How it was taken out of its supernet; None once it was fine-tuned."""
+    choice: ChoiceRecord | None
+    """How it was chosen; None if it was named, and once it was fine-tuned."""
+    provenance: Provenance
+    """Where it came from."""
+    finetuning: tuple[FinetuningRecord, ...]
+    """The fine-tunings that it went through, oldest first."""
+    formats: tuple[str, ...]
+    """Files beside weights and record: `onnx`, `pt2`, `card`."""
+    exports: ExportRecord
+    """How the exported files compare with the network."""
+    sha256: Sha256
+    """Checksum of the weights."""
+
+    def __post_init__(self) -> None:
+        """Refuse fields that contradict each other."""
+        self.architecture.space((self.subnet.resolution,)).check(self.subnet)
+        passed = [exit for exit in self.architecture.exits if exit <= self.subnet.height]
+        if self.exits != "last" and not (self.exits and [*self.exits] == sorted({*self.exits}.intersection(passed))):
+            raise ValueError(f"exits ({self.exits}) must be ascending numbers out of {passed}")
+        if (self.input.channels, self.input.resolution) != (self.architecture.in_channels, self.subnet.resolution):
+            raise ValueError("input has other channels, or another resolution, than the network")
+        if self.task == "classification" and len(self.classes) != self.architecture.num_classes:
+            raise ValueError(f"classes has {len(self.classes)} names for {self.architecture.num_classes} classes")
+        if any(tuple(scores) != self.exit_numbers for scores in self.scores.values()) or "test" not in self.scores:
+            raise ValueError("scores must have those on test, each with one per exit")
+        if (self.extraction is None) != bool(self.finetuning):
+            raise ValueError("extraction must be there until the network is fine-tuned, and no longer")
+
+    @property
+    def name(self) -> str:
+        """The choices in short, such as `r64 d4-4-4-4-4 k7 e6 l3 exit 5`."""
+        return str(self.subnet)
+
+    @property
+    def exit_numbers(self) -> tuple[int, ...]:
+        """The exits whose outputs it returns, by number."""
+        return (self.subnet.height,) if self.exits == "last" else self.exits
+
+    @property
+    def data_fingerprint(self) -> str:
+        """Digest of the images that it was last trained and tested on."""
+        return self.finetuning[-1].data_fingerprint if self.finetuning else self.provenance.data_fingerprint
+
+
+def describe_subnet(directory: str | Path) -> SubnetRecord:
+    """Read the record of an extracted network.
+
+    Args:
+        directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote.
+
+    Raises:
+        RunError: `subnet.json` is missing, damaged or foreign.
+    """
+    path = Path(directory) / RECORD
+    # Unlike pathlib's, this takes a name that no file can have for a missing file.
+    if not os.path.isfile(path):
+        raise RunError(f"folder ({directory}) has no {RECORD}: give one that `ofav2 extract` made")
+    return read_record(path, SubnetRecord, FORMAT, "restore the file, or extract the network again")
+
+
+def write_subnet_record(folder: Path, record: SubnetRecord) -> None:
+    """Write the record of an extracted network.
+
+    Raises:
+        RunError: The file can't be written.
+    """
+    write_record(folder / RECORD, record, FORMAT)
+
+
+def load_subnet(directory: str | Path) -> GraphModule:
+    """Read an extracted sub-network that `ofav2 extract` wrote.
+
+    Args:
+        directory: The folder with `subnet.json` and `model.safetensors`.
+
+    Returns:
+        The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes),
+        or a tuple of such logits where it was extracted with exits of its own choice.
+
+    Raises:
+        RunError: If a file is missing, damaged or foreign.
+    """
+    path, record = Path(directory), describe_subnet(directory)
+    try:
+        net = build_supernet(record.architecture, (record.subnet.resolution,))
+    except SpaceError as error:
+        raise RunError(f"{path / RECORD} describes no network: {error}; extract it again") from error
+    module = net.extract(record.subnet, record.exits)
+    checkpoint.fill(module, checkpoint.read_tensors(path / WEIGHTS, record.sha256, RECORD), str(path))
+    return module
