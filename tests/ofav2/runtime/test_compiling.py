@@ -25,6 +25,7 @@ from ofav2.training.step import Guard, train_steps
 from supernets import Supernet
 from supernets.outputs import Outputs
 from tests.notes import Notes
+from tests.ofav2 import tiny
 from tests.ofav2.tiny import CPU, bits, drawn_in, phase_config, plan_phases, random_batches, same_bits, tiny_net
 
 # Not AdamW, which makes a whole step of a gradient that is nothing but rounding.
@@ -220,12 +221,11 @@ def test_inductors_code_trains_and_teaches_as_torch_does(notes: Notes) -> None:
 
 @pytest.mark.slow
 def test_a_run_compiles_its_full_phase_and_its_teacher(tmp_path: Path) -> None:
-    """With the recipe's own network, through the command."""
-    phases = [f"phases.{name}.epochs=0.05" for name in ("full", "kernel", "level", "height", "depth", "expand")]
-    small = ["data.resolutions=[16]", "supernet.depth=[1,2]", "evaluation.calibration_images=20"]
-    command = ["ofav2", "train", "digits", "run.compile=true", "run.device=cpu", "phases.full.warmup_epochs=0"]
+    """Through the command, with no fallback to eager."""
+    small = tiny.written(tmp_path, tiny.TWO.replace("[16, 20]", "[16]"))
+    command = ["ofav2", "train", small, "run.compile=true"]
     done = subprocess.run(
-        [sys.executable, "-m", *command, *phases, *small, "--run-dir", str(tmp_path / "run")],
+        [sys.executable, "-m", *command, "--run-dir", str(tmp_path / "run")],
         capture_output=True,
         text=True,
         check=True,
