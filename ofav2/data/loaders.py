@@ -388,13 +388,25 @@ class _Loader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         if not _CAN_WAIT:
-            return super().__iter__()
+            return _freed_on_error(super().__iter__())
         # Workers inherit what is held back here; setting handlers in them would leave them a moment without.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
         try:
-            return super().__iter__()
+            return _freed_on_error(super().__iter__())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _freed_on_error(batches: Iterator[T]) -> Generator[T]:
+    """Yield the batches; on an error let go of what loads them, so that workers end at once.
+
+    Frames of the traceback would hold it until a garbage collection, in which torch waits 5 seconds for each worker.
+    """
+    try:
+        yield from batches
+    except Exception as error:
+        del batches
+        raise error.with_traceback(None) from None
 
 
 _STOPS = (signal.SIGTERM, signal.SIGINT)
