@@ -35,15 +35,17 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 demo: $(VENV)/run.stamp
 	$(BIN)/ofav2 train digits
 
-# A file's tests stay in one process, so that what they share is made once.
+# As many processes as cores. Each starts with files of its own, so that what a file's tests share is made once, and takes
+# over tests of the others when it is done.
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-browser: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -n auto --dist worksteal -m browser
 
+# tests/faults counts what all its tests found, so a file's tests stay in one process.
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

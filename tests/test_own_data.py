@@ -19,25 +19,24 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in shell.splitlines() if line.startswith("ofav2 ")]
 
 
-def test_its_commands_are_taken_and_its_settings_are_a_recipe() -> None:
+def test_commands_of_own_data_md_are_taken_and_their_settings_are_a_recipe() -> None:
     assert {command[0] for command in commands()} == {"plan", "train", "extract"}
     for command in commands():
-        chosen = vars(cli.parser().parse_args(command))
+        cli.parser().parse_args(command)
         settings = [part for part in command[2:] if re.match(r"[a-z_.]+=", part)]
         if settings:
             config = recipe.load(command[1], settings)
             assert (config.data.name, config.data.cache) == ("imagefolder", "cache")
-        assert chosen
 
 
-def test_the_keys_it_names_can_be_set_as_it_shows() -> None:
+def test_keys_named_in_own_data_md_can_be_set_as_shown() -> None:
     shown = re.findall(r"`(data\.[a-z_]+=[^`]+)`", PAGE)
     assert len(shown) >= 5
     for setting in shown:
         recipe.load("digits", [setting.replace("'", "")])
 
 
-def test_its_way_of_preparing_an_image_is_evaluations() -> None:
+def test_preparing_an_image_as_own_data_md_shows_equals_evaluation() -> None:
     image = torch.randint(0, 256, (3, 60, 48), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     steps = [v2.Resize(48, antialias=True), v2.CenterCrop(48), v2.ToDtype(torch.float32, scale=True)]

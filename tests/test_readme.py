@@ -36,7 +36,7 @@ def mentioned() -> list[str]:
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL))
 
 
-def test_its_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As it stands but for the training, which is shrunk to two steps a phase."""
     monkeypatch.chdir(tmp_path)
     train = ofav2.train
@@ -56,7 +56,7 @@ def test_its_python_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.
     assert trained, "it shows how to train"
 
 
-def test_its_commands_are_ones_that_the_parser_takes() -> None:
+def test_commands_of_the_readme_are_ones_that_the_parser_takes() -> None:
     found = [shlex.split(line)[1:] for line in commands() if line.startswith("ofav2 ")]
     assert found
     for arguments in found:
@@ -65,7 +65,7 @@ def test_its_commands_are_ones_that_the_parser_takes() -> None:
             recipe.load(parsed.recipe, parsed.overrides)
 
 
-def test_every_verb_that_it_names_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_verb_that_the_readme_names_exists(capsys: pytest.CaptureFixture[str]) -> None:
     verbs = {text.split()[1] for text in [*commands(), *mentioned()] if re.match(r"ofav2 [a-z]", text)}
     assert {"train", "plan", "evaluate", "extract"} <= verbs
     for verb in verbs:
@@ -75,12 +75,12 @@ def test_every_verb_that_it_names_is_there(capsys: pytest.CaptureFixture[str]) -
         assert f"usage: ofav2 {verb} " in capsys.readouterr().out
 
 
-def test_every_make_target_that_it_names_is_there() -> None:
+def test_every_make_target_that_the_readme_names_exists() -> None:
     named = {text.split()[1] for text in [*commands(), *mentioned()] if re.match(r"make [a-z]", text)}
     there = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
     assert {"demo", "test"} <= named
     assert named <= there
 
 
-def test_every_recipe_is_listed() -> None:
+def test_every_recipe_is_listed_in_the_readme() -> None:
     assert set(re.findall(r"^\| `([a-z0-9_]+)` \|", README, re.MULTILINE)) >= set(recipe.names())

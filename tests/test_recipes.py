@@ -1,6 +1,7 @@
 """Every recipe on disk is loaded, planned, and shrunk to a run of two steps a phase, data sets faked."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,7 +45,26 @@ def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
     assert setup.plan.phases[-1].space == setup.net.space, "in the end everything can be chosen"
 
 
-@pytest.mark.parametrize("name", recipe.names())
+def structure(name: str) -> object:
+    """What decides over the code that a recipe runs: nearly all but data, lengths and learning rates."""
+    config = recipe.load(name, ["data.root=null"])
+    phases = [(phase, *(getattr(it, key) for key in STRUCTURE)) for phase, it in config.phases.items()]
+    return config.supernet, phases, config.teacher.policy, config.optim.name
+
+
+STRUCTURE = ("unlock", "subnets", "sampler", "teacher")
+
+
+def recipes_to_run() -> list[Any]:
+    """All recipes; of those of one structure, all but the first are slow tests."""
+    structures = [structure(name) for name in recipe.names()]
+    return [
+        pytest.param(name, marks=pytest.mark.slow if structures[number] in structures[:number] else ())
+        for number, name in enumerate(recipe.names())
+    ]
+
+
+@pytest.mark.parametrize("name", recipes_to_run())
 def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path) -> None:
     overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), "data.root=null", "data.download=false"]
     run = ofav2.train(name, overrides, tmp_path / "run")

@@ -15,7 +15,7 @@ QUICK = Options(networks=3, calibration_images=120, images=60, compared=1, resol
 
 
 @pytest.mark.parametrize("own_loading", [False, True])
-def test_numbers_come_out_and_results_are_the_same(
+def test_both_sides_of_the_evaluation_benchmark_find_the_same_results(
     own_loading: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sides, "RESULTS", tmp_path)

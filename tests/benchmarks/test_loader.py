@@ -12,6 +12,7 @@ from tests.ofav2.data.conftest import write_classes
 def test_the_input_pipeline_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path / "images" / "train", {"cat": 12, "dog": 12})
     monkeypatch.setattr(sides, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(loader, "SETTLED", 0.02)
     small = ["--pixels", "32", "24", "--batch", "4", "--workers", "1", "--batches", "2", "--repeats", "2"]
     network = ["--steps", "2", "--width", "0.1"]
     loader.main([str(tmp_path / "images"), "--name", "imagefolder", *small, *network])

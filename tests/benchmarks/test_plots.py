@@ -24,7 +24,7 @@ def points(drawing: str, count: int) -> np.ndarray:
     return np.array(found[:count])
 
 
-def test_names_and_units_are_there() -> None:
+def test_a_plot_has_names_and_units() -> None:
     series = Series("a < b", (1.0, 2.0), (3.0, 4.0))
     drawn = chart(
         [Panel("how it went", "size, M", "top-1, %", (series,)), Panel("", "phase", "s", (series,), ("x", "y", "z"))]
@@ -41,7 +41,7 @@ def test_what_is_counted_has_whole_ticks() -> None:
     assert "1.5" not in drawn
 
 
-def test_points_are_where_they_belong() -> None:
+def test_a_plots_points_are_where_they_belong() -> None:
     values = {1: 5.0, 2: 9.5, 8: 20.0}
     placed = points(curves({"sub-networks": values}, "ms"), len(values))
     across, up = np.array(list(values)), np.array(list(values.values()))

@@ -64,7 +64,7 @@ def test_all_supernets_are_asked_for_the_same_bodies() -> None:
     assert len(set(drawn[0])) == proof.BODIES
 
 
-def test_nothing_measured_is_said(tmp_path: Path) -> None:
+def test_proof_tables_without_measurements_say_how_to_measure(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"benchmarks\.proof measure"):
         proof_tables.show(["ofa"], tmp_path)
 
@@ -76,7 +76,13 @@ def test_rows_are_trained_measured_and_shown(
         monkeypatch.setattr(proof, name, value)
     for split, classes in IMAGES.items():
         write_classes(tmp_path / "images" / split, classes)
-    little = ("data.val_fraction=0.2", "data.mean=null", "data.std=null", "evaluation.corners=all")
+    little = (
+        "data.val_fraction=0.2",
+        "data.mean=null",
+        "data.std=null",
+        "data.resolutions=[32]",
+        "evaluation.corners=all",
+    )
     named = [row for row in ROWS if row.name in ("ofa", "ofav2", "alone-small")]
     rows = [replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *little)) for row in named]
     runs, results = tmp_path / "runs", tmp_path / "results"

@@ -70,14 +70,14 @@ def test_both_layouts_of_the_peer_take_steps() -> None:
         assert all(math.isfinite(loss) for loss in losses)
 
 
-def test_numbers_come_out(tmp_path: Path) -> None:
+def test_the_step_benchmark_times_all_sides_and_writes_them_down(tmp_path: Path) -> None:
     times = step.peer(quick("se_b"), HERE, 1)
     assert set(times) == {"ofa", "ofa, given channels-last images", "ofav2"}
     assert len(step.overhead(quick("ee_d"), HERE, 1)) == 3
     assert {path.name for path in (tmp_path / "build/benchmarks").iterdir()} == {"step-peer.json", "step-overhead.json"}
 
 
-def test_forms_compute_the_same(tmp_path: Path) -> None:
+def test_compiled_and_eager_steps_compute_the_same(tmp_path: Path) -> None:
     compiling = replace(HERE, compiler=lambda forward: forward)
     work = quick("ee_d")
     images, _ = work.inputs()
@@ -90,8 +90,8 @@ def test_forms_compute_the_same(tmp_path: Path) -> None:
     assert list(step.forms(work, HERE, 1)["full"]) == ["eager"]
 
 
-def test_growth_is_drawn(tmp_path: Path) -> None:
-    work, over_processes = quick("ee_d", batch=8, side=64), {1: 2.0, 2: 2.5}
+def test_a_steps_growth_with_its_sizes_is_drawn(tmp_path: Path) -> None:
+    work, over_processes = quick("se_b", batch=8, side=64), {1: 2.0, 2: 2.5}
     found = step.growth(work, HERE, 1, tmp_path / "new" / "plot.svg", over_processes)
     assert {axis: list(points) for axis, points in found.items()} == {
         "sub-networks": [1, 2, 4, 8],

@@ -33,6 +33,7 @@ _RECIPE = (
     tiny.SIX.replace("depth: [1, 3]", "depth: [1, 2]")
     .replace("level: [1, 2, 3]", "level: [2, 3]")
     .replace("epochs: 0.02", "epochs: 0.04")
+    .replace(tiny.ALL_CORNERS, "evaluation: {corners: ends, ")
     .replace("every_epochs: 0,", "every_epochs: 0.02,")
     .replace("calibration_images: 30", "calibration_images: 16")
     .replace("device: cpu}", "device: cpu, save_steps: 1, save_minutes: 0}")

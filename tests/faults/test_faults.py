@@ -185,7 +185,7 @@ def of(straight: dict[str, Straight], number: int) -> Straight:
     return straight[driver.OPTIMISERS[number % len(driver.OPTIMISERS)]]
 
 
-def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
+def test_killed_runs_end_as_a_straight_run(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
     """SIGKILL at random moments; every fourth run is killed once more while it goes on, every fifth has a worker."""
     chosen = {name: moments(1, KILLS, taken.times) for name, taken in straight.items()}
 
@@ -209,7 +209,7 @@ def test_kill(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
     assert {hit.at for hit in hits} == {"step", "saving", "evaluating"}
 
 
-def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
+def test_stopped_runs_end_as_a_straight_run(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
     """SIGTERM at random moments; to every second run's whole process group, the workers that load its images too."""
     chosen = {name: moments(3, STOPS, taken.times) for name, taken in straight.items()}
 
@@ -227,7 +227,9 @@ def test_stop(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> No
     try_all("SIGTERM", STOPS, tally, attempt)
 
 
-def test_damage(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
+def test_runs_whose_newest_state_is_damaged_end_as_a_straight_run(
+    straight: dict[str, Straight], tally: Tally, tmp_path: Path
+) -> None:
     """A run is killed, and then its newest state damaged: bits flipped, cut off, overwritten, or half of it gone."""
     chosen = {name: moments(4, DAMAGES, taken.times) for name, taken in straight.items()}
 
@@ -265,7 +267,7 @@ def damage_newest(run: Path, rng: np.random.Generator) -> str:
     return newest.name
 
 
-def test_full_disk(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
+def test_runs_on_a_full_disk_end_as_a_straight_run(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
     """A disk that is full before the run is through: one clear line, and another disk to go on from the last state.
 
     The disk is a small tmpfs where one may be mounted; elsewhere the system lets no file grow past a size.

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 import ofav2
-from ofav2.runs.records import Run
+from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
+from tests.shared import made_once
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +24,8 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of all six phases; to look at only."""
-    return ofav2.train(tiny_recipe, run_dir=tmp_path_factory.mktemp("runs") / "six")
+    path = made_once(tmp_path_factory, "six", lambda path: ofav2.train(tiny_recipe, run_dir=path))
+    return Run(path, read_run(path))
 
 
 @pytest.fixture
@@ -41,9 +43,8 @@ def opened(tiny_run: Run) -> ofav2.OpenedRun:
 @pytest.fixture(scope="session")
 def extracted(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sub-network that ends before the last exit, taken out of the run; to look at only."""
-    path = tmp_path_factory.mktemp("extracted") / "middle"
-    ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, formats=())
-    return path
+    subnet = tiny.middle(opened.loaded.net.space)
+    return made_once(tmp_path_factory, "middle", lambda path: ofav2.extract(opened, subnet, path, formats=()))
 
 
 @pytest.fixture

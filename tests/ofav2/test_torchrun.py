@@ -28,7 +28,13 @@ from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, run_apart
 from tests.ofav2.runtime.test_processes import kinds
 
-SETTINGS = ("run.save_steps=2", "phases.full.epochs=0.06", "phases.kernel.epochs=0.06", "phases.kernel.subnets=2")
+SETTINGS = (
+    "evaluation.corners=ends",
+    "run.save_steps=2",
+    "phases.full.epochs=0.06",
+    "phases.kernel.epochs=0.06",
+    "phases.kernel.subnets=2",
+)
 STEPS = 12
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,7 +112,7 @@ def test_a_run_of_two_processes_is_one_run(straight: Path) -> None:
     assert not [path for path in straight.rglob("*") if path.name.endswith(".tmp")]
 
 
-def test_it_is_resumed_as_finished(straight: Path, two: str) -> None:
+def test_a_finished_run_of_two_processes_is_resumed_as_finished(straight: Path, two: str) -> None:
     before = (straight / folder.RECORD).read_bytes()
     for count in (1, 2):
         assert kinds(started(count, two, straight)) == ["NoneType"] * count
@@ -219,7 +225,8 @@ def torchrun(*arguments: str, restarts: int = 0, log: Path) -> subprocess.Popen[
         )
 
 
-def test_the_users_error_is_told_once_and_fails_the_command(two: str, tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_the_users_error_is_told_once_and_fails_torchrun(two: str, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = torchrun(two, "data.batch_size=33", "--run-dir", str(tmp_path / "run"), log=log)
     out, _ = command.communicate(timeout=120)

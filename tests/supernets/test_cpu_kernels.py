@@ -50,7 +50,7 @@ def test_weight_gradients_are_those_of_conv2d(kernel: int, stride: int) -> None:
     ("kernel", "side", "stride"), [(7, 8, 2), (7, 8, 1), (5, 7, 1), (5, 4, 2), (7, 2, 1), (3, 2, 1)]
 )
 @pytest.mark.parametrize("contiguous", [True, False])
-def test_it_is_conv2d_in_float32(kernel: int, side: int, stride: int, contiguous: bool) -> None:
+def test_the_depthwise_kernel_is_conv2d_in_float32(kernel: int, side: int, stride: int, contiguous: bool) -> None:
     x, weight = drawn((8, 24, side, side), 4), drawn((24, 1, kernel, kernel), 5)
     if contiguous:
         weight = torch.empty(weight.shape).copy_(weight)
@@ -74,7 +74,7 @@ def test_only_what_is_asked_for_gets_a_gradient(which: str) -> None:
     assert [name for name, tensor in tensors.items() if tensor.grad is not None] == [which]
 
 
-def test_elsewhere_it_is_left_to_torch() -> None:
+def test_cases_that_the_depthwise_kernel_lacks_are_left_to_torch() -> None:
     """Other types, layouts, devices, autocast, large images, small kernels."""
     weight = drawn((8, 1, 5, 5), 9).requires_grad_()
     x = drawn((2, 8, 7, 7), 10)
@@ -131,7 +131,7 @@ def test_a_pointwise_convolution_is_conv2d(side: int, biased: bool, sliced: bool
 
 
 @pytest.mark.parametrize("compute", [pointwise_conv2d, depthwise_conv2d])
-def test_without_gradients_it_is_conv2d_to_the_bit(compute: Callable[..., Tensor]) -> None:
+def test_kernels_are_conv2d_to_the_bit_without_gradients(compute: Callable[..., Tensor]) -> None:
     for side in (1, 4):
         depthwise = compute is depthwise_conv2d
         x, weight = drawn((3, 16, side, side), 1), drawn((16, 1, 5, 5) if depthwise else (8, 16, 1, 1), 2)

@@ -73,7 +73,7 @@ class Odd(nn.Module):
         return one, two, two, kept + one + x
 
 
-def test_it_does_not_matter_where_the_graph_came_from() -> None:
+def test_a_graph_from_elsewhere_is_split_at_its_outputs() -> None:
     torch.manual_seed(0)
     module = symbolic_trace(Odd())
     images = torch.randn(3, 4)

@@ -89,7 +89,7 @@ def test_only_stock_torch_is_inside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["se_b", "ee_dp"])
-def test_what_does_not_run_is_not_inside(name: str) -> None:
+def test_an_extracted_network_lacks_what_does_not_run(name: str) -> None:
     net = small_net(name, seed=5)
     smallest = net.space.smallest()
     largest = net.space.largest()
@@ -105,7 +105,7 @@ def test_what_does_not_run_is_not_inside(name: str) -> None:
     assert not any("matrices" in key for key in names)
 
 
-def test_weights_are_its_own() -> None:
+def test_an_extracted_network_has_weights_of_its_own() -> None:
     net = small_net("ee_dp", seed=6)
     images = images_for(net)
     subnet = net.space.largest()
@@ -173,7 +173,7 @@ def test_extraction_and_computing_threads_do_not_disturb_each_other() -> None:
             assert all(torch.equal(module(images), expected[i]) for module in modules)
 
 
-def test_it_trains_as_the_supernet_trains() -> None:
+def test_an_extracted_network_trains_as_the_supernet_trains() -> None:
     """In training mode: batch statistics, their running means, dropout, gradients."""
     net = small_net("ee_dp", seed=11, dropout=0.0).train()
     subnet = mixed_subnet(net)
@@ -252,7 +252,7 @@ print("loaded and equal")
 """
 
 
-def test_it_runs_in_a_process_that_has_none_of_this_project(tmp_path: Path) -> None:
+def test_an_extracted_network_runs_in_a_process_that_has_none_of_this_project(tmp_path: Path) -> None:
     net = small_net("ee_dp", seed=17)
     subnet = mixed_subnet(net)
     images = images_for(net)

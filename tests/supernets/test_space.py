@@ -264,7 +264,7 @@ class TestFiles:
             (changed(("level", 1, 0), ["conv", "conv"]), ["level[1][0] (conv, conv)", "twice"]),
         ],
     )
-    def test_what_is_refused_is_named_with_its_value(self, given: Any, named: list[str]) -> None:
+    def test_a_refused_choice_of_a_sub_network_is_named_with_its_value(self, given: Any, named: list[str]) -> None:
         with pytest.raises(SpaceError) as refusal:
             Subnet.from_dict(given)
         for part in named:
@@ -470,7 +470,7 @@ class TestSize:
 
 class TestCodes:
     @pytest.mark.parametrize("space", SMALL)
-    def test_every_network_has_its_own_code_and_comes_back(self, space: Space) -> None:
+    def test_every_sub_network_has_an_encoding_of_its_own_that_decodes_to_it(self, space: Space) -> None:
         codes = set()
         for network in every_network(space):
             subnet = subnet_of(*network)
@@ -480,7 +480,7 @@ class TestCodes:
         assert len(codes) == space.size()
         assert {len(code) for code in codes} == {2 + space.stages * (1 + 3 * space.blocks)}
 
-    def test_the_code_as_it_is_documented(self) -> None:
+    def test_the_encoding_of_a_sub_network_is_as_documented(self) -> None:
         subnet = subnet_of(32, [[(5, 3, BRANCHES), (None, None, ("conv",))]])
         assert SMALL[0].encode(subnet) == (32, 1, 2, 5, 3, 7, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0)
 
@@ -581,7 +581,7 @@ class TestContains:
         PAPER.check_architecture(elsewhere)
 
     @pytest.mark.parametrize("thing", [None, 3, "largest", raw(), (64,)])
-    def test_what_is_no_sub_network_is_not_in_it(self, thing: object) -> None:
+    def test_what_is_no_sub_network_is_in_no_space(self, thing: object) -> None:
         assert thing not in PAPER
 
 

@@ -54,7 +54,7 @@ def test_what_is_logged_goes_to_stderr_as_it_is_and_once(capsys: pytest.CaptureF
     assert capsys.readouterr() == ("", "[bold]run[/bold] 100 % done\nbatch skipped\na leaf's\n")
 
 
-def test_nothing_is_left_of_it_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
+def test_loggers_are_as_before_once_logs_are_no_longer_shown(capsys: pytest.CaptureFixture[str]) -> None:
     loggers = [logging.getLogger(name) for name in console.LOGGERS]
     before = [(logger.level, logger.propagate, list(logger.handlers)) for logger in loggers]
     with pytest.raises(KeyboardInterrupt), console.show_logs():

@@ -131,7 +131,7 @@ def supernet_of_its_own(opened: OpenedRun) -> Supernet:
     return net.eval()
 
 
-def test_it_is_made_of_torchs_own_modules_alone(extracted: Path) -> None:
+def test_a_loaded_network_is_made_of_torchs_own_modules_alone(extracted: Path) -> None:
     module = ofav2.load_subnet(str(extracted))
     assert isinstance(module, GraphModule)
     assert {type(layer).__module__.partition(".")[0] for layer in module.modules()} == {"torch"}

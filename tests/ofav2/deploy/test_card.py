@@ -25,7 +25,7 @@ def named(run: str) -> SubnetRecord:
     return replace(RECORD, provenance=replace(RECORD.provenance, run=run))
 
 
-def test_the_hub_reads_results_from_it() -> None:
+def test_the_hub_reads_results_from_the_model_card() -> None:
     card = ModelCard(model_card(RECORD))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert found == {"Top-1 accuracy, exit 2": 0.71, "Top-1 accuracy, exit 5": 0.8123456789}
@@ -76,7 +76,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_names_never_leave_their_place(name: str) -> None:
+def test_hostile_names_never_leave_their_place_in_the_model_card(name: str) -> None:
     text = model_card(named(name))
     head, body = text.removeprefix("---\n").split("\n---\n", 1)
     fields, plain = yaml.safe_load(head), yaml.safe_load(model_card(named("x")).split("---")[1])

@@ -60,7 +60,7 @@ def logits(extracted: Extracted, batch: Tensor) -> tuple[Tensor, ...]:
         return exit_logits(ofav2.load_subnet(extracted.folder)(batch))
 
 
-def test_all_files_are_there_and_no_other(extracted: Extracted) -> None:
+def test_an_extraction_writes_all_its_files_and_no_other(extracted: Extracted) -> None:
     assert {path.name for path in extracted.folder.iterdir()} == FILES
     assert [path.name for path in extracted.folder.parent.iterdir()] == ["out"]
     assert ofav2.describe_subnet(extracted.folder) == extracted.record
@@ -196,7 +196,7 @@ def test_impossible_exits_are_refused(opened: OpenedRun, tmp_path: Path, exits: 
     assert nothing_in(tmp_path)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(opened: OpenedRun, tmp_path: Path) -> None:
+def test_an_extraction_leaves_a_folder_with_something_in_it_alone(opened: OpenedRun, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for taken in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(UserError, match="is not empty"):
@@ -225,7 +225,7 @@ def test_values_that_are_not_finite_never_agree(bad: float) -> None:
         require_same([expected], [found], "x")
 
 
-def test_a_gap_is_a_share_of_the_largest_logit() -> None:
+def test_a_gap_between_logits_is_a_share_of_the_largest() -> None:
     expected, found = torch.tensor([[-8.0, 1.0]]), torch.tensor([[-8.0, 1.5]])
     assert largest_gap([found], [expected]) == 0.5 / 8
     assert largest_gap([expected], [expected]) == 0

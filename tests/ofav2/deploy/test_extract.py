@@ -35,7 +35,9 @@ def test_weights_and_description_are_written_and_belong_together(extracted: Path
     assert extracted.stat().st_mode & 0o777 == 0o755
 
 
-def test_the_description_says_what_it_is_and_where_it_came_from(record: SubnetRecord, opened: OpenedRun) -> None:
+def test_the_description_of_an_extracted_network_says_what_it_is_and_where_it_came_from(
+    record: SubnetRecord, opened: OpenedRun
+) -> None:
     subnet = tiny.middle(opened.loaded.net.space)
     cost = subnet_cost(opened.loaded.net.architecture, subnet)
     assert (record.subnet, record.cost) == (subnet, cost)
@@ -71,7 +73,7 @@ def test_extracting_again_gives_the_same_bytes_and_leaves_the_run_alone(
     assert not net.training
 
 
-def test_an_empty_folder_will_do(opened: OpenedRun, tmp_path: Path) -> None:
+def test_an_empty_folder_will_do_for_an_extraction(opened: OpenedRun, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
     assert (tmp_path / "out" / RECORD).is_file()

@@ -100,7 +100,7 @@ def test_logits_are_those_of_the_original_package_after_its_own_recalibration() 
             torch.testing.assert_close(module(images), theirs.eval()(images), rtol=1e-8, atol=1e-8)
 
 
-def test_one_step_of_torchs_own_cumulative_mean_is_not_it() -> None:
+def test_one_step_of_torchs_cumulative_mean_is_not_recalibration() -> None:
     """What would go wrong with torch's own averages: batches counted alike, and unbiased variances."""
     net = tiny_net(dtype=torch.float64)
     inputs = uneven(8, 2)

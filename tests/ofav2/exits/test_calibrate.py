@@ -62,7 +62,7 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return path, study, opened
 
 
-def test_what_it_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
     for split, said in ((opened.data.val, study.val), (opened.data.test, study.test)):
         assert evaluate_policy(opened, split, study.rule) == said
@@ -255,7 +255,7 @@ def test_what_is_missing_is_named(key: str, directory: Path) -> None:
         ofav2.calibrate_exits(directory)
 
 
-def test_the_verb_shows_what_it_chose(directory: Path, capsys: Capture) -> None:
+def test_calibrate_shows_the_policy_that_it_chose(directory: Path, capsys: Capture) -> None:
     assert cli.main(["calibrate", str(directory), "run.threads=1", "--min-top1", "1%", "--ensemble"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].split("  ")[0] == ""

@@ -121,7 +121,7 @@ def test_zero_lets_all_leave_at_once_and_over_one_none(name: str, early: EarlyEx
     assert torch.equal(last.logits, whole[-1])
 
 
-def test_those_who_left_are_not_seen_by_later_parts(early: EarlyExits, images: Tensor) -> None:
+def test_images_that_left_early_are_not_seen_by_later_parts(early: EarlyExits, images: Tensor) -> None:
     seen: list[int] = []
     threshold = middle(early, images, "max_softmax", 0.5)
     hooks = [part.register_forward_pre_hook(lambda _, given: seen.append(len(given[0]))) for part in early.parts]

@@ -12,6 +12,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
 from ofav2.finetuning import setup as prepare
 from tests.ofav2 import tiny
+from tests.shared import made_once
 
 DIGITS = tuple(str(digit) for digit in range(10))
 QUICK = ("finetune.epochs=3", "finetune.patience=0", "finetune.lr=0.01")
@@ -44,6 +45,7 @@ def noise(serve: Callable[[ImageData], None]) -> None:
 @pytest.fixture(scope="session")
 def several(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network with the logits of two exits, taken out of the run; to look at only."""
-    path = tmp_path_factory.mktemp("several") / "early"
-    ofav2.extract(opened, tiny.middle(opened.loaded.net.space), path, exits=(2, 3), formats=())
-    return path
+    subnet = tiny.middle(opened.loaded.net.space)
+    return made_once(
+        tmp_path_factory, "several", lambda path: ofav2.extract(opened, subnet, path, exits=(2, 3), formats=())
+    )

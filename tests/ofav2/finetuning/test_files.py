@@ -31,7 +31,7 @@ def tuned(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, "\n".join(shown)
 
 
-def test_every_form_computes_what_the_network_does(tuned: tuple[Path, str]) -> None:
+def test_every_file_of_a_fine_tuned_network_computes_what_it_does(tuned: tuple[Path, str]) -> None:
     out, _ = tuned
     assert {entry.name for entry in out.iterdir()} == FILES
     assert [entry.name for entry in out.parent.iterdir()] == ["out"]
@@ -46,7 +46,7 @@ def test_every_form_computes_what_the_network_does(tuned: tuple[Path, str]) -> N
     torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_was_measured_can_be_measured_again(tuned: tuple[Path, str]) -> None:
+def test_test_accuracy_of_a_fine_tuned_network_can_be_measured_again(tuned: tuple[Path, str]) -> None:
     out, shown = tuned
     record = ofav2.describe_subnet(out)
     tuning = prepare(out)
@@ -66,7 +66,7 @@ def test_what_was_measured_can_be_measured_again(tuned: tuple[Path, str]) -> Non
         (["--out", "{tmp}"], "output folder ("),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_code_2(
+def test_a_wrong_finetune_command_is_one_line_and_exit_code_2(
     arguments: list[str], message: str, extracted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine.txt").write_text("mine")
@@ -77,7 +77,7 @@ def test_what_is_wrong_is_one_line_and_exit_code_2(
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_the_page_tells_every_key_with_its_default() -> None:
+def test_finetune_md_tells_every_key_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[3] / "docs/finetune.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `finetune\.(\w+)` \| ([^|]*?) \|", page, re.MULTILINE))
     assert list(told) == [field.name for field in fields(FinetuneConfig)]

@@ -100,7 +100,7 @@ optim: {}
 """
 
 
-def test_it_is_the_plain_reference_to_the_last_bit(extracted: Path, tmp_path: Path) -> None:
+def test_fine_tuning_is_the_plain_reference_to_the_last_bit(extracted: Path, tmp_path: Path) -> None:
     data = images()
     written = finetune(extracted, QUICK, out=tmp_path / "out")
     assert ofav2.describe_subnet(tmp_path / "out") == written
@@ -244,7 +244,7 @@ def test_images_are_normalised_as_the_network_was_trained_to_expect(extracted: P
 # What is written
 
 
-def test_the_folder_is_one_that_can_be_fine_tuned_again(extracted: Path, tmp_path: Path, notes: Notes) -> None:
+def test_a_fine_tuned_network_can_be_fine_tuned_again(extracted: Path, tmp_path: Path, notes: Notes) -> None:
     before = ofav2.describe_subnet(extracted)
     first = finetune(extracted, [*QUICK, "optim.weight_decay=0.5"], out=tmp_path / "first")
     assert first.provenance == before.provenance
@@ -265,7 +265,7 @@ def test_other_splits_of_the_same_images_are_told(extracted: Path, tmp_path: Pat
     assert "digits holds other images, or other splits, than the network was trained on" in notes()
 
 
-def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) -> None:
+def test_the_same_fine_tuning_gives_the_same_bytes(extracted: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "finetune.dropout=0.3"]
     for name in ("one", "two"):
         torch.rand(3)
@@ -280,7 +280,7 @@ def test_the_same_command_gives_the_same_bytes(extracted: Path, tmp_path: Path) 
 # Refusals
 
 
-def test_a_loss_that_is_not_finite_stops_it_with_the_step(extracted: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_stops_fine_tuning_with_the_step(extracted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not finite in step \d+ of phase search.*lower finetune\.lr") as refused:
         finetune(extracted, ["finetune.lr=1e30", "finetune.epochs=9"], out=tmp_path / "out")
     assert len(str(refused.value).splitlines()) == 1
@@ -300,7 +300,9 @@ def test_a_loss_that_is_not_finite_stops_it_with_the_step(extracted: Path, tmp_p
         ("finetune.exit_weights=best", r"name no known scheme"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(setting: str, message: str, extracted: Path, tmp_path: Path) -> None:
+def test_impossible_settings_of_a_fine_tuning_are_refused_by_name(
+    setting: str, message: str, extracted: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ValueError, match=message):
         finetune(extracted, [setting], out=tmp_path / "out")
     assert files_below(tmp_path) == []

@@ -158,7 +158,7 @@ def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
     assert choice == choose(opened, limits, candidates=6, seed=3)
 
 
-def test_how_a_network_was_chosen_is_written_beside_it(tiny_run: Run, tmp_path: Path) -> None:
+def test_how_a_network_was_chosen_is_written_beside_its_files(tiny_run: Run, tmp_path: Path) -> None:
     out, options = tmp_path / "small", ["--max-macs", "1M", "--max-params", "1M", "--exit", "1,2", "--candidates", "3"]
     assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out), "--formats", "card"]) == 0
     written = describe_subnet(out)
@@ -194,7 +194,7 @@ def scores_of(choice: Any) -> list[Subnet]:
     ],
     ids=str,
 )
-def test_nonsense_is_one_line_and_writes_nothing(
+def test_impossible_limits_are_one_line_and_write_nothing(
     options: list[str], said: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"

@@ -48,8 +48,9 @@ def test_a_new_record_comes_back_equal(variant: str, tmp_path: Path) -> None:
     assert record.data.skipped.count == 2
 
 
-def test_a_finished_record_comes_back_equal(tiny_run: Run) -> None:
-    assert read_run(tiny_run.folder) == tiny_run.record
+def test_a_finished_record_comes_back_equal(tiny_run: Run, tmp_path: Path) -> None:
+    write_run(tmp_path, tiny_run.record)
+    assert read_run(tmp_path) == tiny_run.record
     assert str(tiny_run) == f"{tiny_run.folder}: ee_dp on digits, finished"
 
 

@@ -29,7 +29,7 @@ def tf32() -> tuple[bool, bool]:
     return torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
 
 
-def test_devices_that_are_there() -> None:
+def test_cpu_and_auto_open_a_device_that_exists() -> None:
     assert open_runtime(RunConfig(device="cpu")).device == torch.device("cpu")
     assert open_runtime(RunConfig()).device.type == ("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -57,7 +57,7 @@ def test_parts_make_up_the_network(folder: Path) -> None:
     assert sum(each.numel() for each in model.parameters()) == sum(each.numel() for each in own.parameters())
 
 
-def test_timm_finds_it_by_name() -> None:
+def test_timm_finds_an_extracted_network_by_name() -> None:
     assert "ofav2_subnet" in timm.list_models("ofav2*")
     assert timm.is_model("ofav2_subnet")
 

@@ -70,17 +70,17 @@ def test_the_supernet_has_the_peers_logits(run: Path) -> None:
     assert net.architecture.width_mult == 0.1
 
 
-def test_its_sub_networks_are_measured_and_extracted(run: Path, tmp_path: Path) -> None:
+def test_sub_networks_of_an_imported_run_are_measured_and_extracted(run: Path, tmp_path: Path) -> None:
     opened = open_run(run)
     assert opened.same_data
     _, rows = measure(opened, [opened.loaded.net.space.smallest()], "test")
     assert len(rows) == 1
-    record = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+    record = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=("onnx",))
     assert record.provenance.phase == "imported"
     assert ofav2.load_subnet(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
 
 
-def test_the_recipe_and_the_facts_say_what_it_is(run: Path, checkpoint: Path) -> None:
+def test_recipe_and_facts_of_an_imported_run_say_what_it_is(run: Path, checkpoint: Path) -> None:
     config = recipe.load(str(run / "recipe.yaml"))
     facts = json.loads((run / "run.json").read_text())
     assert (config.supernet.variant, config.supernet.stem_stride, list(config.phases)) == ("se_b", 2, ["imported"])
@@ -89,7 +89,7 @@ def test_the_recipe_and_the_facts_say_what_it_is(run: Path, checkpoint: Path) ->
     assert len(facts["imported"]["sha256"]) == 64
 
 
-def test_it_can_be_reported_on(run: Path, tmp_path: Path) -> None:
+def test_an_imported_run_can_be_reported_on(run: Path, tmp_path: Path) -> None:
     assert read_snapshot(run).record.phases[0].name == "imported"
     assert write_report(run, tmp_path / "report.html").is_file()
 
@@ -172,7 +172,7 @@ def test_too_small_a_resolution_is_refused(checkpoint: Path, recipe_file: str, t
     assert not any(tmp_path.iterdir())
 
 
-def test_a_folder_with_something_in_it_is_left_alone(checkpoint: Path, recipe_file: str, run: Path) -> None:
+def test_an_import_leaves_a_folder_with_something_in_it_alone(checkpoint: Path, recipe_file: str, run: Path) -> None:
     before = (run / "run.json").read_bytes()
     with pytest.raises(UserError, match="is not empty"):
         import_ofa(checkpoint, recipe_file, out=run)

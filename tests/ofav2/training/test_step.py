@@ -127,7 +127,7 @@ def test_a_steps_sub_networks_depend_on_its_place_alone() -> None:
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "sandwich"])
-def test_they_lie_in_the_phases_space_at_the_batchs_resolution(sampler: str) -> None:
+def test_drawn_sub_networks_lie_in_the_phases_space_at_the_batchs_resolution(sampler: str) -> None:
     net = tiny_net()
     phases = plan_phases(
         net,
