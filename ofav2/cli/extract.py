@@ -87,12 +87,11 @@ def _run(arguments: argparse.Namespace) -> None:
     written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=choice, formats=formats)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
+    show, name = written.metric.show, written.metric.name
     rows = [
-        (exit, split, f"{100 * before[split][exit]:.2f}", f"{100 * after[split][exit]:.2f}")
-        for split in before
-        for exit in before[split]
+        (exit, split, show(before[split][exit]), show(after[split][exit])) for split in before for exit in before[split]
     ]
-    console.show(table(str(subnet), ("exit", "split", "top-1 % as extracted", "top-1 % recalibrated"), rows))
+    console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", f"{name} recalibrated"), rows))
     console.say(
         f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"

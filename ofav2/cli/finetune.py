@@ -45,11 +45,9 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     done = written.finetuning[-1]
     before, after = done.test_before or {}, done.test
-    rows = [
-        (exit, f"{100 * before[exit]:.2f}" if exit in before else None, f"{100 * top1:.2f}")
-        for exit, top1 in after.items()
-    ]
-    console.show(table(written.name, ("exit", "test top-1 % before", "test top-1 % fine-tuned"), rows))
+    show, name = written.metric.show, written.metric.name
+    rows = [(exit, show(before[exit]) if exit in before else None, show(score)) for exit, score in after.items()]
+    console.show(table(written.name, ("exit", f"test {name} before", f"test {name} fine-tuned"), rows))
     console.say(
         f"made {arguments.out}: {done.epochs} epochs on {done.images.train + done.images.val} images\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
 
 CARD = "model_card.md"
+_HUB_NAMES = {"classification": ("image-classification", "accuracy")}
+"""Task -> what the Hub calls the task, and its main metric; another task keeps its own names."""
 
 
 def model_card(record: SubnetRecord) -> str:
@@ -21,29 +23,31 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
     yield "license: other"
     yield "license_name: unspecified"
     yield "library_name: ofav2"
-    yield "pipeline_tag: image-classification"
+    task, metric = _HUB_NAMES.get(record.task, (record.task, record.metric.name))
+    if record.task in _HUB_NAMES:
+        yield f"pipeline_tag: {task}"
     yield "tags:"
-    for tag in ("image-classification", "once-for-all", "ofav2", "mobilenetv3", record.architecture.variant):
+    for tag in (task, "once-for-all", "ofav2", "mobilenetv3", record.architecture.variant):
         yield f"- {_quoted(tag)}"
     yield "datasets:"
     yield f"- {_quoted(record.data)}"
     yield "metrics:"
-    yield "- accuracy"
+    yield f"- {_quoted(metric)}"
     yield "model-index:"
     yield f"- name: {_quoted(_name(record))}"
     yield "  results:"
     yield "  - task:"
-    yield "      type: image-classification"
-    yield "      name: Image classification"
+    yield f"      type: {_quoted(task)}"
+    yield f"      name: {_quoted(record.task.replace('_', ' ').capitalize())}"
     yield "    dataset:"
     yield f"      type: {_quoted(record.data)}"
     yield f"      name: {_quoted(record.data)}"
     yield "      split: test"
     yield "    metrics:"
-    for exit, top1 in record.scores["test"].items():
-        yield "    - type: accuracy"
-        yield f"      name: {_quoted(f'Top-1 accuracy, exit {exit}')}"
-        yield f"      value: {top1!r}"
+    for exit, score in record.scores["test"].items():
+        yield f"    - type: {_quoted(metric)}"
+        yield f"      name: {_quoted(f'{record.metric.title}, exit {exit}')}"
+        yield f"      value: {score!r}"
 
 
 def _page(record: SubnetRecord) -> Iterator[str]:
@@ -52,8 +56,9 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"# {_plain(_name(record))}"
     yield ""
     yield (
-        f"An image classifier with {len(record.classes)} classes: one sub-network of a Once-For-All v2 supernet"
-        f" (`{variant}`, width {record.architecture.width_mult}), trained on {_code(record.data)}."
+        f"A network for {record.task.replace('_', ' ')}: one sub-network of a Once-For-All v2 supernet"
+        f" (`{variant}`, width {record.architecture.width_mult}), trained on {_code(record.data)}, whose images have"
+        f" {len(record.classes)} classes."
     )
     yield ""
     yield "| | |"
@@ -63,15 +68,15 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"| multiply-adds per image | {cost.macs:,} |"
     yield f"| peak activation memory per image | {cost.memory:,} bytes |"
     yield f"| sub-network | {_code(record.name)} |"
-    yield f"| logits of exits | {', '.join(map(str, record.scores['test']))} |"
+    yield f"| outputs of exits | {', '.join(map(str, record.scores['test']))} |"
     yield ""
-    yield "## Accuracy"
+    yield f"## {record.metric.title}"
     yield ""
-    yield from _extracted_accuracy(record, record.extraction) if record.extraction else _fine_tuned_accuracy(record)
+    yield from _extracted_scores(record, record.extraction) if record.extraction else _fine_tuned_scores(record)
     yield ""
     yield "## Use"
     yield ""
-    yield "Class names, in the order of the logits, are in `subnet.json` under `classes`."
+    yield "Class names, in the order of the labels, are in `subnet.json` under `classes`."
     yield ""
     yield from _usage(record)
     yield ""
@@ -96,32 +101,33 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield "## Limits and licence"
     yield ""
     yield (
-        "The accuracy holds for images like those of the data set; nothing is known about others. No licence has been"
+        "The scores hold for images like those of the data set; nothing is known about others. No licence has been"
         " chosen for these weights: set `license` in the front matter before you publish them, and mind the terms of"
         " the data set."
     )
 
 
-def _extracted_accuracy(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
-    yield "Top-1 in %, measured by the command that wrote these files; batch norm was recalibrated on training images."
+def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
+    yield "Measured by the command that wrote these files; batch norm was recalibrated on training images."
     yield ""
     yield "| exit | validation | test | test before recalibration |"
     yield "|---|---|---|---|"
     before, after = extraction.scores_before, record.scores
-    for exit, top1 in after["test"].items():
-        yield f"| {exit} | {100 * after['val'][exit]:.2f} | {100 * top1:.2f} | {100 * before['test'][exit]:.2f} |"
+    for exit in after["test"]:
+        shown = (record.metric.show(score[exit]) for score in (after["val"], after["test"], before["test"]))
+        yield f"| {exit} | {' | '.join(shown)} |"
 
 
-def _fine_tuned_accuracy(record: SubnetRecord) -> Iterator[str]:
+def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:
     yield (
-        "Top-1 in %, measured once by the command that wrote these files. Validation images were trained on in the end,"
-        " so accuracy on them would say nothing."
+        "Measured once by the command that wrote these files. Validation images were trained on in the end, so a score"
+        " on them would say nothing."
     )
     yield ""
     yield "| exit | test |"
     yield "|---|---|"
-    for exit, top1 in record.scores["test"].items():
-        yield f"| {exit} | {100 * top1:.2f} |"
+    for exit, score in record.scores["test"].items():
+        yield f"| {exit} | {record.metric.show(score)} |"
 
 
 def _usage(record: SubnetRecord) -> Iterator[str]:

@@ -28,7 +28,7 @@ def named(run: str) -> SubnetRecord:
 def test_the_hub_reads_results_from_the_model_card() -> None:
     card = ModelCard(model_card(RECORD))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert found == {"Top-1 accuracy, exit 2": 0.71, "Top-1 accuracy, exit 5": 0.8123456789}
+    assert found == {"Top-1, exit 2": 0.71, "Top-1, exit 5": 0.8123456789}
     assert card.data.library_name == "ofav2"
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.datasets == ["digits"]
@@ -58,10 +58,10 @@ def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -
     tuned = replace(RECORD, data="mine", finetuning=(step,), scores={"test": step.test}, extraction=None)
     card = ModelCard(model_card(tuned))
     found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert found == {"Top-1 accuracy, exit 2": 0.75, "Top-1 accuracy, exit 5": 0.875}
+    assert found == {"Top-1, exit 2": 0.75, "Top-1, exit 5": 0.875}
     assert card.data.datasets == ["mine"]
     assert f"`{'ef' * 32}` on `mine   yours`" in card.text
-    assert "| 5 | 87.50 |" in card.text
+    assert "| 5 | 87.50 % |" in card.text
     assert "recalibrat" not in card.text
 
 

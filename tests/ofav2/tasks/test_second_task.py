@@ -69,6 +69,7 @@ def test_commands_and_pages_speak_of_the_metric_alone(
     other = str(shutil.copytree(run, tmp_path / "other"))
     commands = (
         ("evaluate", run),
+        ("extract", run, "--max-macs", "10G", "--candidates", "3", "--out", str(tmp_path / "chosen")),
         ("report", run, "--out", str(tmp_path / "report.html")),
         ("compare", run, other, "--out", str(tmp_path / "compare.html")),
     )
@@ -78,7 +79,7 @@ def test_commands_and_pages_speak_of_the_metric_alone(
         assert "MAE" in shown or command[0] == "report", command
         assert "top-1" not in shown.lower(), command
         assert "accura" not in shown.lower(), command
-    for page in ("report.html", "compare.html"):
+    for page in ("report.html", "compare.html", "chosen/model_card.md"):
         text = (tmp_path / page).read_text("utf-8")
         text = text.split("<script", 1)[0]
         assert "MAE" in text
