@@ -131,7 +131,7 @@ _HOMES = MappingProxyType(
 
 
 def __getattr__(name: str) -> object:
-    """Finds a public name in its module."""
+    """Find a public name in its module."""
     if name in _HOMES:
         found: object = getattr(import_module(_HOMES[name]), name)
         return found

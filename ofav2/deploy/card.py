@@ -11,7 +11,7 @@ _HUB_NAMES = {"classification": ("image-classification", "accuracy")}
 
 
 def model_card(record: SubnetRecord) -> str:
-    """A card: YAML front matter with the results, and a page for people.
+    """Return a card: YAML front matter with the results, and a page for people.
 
     Args:
         record: What the network is.
@@ -167,12 +167,12 @@ def _printable(text: object) -> str:
 
 
 def _quoted(text: object) -> str:
-    """A YAML scalar: JSON's quoted text is one, as long as all letters are printable."""
+    """Return a YAML scalar: JSON's quoted text is one, as long as all letters are printable."""
     return json.dumps(_printable(text), ensure_ascii=False)
 
 
 def _code(text: object) -> str:
-    """A span of code in a Markdown table."""
+    """Return a span of code in a Markdown table."""
     return f"`{_printable(text).replace('`', ' ').replace('|', ' ')}`"
 
 

@@ -122,14 +122,14 @@ STUDY_COLUMNS = (
     "",
     "mean multiply-adds",
     "top-1 %",
-    "% leaving at each exit",
+    "% of images per exit",
     *(f"ms per image, batch {size}" for size in BATCHES),
 )
 """Columns of `study_rows`."""
 
 
 def study_rows(study: Study) -> list[tuple[object, ...]]:
-    """What was measured on validation, as a table for people; an arrow marks the chosen threshold."""
+    """Return what was measured on validation as rows of a table; an arrow marks the chosen threshold."""
     return [
         (
             f"{'->' if place == study.chosen else '  '} {row.name}",
@@ -151,7 +151,7 @@ def calibrate_exits(
     confidence: str = "max_softmax",
     ensemble: bool = False,
 ) -> Study:
-    """Finds the threshold of an extracted network that keeps a target, measures it, and writes `early_exits.json`.
+    """Find the threshold of an extracted network that keeps a target, measure it, and write `early_exits.json`.
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
     without a target, the cheapest one that loses no image which the last exit has right. Test images are looked at
@@ -163,7 +163,7 @@ def calibrate_exits(
         max_macs: Mean multiply-adds per image, at most.
         min_top1: Validation top-1 (0..1), at least.
         confidence: One of `ofav2.exits.early.confidences()`.
-        ensemble: Whether an exit speaks for all exits up to it.
+        ensemble: Whether an exit averages all exits up to it.
 
     Raises:
         RunError: If the folder is none of these, or damaged.
@@ -198,7 +198,7 @@ def calibrate_exits(
 
 
 def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedExits:
-    """Opens an extracted network with several exits, with the data set that its own recipe names.
+    """Open an extracted network with several exits, with the data set that its own recipe names.
 
     Raises:
         RunError, UserError: As for `calibrate_exits`.
@@ -233,7 +233,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outcome:
-    """What a rule does to a split: the images are classified, and those that are done leave."""
+    """Return what an exit policy does to a split."""
     exits = torch.tensor(opened.net.exits)
     right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
     with opened.runtime.autocast():
@@ -300,21 +300,21 @@ def _on_curve(curve: ThresholdCurve, place: int) -> Outcome:
 def _timed(
     opened: OpenedExits, curve: ThresholdCurve, places: Sequence[int], rule: ExitPolicy, single: Sequence[float]
 ) -> tuple[Timed, ...]:
-    """The thresholds at these places, then each exit alone, then all exits; the calls take turns."""
+    """Time the thresholds at these indices, then each exit alone, then all exits; the calls take turns."""
     outcomes = [_on_curve(curve, place) for place in places]
     thresholds = [float(curve.thresholds[place]) for place in places]
     calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, rule, threshold) for threshold in thresholds]
     calls += [alone(opened.module, place).eval() for place in range(len(opened.net.exits))]
     calls.append(opened.module)
     times = _call_times(opened, calls)
-    leaving = [
+    early = [
         Timed(_named(threshold), threshold, one.mean_macs, one.top1, one.shares, time)
         for threshold, one, time in zip(thresholds, outcomes, times, strict=False)
     ]
     exits = zip(opened.macs, single, times[len(places) :], strict=False)
     ends = [Timed(f"exit {cost.exit} alone", None, cost.alone, top1, None, time) for cost, top1, time in exits]
     everything = Timed("all exits", None, opened.macs[-1].passed, single[-1], None, times[-1])
-    return (*leaving, *ends, everything)
+    return (*early, *ends, everything)
 
 
 def _named(threshold: float) -> str:

@@ -159,11 +159,11 @@ class EarlyExits(nn.Module):
                     left.append((rows, own, number))
                     break
                 sure = confidence_of(rule.confidence, own) >= thresholds[place]
-                leaving = int(sure.count_nonzero())
-                if leaving == len(own):
+                exiting = int(sure.count_nonzero())
+                if exiting == len(own):
                     left.append((rows, own, number))
                     break
-                if leaving:
+                if exiting:
                     rows = torch.arange(len(own), device=own.device) if rows is None else rows
                     left.append((rows[sure], own[sure], number))
                     stay = (~sure).nonzero().squeeze(1)

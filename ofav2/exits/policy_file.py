@@ -114,7 +114,7 @@ def write_early_record(folder: Path, record: EarlyExitsRecord) -> None:
 
 
 def load_early_exits(directory: str | Path) -> EarlyExits:
-    """Reads an extracted sub-network with several exits as one that images can leave early.
+    """Read an extracted sub-network with several exits as one that images can exit early.
 
     Args:
         directory: The folder of `ofav2 extract --exits all`, or of chosen exits.
@@ -129,7 +129,7 @@ def load_early_exits(directory: str | Path) -> EarlyExits:
 
 
 def several_exits(directory: str | Path) -> tuple[int, ...]:
-    """The exits of an extracted sub-network, by number.
+    """Return the exits of an extracted sub-network, by number.
 
     Raises:
         RunError: If `subnet.json` is missing, damaged or foreign, or the network has one exit.
@@ -137,14 +137,13 @@ def several_exits(directory: str | Path) -> tuple[int, ...]:
     exits = describe_subnet(directory).exit_numbers
     if len(exits) < 2:
         raise RunError(
-            f"folder ({directory}) holds a network with one exit, so none to leave early at: extract it with"
-            " --exits all"
+            f"folder ({directory}) holds a network with one exit, so no earlier one: extract it with --exits all"
         )
     return exits
 
 
 def load_exit_policy(directory: str | Path) -> ExitPolicy:
-    """Reads when images leave an extracted sub-network, as `ofav2 calibrate` calibrated it.
+    """Read when images exit an extracted sub-network, as `ofav2 calibrate` calibrated it.
 
     Args:
         directory: The folder of the network.

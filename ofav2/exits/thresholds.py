@@ -21,7 +21,7 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class ThresholdCurve:
-    """All thresholds that differ on some images, ascending: from all leaving as early as can be to none leaving."""
+    """All thresholds that differ on some images, ascending: from all images exiting as early as possible to none."""
 
     thresholds: Numbers
     """(T,). Each lies halfway between two confidences, so that the last digits decide about no image."""

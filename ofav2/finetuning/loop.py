@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def search(tuning: Tuning) -> Search:
-    """The first training: on training images, evaluated on validation after each epoch.
+    """Run the first training: on training images, evaluated on validation after each epoch.
 
     It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were worse than the best one
     before them.
@@ -47,7 +47,7 @@ def search(tuning: Tuning) -> Search:
 
 
 def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module, list[Epoch]]:
-    """The second training: from the same weights, with the first one's learning rates, for so many epochs.
+    """Run the second training: from the same weights, with the first one's learning rates, for so many epochs.
 
     Args:
         tuning: The fine-tuning.

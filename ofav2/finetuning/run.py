@@ -108,7 +108,7 @@ def _introduce(tuning: Tuning) -> None:
 
 
 def _seen(source: SubnetRecord, data: ImageData) -> str | None:
-    """What to mind where images that are to evaluate the network may have trained it; None where there is nothing."""
+    """Return what to mind where the network may have been trained on images that evaluate it; None for nothing."""
     same_images = source.data_fingerprint == data.fingerprint
     if same_images and source.finetuning:
         return "validation images were trained on by the last fine-tuning: the epochs found on them say little"

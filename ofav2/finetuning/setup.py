@@ -72,7 +72,7 @@ class Tuning:
 
 
 def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | None = None) -> Tuning:
-    """Opens what a fine-tuning needs, and so refuses what can't be done.
+    """Open what a fine-tuning needs, and refuse what can't be done.
 
     Args:
         directory: The folder of an extracted network.
@@ -129,7 +129,7 @@ def _settle_threads(config: TuningConfig, start: nn.Module, data: ImageData, run
 
 
 def open_source(directory: Path) -> Source:
-    """Reads an extracted network and the settings that go with it.
+    """Read an extracted network and the settings that go with it.
 
     They are those of the training that left its weights: a fine-tuning's own, or what the run's recipe says of data
     and optimiser. Images are normalised as the network was trained to expect.
@@ -191,7 +191,7 @@ def _same_classes(source: Source, data: ImageData) -> bool:
 
 
 def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:
-    """Gives a network another one's tensors, but for the last layer of each exit."""
+    """Give a network another one's tensors, but for the last layer of each exit."""
     kept = {name: tensor for name, tensor in trained.state_dict().items() if ".classifier." not in name}
     module.load_state_dict({**module.state_dict(), **kept})
 

@@ -56,11 +56,11 @@ class TimmSubnet(nn.Module):
         return self.forward_head(self.forward_features(images))
 
     def get_classifier(self) -> nn.Module:
-        """The last layer."""
+        """Return the last layer."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Puts a new classifier in: small weights, always the same ones; identity for 0 classes.
+        """Put a new classifier in: small weights, always the same ones; identity for 0 classes.
 
         Args:
             num_classes: Its classes.
@@ -88,7 +88,7 @@ class TimmSubnet(nn.Module):
 
 
 def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, Any]) -> TimmSubnet:
-    """Reads an extracted sub-network as a timm model.
+    """Read an extracted sub-network as a timm model.
 
     Args:
         directory: The folder that `ofav2 extract` wrote.
@@ -105,7 +105,7 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
 
 
 def single_exit(directory: str | Path) -> SubnetRecord:
-    """The record of an extracted sub-network with one output, as timm's models have.
+    """Return the record of an extracted sub-network with one output, as timm's models have.
 
     Raises:
         RunError: If the folder holds no extracted network.
@@ -121,7 +121,7 @@ def single_exit(directory: str | Path) -> SubnetRecord:
 
 
 def timm_cfg(record: SubnetRecord) -> dict[str, Any]:
-    """What timm's `resolve_data_config` and its kind read of a model."""
+    """Return what timm's `resolve_data_config` and its kind read of a model."""
     given = record.input
     cfg = PretrainedCfg(
         architecture="ofav2_subnet",
@@ -153,7 +153,7 @@ def _split(module: GraphModule, exit: int) -> tuple[GraphModule, GraphModule, nn
 
 
 def _part(module: GraphModule, start: Node, end: Node) -> GraphModule:
-    """The computation from one value to another, with the same layers under the same names."""
+    """Return the computation from one value to another, with the same layers under the same names."""
     graph = Graph()
     copies = {start: graph.placeholder("x")}
     nodes = list(module.graph.nodes)

@@ -42,7 +42,7 @@ _UNEXPANDED = (
 
 
 def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
-    """An extracted sub-network as timm's own `MobileNetV3`, in evaluation mode, with the same logits.
+    """Return an extracted sub-network as timm's own `MobileNetV3`, in evaluation mode, with the same logits.
 
     All SE_B networks with a stem of stride 2 can be had so, and those of other supernets whose blocks are plain MBConvs
     in stages without dense sums.
@@ -88,7 +88,7 @@ def _inexpressible(where: str | Path, part: str) -> UserError:
 
 
 def _empty(arch: Architecture, subnet: Subnet) -> MobileNetV3:
-    """A network of timm's of this shape."""
+    """Return a network of timm's of this shape."""
     middle, last = arch.exit_channels(subnet.height)
     stem = {"block_type": "ds", "out_chs": arch.stem_channels, "stride": 1, "dw_kernel_size": 3}
     head = {"block_type": "cn", "out_chs": middle, "stride": 1, "kernel_size": 1, "act_layer": nn.Hardswish}

@@ -2,7 +2,7 @@
 // The page of early exits: every threshold against cost, the measured ones against time.
 
 const {curve, rows, chosen, exits, batches} = payload;
-const leaving = rows.filter(row => row.threshold !== null), single = rows.filter(row => row.threshold === null);
+const early = rows.filter(row => row.threshold !== null), single = rows.filter(row => row.threshold === null);
 
 function where(shares) {
   return shares.map((share, i) => `exit ${exits[i]}: ${percent(share)}`).join("<br>");
@@ -53,8 +53,8 @@ function timeFigure(place) {
   const x = row => row.nanoseconds[place] / 1e6;
   return node => ({
     data: [{
-      type: "scatter", mode: "lines+markers", name: "thresholds", x: leaving.map(x), y: leaving.map(row => row.top1),
-      text: leaving.map(row => `<b>${plain(row.name)}</b><br>${percent(row.top1)} · ${x(row).toPrecision(3)} ms<br>${where(row.shares)}`),
+      type: "scatter", mode: "lines+markers", name: "thresholds", x: early.map(x), y: early.map(row => row.top1),
+      text: early.map(row => `<b>${plain(row.name)}</b><br>${percent(row.top1)} · ${x(row).toPrecision(3)} ms<br>${where(row.shares)}`),
       hovertemplate: "%{text}<extra></extra>", line: {color: colour("accent"), width: 1.8}, marker: {size: 7, color: colour("accent")},
     }, ...marks(x)],
     layout: shape(node, `milliseconds per image at batch ${batches[place]}`, {yaxis: accuracy()}),
