@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Iterator
+from types import MappingProxyType
 
 from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
 
 CARD = "model_card.md"
-_HUB_NAMES = {"classification": ("image-classification", "accuracy")}
+_HUB_NAMES = MappingProxyType({"classification": ("image-classification", "accuracy")})
 """Task -> what the Hub calls the task, and its main metric; another task keeps its own names."""
 
 

@@ -20,8 +20,10 @@ import torch
 import ofav2
 import ofav2.training.loop
 import ofav2.training.objectives
+import ofav2.training.phase
 import ofav2.training.run
 import ofav2.training.setup
+import ofav2.training.writer
 from ofav2 import files
 from ofav2.cli.main import STOPPED, main
 from ofav2.data import ImageData, open_data
@@ -207,7 +209,7 @@ def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straigh
     assert states(run) == ["state-000000011.json", "state-000000012.json"]
 
 
-def test_a_run_killed_while_it_is_judged_does_not_train_again(
+def test_a_run_killed_while_it_is_evaluated_does_not_train_again(
     recipes: dict[str, str], straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last step of a phase is saved, since evaluating may take longer than whoever stops the run will wait."""
@@ -219,9 +221,9 @@ def test_a_run_killed_while_it_is_judged_does_not_train_again(
         return False
 
     before_yielding(monkeypatch, note, kill)
-    with killed_at(ofav2.training.run, "adopt_statistics"):
+    with killed_at(ofav2.training.phase, "adopt_statistics"):
         ofav2.train(recipes["short"], run_dir=run)
-    with killed_at(ofav2.training.run, "_evaluate_at_the_end"):
+    with killed_at(ofav2.training.run, "evaluate_on_test"):
         ofav2.resume(run)
     ofav2.resume(run)
     assert trained == PLACES
@@ -474,7 +476,7 @@ def test_auto_starts_in_what_a_run_left_that_was_killed_before_it_began(
     recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
-    with killed_at(ofav2.training.run, "write_run"):
+    with killed_at(ofav2.training.writer, "write_run"):
         ofav2.train(recipes["short"], run_dir=run)
     (run / ".run.json.999999999.tmp").write_text("{")
     left = [".lock", ".run.json.999999999.tmp", "recipe.yaml", "split.json"]
@@ -567,14 +569,14 @@ def test_a_full_disk_stops_the_run_with_the_last_state_intact(
 def test_lines_that_cannot_be_written_stop_the_run(
     stopped: Path, straight: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = ofav2.training.run.open_tracker
+    real = ofav2.training.writer.open_tracker
 
     def on_a_full_disk(*arguments: Any, **named: Any) -> Any:
         patch.setattr("ofav2.runs.tracking._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ofav2.training.run, "open_tracker", on_a_full_disk)
+        patch.setattr(ofav2.training.writer, "open_tracker", on_a_full_disk)
         assert main(["train", "--resume", str(stopped)]) == 2
     assert "metrics.jsonl cannot be written (No space left on device)" in capsys.readouterr().err.splitlines()[-1]
     ofav2.resume(stopped)
@@ -680,7 +682,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> lis
             batches.append(len(batches))
             return ({name: value * factor for name, value in parts.items()} for parts in super().losses(*given))
 
-    monkeypatch.setattr(ofav2.training.run, "Joint", Poisoned)
+    monkeypatch.setattr(ofav2.training.phase, "Joint", Poisoned)
     return batches
 
 

@@ -257,7 +257,7 @@ def test_extract_shows_accuracy_before_and_after(which: str, tiny_run: Run, tmp_
         before, after = (
             scores[split][record.subnet.height] for scores in (record.extraction.scores_before, record.scores)
         )
-        assert re.search(rf"\b{split} +{100 * before:.2f} +{100 * after:.2f}$", out, re.MULTILINE)
+        assert re.search(rf"\b{split} +{100 * before:.2f} % +{100 * after:.2f} %$", out, re.MULTILINE)
     assert f"made {tmp_path / 'out'}: {record.cost.params:,} parameters" in err
     assert "ofav2.load_subnet(" in err
 

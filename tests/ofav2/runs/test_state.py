@@ -78,7 +78,7 @@ def test_training_goes_on_from_a_state_to_the_last_bit(name: str, tmp_path: Path
     straight = small_net()
     optimizer = optimizer_of(straight, name)
     take_steps(straight, optimizer, 0, 3)
-    here = place(best_top1=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
+    here = place(best_score=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
     save_state(
         tmp_path, PhaseState(here, straight.state_dict(), optimizer_tensors(optimizer), cloned(straight)), keep=1
     )
@@ -234,8 +234,8 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
         {"metrics_bytes": -1},
         {"metrics_bytes": [1]},
         {"skipped": {}},
-        {"best_top1": "0.5"},
-        {"best_top1": True},
+        {"best_score": "0.5"},
+        {"best_score": True},
         {"usual_loss": [0.5]},
     ],
     ids=repr,
@@ -270,7 +270,7 @@ def test_a_link_to_elsewhere_is_read_as_a_file_and_checked_like_one(tmp_path: Pa
 
 
 def fitting(net: nn.Module, /, **changes: Any) -> PhaseState:
-    given = {"progress": place(best_top1=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
+    given = {"progress": place(best_score=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
     return PhaseState(**(given | changes))
 
 
@@ -350,11 +350,11 @@ def test_a_state_is_text_and_tensors(tmp_path: Path) -> None:
     """Whoever finds the folder can read where the run stood."""
     save_state(tmp_path, fitting(small_net()), keep=1)
     facts = json.loads((tmp_path / "checkpoints" / "state-000000013.json").read_text())
-    assert {key: facts[key] for key in ("phase", "step", "global_step", "best_top1")} == {
+    assert {key: facts[key] for key in ("phase", "step", "global_step", "best_score")} == {
         "phase": "kernel",
         "step": 3,
         "global_step": 13,
-        "best_top1": 0.5,
+        "best_score": 0.5,
     }
 
 
