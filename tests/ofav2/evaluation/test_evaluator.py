@@ -193,7 +193,7 @@ def relatives(net: Supernet) -> list[Subnet]:
     return [*(cut(host, height) for host in hosts for height in (1, 2, 3, 4, 5)), *some(net, 2)[1:]]
 
 
-def test_judging_together_is_judging_alone_in_any_order() -> None:
+def test_evaluating_together_is_evaluating_alone_in_any_order() -> None:
     net, data = tiny_net("ee_dp"), tiny_data(val=60)
     subnets = relatives(net)
     together = {score.subnet: score for score in tiny_evaluator(data).scores(net, subnets, data.val)}
@@ -227,7 +227,7 @@ def test_scores_are_those_of_a_plain_loop_image_by_image() -> None:
     assert score == Score(score.subnet, hits / 17, 17)
 
 
-def test_the_supernet_is_untouched_by_judging() -> None:
+def test_the_supernet_is_untouched_by_evaluating() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
     for mode in (True, False):
         net.train(mode)
@@ -249,7 +249,7 @@ def test_the_same_calibration_images_each_time_and_only_of_the_training_split() 
     assert torch.equal(tiny_evaluator(blind).sample_inputs(16), reference)
 
 
-def test_an_ensemble_is_judged_by_its_weighted_sum() -> None:
+def test_an_ensemble_is_evaluated_by_its_weighted_sum() -> None:
     net, data = tiny_net("ee_dp"), tiny_data()
     evaluator = tiny_evaluator(data, eval_crop=1.0)
     module = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)

@@ -209,7 +209,7 @@ def test_memory_layout_outlives_leaving(early: EarlyExits, images: Tensor) -> No
     assert layouts == [True]
 
 
-def test_half_precision_is_judged_in_full() -> None:
+def test_half_precision_is_evaluated_in_full() -> None:
     net = early_exits(symbolic_trace(Given())).eval()
     found = net.predict(torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0)).bfloat16(), 0.5)
     assert found.logits.dtype == torch.float32

@@ -34,7 +34,7 @@ def measured_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return path
 
 
-def test_what_is_measured_is_kept_and_agrees_with_judging(measured_run: Path) -> None:
+def test_what_is_measured_is_kept_and_agrees_with_evaluating(measured_run: Path) -> None:
     run = read_snapshot(measured_run)
     found = read_exits(run)
     assert found is not None

@@ -89,7 +89,7 @@ def test_spaces_grow_and_steps_add_up(variant: str) -> None:
     assert plan.steps == sum(steps)
 
 
-def test_after_joint_training_every_exit_of_the_largest_is_judged() -> None:
+def test_after_joint_training_every_exit_of_the_largest_is_evaluated() -> None:
     plan = make_plan({"full": PhaseConfig(1, 0.1)}, "progressive", space_of("ee_d"), 10)
     (full,) = plan.phases
     assert full.space.height == (5,)

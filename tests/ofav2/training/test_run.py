@@ -16,6 +16,7 @@ from torch import Tensor
 
 import distill
 import ofav2
+import ofav2.training.loop
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
@@ -29,7 +30,9 @@ from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import Run, TeacherRecord, read_run
 from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
+from ofav2.training.step import train_steps
 from supernets import SpaceError, Subnet, Supernet
+from supernets.layers import Dropout
 from tests.notes import Notes
 from tests.ofav2 import tiny
 
@@ -187,7 +190,7 @@ def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(
     assert (first.largest, first.smallest) == (second.largest, second.smallest)
 
 
-def test_another_seed_gives_another_network_judged_on_the_same_images(tmp_path: Path) -> None:
+def test_another_seed_gives_another_network_evaluated_on_the_same_images(tmp_path: Path) -> None:
     first, second = (train_two(tmp_path / str(seed), f"run.seed={seed}") for seed in (0, 1))
     assert weights_of(first, "kernel") != weights_of(second, "kernel")
     assert first.record.data == second.record.data
@@ -384,6 +387,19 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     with folder.lock(tmp_path / "run"), pytest.raises(RunError, match=r"run folder \(.*run\)"):
         train_two(tmp_path)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_every_phase_trains_with_its_own_dropout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, set[float]] = {}
+
+    def steps(net: Supernet, *given: Any, **named: Any) -> Iterator[Any]:
+        seen[named["stream"].name] = {module.p for module in net.modules() if isinstance(module, Dropout)}
+        return train_steps(net, *given, **named)
+
+    monkeypatch.setattr(ofav2.training.loop, "train_steps", steps)
+    text = tiny.TWO.replace("full: {", "full: {dropout: 0.25, ").replace("kernel: {", "kernel: {dropout: 0.5, ")
+    ofav2.train(tiny.written(tmp_path, text), run_dir=tmp_path / "run")
+    assert seen == {"full": {0.25}, "kernel": {0.5}}
 
 
 def test_a_run_in_which_training_fails_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
