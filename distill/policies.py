@@ -106,7 +106,9 @@ def choose(policy: str, candidates: Sequence[TeacherCandidate], order: ScoreOrde
             return _first(candidates, order)
         case "progressive":
             return _newest(candidates, order)
-    return _best(candidates, order)
+        case "best":
+            return _best(candidates, order)
+    raise AssertionError(f"policy {policy} chooses nothing: it needs a case here")
 
 
 def _first(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:

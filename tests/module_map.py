@@ -16,7 +16,7 @@ HEAD = """\
 # Modules
 
 Every module with the first line of its docstring; `python -m tests.module_map` writes this page from the sources. A
-module imports only from modules above it. [Architecture](architecture.md) says why the walls stand where they stand.
+module imports only from modules above it. [Architecture](architecture.md) says why the boundaries are where they are.
 """
 
 

@@ -12,9 +12,10 @@ CHOICES = ("resolution", "kernel", "expand", "depth", "level", "exit")
 """Columns of the corner table that describe a uniform network."""
 
 
-def columns(metric: Metric) -> tuple[str, ...]:
-    """Return the columns of the corner table; `macs` are multiply-adds per image, the last one is the metric."""
-    return (*CHOICES, "params", "macs", metric.name)
+def columns(metrics: Sequence[Metric]) -> tuple[str, ...]:
+    """Return the columns of the corner table; `macs` are multiply-adds per image, the last one is the main metric."""
+    main, *others = (metric.name for metric in metrics)
+    return (*CHOICES, "params", "macs", *others, main)
 
 
 def chosen_corners(space: Space, which: Literal["all", "ends", "none"]) -> tuple[Subnet, ...]:
@@ -37,6 +38,7 @@ def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ..
         subnet.height,
         cost.params,
         cost.macs,
+        *score.others,
         score.value,
     )
 

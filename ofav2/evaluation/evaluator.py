@@ -42,6 +42,8 @@ class Score:
     """The task's main metric."""
     images: int
     """Images it was measured on."""
+    others: tuple[float, ...] = ()
+    """The task's other metrics, in its order."""
 
 
 class Views(NamedTuple):
@@ -119,7 +121,8 @@ class Evaluator:
         """
         for group, sums in self._summed(net, sorted(nested_groups(subnets), key=_beginning), split):
             for subnet, own in zip(reversed(group), sums, strict=True):
-                yield Score(subnet, self._read(own), len(split))
+                value, *others = self._read(own)
+                yield Score(subnet, value, len(split), tuple(others))
 
     def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> GraphModule:
         """Return the sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
@@ -137,12 +140,12 @@ class Evaluator:
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 sums.append(self.task.tally(output, target))
         (own,) = self.runtime.processes.totals([sum(sums[1:], sums[0]).cpu()] if sums else [])
-        return self._read(own)
+        return self._read(own)[0]
 
     def exit_scores(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Return the score of each exit of a module, without recalibration."""
         sums = self._sums(module, self.inputs(split, resolution, self.runtime.processes.share))
-        return tuple(self._read(own) for own in self.runtime.processes.totals(sums))
+        return tuple(self._read(own)[0] for own in self.runtime.processes.totals(sums))
 
     def inputs(self, split: Split, resolution: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield a split's inputs and the task's targets, on the device, in the portions that are evaluated at once.
@@ -162,8 +165,9 @@ class Evaluator:
         """Return a batch of calibration inputs, to compare two forms of a network on."""
         return next(self.calibration(resolution))
 
-    def _read(self, sums: Tensor) -> float:
-        return self.task.read(sums)[self.task.metrics[0].name]
+    def _read(self, sums: Tensor) -> tuple[float, ...]:
+        found = self.task.read(sums)
+        return tuple(found[metric.name] for metric in self.task.metrics)
 
     def _summed(
         self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split

@@ -19,7 +19,7 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
     Raises:
         SpaceError: If a sub-network is outside the space that was trained.
     """
-    net, metric = run.loaded.net, run.evaluator.task.metrics[0]
+    net, (metric, *others) = run.loaded.net, run.evaluator.task.metrics
     chosen = tuple(subnets)
     for subnet in chosen:
         net.space.check(subnet)
@@ -33,6 +33,13 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
         ((subnet_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
     )
     rows: list[tuple[object, ...]] = [
-        (str(score.subnet), f"{cost.params:,}", f"{cost.macs:,}", metric.show(score.value)) for cost, score in ordered
+        (
+            str(score.subnet),
+            f"{cost.params:,}",
+            f"{cost.macs:,}",
+            metric.show(score.value),
+            *(other.show(value) for other, value in zip(others, score.others, strict=True)),
+        )
+        for cost, score in ordered
     ]
-    return ("sub-network", "parameters", "multiply-adds", metric.name), rows
+    return ("sub-network", "parameters", "multiply-adds", metric.name, *(other.name for other in others)), rows

@@ -123,7 +123,7 @@ def evaluate_on_test(setup: Setup, tracker: Tracker) -> FinalScores:
     subnets = corners.chosen_corners(last.evaluated, "all" if setup.config.evaluation.corners == "all" else "ends")
     scores = list(setup.evaluator.scores(setup.net, subnets, setup.data.test))
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
-    tracker.scatter("test/accuracy_macs", corners.columns(metric), rows, x="macs", y=metric.name)
+    tracker.scatter("test/accuracy_macs", corners.columns(setup.task.metrics), rows, x="macs", y=metric.name)
     value = {score.subnet: score.value for score in scores}
     found = FinalScores(
         mean=mean_score(scores), largest=value[last.evaluated.largest()], smallest=value[last.evaluated.smallest()]
@@ -138,6 +138,6 @@ def _show_corners(
     """Track a corner table whole, log its summary, and return its rows."""
     arch, metric = setup.net.architecture, setup.task.metrics[0]
     rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
-    tracker.table(name, corners.columns(metric), rows)
+    tracker.table(name, corners.columns(setup.task.metrics), rows)
     logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores, metric)))
     return rows

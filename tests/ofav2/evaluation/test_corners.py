@@ -23,7 +23,7 @@ SPACE = NET.space
 
 def test_a_row_names_choices_cost_and_accuracy() -> None:
     subnet = SPACE.uniform(kernel=3, expand=2, depth=1, level=("mbconv", "conv"), height=4, resolution=16)
-    row = dict(zip(columns(TOP1), corner_row(NET.architecture, Score(subnet, 0.625, 40)), strict=True))
+    row = dict(zip(columns((TOP1,)), corner_row(NET.architecture, Score(subnet, 0.625, 40)), strict=True))
     cost = subnet_cost(NET.architecture, subnet)
     assert row == {
         "resolution": 16,
@@ -40,7 +40,7 @@ def test_a_row_names_choices_cost_and_accuracy() -> None:
 
 def test_without_its_mbconv_branch_a_network_has_neither_kernel_nor_expand() -> None:
     subnet = SPACE.uniform(level=("transform",))
-    row = dict(zip(columns(TOP1), corner_row(NET.architecture, Score(subnet, 0.5, 40)), strict=True))
+    row = dict(zip(columns((TOP1,)), corner_row(NET.architecture, Score(subnet, 0.5, 40)), strict=True))
     assert (row["kernel"], row["expand"], row["level"]) == (None, None, "transform")
 
 
@@ -48,7 +48,7 @@ def test_every_corner_has_a_row_of_its_own() -> None:
     corners = SPACE.corners()
     rows = {corner_row(NET.architecture, Score(subnet, 0.5, 40)) for subnet in corners}
     assert len(rows) == len(corners)
-    assert all(len(row) == len(columns(TOP1)) for row in rows)
+    assert all(len(row) == len(columns((TOP1,))) for row in rows)
 
 
 def test_which_networks_keep_the_mbconv_branch() -> None:

@@ -15,6 +15,9 @@ from ofav2.tasks.base import Metric
 MAE = Metric("MAE", "digits", higher_is_better=False)
 """Mean absolute error."""
 
+NEAR = Metric("within a half", "%", higher_is_better=True)
+"""Share of digits whose value is off by less than a half."""
+
 
 @dataclass(frozen=True)
 class DigitValue:
@@ -22,7 +25,7 @@ class DigitValue:
 
     name: str = "digit_value"
     outputs: int = 1
-    metrics: tuple[Metric, ...] = (MAE,)
+    metrics: tuple[Metric, ...] = (MAE, NEAR)
     distances: tuple[str, ...] = ("mse",)
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
@@ -34,14 +37,14 @@ class DigitValue:
         return functional.mse_loss(output.float(), target.float())
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return the sum of absolute errors, and how many values there are."""
-        error = (output.double() - target.double()).abs().sum()
-        return torch.stack([error, error.new_tensor(target.numel())])
+        """Return the sum of absolute errors, how many are below a half, and how many values there are."""
+        errors = (output.double() - target.double()).abs()
+        return torch.stack([errors.sum(), (errors < 0.5).double().sum(), errors.new_tensor(target.numel())])
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
-        """Return the mean absolute error."""
-        error, values = sums.tolist()
-        return {MAE.name: error / values}
+        """Return the mean absolute error, and the share of values that are near."""
+        error, near, values = sums.tolist()
+        return {MAE.name: error / values, NEAR.name: near / values}
 
 
 def make(data: ImageData, optim: OptimConfig) -> DigitValue:

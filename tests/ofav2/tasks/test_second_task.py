@@ -41,7 +41,9 @@ def test_a_regression_trains_and_its_score_is_its_own_metric(regression_run: Run
     # Digits are worth 4.5 on average: an error above 1 is no share.
     assert regression_run.record.test.largest > 1
     tables = [line for line in lines if line["kind"] == "table"]
-    assert {table["columns"][-1] for table in tables} == {"MAE"}
+    assert {tuple(table["columns"][-2:]) for table in tables} == {("within a half", "MAE")}
+    shares = [row[-2] for table in tables for row in table["rows"]]
+    assert all(0 <= share <= 1 for share in shares)
 
 
 def test_an_extracted_regression_has_the_error_that_a_plain_loop_finds(regression_run: Run, tmp_path: Path) -> None:
@@ -77,6 +79,7 @@ def test_commands_and_pages_speak_of_the_metric_alone(
         assert main(command) == 0, command
         shown = "".join(capsys.readouterr())
         assert "MAE" in shown or command[0] == "report", command
+        assert ("within a half" in shown) == (command[0] == "evaluate"), command
         assert "top-1" not in shown.lower(), command
         assert "accura" not in shown.lower(), command
     for page in ("report.html", "compare.html", "chosen/model_card.md"):
