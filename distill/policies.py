@@ -111,18 +111,18 @@ def choose(policy: str, candidates: Sequence[TeacherCandidate], order: ScoreOrde
     raise AssertionError(f"policy {policy} chooses nothing: it needs a case here")
 
 
-def _first(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
+def _first(candidates: Sequence[TeacherCandidate], order: ScoreOrder) -> TeacherChoice:
     first = candidates[0]
     reason = f"fixed: {_described(first, order)} is the first of {_counted(candidates)} and stays the teacher."
     return TeacherChoice(first, reason)
 
 
-def _newest(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
+def _newest(candidates: Sequence[TeacherCandidate], order: ScoreOrder) -> TeacherChoice:
     newest = candidates[-1]
     return TeacherChoice(newest, f"progressive: {_described(newest, order)} is the newest of {_counted(candidates)}.")
 
 
-def _best(candidates: Sequence[TeacherCandidate], order: ScoreOrder = ScoreOrder()) -> TeacherChoice:
+def _best(candidates: Sequence[TeacherCandidate], order: ScoreOrder) -> TeacherChoice:
     sign = 1 if order.higher_is_better else -1
     _, best = max(enumerate(candidates), key=lambda numbered: (sign * numbered[1].score, numbered[0]))
     scores = ", ".join(order.show(candidate.score) for candidate in candidates)

@@ -1,19 +1,25 @@
 """Open a run: its supernet, its data set, and what measures sub-networks on it."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofav2.config import recipe
+from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError
 from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
+from ofav2.messages import short, show
 from ofav2.networks.build import build_supernet
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
+from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
 from supernets import Supernet
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,10 @@ class OpenedRun:
 def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     """Open a run's supernet and its data set, by the run's own recipe.
 
+    Other images, or other splits, than the run was trained on are said in a warning.
+
     Raises:
-        RunError: If the folder is no run.
+        RunError: If the folder is no run, or its task, classes or normalisation are others than it was trained with.
         UserError: If its data set can't be opened.
     """
     loaded = load_run(run, phase)
@@ -102,17 +110,38 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
-    if task.outputs != loaded.net.architecture.num_classes:
-        raise RunError(
-            f"data set ({data.name}) asks for {task.outputs} outputs now, the run was trained with"
-            f" {loaded.net.architecture.num_classes}: restore the images that it was trained on"
+    _refuse_others(loaded.record, config, data, task)
+    same_data = data.fingerprint == loaded.record.data.fingerprint
+    if not same_data:
+        logger.warning(
+            f"data set ({data.name}) holds other images, or other splits, than {run} was trained on: images that it has"
+            " seen may be among those that it is measured on"
         )
     runtime.place(loaded.net)
     if not config.run.threads:
         _settle_threads(loaded.net, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
-    same_data = data.fingerprint == loaded.record.data.fingerprint
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))
+
+
+def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Task) -> None:
+    """Refuse what would give wrong scores without a word: outputs, or inputs, that mean something else than before."""
+    known = record.data
+    for what, before, now in (
+        ("task", record.task, task.name),
+        ("metric", record.metric, task.metrics[0]),
+        ("outputs", record.architecture.num_classes, task.outputs),
+        ("classes", known.classes, tuple(data.classes)),
+        ("channels", known.channels, data.channels),
+        ("mean", known.mean, tuple(data.mean)),
+        ("std", known.std, tuple(data.std)),
+        ("eval_crop", known.eval_crop, config.data.eval_crop),
+    ):
+        if before != now:
+            raise RunError(
+                f"{what} was {short(show(before))} when run {record.name} was trained, and is {short(show(now))} now:"
+                " restore its recipe.yaml, and the images that it was trained on"
+            )
 
 
 def _settle_threads(net: Supernet, runtime: Runtime) -> None:

@@ -18,7 +18,7 @@ from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_supernet
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
-from ofav2.tasks.base import Task
+from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from supernets import Architecture
 
@@ -90,6 +90,8 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     data = open_data(config.data)
     _refuse_data(config, data, source)
     task = make_task(config.task, data, config.optim)
+    _refuse_task(task, source)
+    refuse_mixing(task, config.data)
     arch = replace(source.record.architecture, num_classes=task.outputs)
     net = build_supernet(arch, (source.record.subnet.resolution,), config.run.seed)
     exits = source.record.exit_numbers
@@ -184,6 +186,15 @@ def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
             " choose another data set"
         )
     steps_per_epoch(len(data.train), config.data.batch_size)
+
+
+def _refuse_task(task: Task, source: Source) -> None:
+    record = source.record
+    if (task.name, task.metrics[0]) != (record.task, record.metric):
+        raise UserError(
+            f"task ({task.name}, measured as {task.metrics[0].name}): the network was trained for {record.task},"
+            f" measured as {record.metric.name}; leave the key out, or train a supernet for the task"
+        )
 
 
 def _same_classes(source: Source, data: ImageData) -> bool:

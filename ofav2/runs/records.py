@@ -252,17 +252,31 @@ def versions() -> dict[str, str | None]:
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:
-    """Return, as plain values, what stays the same for as long as a run lasts: seed, task, data and supernet.
+    """Return, as plain values, what stays the same for as long as a run lasts: seed, task, metric, data and supernet.
 
     Keys are those of a recipe's parts, so that a change which `--allow-change` accepts in one is accepted in the other.
     """
     supernet = {**record.architecture.to_dict(), "space": record.space.to_dict()}
-    return {"seed": record.seed, "task": record.task, "data": to_plain(record.data), "supernet": supernet}
+    return {
+        "seed": record.seed,
+        "task": record.task,
+        "metric": to_plain(record.metric),
+        "data": to_plain(record.data),
+        "supernet": supernet,
+    }
 
 
 def with_lasting(record: RunRecord, now: RunRecord) -> RunRecord:
     """Return a record with what lasts taken from another one, whose changes were accepted."""
-    return replace(record, seed=now.seed, task=now.task, data=now.data, architecture=now.architecture, space=now.space)
+    return replace(
+        record,
+        seed=now.seed,
+        task=now.task,
+        metric=now.metric,
+        data=now.data,
+        architecture=now.architecture,
+        space=now.space,
+    )
 
 
 def read_run(folder: Path) -> RunRecord:

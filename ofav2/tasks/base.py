@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
+from ofav2.config.schema import DataConfig
+from ofav2.errors import UserError
+
 if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need numpy.
     import numpy as np
@@ -89,11 +92,16 @@ class Task(Protocol):
         """Names of the distances to a teacher (`distill.distances()`) that make sense."""
         ...
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a target may be probabilities of classes (N, classes), which mixup and cutmix make."""
+        ...
+
     def pose(self, images: Tensor, targets: Tensor, rng: "np.random.Generator | None") -> tuple[Tensor, Tensor]:
         """Make a network's input and its target of a batch.
 
         Args:
-            images: Normalised images (N, C, H, W).
+            images: Normalised images (N, C, H, W), in training already cropped, flipped and recoloured.
             targets: What the data set says of them, (N, …).
             rng: Random numbers of a training step, for a task that hides or moves parts of its input; None in
                 evaluation, where an image is always posed alike.
@@ -111,3 +119,14 @@ class Task(Protocol):
     def read(self, sums: Tensor) -> Mapping[str, float]:
         """Return the metrics by name of added sums (S,), the main one first."""
         ...
+
+
+def refuse_mixing(task: Task, config: DataConfig) -> None:
+    """Refuse mixup and cutmix for a task whose targets they can't make.
+
+    Raises:
+        UserError: If a recipe mixes images and the task has no targets for that.
+    """
+    for key, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
+        if alpha and not task.mixes:
+            raise UserError(f"data.{key} ({alpha:g}) mixes classes, which task {task.name} has none of: set it to 0")

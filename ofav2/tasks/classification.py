@@ -50,6 +50,11 @@ class Classification:
         """Soft cross-entropy, and mean squared error of logits."""
         return ("cross_entropy", "mse")
 
+    @property
+    def mixes(self) -> bool:
+        """Whether mixed targets are understood: they are."""
+        return True
+
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return images and targets as they are given."""
         return images, targets

@@ -14,6 +14,7 @@ from ofav2.runs.records import PhaseRecord, RunRecord, lasting, new_record, with
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import cut_metrics
 from ofav2.training.setup import Setup, check_progress, refuse_changes
+from ofav2.training.teacher import score_order
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,8 @@ def _first_damaged(path: Path, finished: Sequence[PhaseRecord], setup: Setup) ->
     ahead = setup.plan.phases[len(finished) :]
     # Of those that are finished, a policy that chooses one now chooses it or a newer one later on.
     policies = {phase.teacher for phase in ahead} & set(distill.policies()) if finished else set()
-    needed = {distill.choose(policy, candidates(finished)).candidate.phase for policy in policies}
+    order = score_order(setup.task)
+    needed = {distill.choose(policy, candidates(finished), order).candidate.phase for policy in policies}
     for number, phase in enumerate(finished):
         if phase.name in needed or phase is finished[-1]:
             try:

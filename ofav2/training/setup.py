@@ -17,7 +17,7 @@ from ofav2.networks.build import supernet_options
 from ofav2.runs.records import PhaseRecord, lasting, new_record
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
-from ofav2.tasks.base import Task
+from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from ofav2.training.phases import Plan, make_plan
 from ofav2.training.teacher import external_teachers
@@ -70,21 +70,22 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     _check_parts(config.data.batch_size, processes.count)
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
-    _check_distance(config, task)
+    refuse_mixing(task, config.data)
     net = supernets.create(
         config.supernet.variant, **supernet_options(config, outputs=task.outputs, channels=data.channels)
     )
     weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
+    _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
     return Setup(config, data, net, plan, weights, external, runtime, task, evaluator)
 
 
-def _check_distance(config: Config, task: Task) -> None:
-    distance = config.teacher.distance
-    if config.teacher.policy != "none" and distance not in task.distances:
+def _check_distance(config: Config, plan: Plan, task: Task) -> None:
+    distance, taught = config.teacher.distance, any(phase.teacher != "none" for phase in plan.phases)
+    if taught and distance not in task.distances:
         raise UserError(
             f"teacher.distance ({distance}) makes no sense for the task {task.name}: use {' or '.join(task.distances)}"
         )

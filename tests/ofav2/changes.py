@@ -21,3 +21,10 @@ def change_lines(run: Path, change: Callable[[list[dict[str, Any]]], object]) ->
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     change(lines)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
+def flip_a_bit(file: Path, position: int = -100) -> None:
+    """Damages a file by one bit, as a failing disk does."""
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)

@@ -34,7 +34,7 @@ from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_steps
 from tests.notes import Notes
 from tests.ofav2 import tiny
-from tests.ofav2.changes import change_facts
+from tests.ofav2.changes import change_facts, flip_a_bit
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.exactness import assert_same_run, metrics_of
 
@@ -148,12 +148,6 @@ def go_on_to_the_end(run: Path, **named: Any) -> int:
 
 def states(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("*-*.json"))
-
-
-def flip_a_bit(file: Path, position: int = -100) -> None:
-    data = bytearray(file.read_bytes())
-    data[position] ^= 1
-    file.write_bytes(data)
 
 
 def assert_accepted(run: Path, **named: Any) -> None:

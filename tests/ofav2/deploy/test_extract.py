@@ -1,6 +1,7 @@
 """A sub-network is taken out whole, checked, with facts that can be measured again, or not at all."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 import ofav2
 from ofav2 import files
+from ofav2.data import open_data
 from ofav2.deploy.artifact import RECORD, WEIGHTS, InputRecord, SubnetRecord
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
@@ -16,6 +18,7 @@ from ofav2.evaluation.opened_run import OpenedRun
 from supernets import SpaceError, Subnet
 from supernets.layers import ElasticConv2d, ElasticDepthwise
 from supernets.subnet_cost import subnet_cost
+from tests.notes import Notes
 from tests.ofav2 import tiny
 
 
@@ -216,14 +219,34 @@ def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
         ofav2.measure(opened, [opened.loaded.net.space.largest(), outside], "val")
 
 
-def test_the_data_are_the_runs(tiny_run: Any, run_copy: Path) -> None:
+def test_other_images_than_the_runs_are_said(tiny_run: Any, run_copy: Path, notes: Notes) -> None:
     assert ofav2.open_run(tiny_run.folder).same_data
+    assert "other images" not in notes()
     recipe = (run_copy / "recipe.yaml").read_text()
     (run_copy / "recipe.yaml").write_text(recipe.replace("split_seed: 0", "split_seed: 1"))
     assert not ofav2.open_run(run_copy).same_data
+    assert "data set (digits) holds other images, or other splits" in notes()
 
 
-def test_data_of_other_classes_are_refused(run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opened_run, "open_data", lambda _: tiny.tiny_data(classes=7))
-    with pytest.raises(RunError, match=r"7 outputs now, the run was trained with 10"):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"classes": ("none",) * 7}, "outputs was 10 .* is 7 now"),
+        ({"classes": tuple("0123456798")}, "classes was .* now: restore"),
+        ({"mean": (0.4, 0.4, 0.4)}, "mean was"),
+        ({"std": (0.4, 0.4, 0.4)}, "std was"),
+    ],
+)
+def test_data_that_mean_something_else_are_refused(
+    changed: dict[str, Any], message: str, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opened_run, "open_data", lambda config: replace(open_data(config), **changed))
+    with pytest.raises(RunError, match=message):
+        ofav2.open_run(run_copy)
+
+
+def test_another_crop_than_the_runs_is_refused(run_copy: Path) -> None:
+    recipe = (run_copy / "recipe.yaml").read_text()
+    (run_copy / "recipe.yaml").write_text(recipe.replace("eval_crop: 0.875", "eval_crop: 0.75"))
+    with pytest.raises(RunError, match=r"eval_crop was 0.875 when run six was trained, and is 0.75 now"):
         ofav2.open_run(run_copy)

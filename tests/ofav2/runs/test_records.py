@@ -73,13 +73,14 @@ def test_the_supernet_can_be_built_again_from_its_record() -> None:
         assert (again.architecture, again.space) == (record.architecture, record.space)
 
 
-def test_what_lasts_changes_with_data_net_and_seed_alone() -> None:
+def test_what_lasts_changes_with_data_net_metric_and_seed_alone() -> None:
     first = recorded()
     assert lasting(replace(first, status="finished", created="2026-01-01", name="other")) == lasting(first)
     others = (
         recorded(seed=4),
         recorded(data=replace(tiny_data(), fingerprint="other")),
         recorded(net=tiny_net("ee_d")),
+        replace(first, metric=replace(first.metric, name="top-5")),
     )
     for other in others:
         assert lasting(other) != lasting(first)

@@ -7,9 +7,7 @@ import pytest
 import ofav2
 from ofav2.runs.records import Run
 from tests.ofav2 import tiny
-
-OTHER_TASK = tiny.TWO.replace("run:", "task: digit_value\nrun:")
-RECIPE = OTHER_TASK.replace("se_b", "ee_b") + "teacher: {policy: best, distance: mse}\n"
+from tests.ofav2.tasks.recipes import RECIPE
 
 
 @pytest.fixture(scope="session")

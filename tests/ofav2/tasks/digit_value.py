@@ -27,6 +27,7 @@ class DigitValue:
     outputs: int = 1
     metrics: tuple[Metric, ...] = (MAE, NEAR)
     distances: tuple[str, ...] = ("mse",)
+    mixes: bool = False
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return the images, and values (N, 1) for labels (N,)."""

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from ofav2.data import eval_batches
 from ofav2.errors import UserError
 from ofav2.runs.records import Run
 from ofav2.tasks.registry import names
+from tests.notes import Notes
 from tests.ofav2 import tiny
+from tests.ofav2.changes import change_facts, flip_a_bit
+from tests.ofav2.tasks.recipes import OTHER_TASK, RECIPE
 
 
 def test_an_installed_package_brings_a_task(installed: None) -> None:
@@ -28,9 +32,49 @@ def test_an_unknown_task_is_refused_with_the_nearest_one(installed: None, tmp_pa
 
 
 def test_a_distance_of_another_task_is_refused(installed: None, tmp_path: Path) -> None:
-    recipe = tiny.written(tmp_path, tiny.TWO.replace("run:", "task: digit_value\nrun:"))
+    recipe = tiny.written(tmp_path, OTHER_TASK)
     with pytest.raises(UserError, match=r"teacher.distance \(cross_entropy\) makes no sense .* use mse"):
         ofav2.train(recipe, run_dir=tmp_path / "run")
+
+
+def test_a_distance_of_another_task_is_refused_if_one_phase_alone_has_a_teacher(
+    installed: None, tmp_path: Path
+) -> None:
+    text = OTHER_TASK.replace("kernel: {", "kernel: {teacher: best, ") + "teacher: {policy: none}\n"
+    with pytest.raises(UserError, match=r"teacher.distance \(cross_entropy\) makes no sense"):
+        ofav2.train(tiny.written(tmp_path, text), run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["mixup", "cutmix"])
+def test_mixed_classes_are_refused(key: str, installed: None, tmp_path: Path) -> None:
+    recipe = tiny.written(tmp_path, RECIPE)
+    with pytest.raises(UserError, match=rf"data.{key} \(0.2\) mixes classes, which task digit_value has none of"):
+        ofav2.train(recipe, [f"data.{key}=0.2"], tmp_path / "run")
+
+
+def test_the_best_teacher_is_the_one_of_the_lowest_error_when_a_run_goes_on(
+    regression_run: Run, tmp_path: Path, notes: Notes
+) -> None:
+    run = Path(shutil.copytree(regression_run.folder, tmp_path / "run"))
+
+    def cut(facts: dict[str, Any]) -> None:
+        del facts["phases"][2:]
+        facts.update(test=None, status="stopped")
+        facts["phases"][0]["ensemble_score"], facts["phases"][1]["ensemble_score"] = 1.0, 2.0
+
+    change_facts(run, cut)
+    flip_a_bit(run / "checkpoints" / "full.safetensors")
+    assert ofav2.resume(run).record.status == "finished"
+    said = notes()
+    assert "going back to the phase before it" in said
+    assert "going on with phase full from" in said
+
+
+def test_another_task_is_no_fine_tuning(regression_run: Run, tmp_path: Path) -> None:
+    run = ofav2.open_run(regression_run.folder)
+    ofav2.extract(run, run.loaded.net.space.smallest(), tmp_path / "small", formats=())
+    with pytest.raises(UserError, match=r"task \(classification, measured as top-1\): the network was trained for"):
+        ofav2.finetune(tmp_path / "small", ["task=classification"], out=tmp_path / "tuned")
 
 
 def test_a_regression_trains_and_its_score_is_its_own_metric(regression_run: Run) -> None:
