@@ -45,7 +45,7 @@ class PartCost:
 
 @dataclass(frozen=True)
 class ExitMacs:
-    """Multiply-adds of an image that leaves at an exit."""
+    """Multiply-adds of an image that takes an exit."""
 
     exit: int
     """The exit, from 1."""
@@ -99,7 +99,7 @@ def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
 
 
 def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
-    """Return the multiply-adds of one image by the exit at which it leaves, ascending.
+    """Return the multiply-adds of one image by the exit that it takes, ascending.
 
     Args:
         arch: The supernet's architecture.

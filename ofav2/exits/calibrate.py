@@ -78,28 +78,28 @@ class OpenedExits:
 
 @dataclass(frozen=True)
 class Study:
-    """A calibrated network: the rule, and what it and others cost and reach."""
+    """A calibrated network: the policy, and what it and others cost and reach."""
 
     name: str
     """The sub-network."""
     data: str
     """The data set."""
-    rule: ExitPolicy
-    """When images leave."""
+    policy: ExitPolicy
+    """When images exit."""
     target: str
     """What was asked for."""
     exits: tuple[int, ...]
     """The exits' numbers."""
     val: Outcome
-    """The rule on validation, which chose it."""
+    """The policy on validation, which chose it."""
     test: Outcome
-    """The rule on test."""
+    """The policy on test."""
     last_test_top1: float
     """Test top-1 (0..1) of the last exit, as it was extracted."""
     rows: tuple[Timed, ...]
     """Measured ways to run the network."""
     chosen: int
-    """Place of the rule in `rows`."""
+    """Place of the policy in `rows`."""
     curve: ThresholdCurve
     """All thresholds, on validation."""
     timed_images: int
@@ -109,7 +109,7 @@ class Study:
 
     @property
     def own(self) -> Timed:
-        """The rule."""
+        """The policy."""
         return self.rows[self.chosen]
 
     @property
@@ -175,17 +175,17 @@ def calibrate_exits(
     logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
     place, target = _choose(curve, max_macs, min_top1)
-    rule = ExitPolicy(float(curve.thresholds[place]), confidence, ensemble)
+    policy = ExitPolicy(float(curve.thresholds[place]), confidence, ensemble)
     places = sorted({place, *curve.spread(SHOWN)})
-    rows = _timed(opened, curve, places, rule, single)
+    rows = _timed(opened, curve, places, policy, single)
     study = Study(
         name=opened.record.name,
         data=opened.data.name,
-        rule=rule,
+        policy=policy,
         target=target,
         exits=opened.net.exits,
         val=_on_curve(curve, place),
-        test=evaluate_policy(opened, opened.data.test, rule),
+        test=evaluate_policy(opened, opened.data.test, policy),
         last_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
         rows=rows,
         chosen=places.index(place),
@@ -232,13 +232,13 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     return OpenedExits(path, net, module, record, costs, data, open_evaluator(config, data, task, runtime), runtime)
 
 
-def evaluate_policy(opened: OpenedExits, split: Split, rule: ExitPolicy) -> Outcome:
+def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:
     """Return what an exit policy does to a split."""
     exits = torch.tensor(opened.net.exits)
     right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
     with opened.runtime.autocast():
         for images, target in _inputs(opened, split):
-            found = opened.net.decide(images, rule)
+            found = opened.net.decide(images, policy)
             right += int((found.classes == target).sum())
             left += (found.exits.cpu()[:, None] == exits).sum(0)
     counts = left.tolist()
@@ -298,12 +298,12 @@ def _on_curve(curve: ThresholdCurve, place: int) -> Outcome:
 
 
 def _timed(
-    opened: OpenedExits, curve: ThresholdCurve, places: Sequence[int], rule: ExitPolicy, single: Sequence[float]
+    opened: OpenedExits, curve: ThresholdCurve, places: Sequence[int], policy: ExitPolicy, single: Sequence[float]
 ) -> tuple[Timed, ...]:
     """Time the thresholds at these indices, then each exit alone, then all exits; the calls take turns."""
     outcomes = [_on_curve(curve, place) for place in places]
     thresholds = [float(curve.thresholds[place]) for place in places]
-    calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, rule, threshold) for threshold in thresholds]
+    calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, policy, threshold) for threshold in thresholds]
     calls += [alone(opened.module, place).eval() for place in range(len(opened.net.exits))]
     calls.append(opened.module)
     times = _call_times(opened, calls)
@@ -318,11 +318,11 @@ def _timed(
 
 
 def _named(threshold: float) -> str:
-    return "none leaves early" if threshold == NEVER else f"threshold {threshold:.4g}"
+    return "no early exit" if threshold == NEVER else f"threshold {threshold:.4g}"
 
 
-def _deciding(net: EarlyExits, rule: ExitPolicy, threshold: float) -> Callable[[Tensor], object]:
-    own = ExitPolicy(threshold, rule.confidence, rule.ensemble)
+def _deciding(net: EarlyExits, policy: ExitPolicy, threshold: float) -> Callable[[Tensor], object]:
+    own = ExitPolicy(threshold, policy.confidence, policy.ensemble)
     return lambda images: net.decide(images, own)
 
 
@@ -345,7 +345,7 @@ def _record(opened: OpenedExits, study: Study) -> EarlyExitsRecord:
     return EarlyExitsRecord(
         subnet_sha256=opened.record.sha256,
         data_fingerprint=opened.data.fingerprint,
-        rule=study.rule,
+        policy=study.policy,
         target=study.target,
         exits=study.exits,
         macs=opened.macs,

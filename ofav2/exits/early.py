@@ -142,11 +142,11 @@ class EarlyExits(nn.Module):
         given = tuple(threshold) if isinstance(threshold, Sequence) else threshold
         return self.decide(images, ExitPolicy(given, confidence, ensemble))
 
-    def decide(self, images: Tensor, rule: ExitPolicy) -> Prediction:
-        """Classify images by a rule, such as one that `ofav2 calibrate` has calibrated; see `predict`."""
+    def decide(self, images: Tensor, policy: ExitPolicy) -> Prediction:
+        """Classify images by an exit policy, such as one that `ofav2 calibrate` has calibrated; see `predict`."""
         if self.training:
             raise UserError("network is in training mode, where images change each other's logits: call .eval() first")
-        thresholds = rule.per_exit(len(self.exits))
+        thresholds = policy.per_exit(len(self.exits))
         left: list[tuple[Tensor | None, Tensor, int]] = []
         values: Sequence[Tensor] = (images,)
         rows: Tensor | None = None
@@ -154,11 +154,11 @@ class EarlyExits(nn.Module):
         with torch.inference_mode():
             for place, (number, part) in enumerate(zip(self.exits, self.parts, strict=True)):
                 logits, *values = part(*values)
-                own, total = self._exit_output(place, logits, total, rule.ensemble)
+                own, total = self._exit_output(place, logits, total, policy.ensemble)
                 if place == len(thresholds):
                     left.append((rows, own, number))
                     break
-                sure = confidence_of(rule.confidence, own) >= thresholds[place]
+                sure = confidence_of(policy.confidence, own) >= thresholds[place]
                 exiting = int(sure.count_nonzero())
                 if exiting == len(own):
                     left.append((rows, own, number))

@@ -16,7 +16,7 @@ EARLY_FORMAT = "ofav2-early-exits/2"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a rule does to a split."""
+    """What an exit policy does to a split."""
 
     images: int
     """Images of the split."""
@@ -25,7 +25,7 @@ class Outcome:
     mean_macs: float
     """Mean multiply-adds per image."""
     shares: tuple[float, ...]
-    """Share (0..1) that leaves at each exit."""
+    """Share (0..1) of images that takes each exit."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Timed:
     """A way to run the network, on validation."""
 
     name: str
-    """`threshold 0.93`, `none leaves early`, `exit 3 alone` (a network of that exit), or `all exits` at once."""
+    """`threshold 0.93`, `no early exit`, `exit 3 alone` (a network of that exit), or `all exits` at once."""
     threshold: float | None
     """The threshold, where there is one."""
     mean_macs: float
@@ -41,7 +41,7 @@ class Timed:
     top1: float
     """Share (0..1) of all validation images whose class is right."""
     shares: tuple[float, ...] | None
-    """Share (0..1) of all validation images that leaves at each exit."""
+    """Share (0..1) of all validation images that takes each exit."""
     nanoseconds: tuple[int, ...]
     """Measured time per image at each of the batches."""
 
@@ -73,7 +73,7 @@ class CurveRecord:
     top1: tuple[Share, ...]
     """Share (0..1) of images whose class is right."""
     shares: tuple[tuple[Share, ...], ...]
-    """Share (0..1) of images that leaves at each exit."""
+    """Share (0..1) of images that takes each exit."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class EarlyExitsRecord:
     """Checksum of the weights that were calibrated."""
     data_fingerprint: str
     """Digest of the images."""
-    rule: ExitPolicy
-    """When images leave."""
+    policy: ExitPolicy
+    """When images exit."""
     target: str
     """What was asked for."""
     exits: tuple[int, ...]
@@ -93,9 +93,9 @@ class EarlyExitsRecord:
     macs: tuple[ExitMacs, ...]
     """What each exit costs."""
     val: Outcome
-    """The rule on validation, which chose it."""
+    """The policy on validation, which chose it."""
     test: Outcome
-    """The rule on test."""
+    """The policy on test."""
     last_exit_test_top1: float
     """Test top-1 (0..1) of the last exit, as it was extracted."""
     measured: TimesRecord
@@ -149,10 +149,10 @@ def load_exit_policy(directory: str | Path) -> ExitPolicy:
         directory: The folder of the network.
 
     Returns:
-        The rule, for `EarlyExits.decide`.
+        The policy, for `EarlyExits.decide`.
 
     Raises:
-        RunError: If a file is missing, damaged or foreign, or the rule is of other weights.
+        RunError: If a file is missing, damaged or foreign, or the policy is of other weights.
     """
     path, network = Path(directory), describe_subnet(directory)
     kept, step = path / EARLY_RECORD, f"make it anew with `ofav2 calibrate {path}`"
@@ -161,4 +161,4 @@ def load_exit_policy(directory: str | Path) -> ExitPolicy:
     record = read_record(kept, EarlyExitsRecord, EARLY_FORMAT, step)
     if record.subnet_sha256 != network.sha256:
         raise RunError(f"{kept} is of other weights than the network's: {step}")
-    return record.rule
+    return record.policy

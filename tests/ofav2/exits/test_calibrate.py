@@ -51,7 +51,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 @pytest.fixture(scope="module")
 def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, OpenedExits]:
-    """A copy that was calibrated so that some images leave early and some late; to look at only."""
+    """A copy that was calibrated so that some images exit early and some late; to look at only."""
     path = Path(shutil.copytree(taken, tmp_path_factory.mktemp("calibrated") / "net"))
     opened = open_exits(path)
     macs = sum(cost.passed for cost in opened.macs) // len(EXITS)
@@ -65,11 +65,11 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
     for split, said in ((opened.data.val, study.val), (opened.data.test, study.test)):
-        assert evaluate_policy(opened, split, study.rule) == said
+        assert evaluate_policy(opened, split, study.policy) == said
     assert study.val.images == len(opened.data.val)
     assert sum(study.val.shares) == pytest.approx(1)
     assert study.exits == EXITS
-    assert study.own.threshold == study.rule.threshold
+    assert study.own.threshold == study.policy.threshold
     assert (study.own.mean_macs, study.own.top1) == (study.val.mean_macs, study.val.top1)
     assert study.last_test_top1 == opened.evaluator.exit_scores(opened.module, 16, opened.data.test)[-1]
     single = [row.top1 for row in study.rows if row.name.endswith("alone")]
@@ -82,14 +82,14 @@ def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Pat
     _, study, opened = calibrated
     for row in study.rows:
         if row.threshold is not None:
-            rule = ofav2.ExitPolicy(row.threshold, study.rule.confidence, study.rule.ensemble)
-            outcome = evaluate_policy(opened, opened.data.val, rule)
+            policy = ofav2.ExitPolicy(row.threshold, study.policy.confidence, study.policy.ensemble)
+            outcome = evaluate_policy(opened, opened.data.val, policy)
             assert (outcome.mean_macs, outcome.top1, outcome.shares) == (row.mean_macs, row.top1, row.shares)
 
 
 def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
-    assert ofav2.load_exit_policy(directory) == study.rule
+    assert ofav2.load_exit_policy(directory) == study.policy
     net = ofav2.load_early_exits(str(directory))
     assert net.exits == EXITS
     assert not any(module.training for module in net.modules())
@@ -106,15 +106,15 @@ def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
     looked: list[str] = []
     evaluated = evaluate_policy
 
-    def noted(opened: Any, split: Any, rule: Any) -> Any:
+    def noted(opened: Any, split: Any, policy: Any) -> Any:
         looked.append(split.name)
-        return evaluated(opened, split, rule)
+        return evaluated(opened, split, policy)
 
     monkeypatch.setattr(calibrate, "evaluate_policy", noted)
     study = ofav2.calibrate_exits(directory, min_top1=0.0)
     assert looked == ["test"]
-    assert ofav2.load_exit_policy(directory) == study.rule
-    assert study.rule.confidence == "max_softmax"
+    assert ofav2.load_exit_policy(directory) == study.policy
+    assert study.policy.confidence == "max_softmax"
     assert study.val.shares == (1.0, 0.0, 0.0)
 
 
@@ -123,13 +123,13 @@ def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: 
     last = calibrate.ExitPolicy(NEVER)
     for images, labels in calibrate._inputs(opened, opened.data.val):
         right = opened.net.decide(images, last).classes == labels
-        assert (opened.net.decide(images, study.rule).classes == labels)[right].all()
+        assert (opened.net.decide(images, study.policy).classes == labels)[right].all()
 
 
 def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
     facts = json.loads((directory / EARLY_RECORD).read_text(encoding="utf-8"))
-    assert facts["rule"] == {"threshold": study.rule.threshold, "confidence": "margin", "ensemble": True}
+    assert facts["policy"] == {"threshold": study.policy.threshold, "confidence": "margin", "ensemble": True}
     assert facts["test"]["top1"] == study.test.top1
     assert len(facts["measured"]["rows"]) == len(study.rows)
     assert len({len(values) for values in facts["curve"].values()}) == 1
@@ -154,19 +154,19 @@ def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, Opene
     [
         (lambda facts: facts.update(format="other"), "format"),
         (lambda facts: facts.update(subnet_sha256="0" * 64), "other weights"),
-        (lambda facts: facts.pop("rule"), "rule is missing"),
-        (lambda facts: facts["rule"].pop("ensemble"), "rule.ensemble is missing"),
-        (lambda facts: facts["rule"].update(threshold="high"), "threshold"),
-        (lambda facts: facts["rule"].update(threshold=-1), "threshold"),
-        (lambda facts: facts["rule"].update(confidence=["x"]), "confidence"),
-        (lambda facts: facts.update(rule=3), r"rule \(3\) must be a mapping"),
+        (lambda facts: facts.pop("policy"), "policy is missing"),
+        (lambda facts: facts["policy"].pop("ensemble"), "policy.ensemble is missing"),
+        (lambda facts: facts["policy"].update(threshold="high"), "threshold"),
+        (lambda facts: facts["policy"].update(threshold=-1), "threshold"),
+        (lambda facts: facts["policy"].update(confidence=["x"]), "confidence"),
+        (lambda facts: facts.update(policy=3), r"policy \(3\) must be a mapping"),
     ],
 )
 def test_a_rule_that_was_tampered_with_is_refused(
     change: Any, words: str, calibrated: tuple[Path, Study, OpenedExits], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(calibrated[0], tmp_path / "copy"))
-    assert ofav2.load_exit_policy(copy) == calibrated[1].rule
+    assert ofav2.load_exit_policy(copy) == calibrated[1].policy
     edited(copy / EARLY_RECORD, change)
     with pytest.raises(RunError, match=words) as caught:
         ofav2.load_exit_policy(copy)

@@ -31,20 +31,22 @@ def plain_confidence(name: str, logits: list[float]) -> float:
     return 1 + sum(share * math.log(share) for share in shares if share) / math.log(len(shares))
 
 
-def plain_decide(logits: list[Tensor], exits: tuple[int, ...], rule: ExitPolicy) -> tuple[list[int], list[Tensor]]:
+def plain_decide(logits: list[Tensor], exits: tuple[int, ...], policy: ExitPolicy) -> tuple[list[int], list[Tensor]]:
     """Image after image, exit after exit, from the whole network's logits."""
     left, said = [], []
     for image in range(len(logits[0])):
         for place, exit in enumerate(exits):
             passed = [one[image] for one in logits[: place + 1]]
             own = passed[-1]
-            if rule.ensemble:
+            if policy.ensemble:
                 weights = [Fraction(number + 1) for number in range(place + 1)]
                 own = sum((w * one for w, one in zip(map(float, weights), passed, strict=True)), torch.zeros_like(own))
                 own = own / float(sum(weights))
             last = place == len(exits) - 1
-            threshold = rule.threshold[place] if isinstance(rule.threshold, tuple) and not last else rule.threshold
-            if last or plain_confidence(rule.confidence, own.tolist()) >= threshold:  # type: ignore[operator]
+            threshold = (
+                policy.threshold[place] if isinstance(policy.threshold, tuple) and not last else policy.threshold
+            )
+            if last or plain_confidence(policy.confidence, own.tolist()) >= threshold:  # type: ignore[operator]
                 left.append(exit)
                 said.append(own)
                 break
@@ -59,9 +61,9 @@ def middle(net: EarlyExits, images: Tensor, name: str, share: float) -> float:
     return float((values[place] + values[place + 1]) / 2)
 
 
-def check(net: EarlyExits, images: Tensor, whole: list[Tensor], rule: ExitPolicy) -> Prediction:
-    found = net.decide(images, rule)
-    exits, said = plain_decide(whole, net.exits, rule)
+def check(net: EarlyExits, images: Tensor, whole: list[Tensor], policy: ExitPolicy) -> Prediction:
+    found = net.decide(images, policy)
+    exits, said = plain_decide(whole, net.exits, policy)
     assert found.exits.tolist() == exits
     torch.testing.assert_close(found.logits, torch.stack(said), **CLOSE)
     assert found.classes.tolist() == [int(own.argmax()) for own in said]
@@ -81,7 +83,7 @@ def test_each_image_has_the_whole_networks_logits_of_its_exit(variant: str) -> N
             with torch.no_grad():
                 whole = list(module(images))
             found = check(early, images, whole, ExitPolicy(middle(early, images, "max_softmax", 0.5)))
-            assert len(found.exits.unique()) > 1, "some leave early, some late"
+            assert len(found.exits.unique()) > 1, "some exit early, some late"
 
 
 @pytest.fixture(scope="module")
