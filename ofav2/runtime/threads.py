@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -26,8 +27,10 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 5
 """Timed calls per number of threads."""
-BUDGET_SECONDS = 20.0
+BUDGET_SECONDS = 5.0
 """Time after which no further round is started."""
+HOPELESS = 3.0
+"""How many times as long as with fewer threads a first call takes, where a number of threads is not tried again."""
 SYSTEM = Path("/")
 
 
@@ -80,29 +83,38 @@ def time_threads(
 ) -> Mapping[int, float]:
     """Time a call with several numbers of threads, in turn so that they share what disturbs the machine.
 
+    Beside other busy processes, a call with more threads than free cores takes seconds. One such call is enough.
+
     Args:
         call: What to time; called once for each number before it is timed.
-        counts: Numbers of threads.
+        counts: Numbers of threads, in ascending order.
         clock: Returns seconds.
 
     Returns:
-        Median seconds of a call, by number of threads. Torch's number of threads is as before.
+        Median seconds of a call, by number of threads; those of the first call where it was far too slow. Torch's
+        number of threads is as before.
     """
     before, started = torch.get_num_threads(), clock()
-    seconds: dict[int, list[float]] = {count: [] for count in counts}
+
+    def seconds(count: int) -> float:
+        torch.set_num_threads(count)
+        begun = clock()
+        call()
+        return clock() - begun
+
     try:
-        for number in range(1 + ROUNDS):
-            if number > 1 and clock() - started > BUDGET_SECONDS:
+        first = {count: seconds(count) for count in counts}
+        # Only more threads are ruled out: the very first call also sets up what all share.
+        fewest_first = zip(counts, accumulate(first.values(), min), strict=True)
+        taken: dict[int, list[float]] = {count: [] for count, best in fewest_first if first[count] <= HOPELESS * best}
+        for number in range(ROUNDS):
+            if number and clock() - started > BUDGET_SECONDS:
                 break
-            for count in counts:
-                torch.set_num_threads(count)
-                begun = clock()
-                call()
-                if number:
-                    seconds[count].append(clock() - begun)
+            for count, times in taken.items():
+                times.append(seconds(count))
     finally:
         torch.set_num_threads(before)
-    return {count: statistics.median(taken) for count, taken in seconds.items()}
+    return first | {count: statistics.median(times) for count, times in taken.items()}
 
 
 def usable_cpus(system: Path = SYSTEM) -> int:

@@ -127,6 +127,17 @@ def test_slow_calls_are_timed_once() -> None:
     assert machine.used == [1, 2] * 2
 
 
+def test_far_too_slow_numbers_are_tried_once() -> None:
+    machine = Machine(lambda count, call: 9.0 if count == 2 else 0.25)
+    assert time_threads(machine.call, (1, 2), machine.clock) == {1: 0.25, 2: 9.0}
+    assert machine.used.count(2) == 1
+
+
+def test_a_slow_very_first_call_rules_nothing_out() -> None:
+    machine = Machine(lambda count, call: 9.0 if (count, call) == (1, 0) else 0.5 / count)
+    assert time_threads(machine.call, (1, 2), machine.clock) == {1: 0.5, 2: 0.25}
+
+
 def test_threads_come_back_after_an_error() -> None:
     before = torch.get_num_threads()
     with pytest.raises(KeyError):
