@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from typing import Any
 
 MAX_SHOWN = 120
@@ -19,6 +20,11 @@ def join(key: str, name: Any) -> str:
 def show(value: Any) -> str:
     """Return a value as YAML would have it, short and on one line."""
     return short(json.dumps(value, ensure_ascii=False))
+
+
+def setting(key: str, value: str) -> str:
+    """Return `key=value` as it is typed in a shell, in quotes where some shell would change it."""
+    return shlex.quote(f"{key}={value}")
 
 
 def short(text: str) -> str:

@@ -33,8 +33,9 @@ def test_the_recipe_that_is_shown_loads_and_its_commands_are_taken(
     (tmp_path / "my_recipe.yaml").write_text(shown, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     for command in re.findall(r"^ofav2 ([^#\n]+)", page, re.MULTILINE):
-        arguments = cli.parser().parse_args(command.split())
-        assert arguments.recipe is None or recipe.load(arguments.recipe, arguments.overrides)
+        arguments = cli.parser().parse_args(shlex.split(command))
+        if getattr(arguments, "recipe", None) is not None:
+            recipe.load(arguments.recipe, arguments.overrides)
 
 
 def test_architecture_lists_every_package_from_the_bottom_up() -> None:
@@ -61,3 +62,15 @@ def test_every_command_of_the_docs_is_one_that_the_parser_takes(page: Path) -> N
     commands = [shlex.split(line, comments=True) for line in shell.replace("\\\n", " ").splitlines()]
     for command in (command for command in commands if command[:1] == ["ofav2"]):
         cli.parser().parse_args(command[1:])
+
+
+@pytest.mark.parametrize(
+    "page",
+    [page for page in PAGES if "```sh" in page.read_text(encoding="utf-8") and page.parent.name != "log"],
+    ids=lambda page: page.stem,
+)
+def test_commands_of_the_docs_can_be_pasted_into_any_shell(page: Path) -> None:
+    """zsh takes no comments where one types, and takes brackets for patterns."""
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
+    assert [line for line in shell.splitlines() if re.search(r"(^|\s)#(?!!|SBATCH)", line)] == []
+    assert [line for line in shell.splitlines() if "[" in re.sub(r"'[^']*'", "", line)] == []

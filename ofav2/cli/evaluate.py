@@ -1,6 +1,7 @@
 """`ofav2 evaluate`: measure sub-networks of a run."""
 
 import argparse
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.arguments import read_subnet
@@ -32,7 +33,7 @@ def _run(arguments: argparse.Namespace) -> None:
     subnets = [read_subnet(arguments.subnet)] if arguments.subnet else run.loaded.net.space.corners()
     columns, rows = measure(run, subnets, arguments.split)
     console.show(table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
-    console.say(f"next: ofav2 extract {arguments.run} --subnet FILE.json --out DIR")
+    console.say(f"next: ofav2 extract {shlex.quote(arguments.run)} --subnet FILE.json --out DIR")
 
 
 VERB = Verb("evaluate", "Measure sub-networks of a run, batch norm recalibrated.", _EPILOG, _add_arguments, _run)

@@ -1,6 +1,7 @@
 """`ofav2 import-ofa`: turn an official OFA checkpoint into a run folder."""
 
 import argparse
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe
@@ -29,10 +30,11 @@ def _run(arguments: argparse.Namespace) -> None:
     run = import_ofa(arguments.checkpoint, arguments.recipe, arguments.overrides, out=arguments.out)
     arch = run.record.architecture
     console.show(str(run.folder))
+    folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.name}-largest")
     console.say(
         f"made {run.folder}: {arch.variant}, width {arch.width_mult}, {arch.num_classes} classes\n"
-        f"next: ofav2 evaluate {run.folder}\n"
-        f"      ofav2 extract {run.folder} --largest --out {run.folder.name}-largest"
+        f"next: ofav2 evaluate {folder}\n"
+        f"      ofav2 extract {folder} --largest --out {largest}"
     )
 
 

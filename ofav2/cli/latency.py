@@ -1,6 +1,7 @@
 """`ofav2 latency`: time a supernet's parts on this machine."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ofav2.cli import console
@@ -33,7 +34,7 @@ def _run(arguments: argparse.Namespace) -> None:
     console.say(
         f"made {path}: {len(timed.entries)} parts, batch {timed.batch}, {machine.threads} threads, {machine.name}\n"
         f"off by {error.median:.1%} (median), {error.largest:.1%} (largest) on {error.networks} random networks\n"
-        f"next: ofav2 extract {arguments.run} --max-latency 2ms --out DIR"
+        f"next: ofav2 extract {shlex.quote(arguments.run)} --max-latency 2ms --out DIR"
     )
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 
 from ofav2.cli import (
     calibrate,
@@ -22,8 +23,11 @@ from ofav2.cli import (
     plan,
     recipes,
     report,
+    settings,
     train,
 )
+from ofav2.config.settings import settings as settings_of_recipes
+from ofav2.errors import UserError
 from ofav2.messages import one_line
 from ofav2.runtime.memory import keep_freed_memory
 from ofav2.runtime.signals import Lost, Stopped
@@ -37,6 +41,7 @@ VERBS = tuple(
     module.VERB
     for module in (
         recipes,
+        settings,
         plan,
         train,
         evaluate,
@@ -113,26 +118,47 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     argparse takes positional arguments in one go, and leaves over what follows an option.
     """
     top = parser()
-    arguments, left = top.parse_known_args(argv)
+    given = _as_option(sys.argv[1:] if argv is None else argv)
+    if given and not given[0].startswith("-") and given[0] not in (names := [verb.name for verb in VERBS]):
+        near = get_close_matches(given[0], names, n=1)
+        hint = f"did you mean `ofav2 {near[0]}`?" if near else f"choose one of {', '.join(names)}"
+        top.error(f"no verb {one_line(given[0])}; {hint}")
+    arguments, left = top.parse_known_args(given)
     if left and not (hasattr(arguments, "overrides") and all(re.match(r"[^-=][^=]*=", text) for text in left)):
-        top.error(f"unrecognized arguments: {' '.join(left)}")
+        top.error(f"unrecognized arguments: {one_line(' '.join(left))}{_setting_meant(left[0])}")
     if left:
         arguments.overrides = [*arguments.overrides, *left]
     return arguments
 
 
+def _as_option(given: Sequence[str]) -> list[str]:
+    """Return the arguments with `help` and `help VERB` as the option --help."""
+    return [*given[1:2], "--help"] if given and given[0] == "help" else list(given)
+
+
+def _setting_meant(option: str) -> str:
+    """Return what to write where an unknown option has the name of a setting, as in --epochs 5."""
+    name = option.lstrip("-").partition("=")[0].replace("-", "_")
+    meant = [setting.key for setting in settings_of_recipes() if setting.key.rpartition(".")[2] == name]
+    return f"; settings are given as {' or '.join(f'{key}=VALUE' for key in meant)}" if meant else ""
+
+
 def _rank() -> int:
+    if "RANK" not in os.environ:
+        return 0
     from ofav2.runtime.processes import own_rank
 
     return own_rank()
 
 
 def _is_the_users(error: ValueError) -> bool:
+    if isinstance(error, UserError):
+        return True
+    # Only now, as they load torch.
     from distill import DistillError
-    from ofav2.errors import UserError
     from supernets import GraphError, SpaceError
 
-    return isinstance(error, UserError | SpaceError | GraphError | DistillError)
+    return isinstance(error, SpaceError | GraphError | DistillError)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,18 +1,21 @@
 """`ofav2 recipes`: list the recipes, or print one in full."""
 
 import argparse
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe, shift_settings
 from ofav2.cli.verb import Verb
 from ofav2.config import recipe
+from ofav2.config.settings import comment
 from ofav2.errors import UserError
 from ofav2.tables import table
 
 _EPILOG = """\
 examples:
   ofav2 recipes                                list them
-  ofav2 recipes cifar10                        print one in full: its base merged, every key named
+  ofav2 recipes cifar10                        print one in full: its base merged, every key explained
+  ofav2 recipes cifar10 > mine.yaml            start a recipe of your own from it
   ofav2 recipes cifar10 run.seed=1             the same with a setting changed
 
 next: ofav2 plan RECIPE, ofav2 train RECIPE
@@ -30,8 +33,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if arguments.recipe:
         config = recipe.load(arguments.recipe, arguments.overrides)
         header = recipe.header(arguments.recipe)
-        console.show(f"{header}\n{recipe.dump(config)}".strip())
-        console.say(f"next: ofav2 plan {' '.join([arguments.recipe, *arguments.overrides])}")
+        console.show(f"{header}\n{comment(recipe.dump(config))}".strip())
+        console.say(f"next: ofav2 plan {shlex.join([arguments.recipe, *arguments.overrides])}")
         return
     rows = [(name, recipe.describe(name)) for name in recipe.names()]
     console.show(table("", ("recipe", "what it trains"), rows))

@@ -1,6 +1,7 @@
 """`ofav2 report`: write a run's page."""
 
 import argparse
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.verb import Verb
@@ -29,7 +30,9 @@ def _run(arguments: argparse.Namespace) -> None:
         measure_exits(arguments.run)
     page = write_report(arguments.run, arguments.out)
     console.show(str(page))
-    console.say(f"made {page}: open it in a browser, it needs no network\nnext: ofav2 compare {arguments.run} RUN")
+    console.say(
+        f"made {page}: open it in a browser, it needs no network\nnext: ofav2 compare {shlex.quote(arguments.run)} RUN"
+    )
 
 
 VERB = Verb(

@@ -1,10 +1,13 @@
 """`ofav2 train`: train a recipe through all its phases, or resume a run."""
 
 import argparse
+import os
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe, shift_settings
 from ofav2.cli.verb import Verb
+from ofav2.config import recipe
 from ofav2.errors import UserError
 
 _EPILOG = """\
@@ -39,11 +42,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    shift_settings(arguments)
+    if "WORLD_SIZE" not in os.environ:
+        # Before torch is loaded, which takes seconds; torchrun's processes tell a mistake once, together.
+        _check(arguments)
     from ofav2.runtime.processes import process_group
     from ofav2.training.run import resume, train, train_or_resume
 
     with process_group() as processes:
-        processes.on_all(lambda: _check_train(arguments))
+        processes.on_all(lambda: _check(arguments))
         if arguments.resume == "auto":
             run = train_or_resume(arguments.run_dir, arguments.recipe, arguments.overrides, arguments.allow_change)
         elif arguments.resume:
@@ -56,15 +63,15 @@ def _run(arguments: argparse.Namespace) -> None:
         metric = run.record.metric
         reached = f": largest sub-network {metric.show(test.largest)} test {metric.name}" if test else ""
         console.show(str(run.folder))
+        folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.name}-largest")
         console.say(
             f"made {run.folder}{reached}\n"
-            f"next: ofav2 evaluate {run.folder}\n"
-            f"      ofav2 extract {run.folder} --largest --out {run.folder.name}-largest"
+            f"next: ofav2 evaluate {folder}\n"
+            f"      ofav2 extract {folder} --largest --out {largest}"
         )
 
 
-def _check_train(arguments: argparse.Namespace) -> None:
-    shift_settings(arguments)
+def _check(arguments: argparse.Namespace) -> None:
     if arguments.resume == "auto" and arguments.run_dir is None:
         raise UserError("--resume auto starts or goes on with the run in a folder: name it with --run-dir DIR")
     if arguments.allow_change and arguments.resume is None:
@@ -73,6 +80,8 @@ def _check_train(arguments: argparse.Namespace) -> None:
         raise UserError(f"--run-dir ({arguments.run_dir}) has no effect on a run that is resumed: leave it out")
     if arguments.recipe is None and arguments.resume is None:
         raise UserError("RECIPE is missing: `ofav2 recipes` lists them")
+    if arguments.recipe is not None:
+        recipe.load(arguments.recipe, arguments.overrides)
 
 
 VERB = Verb("train", "Train a recipe through all its phases.", _EPILOG, _add_arguments, _run)

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from ofav2.config.ranges import PHASE_NAME, PHASES_FORM, check
 from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
-from ofav2.messages import join, show
+from ofav2.messages import join, setting, show
 
 Settings = TypeVar("Settings", Config, TuningConfig)
 
@@ -110,7 +110,9 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
 def _phases(kind: type[Any], value: Any, key: str) -> dict[str, Any]:
     """Return the mapping of phases, in the recipe's order."""
     if not isinstance(value, dict):
-        raise UserError(f"{key} ({show(value)}): must be a mapping of phases by name; write it as {key}={PHASES_FORM}")
+        raise UserError(
+            f"{key} ({show(value)}): must be a mapping of phases by name; write it as {setting(key, PHASES_FORM)}"
+        )
     for name, phase in value.items():
         # Phases name files of the run folder.
         if not isinstance(name, str) or not PHASE_NAME.fullmatch(name):
@@ -136,7 +138,9 @@ def _items(kinds: tuple[Any, ...], value: Any, key: str) -> tuple[Any, ...]:
     if kinds == (int, ...) and isinstance(value, str):
         return _range(value, key)
     if not isinstance(value, list):
-        raise UserError(f"{key} ({show(value)}): must be a list, which is given as a whole; write it as in {key}=[A,B]")
+        raise UserError(
+            f"{key} ({show(value)}): must be a list, which is given as a whole; write it as in {setting(key, '[A,B]')}"
+        )
     if kinds[-1] is Ellipsis:
         kinds = kinds[:1] * len(value)
     if len(kinds) != len(value):
@@ -151,7 +155,7 @@ def _range(text: str, key: str) -> tuple[int, ...]:
     if not found or not step or low > high or (high - low) % step or (high - low) // step >= _MAX_RANGE:
         raise UserError(
             f"{key} ({show(text)}): must be a list or a range that its steps fill, of up to {_MAX_RANGE} numbers; "
-            f"write it as in {key}=[48,64] or {key}='48..64 step 4'"
+            f"write it as in {setting(key, '[48,64]')} or {setting(key, '48..64 step 4')}"
         )
     return tuple(range(low, high + 1, step))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ofav2.config.schema import Config, DataConfig, SupernetConfig, TuningConfig
 from ofav2.errors import UserError
-from ofav2.messages import join, show
+from ofav2.messages import join, setting, show
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,9 @@ def _check_ranges(config: Any) -> None:
         for pattern in rule.keys:
             for key, value in _values(config, pattern.split("."), ""):
                 if value is not None and not rule.holds(value):
-                    raise UserError(f"{key} ({show(value)}): must be {rule.says}; set it as in {key}={rule.example}")
+                    raise UserError(
+                        f"{key} ({show(value)}): must be {rule.says}; set it as in {setting(key, rule.example)}"
+                    )
 
 
 def _check_supernet(config: SupernetConfig) -> None:

@@ -116,7 +116,7 @@ def test_the_command_alone_shows_its_verbs_and_examples(arguments: list[str], ca
 def commands_in(text: str) -> list[list[str]]:
     """Arguments of every `ofav2 …` line of an examples block."""
     lines = [re.split(r"\s{2,}", line.strip())[0] for line in text.splitlines()]
-    return [line.split()[1:] for line in lines if line.startswith("ofav2 ") and "…" not in line]
+    return [line.split(" > ")[0].split()[1:] for line in lines if line.startswith("ofav2 ") and "…" not in line]
 
 
 @pytest.mark.parametrize("verb", ["", *VERBS])
@@ -132,11 +132,23 @@ def test_examples_are_commands_that_the_parser_takes(verb: str, capsys: Capture)
             recipe.load(named, parsed.overrides)
 
 
-def test_help_does_not_wait_for_torch() -> None:
+def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     code = """
 import sys
 from ofav2.cli.main import main
-for arguments in (["--help"], ["train", "--help"], ["recipes"]):
+for arguments in (
+    ["--help"],
+    ["help", "train"],
+    ["trian"],
+    ["recipes"],
+    ["recipes", "digits"],
+    ["settings"],
+    ["settings", "no"],
+    ["train"],
+    ["train", "no"],
+    ["train", "digits", "run.sed=1"],
+    ["plan", "digits", "data.batch_size=0"],
+):
     try:
         main(arguments)
     except SystemExit:
@@ -150,7 +162,48 @@ sys.exit(f"imported: {late}" if late else 0)
     assert done.returncode == 0, done.stderr
 
 
+def test_help_may_be_asked_for_as_a_verb(capsys: Capture) -> None:
+    for words, option in ((["help"], ["--help"]), (["help", "plan"], ["plan", "--help"])):
+        shown = []
+        for arguments in (words, option):
+            with pytest.raises(SystemExit) as left:
+                main(arguments)
+            assert left.value.code == 0
+            shown.append(capsys.readouterr().out)
+        assert shown[0] == shown[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["trian", "digits"], "did you mean `ofav2 train`?"),
+        (["qqq"], "choose one of recipes"),
+        (["train", "digits", "--batch-size", "5"], "evaluation.batch_size=VALUE"),
+        (["train", "digits", "--lr=5"], "phases.NAME.lr=VALUE or finetune.lr=VALUE"),
+    ],
+)
+def test_what_was_meant_is_named(words: list[str], hint: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    assert hint in capsys.readouterr().err
+
+
 # Verbs that work
+
+
+def test_settings_are_looked_up(capsys: Capture) -> None:
+    out, _ = run_ok(capsys, "settings", "phases.full.epochs")
+    assert out.splitlines()[0] == "phases.NAME.epochs = (no default)"
+    out, _ = run_ok(capsys, "settings")
+    assert "\nrun.seed = 0\n" in out
+    assert max(map(len, out.splitlines())) <= 80
+    assert "did you mean data.batch_size?" in refusal(capsys, "settings", "data.batchsize")
+
+
+def test_what_is_next_can_be_pasted(capsys: Capture) -> None:
+    _, err = run_ok(capsys, "recipes", "digits", "data.resolutions=[16,20]")
+    assert "next: ofav2 plan digits 'data.resolutions=[16,20]'\n" in err
 
 
 def test_recipes_are_listed_with_what_they_train(capsys: Capture) -> None:
