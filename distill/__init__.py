@@ -5,8 +5,8 @@ exit and first exit first, so any network with one or more classifiers can be tr
 
 - `weights`: how much each exit counts, as exact fractions;
 - `losses`: the ensemble of exits, the teacher's target, the joint loss and the student's loss;
-- `teachers`: which of the networks that earlier phases left becomes the next teacher, and why;
-- `outside`: a teacher from timm.
+- `policies`: which of the networks that earlier phases left becomes the next teacher, and why;
+- `external`: a teacher from timm.
 
 One training step of an elastic phase reads::
 

@@ -8,7 +8,7 @@ from distill.errors import DistillError, near, shown
 
 _POLICIES = ("fixed", "progressive", "best")
 _NO_TEACHER = "none"
-_OUTSIDE = "timm:"
+_EXTERNAL = "timm:"
 
 
 @dataclass(frozen=True)
@@ -63,16 +63,16 @@ def check_policy(policy: str) -> None:
     """Refuse what is no teacher policy, so that a run can stop before its first step.
 
     Accepted are the names in `policies()`, `none` (no teacher) and `timm:NAME` (an external teacher, whose name
-    `external_teacher` evaluates).
+    `external_teacher` checks).
 
     Raises:
         DistillError: The policy is none of these.
     """
-    if policy in (*_POLICIES, _NO_TEACHER) or (isinstance(policy, str) and policy.startswith(_OUTSIDE)):
+    if policy in (*_POLICIES, _NO_TEACHER) or (isinstance(policy, str) and policy.startswith(_EXTERNAL)):
         return
     raise DistillError(
         f"teacher policy ({shown(policy)}) is unknown{near(str(policy), (*_POLICIES, _NO_TEACHER))}; "
-        f"use one of {', '.join(_POLICIES)}, {_NO_TEACHER} or {_OUTSIDE}NAME"
+        f"use one of {', '.join(_POLICIES)}, {_NO_TEACHER} or {_EXTERNAL}NAME"
     )
 
 

@@ -74,11 +74,11 @@ def _same_rule(rule: object, exits: int, label: str) -> ExitWeights:
     if isinstance(rule, str):
         return _by_scheme(rule, exits, label)
     if isinstance(rule, Sequence) and not isinstance(rule, bytes | bytearray | memoryview):
-        numbers = _by_numbers(rule, exits, label)
-        return ExitWeights(numbers, numbers)
+        values = _by_values(rule, exits, label)
+        return ExitWeights(values, values)
     raise DistillError(
         f"{label} ({shown(rule)}) must be a scheme or one number per exit; "
-        f"give one of {', '.join(_SCHEMES)}, or {exits} {'number' if exits == 1 else 'numbers'}"
+        f"give one of {', '.join(_SCHEMES)}, or {exits} {'number' if exits == 1 else 'values'}"
     )
 
 
@@ -108,18 +108,17 @@ def _by_scheme(scheme: str, exits: int, label: str) -> ExitWeights:
     )
 
 
-def _by_numbers(numbers: Sequence[object], exits: int, label: str) -> tuple[Fraction, ...]:
-    if len(numbers) != exits:
+def _by_values(values: Sequence[object], exits: int, label: str) -> tuple[Fraction, ...]:
+    if len(values) != exits:
         raise DistillError(
-            f"{label} ({shown(numbers)}) must hold one number per exit, {exits} here, and hold {len(numbers)}; "
+            f"{label} ({shown(values)}) must hold one number per exit, {exits} here, and hold {len(values)}; "
             f"give {exits}, or one of {', '.join(_SCHEMES)}"
         )
-    weights = tuple(_fraction(number, exit_, label) for exit_, number in enumerate(numbers, start=1))
+    weights = tuple(_fraction(number, exit_, label) for exit_, number in enumerate(values, start=1))
     total = sum(weights, start=Fraction(0))
     if abs(total - 1) > _SUM_TOLERANCE:
         raise DistillError(
-            f"{label} ({shown(numbers)}) must sum to 1 within 1e-6 and sum to {float(total):.9g}; "
-            "divide each by the sum"
+            f"{label} ({shown(values)}) must sum to 1 within 1e-6 and sum to {float(total):.9g}; divide each by the sum"
         )
     return weights
 

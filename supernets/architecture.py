@@ -88,7 +88,7 @@ class StageSpec:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One supernet in numbers; `architecture(...)` makes it."""
+    """One supernet's architecture; `architecture(...)` makes it."""
 
     variant: str
     """Registered name."""
@@ -259,7 +259,7 @@ def architecture(
     stem_stride: int = 2,
     in_channels: int = 3,
 ) -> Architecture:
-    """Compute a supernet's numbers.
+    """Compute a supernet's architecture.
 
     Raises:
         SpaceError: If a number makes no network; the message names it.

@@ -80,9 +80,9 @@ class Step(NamedTuple):
     macs: int
     """Multiply-adds of one image."""
     makes: tuple[int, ...]
-    """Numbers of values of the tensors that it makes. Tensors are counted in this order, from 0: the input."""
+    """Sizes of the tensors that it makes, in values. Tensors are counted in this order, from 0: the input."""
     reads: tuple[int, ...]
-    """Tensors that it reads, by number."""
+    """Tensors that it reads, by index."""
 
 
 def graph_cost(module: GraphModule, shape: Sequence[int]) -> Cost:
@@ -150,7 +150,7 @@ def weighted_layers(steps: Sequence[Step]) -> tuple[LayerCost, ...]:
 
 
 def tensor_sizes(steps: Sequence[Step]) -> tuple[int, ...]:
-    """Return the numbers of values of all tensors, in the order of their numbers."""
+    """Return the sizes of all tensors in values, ordered by tensor index."""
     return tuple(values for step in steps for values in step.makes)
 
 
@@ -166,22 +166,22 @@ def peak_values(steps: Sequence[Step], kept: bool = False) -> int:
 
 
 def alive_tensors(steps: Sequence[Step], kept: bool = False) -> list[set[int]]:
-    """Return the tensors that are alive during each step, by number.
+    """Return the tensors that are alive during each step, by index.
 
     Args:
         steps: All steps of a graph.
         kept: Whether the input is read again later.
     """
-    last = {tensor: place for place, step in enumerate(steps) for tensor in step.reads}
+    last = {tensor: index for index, step in enumerate(steps) for tensor in step.reads}
     if kept:
         last[0] = len(steps)
     alive: set[int] = set()
     found, made = [], 0
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         alive.update(range(made, made + len(step.makes)))
         made += len(step.makes)
         found.append(set(alive))
-        alive = {tensor for tensor in alive if last.get(tensor, place) > place}
+        alive = {tensor for tensor in alive if last.get(tensor, index) > index}
     return found
 
 

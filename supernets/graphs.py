@@ -41,34 +41,34 @@ def split(module: GraphModule) -> tuple[GraphModule, ...]:
     _refuse_shared_writes(module, homes)
     last = {node: _last_reader(node, homes, outputs) for node in homes}
 
-    def handed_on(place: int) -> list[Node]:
+    def handed_on(index: int) -> list[Node]:
         # Constants are not handed on: each part that reads one holds it.
         return [
             node
             for node in module.graph.nodes
-            if node in homes and node.op != "get_attr" and homes[node] <= place < last[node]
+            if node in homes and node.op != "get_attr" and homes[node] <= index < last[node]
         ]
 
     parts = []
-    for place, output in enumerate(outputs):
-        nodes = [node for node in module.graph.nodes if homes.get(node) == place]
-        parts.append(_part(module, handed_on(place - 1), nodes, (output, *handed_on(place))))
+    for index, output in enumerate(outputs):
+        nodes = [node for node in module.graph.nodes if homes.get(node) == index]
+        parts.append(_part(module, handed_on(index - 1), nodes, (output, *handed_on(index))))
     return tuple(parts)
 
 
-def alone(module: GraphModule, place: int) -> GraphModule:
+def alone(module: GraphModule, index: int) -> GraphModule:
     """Return the network with only one of its outputs: images -> that tensor; weights are shared.
 
     Args:
         module: As for `split`.
-        place: Which output, from 0.
+        index: Which output, from 0.
 
     Raises:
         GraphError: As for `split`.
     """
-    needed = set(_ancestors(_outputs(module)[place]))
+    needed = set(_ancestors(_outputs(module)[index]))
     nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
-    return _part(module, [_input(module)], nodes, _outputs(module)[place])
+    return _part(module, [_input(module)], nodes, _outputs(module)[index])
 
 
 def _input(module: GraphModule) -> Node:
@@ -89,9 +89,9 @@ def _outputs(module: GraphModule) -> tuple[Node, ...]:
 def _homes(module: GraphModule) -> dict[Node, int]:
     """Return the part in which each node runs: that of the first output that needs it; the images are there before."""
     homes = {_input(module): -1}
-    for place, output in enumerate(_outputs(module)):
+    for index, output in enumerate(_outputs(module)):
         for node in _ancestors(output):
-            homes.setdefault(node, place)
+            homes.setdefault(node, index)
     return homes
 
 
@@ -108,7 +108,7 @@ def _ancestors(output: Node) -> Iterator[Node]:
 def _last_reader(node: Node, homes: dict[Node, int], outputs: Sequence[Node]) -> int:
     """Return the last part that reads a node's value or returns it; the first part always gets the images."""
     readers = [homes[user] for user in node.users if user in homes]
-    return max([*readers, *(place for place, output in enumerate(outputs) if output is node), 0])
+    return max([*readers, *(index for index, output in enumerate(outputs) if output is node), 0])
 
 
 def _part(
@@ -216,17 +216,17 @@ def _layers(module: GraphModule) -> dict[str, nn.Module]:
 
 
 def cut(graph: Graph, part: str) -> tuple[Graph, Graph]:
-    """Cut a graph in two at the first place after a part's layers that a single tensor crosses.
+    """Cut a graph in two at the first point after a part's layers that a single tensor crosses.
 
     Args:
         graph: The graph, with one input.
         part: Name of a module; the cut is after its layers.
     """
     nodes = list(graph.nodes)
-    place = {node: number for number, node in enumerate(nodes)}
-    last_use = [max(map(place.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
-    end = max(place[node] for node in nodes if is_layer(node) and str(node.target).startswith(f"{part}."))
-    while len(crossing := [node for node in nodes[: end + 1] if last_use[place[node]] > end]) > 1:
+    index = {node: number for number, node in enumerate(nodes)}
+    last_use = [max(map(index.__getitem__, node.users), default=number) for number, node in enumerate(nodes)]
+    end = max(index[node] for node in nodes if is_layer(node) and str(node.target).startswith(f"{part}."))
+    while len(crossing := [node for node in nodes[: end + 1] if last_use[index[node]] > end]) > 1:
         end += 1
     head, tail = Graph(), Graph()
     copies: dict[Node, Node] = {}

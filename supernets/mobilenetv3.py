@@ -27,7 +27,7 @@ class Supernet(nn.Module):
     """A MobileNetV3-Large-style supernet (OFAv2, section 3; with no flag set, OFA's).
 
     Args:
-        architecture: Its numbers.
+        architecture: Its channels, strides, activations and choices.
         resolutions: Image sides in pixels that its space offers.
         dropout: Dropout probability before each exit's classifier.
         seed: Seed of the initial weights.

@@ -132,8 +132,8 @@ def space_parts(arch: Architecture, space: Space) -> Iterator[tuple[Part, tuple[
     yield StemPart(), space.resolution
     for stage in range(max(space.height)):
         sides, outputs = (
-            tuple(sorted({arch.stage_side(place, resolution) for resolution in space.resolution}))
-            for place in (stage, stage + 1)
+            tuple(sorted({arch.stage_side(boundary, resolution) for resolution in space.resolution}))
+            for boundary in (stage, stage + 1)
         )
         for later in range(min(2, max(space.depth))):
             for choice in space.block_choices:

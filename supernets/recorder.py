@@ -46,11 +46,11 @@ def record_parts(net: nn.Module, part: str, *choices: Any) -> tuple[GraphModule,
     """Return `net(images, *choices)` as two modules for inference: `tail(head(images))` is equal to the bit.
 
     Activations write over what they are given, where nothing else reads it: memory for half of the tensors is then
-    neither asked for nor cleared, which is much of the time that a large batch takes.
+    neither requested nor cleared, which is much of the time that a large batch takes.
 
     Args:
         net: The supernet.
-        part: Name of a part of it. The cut is at the first place after the part's layers over which a single tensor
+        part: Name of a part of it. The cut is at the first point after the part's layers over which a single tensor
             goes, so that networks which are equal up to there have equal heads.
         choices: What follows the images in the network's call.
     """

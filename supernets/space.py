@@ -152,11 +152,11 @@ def read_choices(name: str, choices: Any) -> tuple[int, ...]:
     """
     if not isinstance(choices, Sequence) or isinstance(choices, str) or not choices:
         raise SpaceError(f"{name} ({shown(choices)}) must be a list with at least one choice")
-    numbers = tuple(sorted({_positive(name, value) for value in choices}))
-    for value in numbers:
+    values = tuple(sorted({_positive(name, value) for value in choices}))
+    for value in values:
         if name == "kernel" and value % 2 == 0:
             raise SpaceError(f"kernel ({value}) must be odd: use sizes such as 3, 5 and 7")
-    return numbers
+    return values
 
 
 @dataclass(frozen=True)
@@ -197,10 +197,10 @@ class Space:
         object.__setattr__(self, "branches", _branches("branches", self.branches))
         most = {"depth": self.blocks, "level": len(self.branches), "height": self.stages}
         for name in DIMENSIONS:
-            numbers = read_choices(name, getattr(self, name))
-            if numbers[-1] > most.get(name, numbers[-1]):
-                raise SpaceError(f"{name} ({numbers[-1]}) is more than the supernet has: at most {most[name]}")
-            object.__setattr__(self, name, numbers)
+            values = read_choices(name, getattr(self, name))
+            if values[-1] > most.get(name, values[-1]):
+                raise SpaceError(f"{name} ({values[-1]}) is more than the supernet has: at most {most[name]}")
+            object.__setattr__(self, name, values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them: lists, numbers and texts."""

@@ -109,8 +109,8 @@ def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMac
     macs = [part.cost.macs for part in stage_costs(arch, subnet, exits)]
     bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
     return tuple(
-        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[place], sum(bodies[: 1 + exit]) + sum(heads[: place + 1]))
-        for place, exit in enumerate(_exits(arch, subnet, exits))
+        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[index], sum(bodies[: 1 + exit]) + sum(heads[: index + 1]))
+        for index, exit in enumerate(_exits(arch, subnet, exits))
     )
 
 
@@ -215,12 +215,12 @@ def _surroundings(dense: bool, depth: int) -> tuple[_Surroundings, ...]:
     stage = Stage([_AnyBlock() for _ in range(depth)], dense).eval()
     steps = graph_steps(record(stage, (None,) * depth).eval(), (1, 1, 1))
     alive = alive_tensors(steps)
-    places = [place for place, step in enumerate(steps) if step.name.startswith("blocks.")]
+    indices = [index for index, step in enumerate(steps) if step.name.startswith("blocks.")]
     found = []
-    for place, following in zip(places, [*places[1:], len(steps) - 1], strict=True):
-        (given,) = steps[place].reads
-        in_sums = max((len(alive[later]) for later in range(place + 1, following)), default=0)
-        found.append(_Surroundings(len(alive[place]) - 2, given in alive[place + 1], in_sums))
+    for index, following in zip(indices, [*indices[1:], len(steps) - 1], strict=True):
+        (given,) = steps[index].reads
+        in_sums = max((len(alive[later]) for later in range(index + 1, following)), default=0)
+        found.append(_Surroundings(len(alive[index]) - 2, given in alive[index + 1], in_sums))
     return tuple(found)
 
 

@@ -65,14 +65,14 @@ def softmax(row: Sequence[float]) -> list[float]:
 def plain_cross_entropy(student: Tensor, probabilities: Sequence[Sequence[float]]) -> float:
     """Mean over images of -sum p log q, one number at a time."""
     total = 0.0
-    for row, wanted in zip(student.tolist(), probabilities, strict=True):
-        total -= sum(p * math.log(q) for p, q in zip(wanted, softmax(row), strict=True))
+    for row, row_target in zip(student.tolist(), probabilities, strict=True):
+        total -= sum(p * math.log(q) for p, q in zip(row_target, softmax(row), strict=True))
     return total / len(student)
 
 
 def smoothed(labels: Tensor, classes: int, smoothing: float) -> list[list[float]]:
     return [
-        [smoothing / classes + (1 - smoothing) * (wanted == label) for wanted in range(classes)]
+        [smoothing / classes + (1 - smoothing) * (index == label) for index in range(classes)]
         for label in labels.tolist()
     ]
 
@@ -87,7 +87,7 @@ def test_ensemble_is_the_weighted_sum() -> None:
 def test_exits_of_weight_zero_are_not_touched() -> None:
     good, broken = draw(3, 4), torch.full((3, 4), float("nan"), dtype=torch.float64)
     assert torch.equal(ensemble([broken, good], (0, 1)), good)
-    assert torch.equal(ensemble([draw(1, 9), good], (Fraction(0), Fraction(1))), good), "not even its shape is asked"
+    assert torch.equal(ensemble([draw(1, 9), good], (Fraction(0), Fraction(1))), good), "not even its shape is checked"
     losses = joint_loss([broken, good], labels_of(3, 4), (0.0, 1.0))
     assert set(losses) == {"loss", "exit_2"}
     assert losses["loss"].isfinite()
@@ -293,15 +293,15 @@ def test_everything_is_float32_or_wider_with_and_without_autocast(dtype: torch.d
             results |= {f"{name} {k}": v for k, v in losses.items()}
         return results
 
-    outside = everything()
+    plain = everything()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = everything()
-    for key, value in outside.items():
+    for key, value in plain.items():
         assert value.dtype == wide, key
         assert inside[key].dtype == wide, key
         assert torch.equal(inside[key], value), key
     exact = ensemble([exit_logits.double() for exit_logits in exits], weights.ensemble)
-    torch.testing.assert_close(outside["logits"].double(), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(plain["logits"].double(), exact, rtol=1e-6, atol=1e-6)
 
 
 def test_huge_logits_give_finite_losses() -> None:

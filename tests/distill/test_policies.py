@@ -42,11 +42,11 @@ def test_best_is_the_same_network_in_whatever_order_when_none_are_equal() -> Non
 @given(accuracies=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1), min_size=1, max_size=8))
 def test_best_against_a_plain_search(accuracies: list[float]) -> None:
     candidates = [TeacherCandidate(f"network {i}", f"phase_{i}", accuracy) for i, accuracy in enumerate(accuracies)]
-    wanted = candidates[0]
+    best = candidates[0]
     for candidate in candidates:
-        if candidate.score >= wanted.score:
-            wanted = candidate
-    assert choose("best", candidates).candidate is wanted
+        if candidate.score >= best.score:
+            best = candidate
+    assert choose("best", candidates).candidate is best
     assert choose("fixed", candidates).candidate is candidates[0]
     assert choose("progressive", candidates).candidate is candidates[-1]
 

@@ -26,7 +26,7 @@ class Memory(Interpreter):
         made = super().run_node(n)
         alive = [value for value in _flat((*self.env.values(), made)) if isinstance(value, Tensor)]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
-        self.most = max(self.most, sum(size for place, size in storages.items() if place not in self.weights))
+        self.most = max(self.most, sum(size for pointer, size in storages.items() if pointer not in self.weights))
         return made if n.users or n.op == "output" else None
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:

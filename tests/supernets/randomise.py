@@ -38,8 +38,8 @@ def randomise(module: nn.Module, seed: int) -> None:
 
 def small_net(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64, **choices: Any) -> Supernet:
     """A narrow randomised supernet in evaluation mode."""
-    numbers = {"num_classes": CLASSES, "width_mult": 0.25, "resolutions": (32, 48, 64)} | choices
-    net = supernets.create(name, **numbers).to(dtype)
+    options = {"num_classes": CLASSES, "width_mult": 0.25, "resolutions": (32, 48, 64)} | choices
+    net = supernets.create(name, **options).to(dtype)
     randomise(net, seed)
     return net.eval()
 

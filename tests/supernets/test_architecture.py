@@ -13,7 +13,7 @@ from supernets.architecture import architecture, hidden_channels, make_divisible
 from tests.supernets.reference import divisible
 
 
-def numbers(**changes: Any) -> Architecture:
+def arch(**changes: Any) -> Architecture:
     given = {"early_exit": True, "dense": True, "parallel": True, "num_classes": 200} | changes
     return architecture("ee_dp", **given)
 
@@ -28,7 +28,7 @@ def test_make_divisible_is_the_nearest_multiple_never_under_90_percent(value: fl
 
 
 def test_channels_of_the_paper() -> None:
-    base, wide = numbers(), numbers(width_mult=1.2)
+    base, wide = arch(), arch(width_mult=1.2)
     assert base.stem_channels == 16
     assert wide.stem_channels == 24
     assert [stage.channels for stage in base.stages] == [24, 40, 80, 112, 160]
@@ -40,14 +40,14 @@ def test_channels_of_the_paper() -> None:
 
 
 def test_exit_sizes_are_scaled_once() -> None:
-    assert [numbers().exit_channels(exit) for exit in range(1, 6)] == [
+    assert [arch().exit_channels(exit) for exit in range(1, 6)] == [
         (144, 192),
         (240, 320),
         (480, 640),
         (672, 896),
         (960, 1280),
     ]
-    assert numbers(width_mult=1.2).exit_channels(5) == (1152, 1536)
+    assert arch(width_mult=1.2).exit_channels(5) == (1152, 1536)
 
 
 def test_hidden_and_squeezed_channels() -> None:
@@ -56,42 +56,42 @@ def test_hidden_and_squeezed_channels() -> None:
 
 
 def test_exits_branches_and_strides() -> None:
-    assert numbers().exits == (1, 2, 3, 4, 5)
-    assert numbers(early_exit=False).exits == (5,)
-    assert numbers().branches == BRANCHES
-    assert numbers(parallel=False).branches == ("mbconv",)
-    assert [numbers().stride_to(exit) for exit in range(1, 6)] == [4, 8, 16, 16, 32]
-    assert [numbers(stem_stride=1).stride_to(exit) for exit in range(1, 6)] == [2, 4, 8, 8, 16]
-    assert [numbers().block_inputs(1, block) for block in range(4)] == [24, 40, 40, 40]
+    assert arch().exits == (1, 2, 3, 4, 5)
+    assert arch(early_exit=False).exits == (5,)
+    assert arch().branches == BRANCHES
+    assert arch(parallel=False).branches == ("mbconv",)
+    assert [arch().stride_to(exit) for exit in range(1, 6)] == [4, 8, 16, 16, 32]
+    assert [arch(stem_stride=1).stride_to(exit) for exit in range(1, 6)] == [2, 4, 8, 8, 16]
+    assert [arch().block_inputs(1, block) for block in range(4)] == [24, 40, 40, 40]
 
 
 def test_choices_are_sorted() -> None:
-    unsorted = numbers(kernel=(7, 3), expand=(6, 2), depth=(4, 1))
+    unsorted = arch(kernel=(7, 3), expand=(6, 2), depth=(4, 1))
     assert (unsorted.kernel, unsorted.expand, unsorted.depth, unsorted.blocks) == ((3, 7), (2, 6), (1, 4), 4)
-    assert numbers(kernel=[7, 3]) == numbers(kernel=(3, 7))
+    assert arch(kernel=[7, 3]) == arch(kernel=(3, 7))
 
 
 def test_the_space_offers_everything() -> None:
-    space = numbers().space((32, 64))
+    space = arch().space((32, 64))
     assert (space.kernel, space.expand, space.depth) == ((3, 5, 7), (3, 4, 6), (2, 3, 4))
     assert (space.level, space.height, space.resolution) == ((1, 2, 3), (1, 2, 3, 4, 5), (32, 64))
-    plain = numbers(early_exit=False, parallel=False).space((64,))
+    plain = arch(early_exit=False, parallel=False).space((64,))
     assert (plain.level, plain.height, plain.branches) == ((1,), (5,), ("mbconv",))
 
 
 def test_a_resolution_below_the_total_stride_is_refused() -> None:
     with pytest.raises(SpaceError, match=r"resolution \(31\).*32.*stem_stride 1"):
-        numbers().space((31, 64))
-    assert numbers(stem_stride=1).space((16,)).resolution == (16,)
+        arch().space((31, 64))
+    assert arch(stem_stride=1).space((16,)).resolution == (16,)
     with pytest.raises(SpaceError, match=r"resolution \(15\).*16") as refusal:
-        numbers(stem_stride=1).space((15,))
+        arch(stem_stride=1).space((15,))
     assert "stem_stride" not in str(refusal.value)
 
 
 def test_architectures_are_values() -> None:
-    assert numbers() == numbers()
-    assert hash(numbers()) == hash(numbers())
-    assert replace(numbers(), num_classes=10) == numbers(num_classes=10)
+    assert arch() == arch()
+    assert hash(arch()) == hash(arch())
+    assert replace(arch(), num_classes=10) == arch(num_classes=10)
 
 
 # Records
@@ -123,12 +123,12 @@ def test_an_architecture_comes_back_through_json(variant: str) -> None:
 )
 def test_what_is_no_architecture_is_refused_by_field(change: dict[str, Any], message: str) -> None:
     with pytest.raises(SpaceError, match=message) as error:
-        Architecture.from_dict(numbers().to_dict() | change)
+        Architecture.from_dict(arch().to_dict() | change)
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_field_is_named() -> None:
-    plain = numbers().to_dict()
+    plain = arch().to_dict()
     for name in plain:
         with pytest.raises(SpaceError, match=rf"^{name} is missing from the architecture"):
             Architecture.from_dict({key: value for key, value in plain.items() if key != name})
@@ -139,4 +139,4 @@ def test_a_missing_field_is_named() -> None:
 @pytest.mark.parametrize("change", [{"kernel": [4]}, {"depth": []}, {"stages": 0}, {"more": 1}])
 def test_what_is_no_space_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(SpaceError):
-        Space.from_dict(numbers().space((32,)).to_dict() | change)
+        Space.from_dict(arch().space((32,)).to_dict() | change)

@@ -94,12 +94,12 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         y = self.drop(self.act(self.conv(x)))
-        left, right = y.chunk(2, 1)
-        left = left.mul(self.scale)
-        left += right
+        first, second = y.chunk(2, 1)
+        first = first.mul(self.scale)
+        first += second
         weight = self.conv.weight[:2]
         other = functional.conv2d(x, weight=weight, padding=1).relu_()
-        return self.up(left), other.flatten(1)
+        return self.up(first), other.flatten(1)
 
 
 def test_odd_graphs_are_priced_by_hand() -> None:
@@ -173,15 +173,15 @@ class ValueDependent(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("module", "said"),
+    ("module", "message"),
     [
         (nn.Sequential(nn.Linear(4, 4)), "training mode"),
         (ValueDependent().eval(), "without values"),
     ],
     ids=["training", "values"],
 )
-def test_what_has_no_price_is_one_line(module: nn.Module, said: str) -> None:
-    with pytest.raises(GraphError, match=said) as caught:
+def test_what_has_no_price_is_one_line(module: nn.Module, message: str) -> None:
+    with pytest.raises(GraphError, match=message) as caught:
         graph_cost(symbolic_trace(module), (4,))
     assert "\n" not in str(caught.value)
 

@@ -1,4 +1,4 @@
-"""A CPU's kernels compute what conv2d does, and only where they are asked for."""
+"""A CPU's kernels compute what conv2d does, and only where they are enabled."""
 
 import copy
 import itertools
@@ -55,13 +55,13 @@ def test_the_depthwise_kernel_is_conv2d_in_float32(kernel: int, side: int, strid
     if contiguous:
         weight = torch.empty(weight.shape).copy_(weight)
     y, of_x, of_weight = gradients(ours, x, weight, stride, 6)
-    wanted = gradients(stock, x, weight, stride, 6)
+    stock_gradients = gradients(stock, x, weight, stride, 6)
     assert is_ours(ours(x, weight.requires_grad_(), stride))
-    assert torch.equal(y, wanted[0])
+    assert torch.equal(y, stock_gradients[0])
     assert of_x.is_contiguous(memory_format=torch.channels_last)
     exact = gradients(stock, x.double(), weight.detach().double(), stride, 6)
-    torch.testing.assert_close(of_x, wanted[1], rtol=1e-5, atol=1e-5)
-    error, stocks = ((tensor - exact[2]).abs().max() for tensor in (of_weight, wanted[2]))
+    torch.testing.assert_close(of_x, stock_gradients[1], rtol=1e-5, atol=1e-5)
+    error, stocks = ((tensor - exact[2]).abs().max() for tensor in (of_weight, stock_gradients[2]))
     assert error <= 4 * stocks + 1e-5
 
 
@@ -184,8 +184,8 @@ def test_a_network_with_plain_pointwise_layers_is_the_same(name: str) -> None:
         with torch.inference_mode():
             expected = module(images)
             use_cpu_kernels(module)
-            for got, wanted in zip(module(images), expected, strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
+            for got, logits in zip(module(images), expected, strict=True):
+                torch.testing.assert_close(got, logits, rtol=1e-3, atol=1e-4)
         assert {key: tensor.data_ptr() for key, tensor in module.state_dict().items()} == before, "weights are shared"
         for layer in module.modules():
             if isinstance(layer, nn.Conv2d):
@@ -217,11 +217,11 @@ def test_a_supernet_learns_as_in_double_precision_which_torch_computes_alone(nam
             one.zero_grad(set_to_none=True)
             (logits * drawn((1, 1, *logits.shape[1:]), 3, dtype)[0]).sum().backward()
             gradients.append({key: p.grad.double() for key, p in one.named_parameters() if p.grad is not None})
-        found, wanted = gradients
-        assert found.keys() == wanted.keys()
+        found, expected = gradients
+        assert found.keys() == expected.keys()
         # A ReLU whose input is zero but for rounding may have passed in one and not in the other.
-        error = torch.stack([(found[key] - wanted[key]).norm() for key in wanted]).norm()
-        assert error <= 0.01 * torch.stack([gradient.norm() for gradient in wanted.values()]).norm()
+        error = torch.stack([(found[key] - expected[key]).norm() for key in expected]).norm()
+        assert error <= 0.01 * torch.stack([gradient.norm() for gradient in expected.values()]).norm()
         for (key, kept), right in zip(net.named_buffers(), exact.buffers(), strict=True):
             torch.testing.assert_close(kept.double(), right, rtol=1e-4, atol=1e-5, msg=key)
 

@@ -27,8 +27,8 @@ def test_both_parts_are_the_whole_to_the_bit(name: str) -> None:
                 given = images.clone()
                 middle = first(given)
                 kept = middle.clone()
-                for got, wanted in zip(outputs(rest(middle)), outputs(module(images)), strict=True):
-                    assert torch.equal(got, wanted)
+                for got, correct in zip(outputs(rest(middle)), outputs(module(images)), strict=True):
+                    assert torch.equal(got, correct)
                 assert torch.equal(given, images)
                 assert torch.equal(middle, kept), "the second part leaves what it is given as it was"
                 assert first.state_dict().keys() | rest.state_dict().keys() == module.state_dict().keys()
@@ -57,7 +57,7 @@ def test_activations_are_in_place_only_where_nothing_else_reads() -> None:
     assert all(len(node.all_input_nodes[0].users) == 1 for node in in_place)
 
 
-def test_absorbed_norms_are_gone_and_the_function_stays() -> None:
+def test_folded_norms_are_gone_and_the_function_stays() -> None:
     net = small_net("ee_dp", seed=6)
     images = images_for(net, 2, 48, 40)
     for subnet in some_subnets(net, 1, seed=7):
@@ -66,8 +66,8 @@ def test_absorbed_norms_are_gone_and_the_function_stays() -> None:
         with torch.no_grad():
             expected, same = module(images), folded(images)
             supernets.fold_norms_(module)
-            for got, wanted, known in zip(module(images), expected, same, strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+            for got, correct, known in zip(module(images), expected, same, strict=True):
+                torch.testing.assert_close(got, correct, rtol=1e-10, atol=1e-10)
                 assert torch.equal(got, known)
         counts = [sum(isinstance(layer, nn.BatchNorm2d) for layer in one.modules()) for one in (module, folded)]
         assert counts[0] == counts[1]

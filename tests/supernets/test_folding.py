@@ -23,17 +23,17 @@ def test_folding_keeps_the_function_and_leaves_the_module_as_it_was(name: str) -
         with torch.no_grad():
             expected = module(images)
             folded = supernets.fold_norms(module)
-            for got, wanted in zip(folded(images), expected, strict=True):
-                torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+            for got, correct in zip(folded(images), expected, strict=True):
+                torch.testing.assert_close(got, correct, rtol=1e-10, atol=1e-10)
             again: tuple[Tensor, ...] = module(images)
         assert all(torch.equal(one, other) for one, other in zip(again, expected, strict=True))
         assert module.state_dict().keys() == before.keys()
         assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
         convolutions, norms = convolutions_and_norms(module)
-        kept, left = convolutions_and_norms(folded)
+        kept, remaining = convolutions_and_norms(folded)
         assert kept == convolutions
         # The transform of a parallel block normalises what it is given where no convolution changes the channels.
-        assert left == 0 if not net.architecture.parallel else left < norms / 2
+        assert remaining == 0 if not net.architecture.parallel else remaining < norms / 2
 
 
 def test_a_norm_is_folded_with_its_statistics_of_now() -> None:

@@ -38,8 +38,8 @@ def test_parts_compute_bit_for_bit_what_the_whole_does(variant: str) -> None:
             expected = module(images)
             parts = split(module)
             assert all(map(torch.equal, chained(parts, images), expected))
-            for place, logits in enumerate(expected):
-                assert torch.equal(alone(module, place)(images), logits)
+            for index, logits in enumerate(expected):
+                assert torch.equal(alone(module, index)(images), logits)
 
 
 def test_every_layer_runs_once_and_is_shared_and_the_first_part_holds_the_first_exit_alone() -> None:
@@ -79,7 +79,7 @@ def test_a_graph_from_elsewhere_is_split_at_its_outputs() -> None:
     images = torch.randn(3, 4)
     parts = split(module)
     assert all(map(torch.equal, chained(parts, images), module(images)))
-    assert all(torch.equal(alone(module, place)(images), module(images)[place]) for place in range(4))
+    assert all(torch.equal(alone(module, index)(images), module(images)[index]) for index in range(4))
     assert layers(parts[2]) == []
 
 

@@ -17,8 +17,8 @@ TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def reference_of(net: Supernet, *, training: bool = False) -> Reference:
-    numbers = net.architecture
-    return Reference(net.state_dict(), numbers.dense, numbers.kernel, numbers.stem_stride, training)
+    arch = net.architecture
+    return Reference(net.state_dict(), arch.dense, arch.kernel, arch.stem_stride, training)
 
 
 @pytest.mark.parametrize("name", supernets.names())
@@ -257,11 +257,11 @@ def test_gradients_are_those_of_the_plain_network() -> None:
 )
 def test_a_sub_network_outside_the_space_is_refused_by_name_and_value(change: dict[str, Any], message: str) -> None:
     net = small_net("se_b")
-    outside = replace(net.space.largest(), **change)
-    assert outside not in net.space
+    foreign = replace(net.space.largest(), **change)
+    assert foreign not in net.space
     for call in (net, net.features, lambda _, subnet: net.extract(subnet)):
         with pytest.raises(SpaceError, match=message):
-            call(images_for(net), outside)
+            call(images_for(net), foreign)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The numbers of an OFA supernet, read off its tensors: the peer's own constructor arguments come back."""
+"""The options of an OFA supernet, read off its tensors: the peer's own constructor arguments come back."""
 
 from typing import Any
 

@@ -245,8 +245,8 @@ import torch
 module = torch.export.load("module.pt2").module()
 expected = torch.load("expected.pt", weights_only=True)
 for images, logits in expected:
-    for got, wanted in zip(module(images), logits, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    for got, correct in zip(module(images), logits, strict=True):
+        torch.testing.assert_close(got, correct, rtol=1e-9, atol=1e-9)
 assert not any(key.split(".")[0] in ("ofav2", "supernets", "distill") for key, value in sys.modules.items() if value)
 print("loaded and equal")
 """

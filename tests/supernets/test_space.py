@@ -85,10 +85,10 @@ def raw(**changes: Any) -> dict[str, Any]:
 def changed(path: Sequence[int | str], value: Any) -> dict[str, Any]:
     """`raw()` with another value at a path, such as kernel, 2, 1."""
     given: Any = raw()
-    place = given
+    target = given
     for key in path[:-1]:
-        place = place[key]
-    place[path[-1]] = value
+        target = target[key]
+    target[path[-1]] = value
     return given
 
 
@@ -169,8 +169,8 @@ class TestCanonicalForm:
         )
         subnet = Subnet.from_dict(numpy)
         assert subnet == Subnet.from_dict(raw())
-        numbers = [subnet.resolution, subnet.height, *subnet.depth, *chain(*subnet.kernel)]
-        assert {type(number) for number in numbers} == {int}
+        values = [subnet.resolution, subnet.height, *subnet.depth, *chain(*subnet.kernel)]
+        assert {type(number) for number in values} == {int}
         assert Subnet.from_json(subnet.to_json()) == subnet
         space = replace(PAPER, kernel=tuple(np.array([3, 7])))
         assert json.loads(space.largest().to_json())["kernel"] == [[7] * 4] * 5
@@ -564,10 +564,10 @@ class TestContains:
     def test_check_names_the_field_the_value_and_the_choices(
         self, path: tuple[int | str, ...], value: int, message: str
     ) -> None:
-        outside = Subnet.from_dict(changed(path, value))
-        assert outside not in PAPER
+        foreign = Subnet.from_dict(changed(path, value))
+        assert foreign not in PAPER
         with pytest.raises(SpaceError, match=message):
-            PAPER.check(outside)
+            PAPER.check(foreign)
 
     def test_check_of_level_and_height(self) -> None:
         with pytest.raises(SpaceError, match=r"level\[0\]\[0\] \(mbconv, conv, transform\).*choose 1 of mbconv"):
@@ -641,7 +641,7 @@ junk = st.recursive(
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=12,
 )
-places = st.one_of(
+paths = st.one_of(
     st.tuples(st.sampled_from([field.name for field in fields(Subnet)])),
     st.tuples(st.sampled_from(["depth", "kernel", "expand", "level"]), st.integers(0, 4)),
     st.tuples(st.sampled_from(["kernel", "expand", "level"]), st.integers(0, 4), st.integers(0, 3)),
@@ -654,18 +654,18 @@ class TestAnything:
     def test_from_dict_of_anything(self, given: Any) -> None:
         check_whole(value_or_refusal(lambda: Subnet.from_dict(given)))
 
-    @given(st.lists(st.tuples(places, junk), min_size=1, max_size=2))
+    @given(st.lists(st.tuples(paths, junk), min_size=1, max_size=2))
     @settings(deadline=None, max_examples=200)
     def test_from_dict_of_a_sub_network_with_something_else_in_it(self, swaps: list[tuple[Any, Any]]) -> None:
         given = raw()
         for path, value in swaps:
             try:
-                place: Any = given
+                target: Any = given
                 for key in path[:-1]:
-                    place = place[key]
-                place[path[-1]] = value
+                    target = target[key]
+                target[path[-1]] = value
             except (TypeError, IndexError, KeyError):
-                # The first swap took away the place of the second.
+                # The first swap removed what the second one replaces.
                 continue
         check_whole(value_or_refusal(lambda: Subnet.from_dict(given)))
 

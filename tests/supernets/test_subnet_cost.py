@@ -126,21 +126,21 @@ def test_sums_by_stage_and_by_layer_are_the_total() -> None:
 
 
 def test_an_image_costs_what_the_parts_up_to_its_exit_do() -> None:
-    """Counted by torch while images leave, beside the formula."""
+    """Counted by torch while images exit early, beside the formula."""
     net = small_net("ee_dp", width_mult=0.1, depth=(1, 2), dtype=torch.float32)
     images = images_for(net, 1)
     subnet = replace(net.space.largest(), resolution=32)
-    asked: list[Exits] = ["all", (2, 4)]
-    for exits in asked:
-        arch = net.chosen_exits(subnet, exits)
+    exit_choices: list[Exits] = ["all", (2, 4)]
+    for exits in exit_choices:
+        indices = net.chosen_exits(subnet, exits)
         module = net.extract(subnet, exits)
-        early = early_exits(module, arch)
+        early = early_exits(module, indices)
         costs = exit_macs(net.architecture, subnet, exits)
-        assert [cost.exit for cost in costs] == list(arch)
-        for place, cost in enumerate(costs):
-            never, leave = [NEVER] * (len(arch) - 1), [0.0] * (len(arch) - 1)
+        assert [cost.exit for cost in costs] == list(indices)
+        for index, cost in enumerate(costs):
+            never, take = [NEVER] * (len(indices) - 1), [0.0] * (len(indices) - 1)
             with FlopCounterMode(display=False) as counter:
-                found = early.predict(images, [*never[:place], *leave[place:]])
+                found = early.predict(images, [*never[:index], *take[index:]])
             assert found.exits.tolist() == [cost.exit]
             assert counter.get_total_flops() == 2 * cost.passed
             assert cost.alone == subnet_cost(net.architecture, replace(subnet, height=cost.exit)).macs
