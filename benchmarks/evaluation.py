@@ -168,7 +168,7 @@ def _evaluator(data: ImageData, options: Options) -> Evaluator:
 
 
 def _kept_loaders(evaluator: Evaluator, data: ImageData, options: Options) -> tuple[Loader, Loader]:
-    """The evaluate's images for the peer, in its layout, and normalised once and for all, which is in its favour."""
+    """The evaluator's images for the peer, in its layout, and normalised once and for all, which is in its favour."""
     calibration = [
         (images.contiguous(), torch.zeros(len(images))) for images in evaluator.calibration(options.resolution)
     ]

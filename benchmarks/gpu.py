@@ -1,4 +1,4 @@
-"""Everything that a GPU can be asked in eight minutes: the tests of CUDA's promises, and the tables of docs/gpu.md.
+"""All GPU checks, in eight minutes: the tests of CUDA's promises, and the tables of docs/gpu.md.
 
 python -m benchmarks.gpu --out DIR            writes DIR/gpu.json and DIR/gpu.md; goes on where it was interrupted
 python -m benchmarks.gpu --out DIR --quick    the same on the CPU with tiny networks, to see that it works

@@ -37,7 +37,7 @@ AGAIN = 75
 
 @contextmanager
 def stopping_after(seconds: float) -> Iterator[None]:
-    """Ask the body to stop after a time, as whoever runs jobs does: a training saves its state and leaves."""
+    """Ask the body to stop after a time, as whoever runs jobs does: a training saves its state and exits."""
 
     def stop(number: int, frame: object) -> None:
         raise Stopped("time is over before the first step")
@@ -77,11 +77,11 @@ def run(
     runs, results = out / "runs", out / "results"
     out.mkdir(parents=True, exist_ok=True)
     for row in rows:
-        left = deadline - clock()
-        if left <= 0 or (results / f"{row.name}.json").exists():
+        remaining = deadline - clock()
+        if remaining <= 0 or (results / f"{row.name}.json").exists():
             continue
         try:
-            with stopping_after(left):
+            with stopping_after(remaining):
                 proof.train([row], data, runs)
         except Stopped as stopped:
             console.say(f"{row.name}: {stopped}; the same command goes on")

@@ -32,7 +32,7 @@ POINTWISE = ((960, 1280, 1), (480, 120, 1))
 
 
 def cases(images: int) -> dict[str, Sides]:
-    """What is timed: ways to the same arch, by layer."""
+    """What is timed: ways to the same result, by layer."""
     found = {f"depthwise weight, {c} x {s} x {s}, {k}x{k}": depthwise(images, c, s, k) for c, s, k in DEPTHWISE}
     found |= {f"1x1, {i} to {o}, {s} x {s}, forward and backward": pointwise(images, i, o, s) for i, o, s in POINTWISE}
     return found | {"optimiser's step, EE_D": optimiser()}

@@ -5,7 +5,7 @@ python -m benchmarks.loader DATA_ROOT --name imagefolder    a folder of one's ow
 
 All sides crop, flip, resize antialiased and normalise batches of 64 and keep their workers, and freed memory, as a run
 does; each call takes some of them, after all files were read once. Then a training step (EE_D, the largest network with
-all exits) is timed with the wait for its images. docs/performance.md has the numbers.
+all exits) is timed with the wait for its images. docs/performance.md has the results.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def waits(config: DataConfig, *, width: float, steps: int) -> dict[str, Any]:
             "step_ms": 1000 * float(np.median(worked)),
             "share": share,
         }
-    rows = [(name, *numbers.values()) for name, numbers in found.items()]
+    rows = [(name, *row.values()) for name, row in found.items()]
     columns = ("side", "wait for images, ms", "step, ms", "share of the wait")
     console.show(table(f"a training step, {side} pixels, batches of {config.batch_size}", columns, rows))
     return found

@@ -38,7 +38,7 @@ class Panel:
     """What is up, with its unit."""
     series: tuple[Series, ...]
     ticks: tuple[str, ...] = ()
-    """Names of the places 0, 1, 2, ... across; none: numbers."""
+    """Tick labels at 0, 1, 2, ... across; if empty, matplotlib's own."""
 
 
 def curves(growth: Mapping[str, Mapping[int, float]], unit: str) -> str:
@@ -61,8 +61,8 @@ def chart(panels: Sequence[Panel], width: float = 4.2, height: float = 3.4) -> s
     """Panels side by side, each `width` x `height` inches."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width * len(panels), height), layout="constrained")
-        for place, panel in enumerate(panels, start=1):
-            _draw(figure.add_subplot(1, len(panels), place), panel)
+        for position, panel in enumerate(panels, start=1):
+            _draw(figure.add_subplot(1, len(panels), position), panel)
         named = {
             label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }

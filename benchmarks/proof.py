@@ -45,7 +45,7 @@ BODIES = 100
 CANDIDATES = 24
 """Networks that are ranked on validation per limit."""
 TEST_IMAGES = 2000
-"""Test images that the random networks are measured on, the same ones for all; all other numbers are of all of them."""
+"""Test images that the random networks are measured on, the same ones for all; all other scores are of all of them."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def random_networks(opened: OpenedRun) -> list[dict[str, Any]]:
 
 
 def bodies(space: Space) -> tuple[Subnet, ...]:
-    """Random networks that end at the last exit, drawn from the same numbers whatever else the supernet has."""
+    """Random networks that end at the last exit, drawn from the same seed whatever else the supernet has."""
     rng = generator("proof bodies")
     return tuple(space.restrict(height=(max(space.height),)).sample(rng) for _ in range(BODIES))
 

@@ -1,4 +1,4 @@
-"""What several processes send, gain and change; docs/scaling.md has the numbers.
+"""What several processes send, gain and change; docs/scaling.md has the results.
 
 python -m benchmarks.scaling bytes tiny_imagenet_paper --images 85000 --classes 200
 python -m benchmarks.scaling speed runs/one runs/two
@@ -115,13 +115,13 @@ def norm(batch: int, side: int) -> None:
 
 
 def exchange(mib: int) -> None:
-    """How long the processes take for one exchange of gradients, and for one of a step's numbers."""
+    """How long the processes take for one exchange of gradients, and for one of a step's metrics."""
     with process_group() as processes:
         tensors = [torch.ones(2**18) for _ in range(mib)]
         rows = []
         for what, act in (
             (f"{mib} MiB of gradients", lambda: processes.average(tensors)),
-            ("a step's numbers and flags", lambda: (processes.mean({"loss": 1.0}), processes.any(False, False))),
+            ("a step's metrics and flags", lambda: (processes.mean({"loss": 1.0}), processes.any(False, False))),
         ):
             taken = []
             for _ in range(30):

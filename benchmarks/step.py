@@ -96,7 +96,7 @@ class Work:
         )
 
     def phase(self) -> Phase:
-        """The last phase of progressive shrinking, in which everything may be drawn, as long as anyone may ask for."""
+        """The last phase of progressive shrinking, in which everything may be drawn; longer than any benchmark."""
         space = self.net().space
         unlock = UnlockConfig(
             **{name: getattr(space, name) for name in ("kernel", "level", "height", "depth", "expand")}
@@ -359,7 +359,7 @@ def forms(work: Work, runtime: Runtime, repeats: int) -> dict[str, dict[str, Tim
     sides: dict[str, dict[str, Callable[[], object]]] = {
         "full": {way: our_full_step(work, where) for way, where in ways.items()},
         "teacher": {
-            f"{way}, {precision}": _teaching(our_teacher(work, where, precision), images, where)
+            f"{way}, {precision}": _teacher_pass(our_teacher(work, where, precision), images, where)
             for way, where in ways.items()
             for precision in ("float32", "bfloat16")
         },
@@ -373,7 +373,7 @@ def forms(work: Work, runtime: Runtime, repeats: int) -> dict[str, dict[str, Tim
     return found
 
 
-def _teaching(teacher: Teacher, images: Tensor, runtime: Runtime) -> Callable[[], object]:
+def _teacher_pass(teacher: Teacher, images: Tensor, runtime: Runtime) -> Callable[[], object]:
     def teach() -> object:
         with runtime.training_products():
             return teacher(images)

@@ -1,4 +1,4 @@
-"""The benchmark of evaluation: its numbers come out, and both sides find the same."""
+"""The benchmark of evaluation: it gives its results, and both sides find the same."""
 
 import json
 from dataclasses import replace

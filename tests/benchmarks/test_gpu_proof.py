@@ -1,4 +1,4 @@
-"""The proof in pieces: what a call leaves is what the next one goes on from."""
+"""The proof in pieces: each call continues from the files of the one before."""
 
 import json
 import time
@@ -24,10 +24,10 @@ def test_a_row_is_trained_and_measured_in_pieces(images: str, tmp_path: Path, mo
         monkeypatch.setattr(proof, name, value)
     out = tmp_path / "out"
     common = [images, "--out", str(out), "--rows", "alone-small", "--quick"]
-    # No time at all: nothing is begun, and another call is asked for.
+    # No time at all: nothing is begun, and another call is needed.
     assert gpu_proof.main([*common, "--minutes", "0"]) == gpu_proof.AGAIN
     assert json.loads((out / "proof.json").read_text())["rows"][0]["status"] == "not begun"
-    # Too little: the training is asked to stop, and leaves its state.
+    # Too little: the training is told to stop, and saves its state.
     with pytest.MonkeyPatch.context() as patch:
         before_yielding(patch, at("full", 1), ask_to_stop)
         assert gpu_proof.main(common) == gpu_proof.AGAIN

@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline, small: its numbers come out, and both ways of loading give the same batches."""
+"""The benchmark of the input pipeline, small: it gives its results, and both ways of loading give the same batches."""
 
 import json
 from pathlib import Path
@@ -25,4 +25,4 @@ def test_the_input_pipeline_is_measured(tmp_path: Path, monkeypatch: pytest.Monk
         assert all(rate > 0 for rate in measured["images_per_second"].values())
         assert measured["times_as_fast"][loader.BASE] == 1
     assert set(found["waiting"]) == names - {loader.BASE}
-    assert all(0 < numbers["share"] < 1 for numbers in found["waiting"].values())
+    assert all(0 < row["share"] < 1 for row in found["waiting"].values())

@@ -1,4 +1,4 @@
-"""Plots hold what they are given, at the right places, and are the same each time."""
+"""Plots hold what they are given, at the right positions, and are the same each time."""
 
 from xml.etree import ElementTree
 
@@ -14,7 +14,7 @@ def texts(drawing: str) -> set[str | None]:
 
 
 def points(drawing: str, count: int) -> np.ndarray:
-    """Places of the first series' markers: the only markers with a clip path."""
+    """Positions of the first series' markers: the only markers with a clip path."""
     found = [
         (float(use.attrib["x"]), float(use.attrib["y"]))
         for group in ElementTree.fromstring(drawing).iter(f"{SVG}g")

@@ -1,4 +1,4 @@
-"""The benchmark of the training step in a quick form: numbers come out, and all sides compute the same."""
+"""The benchmark of the training step in a quick form: it gives its results, and all sides compute the same."""
 
 import math
 from dataclasses import replace
