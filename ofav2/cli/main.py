@@ -1,7 +1,7 @@
 """Parse the command line of `ofav2`, run a verb, and turn errors into messages and exit codes.
 
 Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 1 another process of the training is gone,
-2 what was given can't be used, 75 a training was asked to stop and can be resumed, 130 interrupted.
+2 what was given can't be used, 75 a training was told to stop and can be resumed, 130 interrupted.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ofav2.runtime.signals import Lost, Stopped
 LOST = 1
 """Exit code of a process whose training ended because another process of the run failed or is gone."""
 STOPPED = 75
-"""Exit code of a training that was asked to stop and can be resumed (`EX_TEMPFAIL`: try again)."""
+"""Exit code of a training that was told to stop and can be resumed (`EX_TEMPFAIL`: try again)."""
 
 VERBS = tuple(
     module.VERB

@@ -27,7 +27,7 @@ class Stretch:
 
 @dataclass(frozen=True)
 class MetricCurve:
-    """Numbers over training steps, one line per phase."""
+    """One phase's metrics over training steps."""
 
     phase: str
     """The phase they belong to."""
@@ -53,12 +53,12 @@ def stretches(run: RunSnapshot) -> tuple[Stretch, ...]:
 
 
 def curves(run: RunSnapshot, kind: str, names: Sequence[str]) -> tuple[MetricCurve, ...]:
-    """Numbers of one kind of measurement, a curve per phase; a step measured twice counts as last measured.
+    """Return the metrics of one kind of measurement, a curve per phase; a step measured twice counts as last measured.
 
     Args:
         run: The run.
         kind: `train` or `validation`.
-        names: The numbers wanted.
+        names: The metrics' names.
 
     Raises:
         RunError: If a line of the metrics lacks a step or a phase.

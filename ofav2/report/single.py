@@ -49,7 +49,7 @@ def _values(run: RunSnapshot) -> dict[str, Any]:
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "state": _state(run, planned),
         "summary": _summary(run),
-        "keys": _key_numbers(run, measured),
+        "keys": _key_metrics(run, measured),
         "commands": _commands(run),
         "phases": [_phase_row(run, stretch, measured) for stretch in planned],
         "unusable": unusable_steps(run),
@@ -114,7 +114,7 @@ def _state(run: RunSnapshot, planned: Sequence[Stretch]) -> dict[str, str]:
         return {"word": "finished", "text": ""}
     if run.state == "training":
         return {"word": "training", "text": f"Still training: {progress}. Make the page again to see more."}
-    reasons = {"training": "its process ended without a word", "stopped": "it was asked to stop"}
+    reasons = {"training": "its process ended without a word", "stopped": "it was told to stop"}
     reason = reasons.get(run.record.status, f"it {run.record.status}")
     return {"word": "stopped", "text": f"Broken off at {progress}; {reason}. All below is what it had written by then."}
 
@@ -134,7 +134,7 @@ def _summary(run: RunSnapshot) -> str:
     )
 
 
-def _key_numbers(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
+def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
     """Return value, name and remark of the key results."""
     record, metric = run.record, run.record.metric
     keys = [(count(record.space.size()), "sub-networks", "in the whole space")]

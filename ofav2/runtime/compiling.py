@@ -80,7 +80,7 @@ class _Compiled:
 
 
 def _pass(forward: Forward, images: Tensor) -> None:
-    """Run a forward pass, and a backward pass where gradients are wanted."""
+    """Run a forward pass, and a backward pass where gradients are enabled."""
     outputs = forward(images)
     if torch.is_grad_enabled():
         logits: Sequence[Tensor] = (outputs,) if isinstance(outputs, Tensor) else outputs

@@ -38,13 +38,13 @@ class Runtime:
     @contextmanager
     def training_products(self) -> Iterator[None]:
         """Return the context of a training step's passes, forward and backward; outside of it, float32 is float32."""
-        wanted = self.tf32 and self.device.type == "cuda"
-        if wanted:
+        uses_tf32 = self.tf32 and self.device.type == "cuda"
+        if uses_tf32:
             _allow_tf32(True)
         try:
             yield
         finally:
-            if wanted:
+            if uses_tf32:
                 _allow_tf32(False)
 
     def place(self, module: nn.Module) -> nn.Module:
@@ -81,7 +81,7 @@ def open_runtime(config: ComputeConfig, processes: Processes = SINGLE_PROCESS) -
     device = _device(config.device)
     if processes.count > 1 and device.type == "cuda":
         device = _own_device(config.device, processes)
-        # Without it, whatever speaks of "the" CUDA device would mean the first one in every process.
+        # Without it, torch's current CUDA device would be the first one in every process.
         torch.cuda.set_device(device)
     if device.type == "cuda":
         _allow_tf32(False)

@@ -1,10 +1,10 @@
 """Connect the processes of one run: how they meet, exchange values, and end together.
 
 torchrun starts them (or whatever else sets RANK and WORLD_SIZE); a run without it is alone and pays nothing. All go
-through the same steps in the same order. The first one speaks, and it alone touches the run folder: what it reads there
+through the same steps in the same order. Only the first one logs and touches the run folder: what it reads there
 the others are told, so the folder need not be on their machines.
 
-Numbers, flags and values go over the CPU (gloo), and so never wait for a GPU; gradients and weights go over the device
+Metrics, flags and values go over the CPU (gloo), and so never wait for a GPU; gradients and weights go over the device
 they are on (nccl on CUDA). torch pickles values on their way: they come from processes of the run, never from a file.
 """
 
@@ -115,7 +115,7 @@ class Processes:
         return tuple(bool(flag) for flag in raised)
 
     def mean(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the numbers' means over the processes, the same to the last bit in each."""
+        """Return the metrics' means over the processes, the same to the last bit in each."""
         if self.count == 1:
             return dict(metrics)
         values = torch.tensor(list(metrics.values()), dtype=torch.float64)

@@ -14,7 +14,7 @@ _STDERR = 2
 
 
 class Stopped(Exception):
-    """The run was asked to stop, has saved its state and can be resumed."""
+    """The run was told to stop, has saved its state and can be resumed."""
 
 
 class Lost(Exception):
@@ -28,25 +28,25 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     Yields:
         A function that tells whether to stop. Outside the main thread, where Python takes no signals, it never does.
     """
-    asked = threading.Event()
+    requested = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield asked.is_set
+        yield requested.is_set
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        asked.set()
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        requested.set()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         name = signal.Signals(number).name
         # A signal may come while a stream is being written, and streams take no second writer; nobody has to read it.
         with suppress(OSError):
-            os.write(_STDERR, f"{name}: saving after this step, then leaving; once more leaves at once\n".encode())
+            os.write(_STDERR, f"{name}: saving after this step, then exiting; once more exits at once\n".encode())
 
     try:
         for number in before:
-            signal.signal(number, ask)
-        yield asked.is_set
+            signal.signal(number, request_stop)
+        yield requested.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -81,13 +81,13 @@ def thread_counts(most: int) -> tuple[int, ...]:
 def time_threads(
     call: Callable[[], object], counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> Mapping[int, float]:
-    """Time a call with several numbers of threads, in turn so that they share what disturbs the machine.
+    """Time a call with several thread counts, in turn so that they share what disturbs the machine.
 
     Beside other busy processes, a call with more threads than free cores takes seconds. One such call is enough.
 
     Args:
         call: What to time; called once for each number before it is timed.
-        counts: Numbers of threads, in ascending order.
+        counts: Thread counts, ascending.
         clock: Returns seconds.
 
     Returns:
@@ -130,10 +130,10 @@ def usable_cpus(system: Path = SYSTEM) -> int:
 
 def _limit(environment: Mapping[str, str] = os.environ) -> int:
     """Return the usable CPUs, or OMP_NUM_THREADS where that is less; torchrun sets it to 1, which means nothing."""
-    asked = environment.get("OMP_NUM_THREADS", "")
-    if "TORCHELASTIC_RUN_ID" in environment or not asked.isdecimal():
+    limit = environment.get("OMP_NUM_THREADS", "")
+    if "TORCHELASTIC_RUN_ID" in environment or not limit.isdecimal():
         return usable_cpus()
-    return max(1, min(usable_cpus(), int(asked)))
+    return max(1, min(usable_cpus(), int(limit)))
 
 
 def cpu_quota(system: Path = SYSTEM) -> float | None:

@@ -45,14 +45,14 @@ def run_phase(
         state: Its saved state, to go on from; None begins it.
         writer: What writes into the run folder.
         tracker: What keeps the measurements.
-        stop: Says whether the run was asked to stop.
+        stop: Says whether the run was told to stop.
 
     Returns:
         What the run records of it.
 
     Raises:
         RunError: If too many batches had an unusable loss, or the folder can't be written to.
-        Stopped: If the run was asked to stop.
+        Stopped: If the run was told to stop.
     """
     net = setup.net
     phase_teacher = choose_teacher(

@@ -38,7 +38,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     Raises:
         UserError, SpaceError, DistillError: If something given can't be used; the message says what and why.
         RunError: If the run folder can't be used, or too many batches had an unusable loss.
-        Stopped: If a signal asked the run to stop; it can be resumed.
+        Stopped: If a signal told the run to stop; it can be resumed.
         Lost: If another process failed, and said why, or is gone.
     """
     with process_group() as processes:
@@ -69,7 +69,7 @@ def resume(
 
     Raises:
         RunError: If the folder is no run or in use, or if recipe, data or classes changed; the message shows how.
-        Stopped: If a signal asked the run to stop; it can be resumed.
+        Stopped: If a signal told the run to stop; it can be resumed.
         Lost: If another process failed, and said why, or is gone.
     """
     path = Path(run_dir)

@@ -219,7 +219,7 @@ def test_stopped_runs_end_as_a_straight_run(straight: dict[str, Straight], tally
         code, hit = interrupt(run, source, moment, signal.SIGTERM, log, workers=1 if number % 2 else 0)
         if code not in (STOPPED, 0):
             return Outcome(number, hit, f"exit code {code}: {log.read_text().strip().splitlines()[-1]}")
-        # A run that is asked to stop while it is evaluated for the last time has no step to stop after.
+        # A run that is told to stop while it is evaluated for the last time has no step to stop after.
         wrong = (code == 0) != (read_run(run).status == "finished")
         lost = "exit code and status disagree" if wrong else end_of(run, source, log)
         return Outcome(number, hit, lost, "" if code else "ended on its own")

@@ -71,7 +71,7 @@ def straight(recipes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="module")
 def stopped_run(recipes: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was asked to stop after two steps of its second phase, with all four states kept."""
+    """A run that was told to stop after two steps of its second phase, with all four states kept."""
     path = tmp_path_factory.mktemp("stopped") / "run"
     with stopped_after(at("kernel", 2)):
         ofav2.train(recipes["short"], ["run.save_steps=1", "run.keep_states=4"], path)
@@ -98,7 +98,7 @@ def before_yielding(patch: pytest.MonkeyPatch, where: Callable[[str, int], bool]
 
 @contextmanager
 def stopped_after(where: Callable[[str, int], bool]) -> Iterator[None]:
-    """The body is a run that is asked to stop after a step, and does."""
+    """The body is a run that is told to stop after a step, and does."""
     with pytest.MonkeyPatch.context() as patch:
         before_yielding(patch, where, ask_to_stop)
         with pytest.raises(Stopped):

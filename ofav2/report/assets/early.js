@@ -49,18 +49,18 @@ function sharesFigure(node) {
   })};
 }
 
-function timeFigure(place) {
-  const x = row => row.nanoseconds[place] / 1e6;
+function timeFigure(index) {
+  const x = row => row.nanoseconds[index] / 1e6;
   return node => ({
     data: [{
       type: "scatter", mode: "lines+markers", name: "thresholds", x: early.map(x), y: early.map(row => row.top1),
       text: early.map(row => `<b>${plain(row.name)}</b><br>${percent(row.top1)} · ${x(row).toPrecision(3)} ms<br>${where(row.shares)}`),
       hovertemplate: "%{text}<extra></extra>", line: {color: colour("accent"), width: 1.8}, marker: {size: 7, color: colour("accent")},
     }, ...marks(x)],
-    layout: shape(node, `milliseconds per image at batch ${batches[place]}`, {yaxis: accuracy()}),
+    layout: shape(node, `milliseconds per image at batch ${batches[index]}`, {yaxis: accuracy()}),
   });
 }
 
 chart("cost", costFigure);
 chart("shares", sharesFigure);
-batches.forEach((batch, place) => chart(`time${batch}`, timeFigure(place)));
+batches.forEach((batch, index) => chart(`time${batch}`, timeFigure(index)));

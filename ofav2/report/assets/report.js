@@ -195,18 +195,18 @@ function curvesFigure(node) {
     line: {color: colour(paint), width: 1.6}, marker: {size: 6, color: colour(paint)},
     hovertemplate: `${label} %{y:${form}} at step %{x:,}<extra></extra>`,
   });
-  const taught = phases.filter(phase => phase.teacher && phase.teacher.score !== null);
+  const withTeacher = phases.filter(phase => phase.teacher && phase.teacher.score !== null);
   const data = [
     line(train, "loss", "loss", "accent", "y", "lines", ".3f"),
     line(validation, "largest", "largest", "accent", "y2", "lines+markers", metricFormat()),
     line(validation, "smallest", "smallest", "second", "y2", "lines+markers", metricFormat()),
     line(train, "lr", "learning rate", "third", "y3", "lines", ".2~e"),
   ];
-  if (taught.length) data.push({
+  if (withTeacher.length) data.push({
     type: "scatter", mode: "lines", name: "teacher", yaxis: "y2", xaxis: "x", line: {color: colour("third"), width: 1.6, dash: "dot"},
-    x: taught.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
-    y: taught.flatMap(phase => [...Array(3).fill(phase.teacher.score), null]),
-    text: taught.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
+    x: withTeacher.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
+    y: withTeacher.flatMap(phase => [...Array(3).fill(phase.teacher.score), null]),
+    text: withTeacher.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
     hovertemplate: `teacher: %{text}, %{y:${metricFormat()}} with all exits<extra></extra>`,
   });
   const band = (phase, index) => ({
@@ -214,8 +214,8 @@ function curvesFigure(node) {
     fillcolor: index % 2 ? colour("wash") : "rgba(0,0,0,0)", line: {width: 0},
   });
   const name = (phase, index) => {
-    const room = inner * (phase.end - phase.first) / end, full = plain(phase.name);
-    return {text: full.length * 7.2 + 8 < room ? full : String(index + 1), x: (phase.first + phase.end) / 2, y: 1, xref: "x", yref: "paper",
+    const width = inner * (phase.end - phase.first) / end, full = plain(phase.name);
+    return {text: full.length * 7.2 + 8 < width ? full : String(index + 1), x: (phase.first + phase.end) / 2, y: 1, xref: "x", yref: "paper",
       yanchor: "bottom", showarrow: false, font: {size: 12, color: colour(phase.finished ? "ink" : "soft")}};
   };
   return {data, layout: layout({

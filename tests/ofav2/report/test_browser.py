@@ -116,8 +116,8 @@ def test_every_chart_is_drawn_without_a_complaint_or_a_request(browser: webdrive
     assert drawn(browser) == ALL_CHARTS
     assert browser.get_log("browser") == []
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [page.resolve().as_uri()]
+    requests = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    assert [url for url in requests if not url.startswith(("data:", "blob:"))] == [page.resolve().as_uri()]
 
 
 def test_all_measured_networks_are_points(browser: webdriver.Chrome, page: Path) -> None:

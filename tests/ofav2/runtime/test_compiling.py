@@ -53,7 +53,7 @@ def broken(forward: Forward) -> Forward:
 
 
 def small() -> nn.Sequential:
-    """Layers with statistics and chance."""
+    """Layers with statistics and random numbers."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5)
     return nn.Sequential(*layers, nn.Linear(4, 5))

@@ -1,4 +1,4 @@
-"""Devices are checked by name, precision is a context, and torch's own draws come from a step's place."""
+"""Devices are checked by name, precision is a context, and torch's own draws come from seed, phase and step."""
 
 import re
 
@@ -11,8 +11,8 @@ from ofav2.errors import UserError
 from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime, open_runtime, seed_torch
 
-# Places in torch where dropout on this device takes its numbers from.
-PLACES = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+# Seed, phase and step, from which dropout's random numbers follow.
+POSITIONS = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
 
 
 @pytest.fixture(autouse=True)
@@ -125,12 +125,12 @@ def test_modules_are_placed_channels_last_with_their_values() -> None:
 
 
 def test_torchs_draws_depend_on_seed_phase_and_step_alone() -> None:
-    def drawn(place: tuple[int, int, int]) -> list[float]:
-        seed, phase, step = place
+    def drawn(position: tuple[int, int, int]) -> list[float]:
+        seed, phase, step = position
         seed_torch(Stream(seed, f"phase {phase}"), step)
         return torch.rand(8).tolist()
 
-    first = [drawn(place) for place in PLACES]
+    first = [drawn(position) for position in POSITIONS]
     torch.manual_seed(99)
-    assert [drawn(place) for place in reversed(PLACES)] == first[::-1]
-    assert len({tuple(numbers) for numbers in first}) == len(PLACES)
+    assert [drawn(position) for position in reversed(POSITIONS)] == first[::-1]
+    assert len({tuple(values) for values in first}) == len(POSITIONS)

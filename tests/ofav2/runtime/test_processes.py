@@ -104,13 +104,13 @@ def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: i
         return gradients(net, objective, part_of(images, processes), part_of(labels, processes), processes)
 
     found = crew(count, job)
-    for own_numbers, own in found:
+    for own_metrics, own in found:
         assert own.keys() == expected.keys()
         for key, tensor in expected.items():
             torch.testing.assert_close(own[key], tensor, rtol=1e-9, atol=1e-12)
-        assert own_numbers == pytest.approx(metrics, rel=1e-9)
+        assert own_metrics == pytest.approx(metrics, rel=1e-9)
     assert all(same_bits(own, found[0][1]) for _, own in found)
-    assert all(own_numbers == found[0][0] for own_numbers, _ in found)
+    assert all(own_metrics == found[0][0] for own_metrics, _ in found)
 
 
 def test_batch_norm_in_training_sees_its_own_part_and_nothing_else_differs() -> None:
@@ -207,12 +207,12 @@ def test_processes_keep_the_same_weights_to_the_last_bit() -> None:
         phase = elastic_phase(net, dropout=0.3)
         objective = Distill(Classification(5, 0.1), tiny.drawn_in(phase), net, None, distill.mse, 1.0)
         steps = list(steps_of(net, objective, processes, phase))
-        said = [{**step.metrics, "images_per_second": 0} for step in steps]
-        return {name: p.detach() for name, p in net.named_parameters()}, said
+        told = [{**step.metrics, "images_per_second": 0} for step in steps]
+        return {name: p.detach() for name, p in net.named_parameters()}, told
 
-    (first, said), (second, also_said) = crew(2, job)
+    (first, told), (second, also_told) = crew(2, job)
     assert same_bits(first, second)
-    assert said == also_said
+    assert told == also_told
     assert not same_bits(first, {name: p.detach() for name, p in tiny_net().named_parameters()})
 
 
@@ -239,8 +239,8 @@ def test_dropout_differs_from_process_to_process_and_the_first_draws_as_one_alon
     state = torch.get_rng_state()
     try:
 
-        def drawn(*place: int) -> list[float]:
-            seed_torch(Stream(3, "full"), *place)
+        def drawn(*position: int) -> list[float]:
+            seed_torch(Stream(3, "full"), *position)
             return torch.rand(8).tolist()
 
         assert drawn(5, 0) == drawn(5)
@@ -295,7 +295,7 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
     made = itertools.product((3, 5), (2, 3), (1, 2), (1, 3))
     several = [net.space.uniform(kernel=k, expand=e, depth=d, height=h, resolution=16) for k, e, d, h in made][:10]
     assert len(nested_groups(several)) == 5, "two processes take two each, and the last one together"
-    asked: dict[str, Callable[[Any], Any]] = {
+    questions: dict[str, Callable[[Any], Any]] = {
         "several groups": lambda evaluator: list(evaluator.scores(net, several, images.val)),
         "one group": lambda evaluator: list(evaluator.scores(net, [net.space.largest()], images.test)),
         "the ends": lambda evaluator: list(
@@ -306,13 +306,13 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
         "ensemble": lambda evaluator: evaluator.ensemble_score(module, B, 20, images.val),
     }
     module = tiny_evaluator(images).calibrated(net, net.space.largest(), net.architecture.exits)
-    alone = {name: ask(tiny_evaluator(images)) for name, ask in asked.items()}
+    alone = {name: question(tiny_evaluator(images)) for name, question in questions.items()}
     assert len({score.value for score in alone["several groups"]}) >= 3, "the networks can be told apart"
 
     def job(processes: Processes) -> Any:
         evaluator = tiny_evaluator(images)
         evaluator.runtime = on(processes)
-        return {name: ask(evaluator) for name, ask in asked.items()}
+        return {name: question(evaluator) for name, question in questions.items()}
 
     assert all(found == alone for found in crew(count, job))
 
@@ -329,7 +329,7 @@ def test_values_numbers_flags_and_counts() -> None:
             "any": processes.any(False, rank == 1, True),
             "mean": processes.mean({"a": float(rank), "b": 0.1}),
             "totals": processes.totals([torch.tensor([rank, 0.5]), torch.tensor([10.0])] if rank else []),
-            "everywhere": processes.on_all(lambda: rank),
+            "on_all": processes.on_all(lambda: rank),
         }
 
     for rank, found in enumerate(crew(3, job)):
@@ -339,7 +339,7 @@ def test_values_numbers_flags_and_counts() -> None:
         assert found["any"] == (False, True, True)
         assert found["mean"] == pytest.approx({"a": 1.0, "b": 0.1})
         assert [total.tolist() for total in found["totals"]] == [[3, 1.0], [20]]
-        assert found["everywhere"] == rank
+        assert found["on_all"] == rank
 
 
 def test_one_process_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -413,20 +413,20 @@ def test_what_some_refuse_ends_all_and_is_told_once(refusing: tuple[int, ...]) -
     def job(processes: Processes) -> None:
         def do() -> None:
             if processes.rank in refusing:
-                raise UserError(f"no, says {processes.rank}")
+                raise UserError(f"no, from {processes.rank}")
 
         processes.on_all(do)
 
     ended = run_crew(3, job)
     assert kinds(ended) == ["UserError" if rank == refusing[0] else "Lost" for rank in range(3)]
-    assert str(ended[refusing[0]].error) == f"no, says {refusing[0]}"
+    assert str(ended[refusing[0]].error) == f"no, from {refusing[0]}"
 
 
 def test_what_all_refuse_is_told_by_the_first() -> None:
     assert kinds(run_crew(3, lambda processes: processes.refuse(RunError("no")))) == ["RunError", "Lost", "Lost"]
 
 
-def leave(processes: Processes) -> None:
+def fail(processes: Processes) -> None:
     if processes.rank == 1:
         raise OSError("a bug, or a disk")
 
@@ -436,7 +436,7 @@ def die(processes: Processes) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize("end", [leave, die])
+@pytest.mark.parametrize("end", [fail, die])
 @pytest.mark.parametrize("talk", ["on_main", "gather", "any", "mean", "average", "copy_first", "local_main_first"])
 def test_whoever_waits_for_a_process_that_is_gone_ends_too(end: Any, talk: str) -> None:
     """The crew's own patience is the test: nobody hangs."""

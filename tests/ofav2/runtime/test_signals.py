@@ -1,4 +1,4 @@
-"""The first signal asks, the second one ends; and afterwards signals mean what they meant before."""
+"""The first signal requests a stop, the second one ends; and afterwards signals mean what they meant before."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ with stop_requests() as stop:
     print("ready", flush=True)
     while not stop():
         time.sleep(0.01)
-    print("asked", flush=True)
+    print("requested", flush=True)
     time.sleep(60)
 """
 
@@ -35,13 +35,13 @@ def _own_handlers() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("number", SIGNALS)
-def test_the_first_signal_asks(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_first_signal_requests_a_stop(number: signal.Signals, capfd: pytest.CaptureFixture[str]) -> None:
     with stop_requests() as stop:
         assert not stop()
         signal.raise_signal(number)
         assert stop()
-        assert stop(), "asked once, asked for good"
-    assert capfd.readouterr().err == f"{number.name}: saving after this step, then leaving; once more leaves at once\n"
+        assert stop(), "one request is enough"
+    assert capfd.readouterr().err == f"{number.name}: saving after this step, then exiting; once more exits at once\n"
 
 
 @pytest.mark.parametrize("first", SIGNALS)
@@ -53,15 +53,15 @@ def test_after_the_first_signal_the_next_one_of_either_kind_ends(first: signal.S
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("asked", [False, True])
-def test_signals_mean_afterwards_what_they_meant_before(asked: bool) -> None:
+@pytest.mark.parametrize("requested", [False, True])
+def test_signals_mean_afterwards_what_they_meant_before(requested: bool) -> None:
     def handler(*_: object) -> None: ...
 
     def run() -> None:
         with stop_requests() as stop:
-            if asked:
+            if requested:
                 signal.raise_signal(signal.SIGTERM)
-            assert stop() is asked
+            assert stop() is requested
             raise ZeroDivisionError
 
     signal.signal(signal.SIGTERM, handler)
@@ -134,7 +134,7 @@ def test_two_signals_end_a_process_that_hangs() -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.terminate()
-        assert process.stdout.readline() == "asked\n"
+        assert process.stdout.readline() == "requested\n"
         process.terminate()
         assert process.wait(30) == -signal.SIGTERM
 
