@@ -5,7 +5,7 @@ class UserError(ValueError):
     """Something the user gave cannot be used.
 
     The message is one line: what was given (name and value), the rule it breaks, and the next step. The command line
-    prints it without a traceback and leaves with exit code 2.
+    prints it without a traceback and exits with code 2.
     """
 
 

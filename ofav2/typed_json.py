@@ -42,11 +42,11 @@ class Form:
     """The form of a text: a regular expression that all of it matches, and its description."""
 
     pattern: str
-    said: str
+    description: str
 
     def problem(self, value: str) -> str | None:
         """Return the rule that a text breaks; None if it has the form."""
-        return None if re.fullmatch(self.pattern, value, re.ASCII) else f"must be {self.said}"
+        return None if re.fullmatch(self.pattern, value, re.ASCII) else f"must be {self.description}"
 
 
 Count = Annotated[int, Within(0, 2**63 - 1)]
@@ -201,10 +201,10 @@ def _mapping(name_kind: Any, kind: Any, value: Any, key: str) -> Mapping[Any, An
 
 
 def _scalar(kind: Any, value: Any, key: str) -> Any:
-    said, accepted = _SCALARS[kind]
+    rule, accepted = _SCALARS[kind]
     # A truth value is an int in Python, and in no file.
     if type(value) not in accepted:
-        raise _misfit(key, value, f"must be {said}")
+        raise _misfit(key, value, f"must be {rule}")
     if type(value) is not str and not (-(2**63) <= value < 2**63 if type(value) is int else math.isfinite(value)):
         raise _misfit(key, value, "must be finite and fit 64 bits")
     return kind(value)

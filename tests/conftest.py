@@ -64,11 +64,11 @@ def _no_network() -> Iterator[None]:
     connect, connect_ex, getaddrinfo = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
     def guarded_connect(self: socket.socket, address: Any) -> None:
-        _refuse_outside(self.family, address)
+        _refuse_remote(self.family, address)
         connect(self, address)
 
     def guarded_connect_ex(self: socket.socket, address: Any) -> int:
-        _refuse_outside(self.family, address)
+        _refuse_remote(self.family, address)
         return connect_ex(self, address)
 
     def guarded_getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +82,7 @@ def _no_network() -> Iterator[None]:
         yield
 
 
-def _refuse_outside(family: int, address: Any) -> None:
+def _refuse_remote(family: int, address: Any) -> None:
     if family in (socket.AF_INET, socket.AF_INET6):
         _refuse_host(address[0])
 

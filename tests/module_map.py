@@ -29,13 +29,13 @@ def packages() -> Iterator[tuple[str, list[str]]]:
     """Yield each package's path with its modules' paths, lowest first."""
     paths = [path for path, _ in sources() if not path.startswith("recipes/")]
     graph = import_graph((path, tree) for path, tree in sources())
-    place = {name: number for number, name in enumerate(_lowest_first(graph))}
+    position = {name: number for number, name in enumerate(_lowest_first(graph))}
     of_package: dict[str, list[str]] = {}
     for path in paths:
         if not path.endswith("__init__.py") or path.count("/") == 1:
             of_package.setdefault(str(Path(path).parent), []).append(path)
     for package in sorted(of_package, key=_rank):
-        yield package, sorted(of_package[package], key=lambda path: place[_module(path)])
+        yield package, sorted(of_package[package], key=lambda path: position[_module(path)])
 
 
 def _lowest_first(graph: dict[str, set[str]]) -> Iterator[str]:

@@ -23,7 +23,7 @@ LEAVES = ("supernets", "distill", "recipes")
 
 # Packages and single modules of `ofav2`, lowest first: a file imports from lines above its own, and inside a
 # package no two files import each other, directly or by way of others. The package's own front is last: it may
-# gather from everywhere.
+# gather from all packages.
 LAYERS = (
     "errors",
     "rng",
@@ -69,8 +69,8 @@ OWNERS = MappingProxyType(
         "safetensors": ("ofav2/runs/checkpoint.py", "distill/external.py"),
     }
 )
-# Dropout takes no generator, and neither do torchvision's transforms: two places derive torch's own state from a step's
-# numbers, the second one only while a transform draws.
+# Dropout takes no generator, and neither do torchvision's transforms: two modules derive torch's own state from a
+# step's seed, the second one only while a transform draws.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 PRINTERS = "ofav2/cli/"
 TORCH_FREE = ("supernets/space.py",)
@@ -466,9 +466,9 @@ def canonical(name: str) -> str:
 def test_imports_are_declared() -> None:
     """An installation brings all that the packages import, without leaning on what other packages happen to need."""
     needed = {name.split(".")[0] for path, tree in sources() for _, name in imports(path, tree)}
-    outside = needed - set(sys.stdlib_module_names) - set(PACKAGES)
+    third_party = needed - set(sys.stdlib_module_names) - set(PACKAGES)
     names = {canonical(requirement.name) for requirement in declared(extra=False)}
-    assert {canonical(DISTRIBUTIONS.get(name, name)) for name in outside} <= names
+    assert {canonical(DISTRIBUTIONS.get(name, name)) for name in third_party} <= names
 
 
 def test_every_dependency_has_one_tested_version_in_its_range() -> None:

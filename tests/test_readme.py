@@ -16,7 +16,7 @@ from tests.ofav2 import tiny
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DIGITS_TRAIN_IMAGES = 1797
-FEW_TO_JUDGE_ON = ("data.val_fraction=0.01", "data.test_fraction=0.01")
+FEW_EVALUATION_IMAGES = ("data.val_fraction=0.01", "data.test_fraction=0.01")
 
 
 def blocks(language: str) -> list[str]:
@@ -44,7 +44,7 @@ def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatc
 
     def train_little(recipe_name: str, overrides: Any = (), run_dir: Any = None) -> Run:
         trained.append(recipe_name)
-        little = [*tiny.shrunk(recipe_name, train_images=DIGITS_TRAIN_IMAGES), *FEW_TO_JUDGE_ON]
+        little = [*tiny.shrunk(recipe_name, train_images=DIGITS_TRAIN_IMAGES), *FEW_EVALUATION_IMAGES]
         return train(recipe_name, [*overrides, *little], run_dir)
 
     monkeypatch.setattr(ofav2, "train", train_little)
@@ -69,9 +69,9 @@ def test_every_verb_that_the_readme_names_exists(capsys: pytest.CaptureFixture[s
     verbs = {text.split()[1] for text in [*commands(), *mentioned()] if re.match(r"ofav2 [a-z]", text)}
     assert {"train", "plan", "evaluate", "extract"} <= verbs
     for verb in verbs:
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as ended:
             cli.main([verb, "--help"])
-        assert left.value.code == 0, verb
+        assert ended.value.code == 0, verb
         assert f"usage: ofav2 {verb} " in capsys.readouterr().out
 
 

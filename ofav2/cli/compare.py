@@ -17,7 +17,7 @@ next: open the page in a browser; ofav2 report RUN shows one run in full
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run folders, two or more")
-    parser.add_argument("--out", metavar="FILE", help="page to write (default: parser.html here)")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: compare.html here)")
 
 
 def _run(arguments: argparse.Namespace) -> None:

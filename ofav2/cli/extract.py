@@ -152,10 +152,10 @@ def _exits(text: str) -> "Exits":
         return "last"
     if text == "all":
         return "all"
-    numbers = text.split(",")
-    if not all(number.strip().isdecimal() and len(number) < 5 for number in numbers):
+    parts = text.split(",")
+    if not all(number.strip().isdecimal() and len(number) < 5 for number in parts):
         raise UserError(f"--exits ({text}) must be last, all, or exits by number, such as 2,4")
-    return tuple(int(number) for number in numbers)
+    return tuple(int(number) for number in parts)
 
 
 VERB = Verb("extract", "Take a sub-network out of a run, as files.", _EPILOG, _add_arguments, _run)

@@ -169,7 +169,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="store_true", help="print the version and leave")
+    top.add_argument("--version", action="store_true", help="print the version and exit")
     top.set_defaults(verb=None, parser=top)
     listed = top.add_subparsers(title="verbs", metavar="VERB")
     for verb in VERBS:

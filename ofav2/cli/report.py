@@ -18,7 +18,7 @@ next: open the page in a browser; it needs no network
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--out", metavar="FILE", help="page to write (default: parser.html in the run folder)")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: report.html in the run folder)")
     parser.add_argument("--exits", action="store_true", help="measure exit agreement on validation and keep it")
 
 

@@ -20,7 +20,7 @@ examples:
   ofav2 train digits --run-dir runs/a --resume auto    start it, or go on: for jobs that are started again
   torchrun --nproc-per-node 2 -m ofav2 train digits    two processes, each with half of every batch
 
-SIGTERM or Ctrl-C lets the step end, saves the run's state and leaves with exit code 75; a second one leaves at once.
+SIGTERM or Ctrl-C lets the step end, saves the run's state and exits with code 75; a second one exits at once.
 
 next: ofav2 evaluate RUN, ofav2 extract RUN --largest --out DIR
 """

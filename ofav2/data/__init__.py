@@ -1,8 +1,8 @@
 """Open data sets by name, split them, and make batches of a resolution.
 
-Reading order: `catalogue` (names, opening), `splits` (what a data set is), `arrays` and `folders` (how each is listed),
-`images` (one image), `cache` (decoding once), `checks` (bad images and doubles), `views` (cropping and resizing),
-`augment` (what torchvision does to a batch), `batches` (the loaders).
+Reading order: `catalogue` (names, opening), `splits` (what a data set is), `readers/arrays` and `readers/folders` (how
+each is listed), `images` (one image), `cache` (decoding once), `checks` (bad images and doubles), `views` (cropping and
+resizing), `augment` (what torchvision does to a batch), `loaders` (batches).
 """
 
 from ofav2.data.catalogue import names, open_data

@@ -295,7 +295,7 @@ class Evaluator:
 
 
 def open_evaluator(config: Config, data: ImageData, task: Task, runtime: Runtime) -> Evaluator:
-    """Make the evaluator that a recipe asks for."""
+    """Make the evaluator that a recipe describes."""
     return Evaluator(
         data,
         task,

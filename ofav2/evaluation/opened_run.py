@@ -96,7 +96,7 @@ class OpenedRun:
 def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     """Open a run's supernet and its data set, by the run's own recipe.
 
-    Other images, or other splits, than the run was trained on are said in a warning.
+    Other images, or other splits, than the run was trained on give a warning.
 
     Raises:
         RunError: If the folder is no run, or its task, classes or normalisation are others than it was trained with.

@@ -11,7 +11,7 @@ from supernets import Supernet, foldable_norms
 
 MANY_VALUES = 2**12
 """Values per channel from which on a CPU's statistics are summed here. Torch's kernel adds one after the other, which
-leaves a relative error of 3e-5 after a hundred thousand values, and it asks for memory for a second tensor."""
+leaves a relative error of 3e-5 after a hundred thousand values, and it allocates a second tensor."""
 CHUNK_VALUES = 2**17
 """Values that are centred and squared at once, so that they stay in a CPU's caches."""
 

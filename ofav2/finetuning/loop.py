@@ -33,11 +33,11 @@ def search(tuning: Tuning) -> Search:
         RunError: If more steps than `optim.skip_limit` had an unusable loss.
     """
     module = copy.deepcopy(tuning.start)
-    wanted, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
+    limit, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
     metric = tuning.task.metrics[0]
     found = Search((), _validation(tuning, module, 0), ())
-    with log_progress("looking for the best epoch", wanted) as advance:
-        for epoch in train(tuning, module, tuning.data, "search", wanted):
+    with log_progress("looking for the best epoch", limit) as advance:
+        for epoch in train(tuning, module, tuning.data, "search", limit):
             validation = _validation(tuning, module, epoch.number)
             found = replace(found, epochs=(*found.epochs, epoch), after=(*found.after, validation))
             advance(loss=epoch.loss, validation=validation.score)

@@ -108,7 +108,7 @@ def _introduce(tuning: Tuning) -> None:
 
 
 def _seen(source: SubnetRecord, data: ImageData) -> str | None:
-    """Return what to mind where the network may have been trained on images that evaluate it; None for nothing."""
+    """Return what to mind where the network may have been trained on images that it is evaluated on; else None."""
     same_images = source.data_fingerprint == data.fingerprint
     if same_images and source.finetuning:
         return "validation images were trained on by the last fine-tuning: the epochs found on them say little"

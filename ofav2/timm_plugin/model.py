@@ -67,15 +67,15 @@ class TimmSubnet(nn.Module):
             global_pool: None or `avg`.
 
         Raises:
-            UserError: If there are less than 0 classes, or another pooling is asked for.
+            UserError: If there are less than 0 classes, or another pooling is requested.
         """
         if global_pool not in (None, "avg"):
             raise UserError(f"global_pool ({global_pool!r}) must be avg: the head is made for it")
         if num_classes < 0:
             raise UserError(f"num_classes ({num_classes}) must be 0 (no classifier) or more")
-        place = next(self.parameters())
+        reference = next(self.parameters())
         self.num_classes = num_classes
-        self.classifier = _classifier(self.head_hidden_size, num_classes).to(place).train(self.training)
+        self.classifier = _classifier(self.head_hidden_size, num_classes).to(reference).train(self.training)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Refuses gradient checkpointing, which these networks, small as they are, do not have.

@@ -57,20 +57,20 @@ VALUES = st.recursive(
 JUNK = VALUES | st.sampled_from([float("nan"), float("inf"), 2**31, 10**4000, "mbconv", ["conv"], [[["conv"]]]])
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The paths of all parts of nested mappings and lists."""
     if path:
         yield path
     keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in keys:
-        yield from places(value[key], (*path, key))
+        yield from paths(value[key], (*path, key))
 
 
 def changed(value: Any, draw: Callable[[Any], Any], with_values: Any) -> Any:
     """A copy with a few parts replaced, removed, renamed or doubled."""
     value = copy.deepcopy(value)
     for _ in range(draw(st.integers(1, 3))):
-        found = sorted(places(value), key=repr)
+        found = sorted(paths(value), key=repr)
         if not found:
             return value
         *path, key = draw(st.sampled_from(found))

@@ -27,14 +27,14 @@ from ofav2.runs.records import Run
 from ofav2.training.phases import plan_table
 from supernets import Space, Subnet
 from tests.ofav2 import tiny
-from tests.ofav2.fuzzing import JUNK, NUMBERS, VALUES, WORDS, accepted, changed, damaged_texts, fuzz, places
+from tests.ofav2.fuzzing import JUNK, NUMBERS, VALUES, WORDS, accepted, changed, damaged_texts, fuzz, paths
 
 DIGITS = yaml.safe_load((Path(recipe.__file__).parents[2] / "recipes" / "digits.yaml").read_text(encoding="utf-8"))
 
 
 def keys() -> list[str]:
     """Every key of the digits recipe in full, and some that are none."""
-    full = [".".join(map(str, path)) for path in places(DIGITS) if not any(isinstance(step, int) for step in path)]
+    full = [".".join(map(str, path)) for path in paths(DIGITS) if not any(isinstance(step, int) for step in path)]
     return [*full, "phases.new.lr", "phases.kernel.unlock.level", "data.mean.0", "run.sead", "", ".", "a..b", "run."]
 
 
@@ -247,13 +247,13 @@ def commands(draw: Callable[[Any], Any]) -> list[str]:
 def test_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
         code: Any = main(arguments)
-    except SystemExit as left:
+    except SystemExit as ended:
         # argparse's own refusal and help.
-        code = left.code
-    said = capsys.readouterr().err
+        code = ended.code
+    output = capsys.readouterr().err
     assert code in (0, 2)
-    assert "Traceback" not in said
-    assert code == 0 or said.splitlines()[-1].startswith("ofav2: ") or ": error: " in said, said
+    assert "Traceback" not in output
+    assert code == 0 or output.splitlines()[-1].startswith("ofav2: ") or ": error: " in output, output
 
 
 @pytest.mark.usefixtures("_no_training")
@@ -266,8 +266,8 @@ def test_every_verb_refuses_what_is_no_run_and_no_recipe(
     more["finetune"] = ["--out", "new"]
     more["train"] = ["--resume", what]
     assert main([verb, *([] if verb == "train" else [what]), *more.get(verb, [])]) == 2
-    said = capsys.readouterr()
-    assert said.err.splitlines()[-1].startswith("ofav2: ") or verb == "compare"
+    output = capsys.readouterr()
+    assert output.err.splitlines()[-1].startswith("ofav2: ") or verb == "compare"
     assert not Path("new").exists()
 
 

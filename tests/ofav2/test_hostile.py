@@ -1,4 +1,4 @@
-"""Files made to do harm: whatever they hold, nothing in them runs, and what is wrong is said in one line."""
+"""Files made to do harm: whatever they hold, nothing in them runs, and what is wrong is reported in one line."""
 
 import hashlib
 import json
@@ -255,7 +255,7 @@ def test_any_flipped_bit_of_a_state_is_found(
         found = load_newest(short_run, "kernel")
     finally:
         file.write_bytes(content)
-    if found is not None and found.place == whole.place:
+    if found is not None and found.progress == whole.progress:
         assert not tensors, "only blanks of the text may change unseen"
         assert tiny.same_bits(found.net, whole.net)
     else:
@@ -355,9 +355,9 @@ def test_nothing_and_far_too_much_are_refused_before_anything_is_made(
 ) -> None:
     arguments = ["train", tiny.written(tmp_path, tiny.TWO), override, "--run-dir", str(tmp_path / "run")]
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("ofav2: ")
-    assert said.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("ofav2: ")
+    assert reported.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
 
@@ -426,9 +426,9 @@ def test_a_file_that_is_no_image_stops_a_run_by_name(
     for workers in (0, 1):
         arguments = [tiny.written(tmp_path, text), f"data.workers={workers}", "--run-dir", str(tmp_path / f"{workers}")]
         assert main(["train", *arguments]) == 2
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert said.startswith(f"ofav2: image {tmp_path / 'images'}")
-        assert "cannot be decoded" in said
+        reported = capsys.readouterr().err.splitlines()[-1]
+        assert reported.startswith(f"ofav2: image {tmp_path / 'images'}")
+        assert "cannot be decoded" in reported
 
 
 def test_images_of_one_pixel_are_trained_on(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ RECIPES = {
 STRAIGHT = ["run.save_steps=0", "run.save_minutes=0"]
 EVERY_STEP = ["run.save_steps=1", "run.keep_states=2"]
 SAVING = ["run.save_steps", "run.save_minutes", "run.keep_states"]
-PLACES = [("full", 1), ("full", 2), ("kernel", 1), ("kernel", 2), ("kernel", 3), ("kernel", 4)]
+STEPS = [("full", 1), ("full", 2), ("kernel", 1), ("kernel", 2), ("kernel", 3), ("kernel", 4)]
 
 
 class Killed(BaseException):
@@ -175,8 +175,8 @@ def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
     assert go_on_to_the_end(run) == len(tiny.SIX_PHASES) - 1
     assert_same_run(run, straight_run)
     assert capfd.readouterr().err.count("SIGTERM: saving after this step") == len(tiny.SIX_PHASES)
-    said = notes()
-    assert all(f"going on with phase {phase} from step 1" in said for phase in tiny.SIX_PHASES)
+    log = notes()
+    assert all(f"going on with phase {phase} from step 1" in log for phase in tiny.SIX_PHASES)
 
 
 def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straight_one(
@@ -220,7 +220,7 @@ def test_a_run_killed_while_it_is_evaluated_does_not_train_again(
     with killed_at(ofav2.training.run, "evaluate_on_test"):
         ofav2.resume(run)
     ofav2.resume(run)
-    assert trained == PLACES
+    assert trained == STEPS
     assert_same_run(run, straight)
 
 
@@ -232,10 +232,10 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_it_taken(
     damage_state(stopped, 4, damage)
     # The damaged one is newer than the next that are saved, and must not push them out.
     ofav2.resume(stopped, overrides=["run.keep_states=1"], allow=SAVING)
-    said = notes()
-    assert "state-000000004" in said
-    assert "taking the state before it" in said
-    assert "going on with phase kernel from step 1" in said
+    log = notes()
+    assert "state-000000004" in log
+    assert "taking the state before it" in log
+    assert "going on with phase kernel from step 1" in log
     assert_same_run(stopped, straight)
     assert states(stopped) == ["state-000000006.json"]
 
@@ -270,11 +270,11 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
         ofav2.resume(stopped)
     assert "state-000000003.json" not in states(stopped)
     ofav2.resume(stopped)
-    said = notes()
-    assert "full.safetensors is damaged" in said
-    assert "going back to the phase before it" in said
-    assert "going on with phase full from step 2" in said
-    assert "going on with phase kernel from its start" in said
+    log = notes()
+    assert "full.safetensors is damaged" in log
+    assert "going back to the phase before it" in log
+    assert "going on with phase full from step 2" in log
+    assert "going on with phase kernel from its start" in log
     assert_same_run(stopped, straight)
 
 
@@ -302,9 +302,9 @@ phases:
     damaged = tmp_path / "run" / "checkpoints" / f"{phase_teacher if again else 'full'}.safetensors"
     flip_a_bit(damaged)
     ofav2.resume(tmp_path / "run")
-    said = notes()
-    assert ("going back to the phase before it" in said) == again
-    assert f"going on with phase {phase_teacher if again else 'expand'} from" in said
+    log = notes()
+    assert ("going back to the phase before it" in log) == again
+    assert f"going on with phase {phase_teacher if again else 'expand'} from" in log
     if not again:
         # Nothing reads it any more, and nothing mends it.
         flip_a_bit(damaged)
@@ -508,10 +508,10 @@ def test_what_does_not_go_together_is_said_in_a_line(
 ) -> None:
     before = (stopped / folder.RECORD).read_bytes(), (stopped / folder.RECIPE).read_bytes()
     assert main(["train", *(argument.replace("RUN", str(stopped)) for argument in arguments)]) == 2
-    said = capfd.readouterr()
-    assert said.out == ""
-    assert reason in said.err
-    assert said.err.count("\n") == 1
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert reason in printed.err
+    assert printed.err.count("\n") == 1
     assert before == ((stopped / folder.RECORD).read_bytes(), (stopped / folder.RECIPE).read_bytes())
 
 
@@ -635,11 +635,9 @@ def test_a_skipped_batch_is_named_counted_and_resumed_past(
     skipped = [line for line in metrics_of(straight_run) if line["kind"] == "skipped"]
     assert [line["global_step"] for line in skipped] == [2, 4]
     assert all(line["loss"] is None and line["nonfinite"] == ["loss"] for line in skipped)
-    said = notes()
-    assert "batch skipped (1 of at most 2 in this phase): loss (nan) or gradient norm (nan) is not finite" in said
-    assert re.search(
-        r"in step 1 of phase full, resolution (16|20), sub-networks r\1 d1-1-1-1-1 k5 e2 l1 exit 5\n", said
-    )
+    log = notes()
+    assert "batch skipped (1 of at most 2 in this phase): loss (nan) or gradient norm (nan) is not finite" in log
+    assert re.search(r"in step 1 of phase full, resolution (16|20), sub-networks r\1 d1-1-1-1-1 k5 e2 l1 exit 5\n", log)
 
     run = tmp_path / "run"
     poisoned.clear()

@@ -79,13 +79,13 @@ def same_run(one: Path, other: Path) -> bool:
     )
 
 
-def at_step(wanted: int, rank: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def at_step(target: int, rank: int, act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets one process do something after so many steps of the run."""
     record = learn._record
 
     def watching(setup: Any, phase: Any, step: Any, tracker: Any) -> None:
         record(setup, phase, step, tracker)
-        if phase.first_step + step.number == wanted and setup.runtime.processes.rank == rank:
+        if phase.first_step + step.number == target and setup.runtime.processes.rank == rank:
             act()
 
     monkeypatch.setattr(learn, "_record", watching)
@@ -119,13 +119,13 @@ def test_a_finished_run_of_two_processes_is_resumed_as_finished(straight: Path, 
     assert (straight / folder.RECORD).read_bytes() == before
 
 
-@pytest.mark.parametrize("asked", [0, 1])
+@pytest.mark.parametrize("signalled", [0, 1])
 def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same_bits(
-    asked: int, straight: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    signalled: int, straight: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "run"
     with monkeypatch.context() as patch:
-        at_step(9, asked, signal_oneself(signal.SIGTERM), patch)
+        at_step(9, signalled, signal_oneself(signal.SIGTERM), patch)
         ended = started(2, two, path)
     assert [type(member.error) for member in ended] == [Stopped, Stopped]
     assert str(ended[0].error) == str(ended[1].error) == "step 3 of phase kernel"
@@ -163,9 +163,9 @@ def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
         assert kinds(started(before, two, path)) == ["Stopped"] * before
     capfd.readouterr()
     assert kinds(started(after, two, path)) == ["NoneType"] * after
-    said = capfd.readouterr().err
-    assert said.count(f"processes: {after}, before: {before};") == 1
-    assert said.count("going on with phase kernel from step 3") == 1
+    errors = capfd.readouterr().err
+    assert errors.count(f"processes: {after}, before: {before};") == 1
+    assert errors.count("going on with phase kernel from step 3") == 1
     assert read_run(path).processes == after
     trained = [line["global_step"] for line in read_metrics(path) if line["kind"] == "train"]
     assert trained == list(range(1, STEPS + 1))
@@ -230,12 +230,12 @@ def test_the_users_error_is_told_once_and_fails_torchrun(two: str, tmp_path: Pat
     log = tmp_path / "log"
     command = torchrun(two, "data.batch_size=33", "--run-dir", str(tmp_path / "run"), log=log)
     out, _ = command.communicate(timeout=120)
-    said = log.read_text()
+    logged = log.read_text()
     assert command.returncode != 0
     assert out == ""
-    assert len(re.findall(r"^ofav2: ", said, re.MULTILINE)) == 1
-    assert "ofav2: data.batch_size (33) can't be shared out evenly to 2 processes" in said
-    assert 'File "' not in said.partition("ofav2: ")[0], "no traceback of ours before the message"
+    assert len(re.findall(r"^ofav2: ", logged, re.MULTILINE)) == 1
+    assert "ofav2: data.batch_size (33) can't be shared out evenly to 2 processes" in logged
+    assert 'File "' not in logged.partition("ofav2: ")[0], "no traceback of ours before the message"
     assert not (tmp_path / "run").exists()
 
 
@@ -291,8 +291,8 @@ def test_torchrun_restarts_what_was_killed_and_the_run_ends_as_if_nothing_had_ha
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert train_with_kills(two, straight, tmp_path / "log", ()) == (0, f"{straight}\n")
     code, out = train_with_kills(two, killed, tmp_path / "killed.log", (1, 0))
-    said = (tmp_path / "killed.log").read_text()
-    assert (code, out) == (0, f"{killed}\n"), said
-    assert said.count("going on with phase full from step") == 2, said
+    logged = (tmp_path / "killed.log").read_text()
+    assert (code, out) == (0, f"{killed}\n"), logged
+    assert logged.count("going on with phase full from step") == 2, logged
     assert same_run(killed, straight)
     assert json.loads((killed / folder.RECORD).read_text())["status"] == "finished"

@@ -106,8 +106,8 @@ def test_whatever_fits_is_written_as_it_was_read(data: st.DataObject) -> None:
     try:
         found = fit(Outer, plain)
     except MisfitError as error:
-        found, said = None, str(error)
+        found, problem = None, str(error)
     if found is None:
-        assert said.isprintable()
+        assert problem.isprintable()
     else:
         assert fit(Outer, to_plain(found)) == found

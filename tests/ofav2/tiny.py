@@ -101,7 +101,7 @@ def tiny_data(
 
 def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torch.float32, **choices: Any) -> Supernet:
     """A narrow shallow supernet, randomised so that its sub-networks all differ."""
-    numbers: dict[str, Any] = {
+    options: dict[str, Any] = {
         "num_classes": 5,
         "width_mult": 0.05,
         "kernel": (3, 5),
@@ -111,7 +111,7 @@ def tiny_net(variant: str = "ee_dp", *, seed: int = 0, dtype: torch.dtype = torc
         "stem_stride": 1,
         "dropout": 0.0,
     }
-    net = supernets.create(variant, **(numbers | choices)).to(dtype)
+    net = supernets.create(variant, **(options | choices)).to(dtype)
     randomise(net, seed)
     return net
 
@@ -132,7 +132,7 @@ def plan_phases(
 
 
 def phase_config(epochs: float = 2, lr: float = 0.05, *, unlock: Mapping[str, Any] | None = None, **more: Any) -> Any:
-    """A phase's settings, without dropout unless asked for."""
+    """A phase's settings, without dropout by default."""
     return PhaseConfig(epochs, lr, UnlockConfig(**(unlock or {})), **({"dropout": 0.0} | more))
 
 
@@ -219,7 +219,7 @@ def middle(space: Space) -> Subnet:
 
 
 def shrunk(name: str, *, train_images: int) -> list[str]:
-    """Overrides that leave a recipe its phases, samplers and teachers, and each phase two steps."""
+    """Overrides that keep a recipe's phases, samplers and teachers, with two steps per phase."""
     config = recipe.load(name, ["data.root=null"])
     sides = "[16,20]" if config.supernet.stem_stride == 1 else "[32,40]"
     phases = [

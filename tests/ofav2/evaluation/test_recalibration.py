@@ -115,6 +115,6 @@ def test_portions_cover_a_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(evaluation, "CHUNK_PIXELS", 2 * 20 * 20 + 1)
     portions = list(evaluator.inputs(data.val, 20))
     assert {len(images) for images, _ in portions} == {1, 2}
-    for place in (0, 1):
-        one, other = torch.cat([pair[place] for pair in whole]), torch.cat([pair[place] for pair in portions])
+    for index in (0, 1):
+        one, other = torch.cat([pair[index] for pair in whole]), torch.cat([pair[index] for pair in portions])
         assert torch.equal(one, other)

@@ -157,8 +157,8 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))
     written = finetune(several, QUICK, out=tmp_path / "out")
-    tested = [place for place, (name, _) in enumerate(log) if name == "test"]
-    assert sorted(log[place] for place in tested) == [("test", index) for index in range(len(data.test))]
+    tested = [position for position, (name, _) in enumerate(log) if name == "test"]
+    assert sorted(log[position] for position in tested) == [("test", index) for index in range(len(data.test))]
     assert tested == list(range(tested[0], tested[0] + len(tested))), "in one go"
     batches = len(data.train) // 16 * 3 + (len(data.train) + len(data.val)) // 16 * written.finetuning[-1].epochs
     decoded_once = len(data.val)
@@ -348,8 +348,8 @@ def test_a_signal_leaves_nothing_behind(
     when: str, number: signal.Signals, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    place, name = (learn, "exit_scores") if when == "training" else (files, "write_json")
-    monkeypatch.setattr(place, name, lambda *_: signal.raise_signal(number))
+    module, name = (learn, "exit_scores") if when == "training" else (files, "write_json")
+    monkeypatch.setattr(module, name, lambda *_: signal.raise_signal(number))
     with pytest.raises(KeyboardInterrupt):
         finetune(extracted, QUICK, out=tmp_path / "out")
     assert files_below(tmp_path) == []

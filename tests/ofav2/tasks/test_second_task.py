@@ -65,9 +65,9 @@ def test_the_best_teacher_is_the_one_of_the_lowest_error_when_a_run_goes_on(
     change_facts(run, cut)
     flip_a_bit(run / "checkpoints" / "full.safetensors")
     assert ofav2.resume(run).record.status == "finished"
-    said = notes()
-    assert "going back to the phase before it" in said
-    assert "going on with phase full from" in said
+    log = notes()
+    assert "going back to the phase before it" in log
+    assert "going on with phase full from" in log
 
 
 def test_another_task_is_no_fine_tuning(regression_run: Run, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_an_extracted_regression_has_the_error_that_a_plain_loop_finds(regressio
     assert regression_run.record.test.largest == pytest.approx(expected, rel=1e-5)
 
 
-def test_commands_and_pages_speak_of_the_metric_alone(
+def test_commands_and_pages_name_only_the_metric(
     regression_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = str(regression_run.folder)
