@@ -76,14 +76,14 @@ class DataRecord:
 
 @dataclass(frozen=True)
 class TeacherRecord:
-    """Who taught a phase, and why; all but the policy is None where labels alone did."""
+    """A phase's teacher, and why it was chosen; all but the policy is None without a teacher."""
 
     policy: str
     """The policy that chose, such as `best`, `none`, or `timm:NAME`."""
     name: str | None = None
     """The teacher."""
     phase: str | None = None
-    """The phase that left it; None for a network from elsewhere."""
+    """The phase that trained it; None for a network from elsewhere."""
     score: float | None = None
     """Its score on validation."""
     reason: str | None = None
@@ -103,7 +103,7 @@ class PhaseRecord:
     end: Count
     """Training steps of the run when it ended."""
     teacher: TeacherRecord
-    """Who taught it."""
+    """Its teacher."""
     ensemble_score: float | None
     """Validation score of the largest network's weighted exits; None of weights that were not trained here."""
     mean_corner_score: float | None

@@ -14,7 +14,7 @@ from ofav2.runs import folder as run_folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.tracking import read_metrics
 
-RunState = Literal["finished", "training", "stopped"]
+RunStatus = Literal["finished", "training", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RunSnapshot:
     """The run folder."""
     record: RunRecord
     """What the run is, and how far it has come."""
-    state: RunState
+    state: RunStatus
     """Whether it is finished, still written, or broken off."""
     config: Config
     """The resolved recipe."""
@@ -77,7 +77,7 @@ def checked(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _state(path: Path, status: str) -> RunState:
+def _state(path: Path, status: str) -> RunStatus:
     if status == "finished":
         return "finished"
     # A run that was killed could no longer say so, but the system has freed its lock.

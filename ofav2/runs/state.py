@@ -1,7 +1,7 @@
 """Save and load the state of a phase in progress, to resume exactly.
 
 Every random draw is a function of (seed, phase, step), the learning rate one of the step, and the teacher a finished
-phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the place are all there is.
+phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the progress are all there is.
 """
 
 import logging
@@ -51,7 +51,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class PhaseState:
-    """A place, and the tensors that belong to it."""
+    """A phase's progress, and the tensors that belong to it."""
 
     progress: Progress
     """Where the phase stands."""
@@ -137,7 +137,7 @@ def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: in
         steps: Steps of this phase.
 
     Raises:
-        RunError: If its weights do not fit, or its place is outside the phase, as after an accepted change of recipe.
+        RunError: If its weights do not fit, or its progress is outside the phase, as after a change of recipe.
     """
     progress = state.progress
     where = f"the state at step {progress.global_step}"
@@ -205,15 +205,15 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
 
 def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
     counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped")}
-    numbers = {name: facts.get(name) for name in ("best_score", "usual_loss")}
+    scores = {name: facts.get(name) for name in ("best_score", "usual_loss")}
     phase = facts.get("phase")
     if (
         not isinstance(phase, str)
         or not all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
-        or not all(number is None or _is_number(number) for number in numbers.values())
+        or not all(number is None or _is_number(number) for number in scores.values())
     ):
-        raise RunError(f"{checkpoint.file_paths(path)[1]} names no place in a phase; restore it or train again")
-    return Progress(phase, **counts, **numbers)  # type: ignore[arg-type]  # the types were checked above
+        raise RunError(f"{checkpoint.file_paths(path)[1]} has no valid progress; restore it or train again")
+    return Progress(phase, **counts, **scores)  # type: ignore[arg-type]  # the types were checked above
 
 
 def _is_number(value: object) -> bool:

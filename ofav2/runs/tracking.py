@@ -54,7 +54,7 @@ class Tracker:
         return self._url
 
     def log(self, kind: str, *, global_step: int, phase: str, **metrics: SupportsFloat) -> None:
-        """Record numbers at a step.
+        """Record metrics at a step.
 
         W&B shows each as `<phase>/<kind>/<key>` and `all/<kind>/<key>` over `global_step`. In the file, a number that
         is not finite is null and its key stands in the list `nonfinite`.
@@ -63,7 +63,7 @@ class Tracker:
             kind: What was measured, such as `train` or `validation`.
             global_step: Training steps since the run's first phase began.
             phase: Name of the phase.
-            metrics: The numbers by name; scalars of numpy and torch too.
+            metrics: Values by name; scalars of numpy and torch too.
         """
         assert not {"time", "nonfinite"} & metrics.keys(), "names of the line's own fields"
         values = {key: _plain_number(number) for key, number in metrics.items()}
@@ -320,7 +320,7 @@ def _start_mirror(
         )
         run.define_metric("global_step")
         run.define_metric("*", step_metric="global_step")
-        # An offline run has no page, and W&B says so each time it is asked.
+        # An offline run has no page, and W&B warns at each access.
         return run, run.id, run.url if config.mode == "online" else None
     except Exception as error:
         _warn(error)

@@ -113,11 +113,11 @@ def test_a_damaged_record_is_refused_by_file_and_key(run_copy: Path, change: Cha
     change_facts(run_copy, change)
     with pytest.raises(RunError) as error:
         read_run(run_copy)
-    said = str(error.value)
-    assert said.startswith(f"{run_copy / 'run.json'}: ")
-    assert message in said
-    assert said.endswith("or train again")
-    assert "\n" not in said
+    text = str(error.value)
+    assert text.startswith(f"{run_copy / 'run.json'}: ")
+    assert message in text
+    assert text.endswith("or train again")
+    assert "\n" not in text
 
 
 @fuzz(150)

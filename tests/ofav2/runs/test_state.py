@@ -53,13 +53,13 @@ def optimizer_of(net: nn.Module, name: str) -> torch.optim.Optimizer:
     return build_optimizer(net, OptimConfig(name=name, weight_decay=0.01))  # type: ignore[arg-type]
 
 
-def place(phase: str = "kernel", step: int = 3, global_step: int = 13, **more: Any) -> Progress:
+def progress_at(phase: str = "kernel", step: int = 3, global_step: int = 13, **more: Any) -> Progress:
     return Progress(phase, step, global_step, 1234, **more)
 
 
 def state(step: int, phase: str = "kernel") -> PhaseState:
     tensors = {"a.weight": torch.full((2, 2), float(step))}
-    return PhaseState(place(phase, step, step), tensors, {}, {})
+    return PhaseState(progress_at(phase, step, step), tensors, {}, {})
 
 
 def names(run: Path) -> list[str]:
@@ -78,7 +78,7 @@ def test_training_goes_on_from_a_state_to_the_last_bit(name: str, tmp_path: Path
     straight = small_net()
     optimizer = optimizer_of(straight, name)
     take_steps(straight, optimizer, 0, 3)
-    here = place(best_score=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
+    here = progress_at(best_score=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
     save_state(
         tmp_path, PhaseState(here, straight.state_dict(), optimizer_tensors(optimizer), cloned(straight)), keep=1
     )
@@ -106,7 +106,7 @@ def test_what_an_optimiser_remembers_is_restored_whole_in_its_parameters_layout(
     tensors = optimizer_tensors(optimizer)
     remembered = {"sgd": ["momentum_buffer"], "adamw": ["exp_avg", "exp_avg_sq", "step"]}[name]
     assert sorted({key.partition(".")[2] for key in tensors}) == remembered
-    save_state(tmp_path, PhaseState(place(), net.state_dict(), tensors, {}), keep=1)
+    save_state(tmp_path, PhaseState(progress_at(), net.state_dict(), tensors, {}), keep=1)
     found = load_newest(tmp_path, "kernel")
     assert found is not None
     fresh = optimizer_of(net, name)
@@ -182,7 +182,7 @@ def test_states_of_another_phase_are_passed_over_without_a_word(tmp_path: Path) 
     assert load_newest(tmp_path / "nowhere", "full") is None
 
 
-def test_states_past_a_place_are_set_aside_until_the_next_one_is_saved(tmp_path: Path) -> None:
+def test_states_past_a_step_are_set_aside_until_the_next_one_is_saved(tmp_path: Path) -> None:
     for step in (1, 2, 3, 4):
         save_state(tmp_path, state(step), keep=9)
     (tmp_path / "checkpoints" / "state-000000004.json").unlink()
@@ -240,7 +240,7 @@ def test_a_torn_newest_state_is_named_and_the_one_before_it_taken(suffix: str, t
     ],
     ids=repr,
 )
-def test_a_well_signed_state_that_names_no_place_is_passed_over(
+def test_a_well_signed_state_without_valid_progress_is_passed_over(
     lie: dict[str, Any], tmp_path: Path, notes: Notes
 ) -> None:
     save_state(tmp_path, state(1), keep=2)
@@ -249,13 +249,13 @@ def test_a_well_signed_state_that_names_no_place_is_passed_over(
     found = load_newest(tmp_path, "kernel")
     assert found is not None
     assert found.progress.global_step == 1
-    assert "names no place in a phase" in notes()
+    assert "has no valid progress" in notes()
 
 
 def test_a_state_that_lacks_a_fact_is_passed_over(tmp_path: Path, notes: Notes) -> None:
     checkpoint.save(tmp_path / "checkpoints" / "state-000000002", {}, {"phase": "kernel"})
     assert load_newest(tmp_path, "kernel") is None
-    assert "names no place in a phase" in notes()
+    assert "has no valid progress" in notes()
 
 
 def test_a_link_to_elsewhere_is_read_as_a_file_and_checked_like_one(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_link_to_elsewhere_is_read_as_a_file_and_checked_like_one(tmp_path: Pa
 
 
 def fitting(net: nn.Module, /, **changes: Any) -> PhaseState:
-    given = {"progress": place(best_score=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
+    given = {"progress": progress_at(best_score=0.5), "net": cloned(net), "optimizer": {}, "best": cloned(net)}
     return PhaseState(**(given | changes))
 
 
@@ -300,7 +300,7 @@ def test_a_state_that_fits_passes() -> None:
     net = small_net()
     check_state(fitting(net), net, first_step=10, steps=5)
     check_state(fitting(net), net, first_step=10, steps=3)
-    check_state(fitting(net, best={}, progress=place()), net, first_step=10, steps=5)
+    check_state(fitting(net, best={}, progress=progress_at()), net, first_step=10, steps=5)
 
 
 @pytest.mark.parametrize(
@@ -309,14 +309,12 @@ def test_a_state_that_fits_passes() -> None:
         ({}, 11, 5),
         ({}, 10, 2),
         ({"best": {}}, 10, 5),
-        ({"progress": place()}, 10, 5),
-        ({"progress": place(), "best": {}}, 10, 3),
+        ({"progress": progress_at()}, 10, 5),
+        ({"progress": progress_at(), "best": {}}, 10, 3),
     ],
     ids=["other first step", "shorter phase", "best without weights", "weights without best", "end without best"],
 )
-def test_a_state_of_a_place_that_the_phase_has_not_is_refused(
-    changes: dict[str, Any], first_step: int, steps: int
-) -> None:
+def test_a_state_of_progress_outside_the_phase_is_refused(changes: dict[str, Any], first_step: int, steps: int) -> None:
     net = small_net()
     with pytest.raises(RunError, match="restore"):
         check_state(fitting(net, **changes), net, first_step=first_step, steps=steps)

@@ -183,17 +183,17 @@ def test_a_table_of_mixed_cells_reaches_wandb(tmp_path: Path, caplog: pytest.Log
     assert history(wandb_records(tmp_path))[0]["t/nrows"] == 3
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_artifacts_only_when_asked(tmp_path: Path, wanted: bool) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_artifacts_only_when_enabled(tmp_path: Path, enabled: bool) -> None:
     paths = [tmp_path / "full.safetensors", tmp_path / "full.json"]
     for path in paths:
         path.write_text(path.name)
-    with opened(tmp_path, TrackingConfig(mode="offline", artifacts=wanted)) as tracker:
+    with opened(tmp_path, TrackingConfig(mode="offline", artifacts=enabled)) as tracker:
         tracker.artifact(paths, "full", "model")
     artifacts = of_type(wandb_records(tmp_path), "artifact")
-    assert [(artifact.type, artifact.name) for artifact in artifacts] == ([("model", "full")] if wanted else [])
+    assert [(artifact.type, artifact.name) for artifact in artifacts] == ([("model", "full")] if enabled else [])
     assert [{entry.path for entry in artifact.manifest.contents} for artifact in artifacts] == (
-        [{"full.safetensors", "full.json"}] if wanted else []
+        [{"full.safetensors", "full.json"}] if enabled else []
     )
 
 
