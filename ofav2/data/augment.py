@@ -60,9 +60,9 @@ def recoloured(images: Tensor, positions: Indices, settings: Augmentation, key: 
 
     Args:
         images: uint8 (N, 3, H, W).
-        positions: The images' places in the whole batch (N,); what is drawn for one depends on its place alone.
+        positions: The images' positions in the whole batch (N,); what is drawn for one depends on its position alone.
         settings: What is done.
-        key: The numbers that the draws come from.
+        key: What seeds the generator: seed, phase's code and step.
 
     Returns:
         uint8 (N, 3, H, W).
@@ -84,10 +84,10 @@ def mixed(images: Tensor, labels: Tensor, settings: Augmentation, key: Key) -> t
     """Mix each image, and its label, with the one before it by mixup or cutmix (drawn per batch where both are on).
 
     Args:
-        images: uint8 (N + 1, 3, H, W): a first image that is only mixed in, and those of which mixtures are wanted.
+        images: uint8 (N + 1, 3, H, W): a first image that is only mixed in, and those to mix.
         labels: Their labels, int64 (N + 1,).
         settings: What is done.
-        key: The numbers that the draws come from.
+        key: What seeds the generator: seed, phase's code and step.
 
     Returns:
         Images, float32 in 0..255 (N, 3, H, W), and the classes' probabilities, float32 (N, classes).

@@ -65,7 +65,7 @@ class CheckedImages:
 
     files: FileImages
     store: Store
-    places: Indices
+    positions: Indices
     """The images' indices in the store (N,)."""
 
     @property
@@ -76,13 +76,13 @@ class CheckedImages:
     @property
     def size(self) -> Size | None:
         """The size that all images have; None where sizes differ."""
-        shapes = self.store.shapes[self.places]
+        shapes = self.store.shapes[self.positions]
         return (int(shapes[0, 0]), int(shapes[0, 1])) if len(shapes) and (shapes == shapes[0]).all() else None
 
     @property
     def digests(self) -> npt.NDArray[np.uint64]:
         """A digest of each file's bytes (N,)."""
-        return self.store.digests[self.places]
+        return self.store.digests[self.positions]
 
     def read(self, index: int) -> Tensor:
         """Return image `index` as a fresh uint8 tensor (3, H, W)."""
@@ -91,16 +91,16 @@ class CheckedImages:
 
     def look(self, indices: Indices) -> Pixels:
         """Return images where they are kept."""
-        pixels, places = self.store.pixels, self.places[indices]
+        pixels, positions = self.store.pixels, self.positions[indices]
         if pixels is None:
             return self.files.look(indices)
-        sizes = self.store.shapes[places]
+        sizes = self.store.shapes[positions]
         strides = np.array([1, 0, 3]) + np.array([0, 3, 0]) * sizes[:, 1:]
-        return Pixels([pixels] * len(places), self.store.offsets[places], strides, sizes)
+        return Pixels([pixels] * len(positions), self.store.offsets[positions], strides, sizes)
 
     def take(self, indices: Indices) -> "CheckedImages":
         """Return the images at `indices`, in that order."""
-        return CheckedImages(self.files.take(indices), self.store, self.places[indices])
+        return CheckedImages(self.files.take(indices), self.store, self.positions[indices])
 
     def identity(self) -> bytes:
         """Return the files' identity: images are the same, wherever their pixels come from."""
@@ -186,10 +186,10 @@ def _unusable(cache: Path, error: OSError) -> UserError:
 
 
 def _sweep(cache: Path, entry: Path) -> None:
-    """Remove what a process that was killed left of the entry, as no other one makes it now."""
-    for left in cache.glob(f".{entry.name}-*"):
+    """Remove files of the entry that a killed process wrote, as no other one makes it now."""
+    for partial in cache.glob(f".{entry.name}-*"):
         logger.warning(f"cache {entry}: was left half-written; decoding again")
-        shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _load(entry: Path, key: str, budget: int) -> Store | None:
@@ -237,8 +237,8 @@ def _estimate(trees: Sequence[FileImages]) -> int:
     return int(sum(sizes) / max(len(sizes), 1) * sum(len(tree.paths) for tree in trees))
 
 
-def _evenly(count: int, wanted: int) -> list[int]:
-    return sorted({number * count // wanted for number in range(wanted)}) if count else []
+def _evenly(count: int, groups: int) -> list[int]:
+    return sorted({number * count // groups for number in range(groups)}) if count else []
 
 
 class _Look(NamedTuple):
@@ -275,7 +275,7 @@ def _make(entry: Path, trees: Sequence[FileImages], about: Mapping[str, Any], bu
     except OSError as error:
         raise _unusable(entry.parent, error) from error
     except UserError as error:
-        # `making` turns what the system refuses into its own words, which speak of a folder that was asked for.
+        # `making` turns what the system refuses into its own words, which name a folder that the user gave.
         raise (_unusable(entry.parent, error.__cause__) if isinstance(error.__cause__, OSError) else error) from error
 
 

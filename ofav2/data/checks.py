@@ -91,10 +91,10 @@ def _first_pair(
     follows = groups[order[1:]] == groups[order[:-1]]
     if kinds is not None:
         follows &= kinds[order[1:]] != kinds[order[:-1]]
-    places = np.flatnonzero(follows)
-    if not len(places):
+    repeats = np.flatnonzero(follows)
+    if not len(repeats):
         return None
-    return len(places), int(order[places[0]]), int(order[places[0] + 1])
+    return len(repeats), int(order[repeats[0]]), int(order[repeats[0] + 1])
 
 
 def _log_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
@@ -116,8 +116,8 @@ def _trees(listed: Listed) -> list[FileImages]:
 def _without_file(listed: Listed) -> Reasons:
     """Find links that lead nowhere."""
     return {
-        (place, int(index)): f"image {files.path(int(index))}: cannot be read (no such file)"
-        for place, files in enumerate(_trees(listed))
+        (position, int(index)): f"image {files.path(int(index))}: cannot be read (no such file)"
+        for position, files in enumerate(_trees(listed))
         for index in np.flatnonzero(files.stamps[:, 0] < 0)
     }
 
@@ -135,12 +135,12 @@ def _with_two_labels(listed: Listed) -> Reasons:
     starts = np.cumsum([0, *(len(split) for split in listed.splits)])
     found: Reasons = {}
     for number in np.flatnonzero((lowest != highest)[groups] & there).tolist():
-        place = int(np.searchsorted(starts, number, side="right")) - 1
-        index = number - int(starts[place])
+        position = int(np.searchsorted(starts, number, side="right")) - 1
+        index = number - int(starts[position])
         label = int(lowest[groups[number]])
         other = label if label != labels[number] else int(highest[groups[number]])
-        found[place, index] = (
-            f"image {trees[place].path(index)}: the same file is an image of class {listed.classes[other]!r}, too"
+        found[position, index] = (
+            f"image {trees[position].path(index)}: the same file is an image of class {listed.classes[other]!r}, too"
         )
     return found
 
@@ -166,9 +166,9 @@ def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, 
     ]
     bad: Reasons = {}
     for number, reason in store.bad.items():
-        place = int(np.searchsorted(starts, number, side="right")) - 1
-        index = number - int(starts[place])
-        bad[place, index] = f"image {trees[place].path(index)}: cannot be decoded ({reason})"
+        position = int(np.searchsorted(starts, number, side="right")) - 1
+        index = number - int(starts[position])
+        bad[position, index] = f"image {trees[position].path(index)}: cannot be decoded ({reason})"
     return _with_splits(listed, splits), bad
 
 
@@ -183,8 +183,8 @@ def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, 
             f"{reasons[0]}{others}; replace the file or remove it, or leave such images out by data.bad_images=skip"
         )
     splits = []
-    for place, split in enumerate(listed.splits):
-        good = [index for index in range(len(split)) if (place, index) not in bad]
+    for position, split in enumerate(listed.splits):
+        good = [index for index in range(len(split)) if (position, index) not in bad]
         splits.append(split.take(split.name, np.array(good, dtype=np.int64)))
     return _with_splits(listed, splits), reasons
 

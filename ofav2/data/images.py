@@ -63,8 +63,8 @@ class Pixels(NamedTuple):
         ]
 
     def at(self, order: Indices) -> "Pixels":
-        """Return the images at these places, in this order."""
-        memory = [self.memory[place] for place in order.tolist()]
+        """Return the images at these indices, in this order."""
+        memory = [self.memory[position] for position in order.tolist()]
         return Pixels(memory, self.starts[order], self.strides[order], self.sizes[order])
 
 
@@ -198,12 +198,12 @@ class FileImages:
 
 @dataclass(frozen=True, eq=False)
 class JoinedImages:
-    """Images of two rows: place p stands for image p of the first row, or p - `count` of the second one."""
+    """Images of two rows: position p is image p of the first row, or p - `count` of the second one."""
 
     first: Images
     count: int
     second: Images
-    places: Indices
+    positions: Indices
 
     @property
     def decoded(self) -> bool:
@@ -217,25 +217,25 @@ class JoinedImages:
 
     def read(self, index: int) -> Tensor:
         """Return image `index` as a fresh uint8 tensor (3, H, W)."""
-        place = int(self.places[index])
-        return self.first.read(place) if place < self.count else self.second.read(place - self.count)
+        position = int(self.positions[index])
+        return self.first.read(position) if position < self.count else self.second.read(position - self.count)
 
     def look(self, indices: Indices) -> Pixels:
         """Return images where they are kept."""
-        places = self.places[indices]
-        second = places >= self.count
-        one, other = self.first.look(places[~second]), self.second.look(places[second] - self.count)
+        positions = self.positions[indices]
+        second = positions >= self.count
+        one, other = self.first.look(positions[~second]), self.second.look(positions[second] - self.count)
         both = Pixels(one.memory + other.memory, *map(np.concatenate, zip(one[1:], other[1:], strict=True)))
         # The first row's come first: a second sorting of a stable one says where each of them is.
         return both.at(np.argsort(np.argsort(second, kind="stable")))
 
     def take(self, indices: Indices) -> "JoinedImages":
         """Return the images at `indices`, in that order."""
-        return JoinedImages(self.first, self.count, self.second, self.places[indices])
+        return JoinedImages(self.first, self.count, self.second, self.positions[indices])
 
     def identity(self) -> bytes:
-        """Return what identifies both rows, and the places."""
-        parts = (self.places.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
+        """Return what identifies both rows, and the positions."""
+        parts = (self.positions.astype("<i8").tobytes(), self.first.identity(), self.second.identity())
         return b"".join(b"%d\n%b" % (len(part), part) for part in parts)
 
     def names(self) -> list[str] | None:
@@ -244,7 +244,7 @@ class JoinedImages:
         if first is None or second is None:
             return None
         both = first + second
-        return [both[place] for place in self.places.tolist()]
+        return [both[position] for position in self.positions.tolist()]
 
 
 def file_images(root: Path, paths: Sequence[str]) -> FileImages:
@@ -288,7 +288,7 @@ def decode(content: bytes) -> Tensor:
     try:
         image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
     except RuntimeError as error:
-        # torchvision puts the place in its own sources before the reason.
+        # torchvision puts the line of its own source before the reason.
         raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])) from error
     if image.dtype == torch.uint16:
         image = functional.to_dtype(image, torch.uint8, scale=True)

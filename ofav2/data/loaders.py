@@ -1,15 +1,15 @@
 """Make batches of images, with torch's own DataLoader.
 
 What a training step sees is a function of (seed, phase, step) alone. The sampler does it: it yields a request per
-batch, which carries the images' indices, the resolution, and the numbers from which crops and flips are drawn. So
-workers may load batches in any order, and a run may start at any step.
+batch, which carries the images' indices, the resolution, and the random numbers of crops and flips. So workers
+may load batches in any order, and a run may start at any step.
 
 Worker processes decode files. Images that are decoded already are taken by the training process, which has them sooner
 than another one could send them. They are cut to the resolution one by one on the CPU, where torch's routine for bytes
 is the fastest, and all at once on other devices; what torchvision adds is done to the batch, on the device.
 
-While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. All that randoms
-from torch's global generator waits until the batch is asked for: a step in progress randoms from it as well.
+While a step computes on CUDA, a thread loads the next batch and sends it there on a stream of its own. Everything that
+draws from torch's global generator waits until the batch is requested, because a running step draws from it, too.
 """
 
 import os
@@ -57,7 +57,7 @@ class Request:
     indices: Indices
     """The images (N,)."""
     positions: Indices
-    """Their places in the whole batch (N,)."""
+    """Their positions in the whole batch (N,)."""
     batch_size: int
     """Images of the whole batch."""
     resolution: int
@@ -123,7 +123,7 @@ def train_batches(
         stream: The training's random numbers.
         steps: Steps to load; from a later start on, batches are those of a training that did not stop.
         share: Which part of each batch to load; the number of parts divides the batch size.
-        device: Where batches are wanted.
+        device: Where batches go.
 
     Returns:
         A `Batch` on the device for every step, anew each time it is iterated.
@@ -380,7 +380,7 @@ class _Loader(DataLoader[Any]):
     """torch's DataLoader, whose workers stay at work when all processes of a job are told to stop.
 
     The step that ends then still needs its images. A worker ends when the training process does, closes the loader, or
-    asks it to; as Python does at its exit with workers that are left.
+    stops it; as Python does at its exit with remaining workers.
     """
 
     def __init__(self, images: Dataset[Any], **options: Any) -> None:

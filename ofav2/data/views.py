@@ -17,30 +17,30 @@ from ofav2.data.images import Indices, Pixels
 
 ATTEMPTS = 10
 
-Numbers = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.float64]
 
 
 class ViewRandoms(NamedTuple):
     """Uniform random numbers in [0, 1) from which crops and flips are computed."""
 
-    areas: Numbers
+    areas: Floats
     """For each attempt at a box, where in the range its area is (N, attempts)."""
-    ratios: Numbers
+    ratios: Floats
     """For each attempt, where in the range the logarithm of its aspect ratio is (N, attempts)."""
-    places: Numbers
+    offsets: Floats
     """Where the box lies among the rows, and the columns, that it can begin at (N, 2)."""
-    mirrors: Numbers
+    mirrors: Floats
     """Below one half: mirrored (N,)."""
 
     def at(self, positions: Indices) -> "ViewRandoms":
-        """Return the numbers of some of the images."""
-        return ViewRandoms(*(numbers[positions] for numbers in self))
+        """Return those of some of the images."""
+        return ViewRandoms(*(values[positions] for values in self))
 
 
 def draw_views(images: int, rng: np.random.Generator) -> ViewRandoms:
     """Draw the random numbers of some images' crops and flips."""
-    numbers = rng.random((images, 2 * ATTEMPTS + 3))
-    return ViewRandoms(numbers[:, :ATTEMPTS], numbers[:, ATTEMPTS : 2 * ATTEMPTS], numbers[:, -3:-1], numbers[:, -1])
+    values = rng.random((images, 2 * ATTEMPTS + 3))
+    return ViewRandoms(values[:, :ATTEMPTS], values[:, ATTEMPTS : 2 * ATTEMPTS], values[:, -3:-1], values[:, -1])
 
 
 def crop_boxes(
@@ -69,9 +69,9 @@ def crop_boxes(
     first = boxes[np.arange(len(sizes)), fits.argmax(1)]
     found = fits.any(1)[:, None]
     chosen = np.where(found, first, _centred_boxes(sizes, ratio))
-    room = sizes - chosen
-    places = np.where(found, np.floor(randoms.places * (room + 1)).astype(np.int64), room // 2)
-    return np.concatenate([places, chosen], 1)
+    slack = sizes - chosen
+    offsets = np.where(found, np.floor(randoms.offsets * (slack + 1)).astype(np.int64), slack // 2)
+    return np.concatenate([offsets, chosen], 1)
 
 
 def _centred_boxes(sizes: Indices, ratio: tuple[float, float]) -> Indices:

@@ -1,8 +1,7 @@
 """Read folders of image files: Tiny ImageNet, ImageNet, and any folder of classes.
 
-Classes are numbered in the sorted order of their folders. Names with a leading dot are passed over everywhere, and so
-are files that are no images; anything else that a layout has no place for is refused, since it would go missing
-unseen.
+Classes are numbered in the sorted order of their folders. Names with a leading dot are always passed over, and so are
+files that are no images; anything else that a layout does not have is refused, since it would go missing unseen.
 """
 
 import os

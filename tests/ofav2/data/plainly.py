@@ -24,10 +24,10 @@ def plain_view(
     """The box of one image, attempt after attempt."""
     height, width = map(int, size)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    ((down, right),) = randoms.places
-    for share, place in zip(randoms.areas[0], randoms.ratios[0], strict=True):
+    ((down, right),) = randoms.offsets
+    for share, position in zip(randoms.areas[0], randoms.ratios[0], strict=True):
         area = height * width * (scale[0] + (scale[1] - scale[0]) * share)
-        shape = math.exp(low + (high - low) * place)
+        shape = math.exp(low + (high - low) * position)
         h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
         if 0 < w <= width and 0 < h <= height:
             return Crop(math.floor(down * (height - h + 1)), math.floor(right * (width - w + 1)), h, w)

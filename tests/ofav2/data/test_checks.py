@@ -1,4 +1,4 @@
-"""Images that cannot be used are named, and refused or left out; those that are there twice are said."""
+"""Images that cannot be used are named, and refused or left out; duplicates are reported."""
 
 import os
 from collections.abc import Callable
@@ -126,12 +126,12 @@ def test_the_same_content_in_train_and_test_or_in_two_classes_is_said(
     (folder / "test" / "cat" / "000.jpg").write_bytes((folder / "train" / "cat" / "005.jpg").read_bytes())
     (folder / "train" / "dog" / "000.jpg").write_bytes((folder / "train" / "cat" / "001.jpg").read_bytes())
     data.open_data(apart)
-    said = notes()
+    log = notes()
     # The fixture's noise depends on the last three parts of a path, which train and test do not share.
     assert "same content" not in before
-    assert "same content, one in train and one in val or test, which flatters accuracy: 1 (" in said
-    assert "same content and different classes: 1 (" in said
-    assert str(folder / "test" / "cat" / "000.jpg") in said
+    assert "same content, one in train and one in val or test, which flatters accuracy: 1 (" in log
+    assert "same content and different classes: 1 (" in log
+    assert str(folder / "test" / "cat" / "000.jpg") in log
 
 
 @pytest.mark.parametrize("change", ["class", "twice", "without line", "without image"])
@@ -171,7 +171,7 @@ def test_the_split_that_was_drawn_can_be_kept(config: DataConfig) -> None:
     assert [path for number, path in enumerate(listed) if number not in taken] == opened.train.images.names()
 
 
-def test_a_split_of_arrays_is_kept_by_numbers() -> None:
+def test_a_split_of_arrays_is_kept_by_index() -> None:
     digits = data.open_data(DataConfig("digits"))
     record = data.split_record(digits)
     assert set(record) == {"format", "fingerprint", "val", "test"}

@@ -57,7 +57,7 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
-    """Build every batch in the plainest way, from the numbers alone."""
+    """Build every batch in the plainest way, from seed, phase and step alone."""
     phase = zlib.crc32(b"kernel")
     batches = load(digits, seed=5, phase="kernel")
     for step, batch in enumerate(batches):
@@ -126,7 +126,7 @@ def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> No
     assert min(counts) > 60  # each is expected 100 times, with a deviation of 8
 
 
-def test_no_two_images_of_a_phase_share_the_numbers_of_their_augmentation(digits: ImageData) -> None:
+def test_no_two_images_of_a_phase_share_the_seed_of_their_augmentation(digits: ImageData) -> None:
     keys = [step.key for step in requests(digits, steps=40)]
     assert len(set(keys)) == len(keys)
     assert all(step.positions.tolist() == list(range(100)) for step in requests(digits, steps=2))
@@ -174,7 +174,7 @@ def test_one_ahead_gives_the_items_in_their_order_and_takes_one_more_at_most() -
             yield number
 
     ahead = one_ahead(items())
-    assert not taken, "nothing is loaded before the first one is asked for"
+    assert not taken, "nothing is loaded before the first one is requested"
     for number, item in enumerate(ahead):
         assert item == number
         assert len(taken) <= number + 2
@@ -193,7 +193,7 @@ def test_the_next_item_is_made_while_one_is_in_use() -> None:
 
     ahead = one_ahead(items())
     assert next(ahead) == "first"
-    assert made.wait(60), "it is made without being asked for"
+    assert made.wait(60), "it is made without a request"
     used.set()
     assert list(ahead) == ["second"]
 
@@ -245,7 +245,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def ahead(digits: ImageData, config: DataConfig, steps: range) -> list[Batch]:
-    """The batches as they come on CUDA, but for the place where tensors live."""
+    """The batches as they come on CUDA, but for the device of the tensors."""
     batches = data.train_batches(digits, config, Stream(3, "full"), steps)
     sent = _sent_ahead(batches.loader, torch.device("cpu"))
     return [_finished(loaded, batches.settings) for loaded in sent]

@@ -20,7 +20,7 @@ def numbered(labels: list[int]) -> Split:
     return Split("train", np.array(labels, dtype=np.int64), ArrayImages(pixels.reshape(-1, 3, 1, 2)))
 
 
-def numbers(split: Split) -> list[int]:
+def indices(split: Split) -> list[int]:
     return [int(split.image(i)[0, 0, 0]) + 256 * int(split.image(i)[0, 0, 1]) for i in range(len(split))]
 
 
@@ -42,15 +42,15 @@ def test_a_draw_is_disjoint_exhaustive_stratified_and_stable(counts: list[int], 
     whole = numbered(labels)
     kept, held = draw(whole, fraction, len(counts), seed)
     assert (kept.name, held.name) == ("train", "val")
-    assert sorted(numbers(kept) + numbers(held)) == list(range(len(labels)))
+    assert sorted(indices(kept) + indices(held)) == list(range(len(labels)))
     for part in (kept, held):
-        assert [labels[number] for number in numbers(part)] == part.labels.tolist()
+        assert [labels[number] for number in indices(part)] == part.labels.tolist()
     for label, count in enumerate(counts):
         share = int((held.labels == label).sum())
         assert 1 <= share <= count - 1
         assert abs(share - count * fraction) <= 1
     again = draw(whole, fraction, len(counts), seed)[1]
-    assert numbers(again) == numbers(held)
+    assert indices(again) == indices(held)
 
 
 def test_shares_are_rounded_per_class() -> None:
@@ -60,16 +60,16 @@ def test_shares_are_rounded_per_class() -> None:
 
 def test_another_seed_draws_other_images() -> None:
     whole = numbered([0, 1] * 50)
-    assert numbers(draw(whole, 0.2, 2, seed=0)[1]) != numbers(draw(whole, 0.2, 2, seed=1)[1])
+    assert indices(draw(whole, 0.2, 2, seed=0)[1]) != indices(draw(whole, 0.2, 2, seed=1)[1])
 
 
 def test_a_further_class_does_not_move_the_others() -> None:
     short, long = numbered([0] * 20 + [1] * 20), numbered([0] * 20 + [1] * 20 + [2] * 20)
-    assert numbers(draw(short, 0.3, 2)[1]) == [n for n in numbers(draw(long, 0.3, 3)[1]) if n < 40]
+    assert indices(draw(short, 0.3, 2)[1]) == [n for n in indices(draw(long, 0.3, 3)[1]) if n < 40]
 
 
-def test_classes_of_one_size_do_not_draw_the_same_places() -> None:
-    held = numbers(draw(numbered([0] * 40 + [1] * 40), 0.5, 2)[1])
+def test_classes_of_one_size_do_not_draw_the_same_positions() -> None:
+    held = indices(draw(numbered([0] * 40 + [1] * 40), 0.5, 2)[1])
     assert [n for n in held if n < 40] != [n - 40 for n in held if n >= 40]
 
 
@@ -83,12 +83,12 @@ def test_labels_cannot_be_written_and_images_are_copies() -> None:
     with pytest.raises(ValueError, match="read-only"):
         split.labels[0] = 1
     split.image(1).fill_(9)
-    assert numbers(split) == [0, 1]
+    assert indices(split) == [0, 1]
 
 
 def test_a_split_can_be_pickled_for_worker_processes() -> None:
     split = pickle.loads(pickle.dumps(numbered([0, 1, 0])))
-    assert numbers(split) == [0, 1, 2]
+    assert indices(split) == [0, 1, 2]
 
 
 def test_the_fingerprint_tells_names_classes_labels_pixels_and_splits_apart() -> None:
@@ -114,11 +114,11 @@ def test_joined_splits_hold_the_images_of_both_in_order() -> None:
     kept, held = draw(numbered([0, 1, 0, 1, 0, 1, 1]), 0.4, 2)
     whole = join(kept, held, "train")
     assert (whole.name, len(whole)) == ("train", 7)
-    assert numbers(whole) == numbers(kept) + numbers(held)
+    assert indices(whole) == indices(kept) + indices(held)
     assert whole.labels.tolist() == [*kept.labels.tolist(), *held.labels.tolist()]
     some = whole.take("some", np.array([6, 0, 3, 0]))
-    assert numbers(some) == [numbers(whole)[index] for index in (6, 0, 3, 0)]
-    assert numbers(pickle.loads(pickle.dumps(some))) == numbers(some), "workers get it so"
+    assert indices(some) == [indices(whole)[index] for index in (6, 0, 3, 0)]
+    assert indices(pickle.loads(pickle.dumps(some))) == indices(some), "workers get it so"
     chosen = np.array([3, 1, 1, 2])
     looked = some.images.look(chosen).images()
     assert all(torch.equal(image, some.image(index)) for image, index in zip(looked, chosen, strict=True))
