@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from ofav2.exits.exit_agreement import Agreement, measure_exits
     from ofav2.exits.policy_file import load_early_exits, load_exit_policy
     from ofav2.finetuning.run import finetune
+    from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
+    from ofav2.inference.evaluate import ClassReport, evaluate_network
     from ofav2.nas.candidates import Candidate, Ranking, choose
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
 __all__ = (
     "Agreement",
     "Candidate",
+    "ClassReport",
+    "Classified",
+    "Classifier",
     "Comparison",
     "Cost",
     "EarlyExits",
@@ -52,16 +57,19 @@ __all__ = (
     "RunError",
     "RunRecord",
     "SubnetRecord",
+    "Transform",
     "UserError",
     "calibrate_exits",
     "choose",
     "compare_runs",
     "describe_subnet",
     "early_exits",
+    "evaluate_network",
     "extract",
     "finetune",
     "import_ofa",
     "layer_costs",
+    "load_classifier",
     "load_early_exits",
     "load_exit_policy",
     "load_subnet",
@@ -79,6 +87,7 @@ __all__ = (
     "stage_costs",
     "subnet_cost",
     "train",
+    "transform",
     "write_report",
 )
 
@@ -126,6 +135,13 @@ _HOMES = MappingProxyType(
         "load_subnet": "ofav2.deploy.artifact",
         "load_supernet": "ofav2.evaluation.opened_run",
         "finetune": "ofav2.finetuning.run",
+        "ClassReport": "ofav2.inference.evaluate",
+        "evaluate_network": "ofav2.inference.evaluate",
+        "Classified": "ofav2.inference.classifier",
+        "Classifier": "ofav2.inference.classifier",
+        "Transform": "ofav2.inference.classifier",
+        "load_classifier": "ofav2.inference.classifier",
+        "transform": "ofav2.inference.classifier",
     }
 )
 
@@ -136,3 +152,8 @@ def __getattr__(name: str) -> object:
         found: object = getattr(import_module(_HOMES[name]), name)
         return found
     raise AttributeError(f"module 'ofav2' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted(__all__)

@@ -44,6 +44,7 @@ LAYERS = (
     "deploy",
     "exits",
     "finetuning",
+    "inference",
     "timm_plugin",
     "report",
     "cli",

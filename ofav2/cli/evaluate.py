@@ -1,31 +1,51 @@
-"""`ofav2 evaluate`: measure sub-networks of a run."""
+"""`ofav2 evaluate`: measure sub-networks of a run, or an extracted network."""
 
 import argparse
+import os.path
 import shlex
+from typing import TYPE_CHECKING
 
 from ofav2.cli import console
 from ofav2.cli.arguments import read_subnet
 from ofav2.cli.verb import Verb
+from ofav2.errors import UserError
 from ofav2.tables import table
+
+if TYPE_CHECKING:
+    from ofav2.inference.evaluate import ClassScore
 
 _EPILOG = """\
 examples:
   ofav2 evaluate runs/digits                   corner sub-networks on the test split
   ofav2 evaluate runs/digits --split val --phase kernel
   ofav2 evaluate runs/digits --subnet mine.json
+  ofav2 evaluate small                         an extracted network, class by class
+  ofav2 evaluate small data.root=/data/others  on other images of the same classes
 
-next: ofav2 extract RUN --subnet FILE.json --out DIR
+next: ofav2 extract RUN --subnet FILE.json --out DIR, ofav2 predict DIR IMAGE
 """
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--subnet", metavar="FILE", help="measure this sub-network instead of the corners")
+    parser.add_argument("run", metavar="RUN|DIR", help="run folder, or folder of an extracted network")
+    parser.add_argument(
+        "overrides", metavar="key=value", nargs="*", help="of DIR: settings of data and device to change"
+    )
+    parser.add_argument("--subnet", metavar="FILE", help="of RUN: measure this sub-network instead of the corners")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="images to measure on (default: test)")
-    parser.add_argument("--phase", metavar="NAME", help="weights of this phase (default: the last one)")
+    parser.add_argument("--phase", metavar="NAME", help="of RUN: weights of this phase (default: the last one)")
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if os.path.exists(os.path.join(arguments.run, "subnet.json")):
+        _evaluate_network(arguments)
+    else:
+        _evaluate_run(arguments)
+
+
+def _evaluate_run(arguments: argparse.Namespace) -> None:
+    if arguments.overrides:
+        raise UserError(f"setting ({arguments.overrides[0]}): a run is evaluated on its own data; leave it out")
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import open_run
 
@@ -36,4 +56,35 @@ def _run(arguments: argparse.Namespace) -> None:
     console.say(f"next: ofav2 extract {shlex.quote(arguments.run)} --subnet FILE.json --out DIR")
 
 
-VERB = Verb("evaluate", "Measure sub-networks of a run, batch norm recalibrated.", _EPILOG, _add_arguments, _run)
+def _evaluate_network(arguments: argparse.Namespace) -> None:
+    for option in ("subnet", "phase"):
+        if getattr(arguments, option) is not None:
+            raise UserError(
+                f"--{option} ({getattr(arguments, option)}) has no effect on an extracted network: leave it out"
+            )
+    from ofav2.inference.evaluate import evaluate_network
+
+    found = evaluate_network(arguments.run, arguments.overrides, arguments.split)
+    if not found.same_images:
+        console.say("these are not the images that the network was tested on when it was written")
+    classes = sorted(found.classes, key=lambda score: (score.accuracy is None, score.accuracy, score.name))
+    rows = [(score.name, score.images, _share(score.accuracy), _confusion(score)) for score in classes]
+    console.show(table(f"{arguments.run}, {found.split}", ("class", "images", "right", "most often taken for"), rows))
+    console.show("")
+    console.show(table("", ("exit", "top-1"), [(exit, _share(top1)) for exit, top1 in found.top1.items()]))
+    console.show(
+        f"{found.images} images, standard error {_share(found.standard_error)}; "
+        f"mean over classes {_share(found.mean_class_accuracy)}"
+    )
+    console.say(f"next: ofav2 predict {shlex.quote(arguments.run)} IMAGE")
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{100 * value:.2f} %"
+
+
+def _confusion(score: "ClassScore") -> str | None:
+    return score.confused_with and f"{score.confused_with} ({score.confused} of {score.images})"
+
+
+VERB = Verb("evaluate", "Measure sub-networks of a run, or an extracted network.", _EPILOG, _add_arguments, _run)

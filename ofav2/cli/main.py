@@ -21,6 +21,7 @@ from ofav2.cli import (
     import_ofa,
     latency,
     plan,
+    predict,
     recipes,
     report,
     settings,
@@ -46,6 +47,7 @@ VERBS = tuple(
         train,
         evaluate,
         extract,
+        predict,
         calibrate,
         finetune,
         import_ofa,
@@ -63,6 +65,7 @@ examples:
   ofav2 train digits                           train it; prints the run folder
   ofav2 evaluate runs/digits                   measure the corner sub-networks on test
   ofav2 extract runs/digits --largest --out largest
+  ofav2 predict largest photo.jpg              classify images with it
   ofav2 finetune largest --out tuned           train what was taken out on
 """
 

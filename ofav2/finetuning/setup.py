@@ -90,7 +90,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     data = open_data(config.data)
     _refuse_data(config, data, source)
     task = make_task(config.task, data, config.optim)
-    _refuse_task(task, source)
+    refuse_task(task, source)
     refuse_mixing(task, config.data)
     arch = replace(source.record.architecture, num_classes=task.outputs)
     net = build_supernet(arch, (source.record.subnet.resolution,), config.run.seed)
@@ -114,7 +114,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),
         task=task,
         runtime=runtime,
-        evaluator=_open_evaluator(config, data, task, runtime),
+        evaluator=open_evaluator(config, data, task, runtime),
     )
 
 
@@ -188,7 +188,12 @@ def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
     steps_per_epoch(len(data.train), config.data.batch_size)
 
 
-def _refuse_task(task: Task, source: Source) -> None:
+def refuse_task(task: Task, source: Source) -> None:
+    """Refuse another task, or another metric, than the network was trained for.
+
+    Raises:
+        UserError: It is another one.
+    """
     record = source.record
     if (task.name, task.metrics[0]) != (record.task, record.metric):
         raise UserError(
@@ -207,7 +212,8 @@ def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:
     module.load_state_dict({**module.state_dict(), **kept})
 
 
-def _open_evaluator(config: TuningConfig, data: ImageData, task: Task, runtime: Runtime) -> Evaluator:
+def open_evaluator(config: TuningConfig, data: ImageData, task: Task, runtime: Runtime) -> Evaluator:
+    """Make the evaluator of an extracted network."""
     # Batch norms are trained, not recalibrated; calibration images are those that written files are compared on.
     evaluation = EvaluationConfig(
         batch_size=config.finetune.eval_batch_size, calibration_images=COMPARED, calibration_batch=COMPARED

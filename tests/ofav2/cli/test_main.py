@@ -1,5 +1,6 @@
 """The command line: what each verb shows, and one clear line, with a next step, for whatever cannot be done."""
 
+import csv
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torchvision.io import write_png
 
 import ofav2
 from ofav2.cli import main as cli
@@ -279,6 +282,51 @@ def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> N
     largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
     assert shown[largest] == pytest.approx(100 * tiny_run.record.test.largest, abs=0.005)
     assert "next: ofav2 extract" in err
+
+
+def test_evaluate_shows_an_extracted_network_by_class(extracted: Path, capsys: Capture) -> None:
+    out, err = run_ok(capsys, "evaluate", str(extracted), "--split", "val")
+    found = ofav2.evaluate_network(extracted, split="val")
+    lines = out.splitlines()
+    worst = min(score.accuracy for score in found.classes if score.accuracy is not None)
+    assert f"{100 * worst:.2f} %" in lines[3], "the worst class comes first"
+    assert f"{found.images} images, standard error {100 * found.standard_error:.2f} %" in lines[-1]
+    assert "next: ofav2 predict" in err
+
+
+def test_options_of_a_run_are_refused_for_a_network_and_the_other_way_round(
+    extracted: Path, tiny_run: Run, capsys: Capture
+) -> None:
+    assert "--phase (full) has no effect" in refusal(capsys, "evaluate", str(extracted), "--phase", "full")
+    assert "on its own data" in refusal(capsys, "evaluate", str(tiny_run.folder), "data.root=x")
+
+
+def test_predict_prints_tables_json_and_csv(extracted: Path, tmp_path: Path, capsys: Capture) -> None:
+    photo = tmp_path / "a, b\x1b[2J.png"
+    write_png(torch.zeros(3, 9, 9, dtype=torch.uint8), str(photo))
+    (found,) = ofav2.load_classifier(extracted)([photo], top=2)
+    out, _ = run_ok(capsys, "predict", str(extracted), str(tmp_path), "--top", "2")
+    assert "\x1b" not in out
+    assert f"{100 * found.probabilities[0]:.2f} %" in out
+    out, _ = run_ok(capsys, "predict", str(extracted), str(photo), "--json", "--top", "2")
+    answer = json.loads(out)
+    assert (answer["image"], tuple(answer["classes"]), answer["exit"]) == (str(photo), found.classes, found.exit)
+    out, _ = run_ok(capsys, "predict", str(extracted), str(photo), "--csv", "--top", "2")
+    rows = [*csv.DictReader(out.splitlines())]
+    assert [(row["image"], row["rank"], row["class"]) for row in rows] == [
+        (str(photo), str(rank), name) for rank, name in enumerate(found.classes, start=1)
+    ]
+
+
+def test_predict_names_bad_images_and_goes_on(extracted: Path, tmp_path: Path, capsys: Capture) -> None:
+    write_png(torch.zeros(3, 9, 9, dtype=torch.uint8), str(tmp_path / "good.png"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert main(["predict", str(extracted), str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert "good.png" in out
+    assert "bad.png" in err
+    assert "1 of 2 images can't be classified" in err
+    assert "--top (0) must be 1 or more" in refusal(capsys, "predict", str(extracted), str(tmp_path), "--top", "0")
 
 
 def test_evaluate_takes_a_file_a_split_and_a_phase(

@@ -1,0 +1,1 @@
+"""Use extracted networks: classify image files, and evaluate class by class."""

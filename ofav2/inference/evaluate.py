@@ -1,0 +1,140 @@
+"""Evaluate an extracted network on a data set, class by class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ofav2.config import recipe
+from ofav2.data import open_data
+from ofav2.errors import UserError
+from ofav2.exits.collect import predict_exits, require_classes
+from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
+from ofav2.messages import show
+from ofav2.runtime.device import open_runtime
+from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
+from ofav2.tasks.registry import make_task
+
+_CHANGEABLE = ("data.", "run.device", "run.threads", "finetune.eval_batch_size")
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """How well the images of a class are recognised."""
+
+    name: str
+    """The class."""
+    images: int
+    """Its images."""
+    right: int
+    """Those whose predicted class is the right one."""
+    confused_with: str | None
+    """The wrong class that most of the others are taken for; None if there are none."""
+    confused: int
+    """How many are taken for it."""
+
+    @property
+    def accuracy(self) -> float | None:
+        """Share of its images that are recognised, in 0..1; None without images."""
+        return self.right / self.images if self.images else None
+
+
+@dataclass(frozen=True)
+class ClassReport:
+    """An extracted network's results on a split."""
+
+    split: str
+    """`test` or `val`."""
+    images: int
+    """Images."""
+    top1: dict[int, float]
+    """Top-1 (0..1) by exit."""
+    confusion: npt.NDArray[np.int64]
+    """Images of class i that the last exit takes for class j: (classes, classes)."""
+    classes: tuple[ClassScore, ...]
+    """The last exit's results by class, in the order of the logits."""
+    same_images: bool
+    """Whether these are the images that the network was tested on when it was written."""
+
+    @property
+    def mean_class_accuracy(self) -> float:
+        """Mean of the classes' accuracies, which a rare class moves as much as a frequent one."""
+        return float(np.mean([found.accuracy for found in self.classes if found.accuracy is not None]))
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the last exit's top-1, from the number of images alone."""
+        share = [*self.top1.values()][-1]
+        return float(np.sqrt(share * (1 - share) / self.images))
+
+
+def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split: str = "test") -> ClassReport:
+    """Evaluate an extracted or fine-tuned network on its data set, or on another one with the same classes.
+
+    Args:
+        directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote.
+        overrides: Settings of the data and of the device to change, as `key=value`.
+        split: `test` or `val`.
+
+    Raises:
+        RunError: The folder holds no extracted network.
+        UserError: The data set can't be opened, or has other classes.
+    """
+    for text in overrides:
+        if not text.startswith(_CHANGEABLE):
+            raise UserError(f"setting ({show(text)}) does not belong here: change data.*, {', '.join(_CHANGEABLE[1:])}")
+    source = open_source(Path(directory))
+    config = recipe.adjust_tuning(source.settings, None, overrides)
+    runtime = open_runtime(config.run)
+    data = open_data(config.data)
+    task = make_task(config.task, data, config.optim)
+    require_classes(task)
+    refuse_task(task, source)
+    _refuse_classes(tuple(data.classes), source.record.classes)
+    module, resolution = runtime.place(source.module), source.record.subnet.resolution
+    if not config.run.threads:
+        images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
+        choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
+    images_of = data.test if split == "test" else data.val
+    evaluator = open_evaluator(config, data, task, runtime)
+    predicted, targets = (found.numpy() for found in predict_exits(module, evaluator, images_of, resolution))
+    confusion = confusion_matrix(predicted[-1], targets, len(data.classes))
+    return ClassReport(
+        split=split,
+        images=len(targets),
+        top1=dict(zip(source.record.exit_numbers, (predicted == targets).mean(1).tolist(), strict=True)),
+        confusion=confusion,
+        classes=class_scores(confusion, source.record.classes),
+        same_images=data.fingerprint == source.record.data_fingerprint,
+    )
+
+
+def confusion_matrix(
+    predicted: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int64]:
+    """Count the images of class i that are taken for class j: (classes, classes), from classes (N,) and (N,)."""
+    return np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
+
+
+def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> tuple[ClassScore, ...]:
+    """Summarise a confusion matrix by class."""
+    found = []
+    for index, (name, row) in enumerate(zip(names, confusion, strict=True)):
+        wrong = row.copy()
+        wrong[index] = 0
+        most = int(wrong.argmax())
+        other = names[most] if wrong[most] else None
+        found.append(ClassScore(name, int(row.sum()), int(row[index]), other, int(wrong[most])))
+    return tuple(found)
+
+
+def _refuse_classes(given: Sequence[str], known: Sequence[str]) -> None:
+    if len(given) != len(known):
+        raise UserError(
+            f"classes ({len(given)} in the data set) must be the network's {len(known)}: give data with those"
+        )
+    for number, (other, own) in enumerate(zip(given, known, strict=True), start=1):
+        if other != own:
+            raise UserError(f"class {number} ({show(other)}) is {show(own)} in the network: give data of its classes")
