@@ -8,7 +8,7 @@ import pytest
 
 from ofav2.cli import main as cli
 from ofav2.config import recipe
-from tests import module_map
+from tests import api_page, module_map
 from tests.test_architecture import LAYERS, LEAVES, PACKAGES, ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -17,6 +17,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 def test_the_list_of_modules_is_made_from_the_tree() -> None:
     page = module_map.PAGE.read_text(encoding="utf-8")
     assert page == module_map.render(), "modules changed: run `python -m tests.module_map`"
+
+
+def test_the_list_of_public_names_is_made_from_their_docstrings() -> None:
+    page = api_page.PAGE.read_text(encoding="utf-8")
+    assert page == api_page.render(), "the public API changed: run `python -m tests.api_page`"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
