@@ -74,6 +74,9 @@ class DataConfig:
     """Share of all images held out as test split, for data sets that come without one."""
     split_seed: int = 0
     """Seed of the split; kept apart from `run.seed` so that runs with other seeds are evaluated on the same images."""
+    balance: Literal["none", "classes"] = "none"
+    """How often training draws a class: as often as it has images, or all equally often (`classes`). Images of rare
+    classes then repeat within an epoch, and not all images of frequent ones come."""
     crop_scale: tuple[float, float] = (0.85, 1.0)
     """Range of the random crop's area as a share of the image's; (1, 1) with `crop_ratio` (1, 1) turns cropping off."""
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)

@@ -12,6 +12,7 @@ While a step computes on CUDA, a thread loads the next batch and sends it there 
 draws from torch's global generator waits until the batch is requested, because a running step draws from it, too.
 """
 
+import math
 import os
 import signal
 import threading
@@ -23,6 +24,7 @@ from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -114,8 +116,8 @@ def train_batches(
 ) -> "TrainBatches":
     """Load a training's batches, each augmented and at one resolution.
 
-    Each epoch goes through the training split once, in an order of its own; the incomplete last batch is dropped. The
-    equal shares of a batch, put side by side, are the batch.
+    Each epoch goes through the training split once, in an order of its own, or with `data.balance` has as many images
+    of each class. The incomplete last batch is dropped. The equal shares of a batch, put side by side, are the batch.
 
     Args:
         data: The data set.
@@ -139,6 +141,7 @@ def train_batches(
     before = [(first - 1) % config.batch_size] if settings.mixes else []
     schedule = _Schedule(
         images=len(data.train),
+        labels=data.train.labels if config.balance == "classes" else None,
         batch_size=config.batch_size,
         resolutions=config.resolutions,
         stream=stream,
@@ -310,6 +313,8 @@ class _Schedule(Sampler[Request]):
     """The requests of a training's steps, at some positions of each batch."""
 
     images: int
+    labels: npt.NDArray[np.int64] | None
+    """The images' classes, which come equally often; None takes each image once per epoch."""
     batch_size: int
     resolutions: tuple[int, ...]
     stream: Stream
@@ -325,12 +330,33 @@ class _Schedule(Sampler[Request]):
         for step in self.steps:
             epoch, batch = divmod(step, self.epoch_steps)
             if epoch != drawn:
-                order = self.stream.at("order", epoch).permutation(self.images)
+                rng = self.stream.at("order", epoch)
+                order = rng.permutation(self.images) if self.labels is None else balanced_order(self.labels, rng)
                 drawn = epoch
             resolution = batch_resolution(self.resolutions, self.stream, step)
             indices = order[batch * self.batch_size + self.positions]
             key = (self.stream.seed, code(self.stream.name), step)
             yield Request(indices, self.positions, self.batch_size, resolution, key)
+
+
+def balanced_order(labels: npt.NDArray[np.int64], rng: np.random.Generator) -> Indices:
+    """Draw an epoch in which all classes come equally often.
+
+    Args:
+        labels: The images' classes (N,).
+        rng: Random numbers.
+
+    Returns:
+        Indices (N,) in random order. An image comes again only after all images of its class did.
+    """
+    classes = np.unique(labels)
+    count, rest = divmod(len(labels), len(classes))
+    parts = []
+    for place, label in enumerate(rng.permutation(classes)):
+        members, drawn = np.flatnonzero(labels == label), count + (place < rest)
+        rounds = [rng.permutation(members) for _ in range(math.ceil(drawn / len(members)))]
+        parts.append(np.concatenate(rounds)[:drawn])
+    return rng.permutation(np.concatenate(parts))
 
 
 @dataclass(frozen=True, eq=False)

@@ -122,11 +122,13 @@ class Task(Protocol):
 
 
 def refuse_mixing(task: Task, config: DataConfig) -> None:
-    """Refuse mixup and cutmix for a task whose targets they can't make.
+    """Refuse mixup, cutmix and balanced classes for a task without classes.
 
     Raises:
-        UserError: If a recipe mixes images and the task has no targets for that.
+        UserError: If a recipe mixes images or balances classes, and the task has none.
     """
+    if config.balance == "classes" and not task.mixes:
+        raise UserError(f"data.balance (classes) needs classes, which task {task.name} has none of: set it to none")
     for key, alpha in (("mixup", config.mixup), ("cutmix", config.cutmix)):
         if alpha and not task.mixes:
             raise UserError(f"data.{key} ({alpha:g}) mixes classes, which task {task.name} has none of: set it to 0")

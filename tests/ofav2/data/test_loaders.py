@@ -17,7 +17,7 @@ import torch
 from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, Request
-from ofav2.data.loaders import _finished, _Loaded, _sent_ahead, one_ahead
+from ofav2.data.loaders import _finished, _Loaded, _sent_ahead, balanced_order, one_ahead, steps_per_epoch
 from ofav2.data.views import draw_views, evaluation_view
 from ofav2.errors import UserError
 from ofav2.rng import Stream
@@ -115,6 +115,32 @@ def test_an_epoch_sees_no_image_twice_and_each_has_its_own_order(digits: ImageDa
         assert set(epoch) <= set(range(len(digits.train)))
     assert epochs[0] != epochs[1]
     assert set(epochs[0]) != set(epochs[1])  # what the incomplete last batch leaves out changes
+
+
+def test_balanced_classes_come_equally_often() -> None:
+    labels = np.repeat([4, 0, 7], [70, 9, 21])
+    order = balanced_order(labels, np.random.default_rng(0))
+    assert len(order) == len(labels)
+    assert sorted(np.bincount(labels[order])[[4, 0, 7]]) == [33, 33, 34]
+    for label in (4, 0, 7):
+        times = np.bincount(order, minlength=100)[labels == label]
+        assert times.max() - times.min() <= 1, "an image comes again only after all of its class did"
+    other = balanced_order(labels, np.random.default_rng(1))
+    assert np.array_equal(order, balanced_order(labels, np.random.default_rng(0)))
+    assert not np.array_equal(order, other)
+    assert set(order[:50].tolist()) & set(np.flatnonzero(labels == 0)), "classes are mixed, not one after the other"
+
+
+def test_balanced_training_continues_where_the_whole_one_would_be(digits: ImageData) -> None:
+    few = np.concatenate([np.flatnonzero(digits.train.labels == 3)[:7], np.flatnonzero(digits.train.labels != 3)])
+    uneven = replace(digits, train=digits.train.take("train", few))
+    config = replace(CONFIG, batch_size=64, balance="classes")
+    epoch = steps_per_epoch(len(few), 64)
+    whole = load(uneven, config, steps=2 * epoch)
+    assert same(whole[epoch + 3 :], load(uneven, config, steps=2 * epoch, start=epoch + 3))
+    counts = torch.bincount(torch.cat([batch.targets for batch in whole[:epoch]]))
+    assert counts.max() - counts.min() <= 64, "all classes are equal, but for the last batch, which is dropped"
+    assert counts[3] > 10 * 7
 
 
 def test_a_batch_has_one_resolution_and_a_phase_has_all(digits: ImageData) -> None:

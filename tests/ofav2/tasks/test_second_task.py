@@ -52,6 +52,11 @@ def test_mixed_classes_are_refused(key: str, installed: None, tmp_path: Path) ->
         ofav2.train(recipe, [f"data.{key}=0.2"], tmp_path / "run")
 
 
+def test_balanced_classes_are_refused(installed: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.balance \(classes\) needs classes, which task digit_value has none of"):
+        ofav2.train(tiny.written(tmp_path, RECIPE), ["data.balance=classes"], tmp_path / "run")
+
+
 def test_the_best_teacher_is_the_one_of_the_lowest_error_when_a_run_goes_on(
     regression_run: Run, tmp_path: Path, notes: Notes
 ) -> None:
