@@ -59,16 +59,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    choice = parser.add_argument_group("limits", "rank random networks that keep them on validation; take the best")
-    choice.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
-    choice.add_argument("--max-params", metavar="2M", help="parameters")
-    choice.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
-    choice.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
-    choice.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
-    choice.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
-    choice.add_argument("--candidates", metavar="N", type=int, help="networks to rank (default: 200)")
-    choice.add_argument("--seed", metavar="N", type=int, help="seed of their draw (default: 0)")
-    choice.add_argument(
+    group = parser.add_argument_group("limits", "rank random networks that keep them on validation; take the best")
+    group.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
+    group.add_argument("--max-params", metavar="2M", help="parameters")
+    group.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
+    group.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
+    group.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
+    group.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
+    group.add_argument("--candidates", metavar="N", type=int, help="networks to rank (default: 200)")
+    group.add_argument("--seed", metavar="N", type=int, help="seed of their draw (default: 0)")
+    group.add_argument(
         "--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: latency.json in the run folder)"
     )
 
@@ -82,9 +82,9 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     run = open_run(arguments.run)
     space = run.loaded.net.space
-    choice = _choose(arguments, run, constraints) if constraints else None
-    subnet = choice.best.subnet if choice else chosen or (space.largest() if arguments.largest else space.smallest())
-    written = extract(run, subnet, arguments.out, _exits(arguments.exits), choice=choice, formats=formats)
+    ranking = _choose(arguments, run, constraints) if constraints else None
+    subnet = ranking.best.subnet if ranking else chosen or (space.largest() if arguments.largest else space.smallest())
+    written = extract(run, subnet, arguments.out, _exits(arguments.exits), ranking=ranking, formats=formats)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
     show, name = written.metric.show, written.metric.name
@@ -137,14 +137,14 @@ def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Const
 
     count = 200 if arguments.candidates is None else arguments.candidates
     seed = arguments.seed or 0
-    choice = choose(
+    ranking = choose(
         run, constraints.limits, space=constraints.space, candidates=count, seed=seed, table=constraints.table
     )
-    title = f"best of {len(choice.ranked)}: {constraints.limits}"
-    console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(choice)))
-    for sentence in describe_choice(run, choice, count, constraints.table):
+    title = f"best of {len(ranking.ranked)}: {constraints.limits}"
+    console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(ranking)))
+    for sentence in describe_choice(run, ranking, count, constraints.table):
         console.say(sentence)
-    return choice
+    return ranking
 
 
 def _exits(text: str) -> "Exits":

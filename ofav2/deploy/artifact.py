@@ -237,7 +237,7 @@ class SubnetRecord:
             raise ValueError("input has other channels, or another resolution, than the network")
         if self.task == "classification" and len(self.classes) != self.architecture.num_classes:
             raise ValueError(f"classes has {len(self.classes)} names for {self.architecture.num_classes} classes")
-        if any(tuple(scores) != self.exit_numbers for scores in self.scores.values()) or "test" not in self.scores:
+        if any(tuple(scores) != self.exit_indices for scores in self.scores.values()) or "test" not in self.scores:
             raise ValueError("scores must have those on test, each with one per exit")
         if (self.extraction is None) != bool(self.finetuning):
             raise ValueError("extraction must be there until the network is fine-tuned, and no longer")
@@ -248,7 +248,7 @@ class SubnetRecord:
         return str(self.subnet)
 
     @property
-    def exit_numbers(self) -> tuple[int, ...]:
+    def exit_indices(self) -> tuple[int, ...]:
         """The exits whose outputs it returns, by number."""
         return (self.subnet.height,) if self.exits == "last" else self.exits
 

@@ -34,7 +34,7 @@ def extract(
     out: str | Path,
     exits: Exits = "last",
     *,
-    choice: Ranking | None = None,
+    ranking: Ranking | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:
     """Write a sub-network as files: weights, description, ONNX, `torch.export` program, model card.
@@ -47,7 +47,7 @@ def extract(
         subnet: A network of the run's space.
         out: Folder to make; it must not exist, or be empty.
         exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
-        choice: How it was chosen, to be kept in `subnet.json`; None for a network that was named.
+        ranking: How it was chosen, to be kept in `subnet.json`; None for a network that was named.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
@@ -94,7 +94,7 @@ def extract(
             cost=subnet_cost(net.architecture, subnet, exits),
             scores=scores,
             extraction=extraction,
-            choice=_choice(choice) if choice else None,
+            choice=_choice(ranking) if ranking else None,
             provenance=_provenance(run),
             finetuning=(),
             formats=tuple(formats),
@@ -129,9 +129,9 @@ def _choice(ranking: Ranking) -> ChoiceRecord:
 
 def _scores(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> dict[str, dict[int, float]]:
     """Scores by split and exit."""
-    numbers = run.loaded.net.chosen_exits(subnet, exits)
+    exit_indices = run.loaded.net.chosen_exits(subnet, exits)
     return {
-        split.name: dict(zip(numbers, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
+        split.name: dict(zip(exit_indices, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
         for split in (run.data.val, run.data.test)
     }
 

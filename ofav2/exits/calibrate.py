@@ -87,9 +87,9 @@ class Study:
     policy: ExitPolicy
     """When images exit."""
     target: str
-    """What was asked for."""
+    """The target that the policy keeps."""
     exits: tuple[int, ...]
-    """The exits' numbers."""
+    """The exits' indices, from 1."""
     val: Outcome
     """The policy on validation, which chose it."""
     test: Outcome
@@ -99,7 +99,7 @@ class Study:
     rows: tuple[Timed, ...]
     """Measured ways to run the network."""
     chosen: int
-    """Place of the policy in `rows`."""
+    """Index of the policy in `rows`."""
     curve: ThresholdCurve
     """All thresholds, on validation."""
     timed_images: int
@@ -132,13 +132,13 @@ def study_rows(study: Study) -> list[tuple[object, ...]]:
     """Return what was measured on validation as rows of a table; an arrow marks the chosen threshold."""
     return [
         (
-            f"{'->' if place == study.chosen else '  '} {row.name}",
+            f"{'->' if index == study.chosen else '  '} {row.name}",
             f"{row.mean_macs:,.0f}",
             f"{100 * row.top1:.2f}",
             " ".join(f"{100 * share:.0f}" for share in row.shares) if row.shares else "-",
             *(f"{time / 1e6:.3g}" for time in row.nanoseconds),
         )
-        for place, row in enumerate(study.rows)
+        for index, row in enumerate(study.rows)
     ]
 
 
@@ -174,21 +174,21 @@ def calibrate_exits(
     opened = open_exits(directory, overrides)
     logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
-    place, target = _choose(curve, max_macs, min_top1)
-    policy = ExitPolicy(float(curve.thresholds[place]), confidence, ensemble)
-    places = sorted({place, *curve.spread(SHOWN)})
-    rows = _timed(opened, curve, places, policy, single)
+    index, target = _choose(curve, max_macs, min_top1)
+    policy = ExitPolicy(float(curve.thresholds[index]), confidence, ensemble)
+    indices = sorted({index, *curve.spread(SHOWN)})
+    rows = _timed(opened, curve, indices, policy, single)
     study = Study(
         name=opened.record.name,
         data=opened.data.name,
         policy=policy,
         target=target,
         exits=opened.net.exits,
-        val=_on_curve(curve, place),
+        val=_on_curve(curve, index),
         test=evaluate_policy(opened, opened.data.test, policy),
         last_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
         rows=rows,
-        chosen=places.index(place),
+        chosen=indices.index(index),
         curve=curve,
         timed_images=min(TIMED_IMAGES, len(opened.data.val)),
         machine=this_machine(opened.runtime.device),
@@ -235,13 +235,13 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
 def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:
     """Return what an exit policy does to a split."""
     exits = torch.tensor(opened.net.exits)
-    right, left = 0, torch.zeros(len(exits), dtype=torch.int64)
+    right, exited = 0, torch.zeros(len(exits), dtype=torch.int64)
     with opened.runtime.autocast():
         for images, target in _inputs(opened, split):
             found = opened.net.decide(images, policy)
             right += int((found.classes == target).sum())
-            left += (found.exits.cpu()[:, None] == exits).sum(0)
-    counts = left.tolist()
+            exited += (found.exits.cpu()[:, None] == exits).sum(0)
+    counts = exited.tolist()
     macs = sum(count * cost.passed for count, cost in zip(counts, opened.macs, strict=True))
     total = len(split)
     return Outcome(total, right / total, macs / total, tuple(count / total for count in counts))
@@ -261,8 +261,8 @@ def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None)
         return curve.reaching(min_top1), f"top-1 of at least {100 * min_top1:g} % on validation"
     # The rule of three: what happens to none of n images may happen to 3 in n, with 95 % confidence.
     hidden = 100 * min(1.0, 3 / curve.images)
-    said = f"none of {curve.images} validation images is lost that the last exit has right"
-    return curve.harmless(), f"{said} (a loss of {hidden:.2g} points may hide in so few)"
+    rule = f"none of {curve.images} validation images is lost that the last exit has right"
+    return curve.harmless(), f"{rule} (a loss of {hidden:.2g} points may hide in so few)"
 
 
 def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
@@ -279,9 +279,9 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Thre
             own = opened.net(images)
             if not sure:
                 require_same(own, opened.module(images), "network split at its exits")
-            said = opened.net.exit_outputs(own, ensemble)
-            sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in said[:-1]]))
-            right.append(_right(said, target))
+            outputs = opened.net.exit_outputs(own, ensemble)
+            sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in outputs[:-1]]))
+            right.append(_right(outputs, target))
             alone_right.append(_right(own, target))
     macs = [cost.passed for cost in opened.macs]
     curve = threshold_curve(np.concatenate(sure, 1), np.concatenate(right, 1), macs)
@@ -292,26 +292,26 @@ def _right(exits: Sequence[Tensor], target: Tensor) -> npt.NDArray[np.bool_]:
     return torch.stack([predict(logits) == target for logits in exits]).cpu().numpy()
 
 
-def _on_curve(curve: ThresholdCurve, place: int) -> Outcome:
-    shares = tuple(curve.shares[place].tolist())
-    return Outcome(curve.images, float(curve.top1[place]), float(curve.mean_macs[place]), shares)
+def _on_curve(curve: ThresholdCurve, index: int) -> Outcome:
+    shares = tuple(curve.shares[index].tolist())
+    return Outcome(curve.images, float(curve.top1[index]), float(curve.mean_macs[index]), shares)
 
 
 def _timed(
-    opened: OpenedExits, curve: ThresholdCurve, places: Sequence[int], policy: ExitPolicy, single: Sequence[float]
+    opened: OpenedExits, curve: ThresholdCurve, indices: Sequence[int], policy: ExitPolicy, single: Sequence[float]
 ) -> tuple[Timed, ...]:
     """Time the thresholds at these indices, then each exit alone, then all exits; the calls take turns."""
-    outcomes = [_on_curve(curve, place) for place in places]
-    thresholds = [float(curve.thresholds[place]) for place in places]
+    outcomes = [_on_curve(curve, index) for index in indices]
+    thresholds = [float(curve.thresholds[index]) for index in indices]
     calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, policy, threshold) for threshold in thresholds]
-    calls += [alone(opened.module, place).eval() for place in range(len(opened.net.exits))]
+    calls += [alone(opened.module, index).eval() for index in range(len(opened.net.exits))]
     calls.append(opened.module)
     times = _call_times(opened, calls)
     early = [
         Timed(_named(threshold), threshold, one.mean_macs, one.top1, one.shares, time)
         for threshold, one, time in zip(thresholds, outcomes, times, strict=False)
     ]
-    exits = zip(opened.macs, single, times[len(places) :], strict=False)
+    exits = zip(opened.macs, single, times[len(indices) :], strict=False)
     ends = [Timed(f"exit {cost.exit} alone", None, cost.alone, top1, None, time) for cost, top1, time in exits]
     everything = Timed("all exits", None, opened.macs[-1].passed, single[-1], None, times[-1])
     return (*early, *ends, everything)

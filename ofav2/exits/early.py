@@ -29,7 +29,7 @@ class Prediction:
     logits: Tensor
     """The logits that it was read off, (N, classes): of the image's exit, or of the ensemble up to there."""
     exits: Tensor
-    """The exit that each image left at, by number, int64 (N,)."""
+    """The exit of each image, by index from 1, int64 (N,)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class EarlyExits(nn.Module):
 
     Args:
         parts: One part per exit, as `split` makes them.
-        exits: The exits' numbers, ascending.
+        exits: The exits' indices, ascending.
     """
 
     def __init__(self, parts: Sequence[nn.Module], exits: Sequence[int]) -> None:
@@ -113,8 +113,8 @@ class EarlyExits(nn.Module):
         """
         total: Tensor | None = None
         exit_outputs = []
-        for place, logits in enumerate(outputs):
-            own, total = self._exit_output(place, logits, total, ensemble)
+        for position, logits in enumerate(outputs):
+            own, total = self._exit_output(position, logits, total, ensemble)
             exit_outputs.append(own)
         return tuple(exit_outputs)
 
@@ -147,41 +147,41 @@ class EarlyExits(nn.Module):
         if self.training:
             raise UserError("network is in training mode, where images change each other's logits: call .eval() first")
         thresholds = policy.per_exit(len(self.exits))
-        left: list[tuple[Tensor | None, Tensor, int]] = []
+        exited: list[tuple[Tensor | None, Tensor, int]] = []
         values: Sequence[Tensor] = (images,)
         rows: Tensor | None = None
         total: Tensor | None = None
         with torch.inference_mode():
-            for place, (number, part) in enumerate(zip(self.exits, self.parts, strict=True)):
+            for position, (number, part) in enumerate(zip(self.exits, self.parts, strict=True)):
                 logits, *values = part(*values)
-                own, total = self._exit_output(place, logits, total, policy.ensemble)
-                if place == len(thresholds):
-                    left.append((rows, own, number))
+                own, total = self._exit_output(position, logits, total, policy.ensemble)
+                if position == len(thresholds):
+                    exited.append((rows, own, number))
                     break
-                sure = confidence_of(policy.confidence, own) >= thresholds[place]
+                sure = confidence_of(policy.confidence, own) >= thresholds[position]
                 exiting = int(sure.count_nonzero())
                 if exiting == len(own):
-                    left.append((rows, own, number))
+                    exited.append((rows, own, number))
                     break
                 if exiting:
                     rows = torch.arange(len(own), device=own.device) if rows is None else rows
-                    left.append((rows[sure], own[sure], number))
+                    exited.append((rows[sure], own[sure], number))
                     stay = (~sure).nonzero().squeeze(1)
                     rows, values = rows[stay], [_kept(value, stay, len(own)) for value in values]
                     total = total if total is None else total[stay]
-            return _gathered(left)
+            return _gathered(exited)
 
     def _exit_output(
-        self, place: int, logits: Tensor, total: Tensor | None, ensemble: bool
+        self, position: int, logits: Tensor, total: Tensor | None, ensemble: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Return an exit's logits, and the weighted sum of the logits so far."""
         # Half precision has too few digits to tell sure from surer.
         wide = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
         if not ensemble:
             return wide, None
-        own = wide * self._shares[place]
+        own = wide * self._shares[position]
         total = own if total is None else total + own
-        return total / self._sums[place], total
+        return total / self._sums[position], total
 
 
 def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> EarlyExits:
@@ -190,7 +190,7 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
     Args:
         module: Images (N, C, H, W) -> a tuple of logits (N, classes), the earliest exit first: what `load_subnet` gives
             for several exits, or any other `torch.fx` graph.
-        exits: The exits' numbers; None counts them from 1.
+        exits: The exits' indices; None counts them from 1.
 
     Raises:
         UserError: If it has only one exit, or can't be split (see `split`).
@@ -204,15 +204,15 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
     return EarlyExits(parts, indices).train(module.training)
 
 
-def _gathered(left: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
+def _gathered(exited: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:
     """Return the outputs of all groups of images, in the order in which the images came."""
-    if len(left) == 1:
-        ((_, logits, number),) = left
+    if len(exited) == 1:
+        ((_, logits, number),) = exited
         exits = torch.full((len(logits),), number, device=logits.device)
     else:
-        back = torch.cat([rows for rows, _, _ in left if rows is not None]).argsort()
-        logits = torch.cat([own for _, own, _ in left])[back]
-        exits = torch.cat([rows.new_full((len(rows),), number) for rows, _, number in left if rows is not None])[back]
+        back = torch.cat([rows for rows, _, _ in exited if rows is not None]).argsort()
+        logits = torch.cat([own for _, own, _ in exited])[back]
+        exits = torch.cat([rows.new_full((len(rows),), number) for rows, _, number in exited if rows is not None])[back]
     return Prediction(predict(logits), logits, exits)
 
 

@@ -87,7 +87,7 @@ class EarlyExitsRecord:
     policy: ExitPolicy
     """When images exit."""
     target: str
-    """What was asked for."""
+    """The target that the policy keeps."""
     exits: tuple[int, ...]
     """The exits, by number."""
     macs: tuple[ExitMacs, ...]
@@ -134,7 +134,7 @@ def several_exits(directory: str | Path) -> tuple[int, ...]:
     Raises:
         RunError: If `subnet.json` is missing, damaged or foreign, or the network has one exit.
     """
-    exits = describe_subnet(directory).exit_numbers
+    exits = describe_subnet(directory).exit_indices
     if len(exits) < 2:
         raise RunError(
             f"folder ({directory}) holds a network with one exit, so no earlier one: extract it with --exits all"

@@ -15,7 +15,7 @@ from ofav2.errors import UserError
 from ofav2.exits.early import NEVER
 from ofav2.nas.limits import show
 
-Numbers = npt.NDArray[np.float32]
+Floats = npt.NDArray[np.float32]
 Counts = npt.NDArray[np.int64]
 
 
@@ -23,9 +23,9 @@ Counts = npt.NDArray[np.int64]
 class ThresholdCurve:
     """All thresholds that differ on some images, ascending: from all images exiting as early as possible to none."""
 
-    thresholds: Numbers
+    thresholds: Floats
     """(T,). Each lies halfway between two confidences, so that the last digits decide about no image."""
-    left: Counts
+    exited: Counts
     """Images that exit at each exit, (T, exits)."""
     right: Counts
     """Images whose class is right, (T,)."""
@@ -37,7 +37,7 @@ class ThresholdCurve:
     @property
     def images(self) -> int:
         """How many images."""
-        return int(self.left[0].sum())
+        return int(self.exited[0].sum())
 
     @property
     def mean_macs(self) -> npt.NDArray[np.float64]:
@@ -52,20 +52,20 @@ class ThresholdCurve:
     @property
     def shares(self) -> npt.NDArray[np.float64]:
         """Share of images (0..1) that exit at each exit, (T, exits)."""
-        return self.left / self.images
+        return self.exited / self.images
 
     @property
     def _total_macs(self) -> Counts:
-        return self.left @ np.array(self.macs, dtype=np.int64)
+        return self.exited @ np.array(self.macs, dtype=np.int64)
 
     def within(self, macs: int) -> int:
-        """Return the most accurate threshold of a wanted mean cost; of equals the cheapest, then the most cautious.
+        """Return the most accurate threshold of at most a mean cost; of equals the cheapest, then the most cautious.
 
         Args:
             macs: Mean multiply-adds per image, at most.
 
         Returns:
-            Its place.
+            Its index.
 
         Raises:
             UserError: If every threshold costs more; the message says what the least is.
@@ -81,13 +81,13 @@ class ThresholdCurve:
         return int(kept[np.lexsort((self.thresholds[kept], -total[kept], self.right[kept]))[-1]])
 
     def reaching(self, top1: float) -> int:
-        """Return the cheapest threshold of a wanted accuracy; of equals the most accurate, then the most cautious.
+        """Return the cheapest threshold of at least an accuracy; of equals the most accurate, then the most cautious.
 
         Args:
             top1: Share of images (0..1) whose class is right, at least.
 
         Returns:
-            Its place.
+            Its index.
 
         Raises:
             UserError: If no threshold reaches it; the message says what the best one reaches.
@@ -95,7 +95,7 @@ class ThresholdCurve:
         kept = np.flatnonzero(self.top1 >= top1)
         if not len(kept):
             best = np.floor(1e4 * self.top1.max()) / 1e4
-            raise UserError(f"top-1 ({top1:g}) is more than any threshold reaches on validation: ask for {best:g}")
+            raise UserError(f"top-1 ({top1:g}) is more than any threshold reaches on validation: give up to {best:g}")
         return self._cheapest(kept)
 
     def harmless(self) -> int:
@@ -109,10 +109,10 @@ class ThresholdCurve:
         return int(kept[np.lexsort((self.thresholds[kept], self.right[kept], -self._total_macs[kept]))[-1]])
 
     def spread(self, count: int) -> list[int]:
-        """Return places of at most so many thresholds, both ends included, about evenly spaced in cost; ascending."""
+        """Return indices of at most so many thresholds, both ends included, about evenly spaced in cost; ascending."""
         total = self._total_macs
-        wanted = np.linspace(int(total.min()), int(total.max()), count)
-        nearest = {int(np.abs(total - value).argmin()) for value in wanted}
+        targets = np.linspace(int(total.min()), int(total.max()), count)
+        nearest = {int(np.abs(total - value).argmin()) for value in targets}
         return sorted({0, len(total) - 1, *nearest})
 
 
@@ -123,14 +123,14 @@ def threshold_curve(
 
     Args:
         confidences: How sure each exit but the last is of each image, (exits - 1, N), N at least 1; NaN is never sure.
-        right: Whether what each exit says is right, (exits, N).
+        right: Whether each exit's class is right, (exits, N).
         macs: Multiply-adds of an image that exits at each exit, ascending.
     """
     exits, images = right.shape
     assert confidences.shape == (exits - 1, images)
     assert len(macs) == exits
     known = np.where(np.isnan(confidences), -np.inf, confidences).astype(np.float32)
-    # An image has left before exit k if, and only if, one of the exits before it was sure enough.
+    # An image has exited before exit k if, and only if, one of the exits before it was sure enough.
     surest = np.maximum.accumulate(np.vstack([np.full(images, -np.inf), known, np.full(images, np.inf)]), 0)
     thresholds = _thresholds(known)
     everything = np.ones(images, bool)
@@ -145,7 +145,7 @@ def threshold_curve(
     return ThresholdCurve(thresholds, np.diff(gone, axis=0).T, total(right), total(right[-1] & ~right), tuple(macs))
 
 
-def _thresholds(known: Numbers) -> Numbers:
+def _thresholds(known: Floats) -> Floats:
     """Return all that differ: between two confidences, those of exits that decide nothing included."""
     values = np.unique(known[np.isfinite(known)])
     lower, upper = values[:-1], values[1:]
@@ -155,7 +155,7 @@ def _thresholds(known: Numbers) -> Numbers:
     return np.concatenate([np.zeros(1, np.float32), between, np.array([NEVER], np.float32)])
 
 
-def _tail(values: Numbers, counted: npt.NDArray[np.bool_], thresholds: Numbers) -> Counts:
+def _tail(values: Floats, counted: npt.NDArray[np.bool_], thresholds: Floats) -> Counts:
     """Return how many counted images have a value of at least each threshold."""
     order = np.argsort(values)
     sums = np.concatenate([[0], np.cumsum(counted[order], dtype=np.int64)])

@@ -154,7 +154,7 @@ def _write(
     source, data = tuning.source.record, tuning.data
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
-    names = output_names(source.exit_numbers, source.exits == "last")
+    names = output_names(source.exit_indices, source.exits == "last")
     exports, sha256 = write_network(staging, module, images, names, formats)
     written = replace(
         source,

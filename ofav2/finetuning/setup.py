@@ -94,7 +94,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     refuse_mixing(task, config.data)
     arch = replace(source.record.architecture, num_classes=task.outputs)
     net = build_supernet(arch, (source.record.subnet.resolution,), config.run.seed)
-    exits = source.record.exit_numbers
+    exits = source.record.exit_indices
     start = source.module
     if not _same_classes(source, data):
         start = net.extract(source.record.subnet, source.record.exits)

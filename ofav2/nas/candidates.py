@@ -1,8 +1,8 @@
 """Choose a sub-network for a device: draw networks that keep the limits, rank them on validation.
 
 Under a tight limit all but one draw in a billion may miss, so draws that miss are not thrown away. Resolution and exit
-are drawn among those that can keep the limits at all. A draw starts from the largest network there, or with the same
-chance from one drawn uniformly; while it is over a limit, one choice after the other, in random order, is replaced by
+are drawn among those that can keep the limits at all. A draw starts from the largest network there, or as
+often from one drawn uniformly; while it is over a limit, one choice after the other, in random order, is replaced by
 that of a cheapest network, which keeps the limits by construction. So the networks gather just below the limits, where
 the accurate ones are: uniform draws alone cost about half of the largest network, and would leave a loose limit unused.
 """
@@ -46,7 +46,7 @@ class Ranking:
     """The outcome of a choice."""
 
     limits: Limits
-    """What was asked for."""
+    """The most that a network may cost."""
     ranked: tuple[Candidate, ...]
     """All candidates, the most accurate first; of equals, the one with the fewest multiply-adds."""
     space: Space
@@ -119,16 +119,16 @@ def draw_within(
     if limits.latency is not None and model.table is None:
         raise UserError("limit latency needs a latency table: measure one with `ofav2 latency RUN`")
     anchors = feasible(model, space, limits)
-    places = sorted(anchors)
+    keys = sorted(anchors)
     rng = generator("choose", seed)
     found: dict[Subnet, None] = {}
     idle = 0
     while len(found) < candidates and idle < PATIENCE:
-        resolution, exit = places[int(rng.integers(len(places)))]
+        resolution, exit = keys[int(rng.integers(len(keys)))]
         here = anchors[resolution, exit]
         anchor = here[int(rng.integers(len(here)))].subnet
-        place = space.restrict(resolution=(resolution,), height=(exit,))
-        start = place.largest() if rng.integers(2) else place.sample(rng)
+        part = space.restrict(resolution=(resolution,), height=(exit,))
+        start = part.largest() if rng.integers(2) else part.sample(rng)
         subnet = _moved(start, anchor, model, limits, rng)
         idle = idle + 1 if subnet in found else 0
         found[subnet] = None
@@ -142,11 +142,11 @@ def feasible(model: CostModel, space: Space, limits: Limits) -> dict[tuple[int, 
         UserError: If there is none at all; the message says, for each limit, the least that it would have to be.
     """
     names = tuple(limits.named) or ("macs",)
-    everywhere = cheapest(model, space, names)
-    kept = {place: tuple(one for one in ones if within(one.price, limits)) for place, ones in everywhere.items()}
-    kept = {place: ones for place, ones in kept.items() if ones}
+    by_key = cheapest(model, space, names)
+    kept = {key: tuple(one for one in ones if within(one.price, limits)) for key, ones in by_key.items()}
+    kept = {key: ones for key, ones in kept.items() if ones}
     if not kept:
-        raise UserError(_refusal([one.price for ones in everywhere.values() for one in ones], limits))
+        raise UserError(_refusal([one.price for ones in by_key.values() for one in ones], limits))
     return kept
 
 
@@ -155,12 +155,12 @@ def _refusal(prices: Sequence[Price], limits: Limits) -> str:
     alone = {name: min(getattr(price, name) for price in prices) for name in limits.named}
     missed = [name for name, most in limits.named.items() if alone[name] > most]
     if missed:
-        said = ", ".join(
+        reasons = ", ".join(
             f"{name} ({_exact(name, limits.named[name])}) is less than any network needs: the least is"
             f" {show(name, alone[name])} ({_exact(name, alone[name])})"
             for name in missed
         )
-        return f"limit {said}"
+        return f"limit {reasons}"
     nearest = []
     for name in limits.named:
         others = Limits(**{other: most for other, most in limits.named.items() if other != name})

@@ -97,9 +97,9 @@ def _through(front: Sequence[_Partial], blocks: Sequence[Sequence[_Partial]], na
 
 def _front(partials: Iterable[_Partial], names: Sequence[str]) -> list[_Partial]:
     """Return those that no other one beats or equals in all the named costs; of equals, the first."""
-    places = [Price._fields.index(name) for name in names]
+    indices = [Price._fields.index(name) for name in names]
     ordered = sorted(
-        ((tuple(partial.price[place] for place in places), partial) for partial in partials), key=itemgetter(0)
+        ((tuple(partial.price[index] for index in indices), partial) for partial in partials), key=itemgetter(0)
     )
     kept: list[tuple[tuple[int, ...], _Partial]] = []
     for costs, partial in ordered:

@@ -1,4 +1,4 @@
-"""Check what the command line asks of a network before images are opened, and describe the choice."""
+"""Check the command line's constraints on a network before images are opened, and describe the choice."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ def constrain(
     resolutions: str | None = None,
     table: str | Path | None = None,
 ) -> Constraints:
-    """Read which networks of a run are asked for, and refuse limits that none of them can keep.
+    """Read the constraints on a run's networks, and refuse limits that none of them can keep.
 
     Args:
         run: A run folder.
@@ -50,13 +50,13 @@ def constrain(
     """
     net = load_run(run).net
     space = narrowed(net.space, exits, resolutions)
-    wanted = table or (Path(run) / TABLE if limits.latency is not None else None)
-    loaded = load_table(wanted, net.architecture) if wanted else None
+    path = table or (Path(run) / TABLE if limits.latency is not None else None)
+    loaded = load_table(path, net.architecture) if path else None
     feasible(CostModel(net.architecture, loaded), space, limits)
     return Constraints(limits, space, loaded)
 
 
-def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
+def candidate_rows(ranking: Ranking) -> list[tuple[object, ...]]:
     """Return the most accurate candidates, the chosen one first."""
     return [
         (
@@ -65,25 +65,25 @@ def candidate_rows(choice: Ranking) -> list[tuple[object, ...]]:
             f"{one.price.macs:,}",
             show("memory", one.price.memory),
             show("latency", one.price.latency) if one.price.latency else "-",
-            choice.metric.show(one.score),
+            ranking.metric.show(one.score),
         )
-        for one in choice.ranked[:SHOWN]
+        for one in ranking.ranked[:SHOWN]
     ]
 
 
-def describe_choice(run: OpenedRun, choice: Ranking, wanted: int, table: LatencyTable | None) -> list[str]:
+def describe_choice(run: OpenedRun, ranking: Ranking, count: int, table: LatencyTable | None) -> list[str]:
     """Return notes on a choice: too few candidates, and the measured latency beside the predicted one."""
-    said = []
-    if len(choice.ranked) < wanted:
-        said.append(f"the limits leave few networks: {len(choice.ranked)} different ones were found, not {wanted}")
+    notes = []
+    if len(ranking.ranked) < count:
+        notes.append(f"the limits leave few networks: {len(ranking.ranked)} different ones were found, not {count}")
     if table:
-        subnet, predicted = choice.best.subnet, choice.best.price.latency
+        subnet, predicted = ranking.best.subnet, ranking.best.price.latency
         real = measure_subnet(run.loaded.net, subnet, run.runtime, table.batch, table.machine.threads)
-        said.append(f"latency: predicted {show('latency', predicted)}, measured {real}")
-        if choice.limits.latency is not None and real.median > choice.limits.latency:
-            said.append(
+        notes.append(f"latency: predicted {show('latency', predicted)}, measured {real}")
+        if ranking.limits.latency is not None and real.median > ranking.limits.latency:
+            notes.append(
                 "that is over the limit: the machine is busy, or the table is old; renew it with `ofav2 latency`"
             )
         if (real.machine.name, real.machine.device) != (table.machine.name, table.machine.device):
-            said.append(f"the latency table was measured on {table.machine.name}, not here: limits hold there")
-    return said
+            notes.append(f"the latency table was measured on {table.machine.name}, not here: limits hold there")
+    return notes

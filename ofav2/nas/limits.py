@@ -126,11 +126,11 @@ def narrowed(space: Space, exits: str | None, resolutions: str | None) -> Space:
     Raises:
         UserError: If one can't be read, or was not trained.
     """
-    asked = {"height": ("exit", exits), "resolution": ("resolution", resolutions)}
+    texts = {"height": ("exit", exits), "resolution": ("resolution", resolutions)}
     return space.restrict(
         **{
             dimension: parse_choices(name, text, getattr(space, dimension))
-            for dimension, (name, text) in asked.items()
+            for dimension, (name, text) in texts.items()
             if text is not None
         }
     )

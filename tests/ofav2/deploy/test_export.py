@@ -34,7 +34,7 @@ class Extracted:
     record: SubnetRecord
     subnet: Subnet
     exits: Exits
-    numbers: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +47,8 @@ def extracted(request: pytest.FixtureRequest, opened: OpenedRun, tmp_path_factor
     exits = request.param
     subnet = opened.loaded.net.space.uniform(depth=1, level=1, height=3)
     out = tmp_path_factory.mktemp("extracted") / "out"
-    numbers = {"last": (3,), "all": (1, 2, 3)}.get(exits, exits) if isinstance(exits, str) else exits
-    return Extracted(out, ofav2.extract(opened, subnet, out, exits), subnet, exits, numbers)
+    indices = {"last": (3,), "all": (1, 2, 3)}.get(exits, exits) if isinstance(exits, str) else exits
+    return Extracted(out, ofav2.extract(opened, subnet, out, exits), subnet, exits, indices)
 
 
 def images(count: int, side: int = 16) -> Tensor:
@@ -69,13 +69,13 @@ def test_an_extraction_writes_all_its_files_and_no_other(extracted: Extracted) -
 @pytest.mark.parametrize("count", [1, 2, 7])
 def test_the_onnx_file_takes_any_number_of_images(extracted: Extracted, count: int) -> None:
     session = onnxruntime.InferenceSession(extracted.folder / "model.onnx", providers=["CPUExecutionProvider"])
-    names = ["logits"] if extracted.exits == "last" else [f"exit_{exit}" for exit in extracted.numbers]
+    names = ["logits"] if extracted.exits == "last" else [f"exit_{exit}" for exit in extracted.indices]
     assert [output.name for output in session.get_outputs()] == names
     assert [entry.name for entry in session.get_inputs()] == ["images"]
     batch = images(count)
     found = [torch.from_numpy(each) for each in session.run(None, {"images": batch.numpy()})]
     expected = logits(extracted, batch)
-    assert [each.shape for each in found] == [(count, 10)] * len(extracted.numbers)
+    assert [each.shape for each in found] == [(count, 10)] * len(extracted.indices)
     torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-5)
 
 
@@ -99,14 +99,14 @@ def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_pa
 def test_the_module_returns_what_was_asked_for(extracted: Extracted) -> None:
     output = ofav2.load_subnet(extracted.folder)(images(2))
     assert isinstance(output, Tensor) == (extracted.exits == "last")
-    assert extracted.record.exits == ("last" if extracted.exits == "last" else extracted.numbers)
-    assert extracted.record.exit_numbers == extracted.numbers
+    assert extracted.record.exits == ("last" if extracted.exits == "last" else extracted.indices)
+    assert extracted.record.exit_indices == extracted.indices
 
 
 def test_every_exit_has_the_accuracy_of_the_network_cut_there(extracted: Extracted, opened: OpenedRun) -> None:
     after = extracted.record.scores
     for split in (opened.data.val, opened.data.test):
-        cuts = [replace(extracted.subnet, height=exit) for exit in extracted.numbers]
+        cuts = [replace(extracted.subnet, height=exit) for exit in extracted.indices]
         alone = {score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, cuts, split)}
         assert after[split.name] == {cut.height: alone[cut] for cut in cuts}
 

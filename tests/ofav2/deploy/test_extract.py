@@ -214,9 +214,9 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
 
 
 def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
-    outside = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=2)
+    foreign = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=2)
     with pytest.raises(SpaceError, match=r"^depth\[0\] \(2\)"):
-        ofav2.measure(opened, [opened.loaded.net.space.largest(), outside], "val")
+        ofav2.measure(opened, [opened.loaded.net.space.largest(), foreign], "val")
 
 
 def test_other_images_than_the_runs_are_said(tiny_run: Any, run_copy: Path, notes: Notes) -> None:

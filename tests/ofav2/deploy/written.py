@@ -30,12 +30,12 @@ def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") 
 
 def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRecord:
     """A record of a network that never was trained: all but what it is made of is invented."""
-    arch, numbers = net.architecture, net.chosen_exits(subnet, exits)
-    scores = {"val": {exit: 0.7 + exit / 100 for exit in numbers}, "test": {exit: 0.6 + exit / 100 for exit in numbers}}
+    arch, indices = net.architecture, net.chosen_exits(subnet, exits)
+    scores = {"val": {exit: 0.7 + exit / 100 for exit in indices}, "test": {exit: 0.6 + exit / 100 for exit in indices}}
     before = {split: {exit: score / 2 for exit, score in by_exit.items()} for split, by_exit in scores.items()}
     return SubnetRecord(
         subnet=subnet,
-        exits=exits if exits == "last" else numbers,
+        exits=exits if exits == "last" else indices,
         architecture=arch,
         task=NAME,
         metric=TOP1,
@@ -49,6 +49,6 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, "{}"),
         finetuning=(),
         formats=("onnx", "pt2", "card"),
-        exports=ExportRecord(tuple(f"exit_{exit}" for exit in numbers), (1, 16), {"model.onnx": 1e-7}),
+        exports=ExportRecord(tuple(f"exit_{exit}" for exit in indices), (1, 16), {"model.onnx": 1e-7}),
         sha256="ef" * 32,
     )

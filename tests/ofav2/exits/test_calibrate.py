@@ -64,8 +64,8 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
-    for split, said in ((opened.data.val, study.val), (opened.data.test, study.test)):
-        assert evaluate_policy(opened, split, study.policy) == said
+    for split, outcome in ((opened.data.val, study.val), (opened.data.test, study.test)):
+        assert evaluate_policy(opened, split, study.policy) == outcome
     assert study.val.images == len(opened.data.val)
     assert sum(study.val.shares) == pytest.approx(1)
     assert study.exits == EXITS
@@ -195,7 +195,7 @@ def refused(capsys: Capture, *arguments: str) -> str:
     [
         (["--max-macs", "1"], r"limit macs \(1\) is less than any threshold needs: the mean is at least .* \([\d,]+\)"),
         (["--max-macs", "lots"], r"limit macs \(lots\)"),
-        (["--min-top1", "1.0"], r"top-1 \(1\) is more than any threshold reaches on validation: ask for 0\.\d+"),
+        (["--min-top1", "1.0"], r"top-1 \(1\) is more than any threshold reaches on validation: give up to 0\.\d+"),
         (["--min-top1", "97"], r"top-1 \(97\) must be a share from 0 to 1, such as 0.96, or up to 100 %, such as 96%"),
         (["--min-top1", "101%"], r"top-1 \(101%\)"),
         (["--confidence", "luck"], r"confidence \(.*luck"),

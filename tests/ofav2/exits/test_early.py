@@ -1,4 +1,4 @@
-"""Images leave at the first exit that is sure of them, with that exit's logits, and later stages don't see them."""
+"""Images exit at the first exit that is sure of them, with that exit's logits, and later stages don't see them."""
 
 import math
 from fractions import Fraction
@@ -33,40 +33,40 @@ def plain_confidence(name: str, logits: list[float]) -> float:
 
 def plain_decide(logits: list[Tensor], exits: tuple[int, ...], policy: ExitPolicy) -> tuple[list[int], list[Tensor]]:
     """Image after image, exit after exit, from the whole network's logits."""
-    left, said = [], []
+    exited, outputs = [], []
     for image in range(len(logits[0])):
-        for place, exit in enumerate(exits):
-            passed = [one[image] for one in logits[: place + 1]]
+        for position, exit in enumerate(exits):
+            passed = [one[image] for one in logits[: position + 1]]
             own = passed[-1]
             if policy.ensemble:
-                weights = [Fraction(number + 1) for number in range(place + 1)]
+                weights = [Fraction(number + 1) for number in range(position + 1)]
                 own = sum((w * one for w, one in zip(map(float, weights), passed, strict=True)), torch.zeros_like(own))
                 own = own / float(sum(weights))
-            last = place == len(exits) - 1
+            last = position == len(exits) - 1
             threshold = (
-                policy.threshold[place] if isinstance(policy.threshold, tuple) and not last else policy.threshold
+                policy.threshold[position] if isinstance(policy.threshold, tuple) and not last else policy.threshold
             )
             if last or plain_confidence(policy.confidence, own.tolist()) >= threshold:  # type: ignore[operator]
-                left.append(exit)
-                said.append(own)
+                exited.append(exit)
+                outputs.append(own)
                 break
-    return left, said
+    return exited, outputs
 
 
 def middle(net: EarlyExits, images: Tensor, name: str, share: float) -> float:
     """A threshold between two confidences of the first exit, so that the last bits decide nothing there."""
     with torch.no_grad():
         values = confidence_of(name, net(images)[0]).unique()
-    place = min(int(share * len(values)), len(values) - 2)
-    return float((values[place] + values[place + 1]) / 2)
+    position = min(int(share * len(values)), len(values) - 2)
+    return float((values[position] + values[position + 1]) / 2)
 
 
 def check(net: EarlyExits, images: Tensor, whole: list[Tensor], policy: ExitPolicy) -> Prediction:
     found = net.decide(images, policy)
-    exits, said = plain_decide(whole, net.exits, policy)
+    exits, outputs = plain_decide(whole, net.exits, policy)
     assert found.exits.tolist() == exits
-    torch.testing.assert_close(found.logits, torch.stack(said), **CLOSE)
-    assert found.classes.tolist() == [int(own.argmax()) for own in said]
+    torch.testing.assert_close(found.logits, torch.stack(outputs), **CLOSE)
+    assert found.classes.tolist() == [int(own.argmax()) for own in outputs]
     return found
 
 
@@ -184,11 +184,11 @@ def test_single_precision_stays_between_0_and_1(name: str) -> None:
 def test_the_ensemble_is_the_one_that_distillation_has(early: EarlyExits, images: Tensor) -> None:
     with torch.no_grad():
         logits = early(images)
-        said = early.exit_outputs(logits, ensemble=True)
+        outputs = early.exit_outputs(logits, ensemble=True)
         assert all(map(torch.equal, early.exit_outputs(logits, ensemble=False), logits))
     for count in range(1, 6):
         weights = distill.exit_weights("ascending", count).ensemble
-        torch.testing.assert_close(said[count - 1], distill.ensemble(logits[:count], weights), **CLOSE)
+        torch.testing.assert_close(outputs[count - 1], distill.ensemble(logits[:count], weights), **CLOSE)
 
 
 def test_weights_are_shared_and_moves_go_both_ways() -> None:
@@ -200,7 +200,7 @@ def test_weights_are_shared_and_moves_go_both_ways() -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
-def test_memory_layout_outlives_leaving(early: EarlyExits, images: Tensor) -> None:
+def test_memory_layout_outlives_exiting(early: EarlyExits, images: Tensor) -> None:
     layouts: list[bool] = []
     threshold = middle(early, images, "max_softmax", 0.5)
     hook = early.parts[-1].register_forward_pre_hook(
@@ -255,7 +255,7 @@ class Counted(nn.Module):
         return x + mean, x - mean
 
 
-def test_a_value_without_a_row_per_image_is_refused_when_images_leave() -> None:
+def test_a_value_without_a_row_per_image_is_refused_when_images_exit() -> None:
     net = early_exits(symbolic_trace(Counted())).eval()
     images = torch.tensor([[9.0, 0.0], [-4.5, 0.0], [-4.5, 0.0]])
     assert net.predict(images, NEVER).exits.tolist() == [2, 2, 2]

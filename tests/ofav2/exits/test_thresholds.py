@@ -15,17 +15,17 @@ Setting = tuple[Any, Any, list[int]]
 
 
 def plain(setting: Setting, threshold: float) -> tuple[list[int], int, int, int]:
-    """Images that leave at each exit, multiply-adds in all, right ones, lost ones."""
+    """Images that exit at each exit, multiply-adds in all, right ones, lost ones."""
     sure, right, macs = setting
-    left, total, good, lost = [0] * len(macs), 0, 0, 0
+    exited, total, good, lost = [0] * len(macs), 0, 0, 0
     for image in range(right.shape[1]):
-        exits = [place for place in range(len(macs) - 1) if sure[place, image] >= threshold]
+        exits = [index for index in range(len(macs) - 1) if sure[index, image] >= threshold]
         exit = exits[0] if exits else len(macs) - 1
-        left[exit] += 1
+        exited[exit] += 1
         total += macs[exit]
         good += int(right[exit, image])
         lost += int(right[-1, image] and not right[exit, image])
-    return left, total, good, lost
+    return exited, total, good, lost
 
 
 @st.composite
@@ -47,14 +47,14 @@ def test_every_threshold_does_what_a_loop_finds(setting: Setting) -> None:
     curve = threshold_curve(sure, right, macs)
     assert (curve.images, curve.thresholds[0], curve.thresholds[-1]) == (right.shape[1], 0, NEVER)
     assert (np.diff(curve.thresholds) > 0).all()
-    for place, threshold in enumerate(curve.thresholds):
-        left, total, good, lost = plain(setting, threshold)
-        assert curve.left[place].tolist() == left
-        assert (curve.right[place], curve.lost[place]) == (good, lost)
-        assert curve.mean_macs[place] == total / curve.images
-        assert curve.top1[place] == good / curve.images
+    for index, threshold in enumerate(curve.thresholds):
+        exited, total, good, lost = plain(setting, threshold)
+        assert curve.exited[index].tolist() == exited
+        assert (curve.right[index], curve.lost[index]) == (good, lost)
+        assert curve.mean_macs[index] == total / curve.images
+        assert curve.top1[index] == good / curve.images
     # Whatever threshold a user might try, one of these does the same.
-    there = {tuple(row) for row in curve.left.tolist()}
+    there = {tuple(row) for row in curve.exited.tolist()}
     for tried in [*sure[np.isfinite(sure)], 0.1, 0.3, 0.7, 0.95]:
         assert tuple(plain(setting, tried)[0]) in there
 
@@ -81,7 +81,7 @@ def test_wishes_are_kept_as_well_as_can_be(setting: Setting, limit: int, top1: f
         total, good, _ = found[curve.reaching(top1)]
         assert (-total, good) == max(reached)
     else:
-        with pytest.raises(UserError, match="than any threshold reaches on validation: ask for") as refused:
+        with pytest.raises(UserError, match="than any threshold reaches on validation: give up to") as refused:
             curve.reaching(top1)
         assert curve.reaching(float(str(refused.value).rpartition(" ")[2])) >= 0
     total, good, lost = found[curve.harmless()]
@@ -100,12 +100,12 @@ def test_neighbouring_floats_are_told_apart() -> None:
     low = np.float32(0.75)
     high = np.nextafter(low, np.float32(1))
     curve = threshold_curve(np.array([[low, high]]), np.ones((2, 2), bool), [1, 2])
-    assert curve.left.tolist() == [[2, 0], [1, 1], [0, 2]]
+    assert curve.exited.tolist() == [[2, 0], [1, 1], [0, 2]]
 
 
 def test_no_sure_image_leaves_no_choice() -> None:
     curve = threshold_curve(np.full((1, 3), np.nan, np.float32), np.ones((2, 3), bool), [10, 20])
-    assert curve.left.tolist() == [[0, 3]] * 2
+    assert curve.exited.tolist() == [[0, 3]] * 2
     with pytest.raises(UserError, match="at least 20"):
         curve.within(19)
 
@@ -118,8 +118,8 @@ def many(count: int) -> ThresholdCurve:
 @pytest.mark.parametrize("count", [2, 7, 50])
 def test_a_spread_has_both_ends_and_even_steps(count: int) -> None:
     curve = many(400)
-    places = curve.spread(count)
-    assert (places[0], places[-1]) == (0, len(curve.thresholds) - 1)
-    assert len(places) <= count
-    gaps = np.diff(curve.mean_macs[places])
+    indices = curve.spread(count)
+    assert (indices[0], indices[-1]) == (0, len(curve.thresholds) - 1)
+    assert len(indices) <= count
+    gaps = np.diff(curve.mean_macs[indices])
     assert gaps.max() <= 800 / (count - 1) + 8

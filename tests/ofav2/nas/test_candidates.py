@@ -25,8 +25,8 @@ NAMES = tuple(UNITS)
 
 
 def small(variant: str, **choices: Any) -> Supernet:
-    arch: dict[str, Any] = {"kernel": (3,), "expand": (2, 3), "depth": (1, 2), "resolutions": (33, 40)}
-    return supernets.create(variant, num_classes=3, width_mult=0.1, **(arch | choices))
+    options: dict[str, Any] = {"kernel": (3,), "expand": (2, 3), "depth": (1, 2), "resolutions": (33, 40)}
+    return supernets.create(variant, num_classes=3, width_mult=0.1, **(options | choices))
 
 
 def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
@@ -180,7 +180,7 @@ def scores_of(choice: Any) -> list[Subnet]:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--max-macs", "30X"], "use k, M, G"),
         (["--max-macs", "1"], "the least is"),
@@ -195,10 +195,10 @@ def scores_of(choice: Any) -> list[Subnet]:
     ids=str,
 )
 def test_impossible_limits_are_one_line_and_write_nothing(
-    options: list[str], said: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    options: list[str], message: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     assert main(["extract", str(tiny_run.folder), "--out", str(out), *options]) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
-    assert said in line
+    assert message in line
     assert not out.exists()

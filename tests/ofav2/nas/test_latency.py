@@ -82,8 +82,8 @@ def test_a_table_knows_every_network(net: Supernet, table: LatencyTable) -> None
 def test_a_prediction_is_the_sum_of_its_parts(net: Supernet) -> None:
     names = ("conv", "mbconv k3 e2", "mbconv+conv+transform k3 e2")
     entries = {"stem @16": 1, "stage 1 skip @8": 10, "exit 1 @8": 100}
-    entries |= {f"stage 1 first {name} @16": 1000 * place for place, name in enumerate(names, 1)}
-    entries |= {f"stage 1 later {name} @8": 10_000 * place for place, name in enumerate(names, 1)}
+    entries |= {f"stage 1 first {name} @16": 1000 * number for number, name in enumerate(names, 1)}
+    entries |= {f"stage 1 later {name} @8": 10_000 * number for number, name in enumerate(names, 1)}
     table = LatencyTable(Machine("cpu", "", 1, ""), 1, net.architecture, entries, 1.0, PredictionError(1, 0.0, 0.0))
     fields = net.space.largest().to_dict()
     fields["level"][0] = [["conv"], ["mbconv"], ["mbconv", "conv", "transform"]]
@@ -117,7 +117,7 @@ def test_a_table_is_read_back_as_it_was(net: Supernet, table: LatencyTable, tmp_
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         (None, "does not exist"),
         ("{", "no JSON"),
@@ -130,11 +130,11 @@ def test_a_table_is_read_back_as_it_was(net: Supernet, table: LatencyTable, tmp_
         ),
     ],
 )
-def test_a_bad_table_is_one_line(net: Supernet, tmp_path: Path, text: str | None, said: str) -> None:
+def test_a_bad_table_is_one_line(net: Supernet, tmp_path: Path, text: str | None, message: str) -> None:
     path = tmp_path / "t.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_table(path, net.architecture)
     assert "\n" not in str(caught.value)
 

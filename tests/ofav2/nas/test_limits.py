@@ -32,7 +32,7 @@ def test_what_people_write(name: str, text: str, value: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "reason"),
     [
         ("macs", "30X", "use k, M, G"),
         ("macs", "30m", "use k, M, G"),
@@ -50,11 +50,11 @@ def test_what_people_write(name: str, text: str, value: int) -> None:
         ("latency", "٣ms", "a number and a unit"),
     ],
 )
-def test_anything_else_is_one_clear_line(name: str, text: str, said: str) -> None:
+def test_anything_else_is_one_clear_line(name: str, text: str, reason: str) -> None:
     with pytest.raises(UserError) as caught:
         parse_limits(**{name: text})
     message = str(caught.value)
-    assert said in message
+    assert reason in message
     assert f"limit {name}" in message
     assert "\n" not in message
     assert len(message) < 200
@@ -68,8 +68,8 @@ def test_limits_are_whole_numbers(value: object) -> None:
 
 @given(st.sampled_from(sorted(UNITS)), st.integers(1, 10**13))
 def test_what_is_shown_can_be_asked_for(name: str, value: int) -> None:
-    asked = parse_limits(**{name: show(name, value)}).named[name]
-    assert value <= asked <= value * 1.0011 + 1
+    limit = parse_limits(**{name: show(name, value)}).named[name]
+    assert value <= limit <= value * 1.0011 + 1
 
 
 def test_choices() -> None:
