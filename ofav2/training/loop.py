@@ -58,12 +58,12 @@ def learn(
         path: The run folder, where states are saved.
         tracker: Where measurements go.
         state: Where the phase stopped before; None starts it.
-        stop: Tells whether to save and leave; if one process is told so, all do.
+        stop: Tells whether to save and exit; if one process is told so, all do.
 
     Raises:
         RunError: If more batches had an unusable loss than `optim.skip_limit` allows, of which the message names the
-            last; or if the state is another supernet's, another optimiser's or of a place outside the phase.
-        Stopped: If `stop` said so, after the state was saved.
+            last; or if the state is another supernet's, another optimiser's or its progress is outside the phase.
+        Stopped: If `stop` returned true, after the state was saved.
     """
     config, net, processes = setup.config, setup.net, setup.runtime.processes
     progress = Progress(phase.name, 0, phase.first_step, 0) if state is None else state.progress
@@ -102,11 +102,11 @@ def learn(
             if _is_due(step.number, setup.config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
                 best = _validate(setup, phase, step, best, tracker)
             minutes = (time.monotonic() - saved_at) / 60
-            leaving, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
-            if leaving or saving:
+            stopping, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
+            if stopping or saving:
                 saved_at = time.monotonic()
                 processes.on_main(partial(_save, setup, phase, step, skipped, best, updates.optimizer, path))
-            if leaving:
+            if stopping:
                 raise Stopped(f"step {step.number} of phase {phase.name}")
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
     assert best is not None, "the last step validates"

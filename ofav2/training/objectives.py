@@ -108,15 +108,19 @@ class Distill:
     distance: distill.Distance
     """How far a student is from the teacher's output."""
     kd_ratio: float
-    """Weight of that distance beside the task's loss; at 0 the teacher is not asked."""
+    """Weight of that distance beside the task's loss; at 0 the teacher does not run."""
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        taught = self.teacher(images) if self.teacher and self.kd_ratio else None
+        teacher_target = self.teacher(images) if self.teacher and self.kd_ratio else None
         for subnet in self.draw.at(step, images.shape[-1]):
             output = self.net(images, subnet)
             yield distill.student_loss(
-                output, self.task.loss(output, target), target=taught, distance=self.distance, kd_ratio=self.kd_ratio
+                output,
+                self.task.loss(output, target),
+                target=teacher_target,
+                distance=self.distance,
+                kd_ratio=self.kd_ratio,
             )
 
     def describe(self, step: int, resolution: int) -> str:

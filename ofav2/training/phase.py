@@ -91,8 +91,8 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
     net, evaluator = setup.net, setup.evaluator
     largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
     adopt_statistics(net, largest)
-    teaching = prepare_teacher(largest, setup.runtime)
-    score = evaluator.ensemble_score(teaching, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    teacher = prepare_teacher(largest, setup.runtime)
+    score = evaluator.ensemble_score(teacher, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = mean_score(scores) if scores else None

@@ -14,7 +14,7 @@ from ofav2.errors import UserError
 from ofav2.training.samplers import SAMPLERS, Largest, Sampler
 from supernets import Space
 
-DIMENSIONS = tuple(field.name for field in fields(UnlockConfig))
+UNLOCKABLE = tuple(field.name for field in fields(UnlockConfig))
 """Dimensions that a phase can unlock, in the paper's order."""
 
 
@@ -84,7 +84,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
         UserError: If a choice is impossible, or the order shrinks or repeats choices; the message names the key.
         DistillError: If a teacher policy is unknown.
     """
-    current = space.restrict(**{name: (max(getattr(space, name)),) for name in DIMENSIONS})
+    current = space.restrict(**{name: (max(getattr(space, name)),) for name in UNLOCKABLE})
     planned: list[Phase] = []
     skipped: list[str] = []
     for name, config in phases.items():
@@ -182,7 +182,7 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
 
 
 def _named(config: PhaseConfig) -> tuple[str, ...]:
-    return tuple(name for name in DIMENSIONS if getattr(config.unlock, name))
+    return tuple(name for name in UNLOCKABLE if getattr(config.unlock, name))
 
 
 def _lacking(config: PhaseConfig, space: Space) -> tuple[str, ...]:
@@ -195,16 +195,16 @@ def _grown(phase: str, config: PhaseConfig, current: Space, space: Space) -> Spa
     choices: dict[str, tuple[int, ...]] = {}
     for name in _named(config):
         key, before = f"phases.{phase}.unlock.{name}", getattr(current, name)
-        wanted = tuple(sorted(set(getattr(config.unlock, name))))
-        listed = ", ".join(map(str, wanted))
-        for value in wanted:
+        values = tuple(sorted(set(getattr(config.unlock, name))))
+        listed = ", ".join(map(str, values))
+        for value in values:
             if value not in getattr(space, name):
                 there = ", ".join(map(str, getattr(space, name)))
                 raise UserError(f"{key} ({value}) is nothing that this supernet can serve: choose among {there}")
         for value in before:
-            if value not in wanted:
+            if value not in values:
                 raise UserError(f"{key} ({listed}) drops {value}, which is unlocked already: phases only add choices")
-        if wanted == before:
+        if values == before:
             raise UserError(f"{key} ({listed}) repeats what is unlocked already: add a choice or remove the phase")
-        choices[name] = wanted
+        choices[name] = values
     return space.restrict(**{name: getattr(current, name) for name in supernets.DIMENSIONS} | choices)

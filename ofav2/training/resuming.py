@@ -39,31 +39,31 @@ def same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], a
     return config
 
 
-def first_record(name: str, asked: Config, setup: Setup) -> RunRecord:
+def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
     """Return the record of a run that begins.
 
     Args:
         name: Its name.
-        asked: The recipe as it was given.
+        config: The recipe as it was given.
         setup: What was made of it, with the number of threads that was chosen.
     """
-    record = new_record(name, asked, setup.task, setup.data, setup.net, setup.runtime.processes.count)
-    return replace(record, chosen_threads=_chosen_threads(asked, setup))
+    record = new_record(name, config, setup.task, setup.data, setup.net, setup.runtime.processes.count)
+    return replace(record, chosen_threads=_chosen_threads(config, setup))
 
 
-def next_record(record: RunRecord, asked: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
+def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
     """Return the record of a run that goes on.
 
     Args:
         record: Its record until now.
-        asked: The recipe to go on with.
+        config: The recipe to go on with.
         setup: What was made of it.
         allow: Keys whose change is accepted.
 
     Raises:
         RunError: If data, supernet or phases changed; the message shows how.
     """
-    now = new_record(record.name, asked, setup.task, setup.data, setup.net)
+    now = new_record(record.name, config, setup.task, setup.data, setup.net)
     refuse_changes(lasting(record), lasting(now), allow)
     check_progress(record.phases, setup.plan)
     if record.status == "finished":
@@ -75,14 +75,14 @@ def next_record(record: RunRecord, asked: Config, setup: Setup, allow: Sequence[
             " batch norm sees other parts of a batch"
         )
     # The number that the run chose when it began, as long as the recipe has it.
-    kept = record.chosen_threads if record.chosen_threads == asked.run.threads else None
-    chosen = _chosen_threads(asked, setup) or kept
+    kept = record.chosen_threads if record.chosen_threads == config.run.threads else None
+    chosen = _chosen_threads(config, setup) or kept
     return with_lasting(replace(record, processes=count, chosen_threads=chosen), now)
 
 
-def _chosen_threads(asked: Config, setup: Setup) -> int | None:
+def _chosen_threads(config: Config, setup: Setup) -> int | None:
     """Return the number of threads that was chosen where the recipe names none."""
-    return None if asked.run.threads else setup.config.run.threads or None
+    return None if config.run.threads else setup.config.run.threads or None
 
 
 def rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path | None = None) -> Run:
     """Train a supernet through all phases of a recipe.
 
-    Under torchrun, all processes train it together: each takes a part of every batch. The first one speaks and writes.
+    Under torchrun, all processes train it together: each takes a part of every batch. Only the first logs and writes.
 
     Args:
         recipe_name: Name of a shipped recipe, or path of a YAML file.
@@ -39,7 +39,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         UserError, SpaceError, DistillError: If something given can't be used; the message says what and why.
         RunError: If the run folder can't be used, or too many batches had an unusable loss.
         Stopped: If a signal told the run to stop; it can be resumed.
-        Lost: If another process failed, and said why, or is gone.
+        Lost: If another process failed with an error message, or is gone.
     """
     with process_group() as processes:
         config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
@@ -70,7 +70,7 @@ def resume(
     Raises:
         RunError: If the folder is no run or in use, or if recipe, data or classes changed; the message shows how.
         Stopped: If a signal told the run to stop; it can be resumed.
-        Lost: If another process failed, and said why, or is gone.
+        Lost: If another process failed with an error message, or is gone.
     """
     path = Path(run_dir)
     with process_group() as processes:

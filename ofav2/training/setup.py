@@ -84,8 +84,8 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
 
 
 def _check_distance(config: Config, plan: Plan, task: Task) -> None:
-    distance, taught = config.teacher.distance, any(phase.teacher != "none" for phase in plan.phases)
-    if taught and distance not in task.distances:
+    distance, has_teacher = config.teacher.distance, any(phase.teacher != "none" for phase in plan.phases)
+    if has_teacher and distance not in task.distances:
         raise UserError(
             f"teacher.distance ({distance}) makes no sense for the task {task.name}: use {' or '.join(task.distances)}"
         )

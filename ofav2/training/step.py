@@ -27,7 +27,7 @@ class Step:
     guard: "Guard"
     """The guard after it."""
     refused: str | None
-    """Why the step changed nothing, with its place and what it trained; None for a step that trained."""
+    """Why the step changed nothing, with phase, step and what it trained; None for a step that trained."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def train_steps(
 
 
 def step_gradients(net: nn.Module, losses: Iterator[Losses], runtime: Runtime) -> dict[str, float]:
-    """Leave a step's gradients in the network: summed over its losses, averaged over the processes.
+    """Compute a step's gradients in the network: summed over its losses, averaged over the processes.
 
     They are exchanged once, after the last backward pass, and only those of parameters that took part. As all processes
     have equally many images, they are those of one process with all images, except for what batch norm makes of a part.

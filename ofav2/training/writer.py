@@ -1,4 +1,4 @@
-"""Write what a run leaves in its folder. Of several processes the first one writes, and all go on with its record."""
+"""Write a run's files into its folder. Of several processes the first one writes, and all go on with its record."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress

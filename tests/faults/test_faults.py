@@ -242,7 +242,7 @@ def test_runs_whose_newest_state_is_damaged_end_as_a_straight_run(
         needed = len(read_run(run).phases) < len(tiny.SIX_PHASES)
         lost = end_of(run, source, log)
         if lost is None and needed and damaged not in log.read_text():
-            lost = f"nothing is said of {damaged}"
+            lost = f"no message about {damaged}"
         return Outcome(number, hit, lost)
 
     try_all("newest state damaged", DAMAGES, tally, attempt)
@@ -282,11 +282,11 @@ def test_runs_on_a_full_disk_end_as_a_straight_run(straight: dict[str, Straight]
             limit = 0 if mounts else int(largest_file(source.folder) * (0.3 + 0.2 * number))
             code = driver.run(["train", source.recipe, "--run-dir", str(disk / "run")], log, limit)
             run = Path(shutil.copytree(disk / "run", tmp_path / f"run-{number}"))
-        said = log.read_text().splitlines()
+        errors = log.read_text().splitlines()
         hit = driver.what_was_hit(run, partial_lines(run))
         reason = "No space left on device" if mounts else "File too large"
-        if code != 2 or not said[-1].startswith("ofav2: ") or reason not in said[-1] or "Traceback" in log.read_text():
-            return Outcome(number, hit, f"exit code {code}, {said[-1]!r}")
+        if code != 2 or not errors[-1].startswith("ofav2: ") or reason not in errors[-1] or "Traceback" in log.read_text():
+            return Outcome(number, hit, f"exit code {code}, {errors[-1]!r}")
         if left := [path.name for path in run.rglob(".*.tmp")]:
             return Outcome(number, hit, f"left {left} on the full disk")
         return Outcome(number, hit, end_of(run, source, log), "tmpfs" if mounts else "limit of file size")

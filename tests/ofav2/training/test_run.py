@@ -1,4 +1,4 @@
-"""A whole run: what it leaves on disk, what it saw to get there, and that a wrong word leaves nothing at all."""
+"""A whole run: what it writes to disk, what it saw to get there, and that wrong input writes nothing at all."""
 
 import logging
 import random
@@ -50,7 +50,7 @@ def weights_of(run: Run, phase: str) -> bytes:
     return checkpoint.file_paths(folder.checkpoint_path(run.folder, phase))[0].read_bytes()
 
 
-# What a run leaves
+# What a run writes
 
 
 def test_without_corners_a_run_still_tells_what_its_largest_and_smallest_network_reach(tmp_path: Path) -> None:
@@ -93,10 +93,10 @@ def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
         "depth": ("best", max(reversed(before[:4]), key=lambda name: reached[name] or 0.0)),
         "expand": ("fixed", "full"),
     }
-    for name, (policy, taught_by) in expected.items():
+    for name, (policy, teacher_phase) in expected.items():
         teacher = records[name].teacher
-        assert (teacher.policy, teacher.phase, teacher.score) == (policy, taught_by, reached[taught_by])
-        assert (teacher.reason or "").startswith(f"{policy}: {taught_by}'s largest network")
+        assert (teacher.policy, teacher.phase, teacher.score) == (policy, teacher_phase, reached[teacher_phase])
+        assert (teacher.reason or "").startswith(f"{policy}: {teacher_phase}'s largest network")
 
 
 def test_the_recipe_of_the_run_is_complete_and_the_one_that_ran(tiny_run: Run, tiny_recipe: str) -> None:
@@ -147,7 +147,7 @@ def test_every_step_and_every_validation_is_in_the_metrics(tiny_run: Run) -> Non
     assert len(metrics(tiny_run, "test")) == 1
 
 
-def test_every_uniform_corner_is_measured_on_test_and_numbers_can_be_had_again(
+def test_every_uniform_corner_is_measured_on_test_and_scores_can_be_reproduced(
     tiny_run: Run, opened: OpenedRun
 ) -> None:
     table = metrics(tiny_run, "table")[-1]
@@ -298,7 +298,7 @@ def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
     assert kept == [False, False, True, False]
 
 
-# Wrong input leaves nothing
+# Wrong input writes nothing
 
 
 @pytest.mark.parametrize(

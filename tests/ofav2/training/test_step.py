@@ -87,8 +87,8 @@ def joint(net: Supernet, phase: Phase, smoothing: float = 0.1) -> Joint:
 # How it multiplies
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wanted: bool) -> None:
+@pytest.mark.parametrize("enabled", [True, False])
+def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_enabled(enabled: bool) -> None:
     seen: list[bool] = []
 
     def look(*_: Any) -> None:
@@ -104,18 +104,18 @@ def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_wanted(wante
     # As a run on CUDA has it between its steps; the tensors are on the CPU all the same.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
-        runtime = Runtime(torch.device("cuda"), "float32", tf32=wanted)
+        runtime = Runtime(torch.device("cuda"), "float32", tf32=enabled)
         step_gradients(net, losses(), runtime)
         look()
     finally:
         torch.backends.cudnn.allow_tf32 = found
-    assert seen == [wanted, wanted, False]
+    assert seen == [enabled, enabled, False]
 
 
 # What a step draws
 
 
-def test_a_steps_sub_networks_depend_on_its_place_alone() -> None:
+def test_a_steps_sub_networks_depend_on_seed_phase_and_step_alone() -> None:
     phases = plan_phases(tiny_net(), two_phases(subnets=3))
     phase = phases["elastic"]
     forwards = [drawn_in(phase, 5).at(step, 16) for step in range(30)]
@@ -243,8 +243,8 @@ def test_two_steps_are_those_of_a_plain_loop(name: str, optim: OptimConfig) -> N
     plain_loop(expected, phase, batches, teacher, optim, seed=5, kd=0.6)
     list(train(net, phase, objective, batches, optim=optim))
 
-    found, wanted = bits(net), bits(expected)
-    for key, tensor in wanted.items():
+    found, correct = bits(net), bits(expected)
+    for key, tensor in correct.items():
         # A step is about 1e-2 long; AdamW divides by gradients and so enlarges what rounding leaves.
         assert torch.allclose(found[key], tensor, rtol=1e-7, atol=1e-8), key
     moved = [key for key, _ in net.named_parameters() if not torch.equal(before[key], found[key])]
@@ -268,14 +268,14 @@ def test_parameters_that_took_no_part_are_untouched() -> None:
         net, phase, FromFunction(alternating), random_batches([16] * 4), optim=OptimConfig(weight_decay=0.1)
     ):
         states.append(bits(net))
-    outside = [
+    inactive = [
         name
         for name in states[0]
         if name.startswith(("stages.1", "stages.4", "exits.5", "stages.0.blocks.1", "stages.0.blocks.0.transform"))
     ]
-    assert len(outside) > 20
+    assert len(inactive) > 20
     for state in states[1:]:
-        assert all(torch.equal(state[name], states[0][name]) for name in outside)
+        assert all(torch.equal(state[name], states[0][name]) for name in inactive)
         assert not torch.equal(state["stem.conv.weight"], states[0]["stem.conv.weight"])
 
 
@@ -324,19 +324,19 @@ def test_evaluation_between_steps_does_not_disturb_training() -> None:
 def test_a_step_says_what_it_did() -> None:
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases(subnets=2))["elastic"]
-    said: list[list[float]] = []
+    recorded: list[list[float]] = []
 
     def noting(images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
-        said.append([])
+        recorded.append([])
         for losses in students(net, phase, 0.0).losses(images, target, step):
-            said[-1].append(losses["loss"].item())
+            recorded[-1].append(losses["loss"].item())
             yield losses
 
     steps = list(train(net, phase, FromFunction(noting), random_batches([16, 20])))
     assert [step.number for step in steps] == [1, 2]
     assert [step.metrics["resolution"] for step in steps] == [16, 20]
     assert [step.metrics["lr"] for step in steps] == pytest.approx([0.05, 0.025])
-    for step, losses in zip(steps, said, strict=True):
+    for step, losses in zip(steps, recorded, strict=True):
         assert len(losses) == 2
         assert step.metrics["loss"] == pytest.approx(sum(losses) / 2)
         assert step.metrics["task_loss"] == pytest.approx(step.metrics["loss"])
@@ -344,7 +344,7 @@ def test_a_step_says_what_it_did() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])
-def test_a_step_whose_loss_is_not_finite_changes_nothing_and_names_its_place(value: float) -> None:
+def test_a_step_whose_loss_is_not_finite_changes_nothing_and_names_phase_and_step(value: float) -> None:
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases(subnets=2, epochs=3))["elastic"]
     factors = iter([1.0, 1.0, 1.0, value, 1.0, 1.0])

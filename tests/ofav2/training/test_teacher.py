@@ -48,7 +48,7 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def phase_taught_by(policy: str, net: Supernet) -> Phase:
+def phase_with_teacher(policy: str, net: Supernet) -> Phase:
     full = PhaseConfig(1, 0.1)
     elastic = PhaseConfig(1, 0.1, UnlockConfig(kernel=(3, 5)), teacher=policy)
     return make_plan({"full": full, "last": elastic}, "progressive", net.space, 1).phases[1]
@@ -63,7 +63,7 @@ def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Phas
         "weights": WEIGHTS,
         "evaluator": tiny_evaluator(DATA),
     }
-    return choose_teacher(phase_taught_by(policy, net), **(arguments | changes))
+    return choose_teacher(phase_with_teacher(policy, net), **(arguments | changes))
 
 
 @pytest.mark.parametrize(("policy", "chosen"), [("fixed", "full"), ("progressive", "depth"), ("best", "kernel")])
@@ -193,16 +193,16 @@ def timm_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def plan_taught_by(*policies: str) -> Plan:
+def plan_with_teachers(*policies: str) -> Plan:
     net = tiny_net()
-    phase = phase_taught_by("none", net)
+    phase = phase_with_teacher("none", net)
     return Plan(tuple(replace(phase, teacher=policy) for policy in policies), (), 1)
 
 
 def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Path) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    external = externals(plan_taught_by(policy), config, DATA, (16, 20))
+    external = externals(plan_with_teachers(policy), config, DATA, (16, 20))
     evaluator, net = tiny_evaluator(DATA), tiny_net()
     phase_teacher = choose(policy, tmp_path, net, external=external, evaluator=evaluator, candidates=[])
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
@@ -216,18 +216,18 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
     assert TOP1.show(score) in (reason or "")
 
 
-def test_external_teachers_are_built_once_and_only_where_one_is_asked_for(timm_file: str) -> None:
+def test_external_teachers_are_built_once_and_only_where_a_phase_names_one(timm_file: str) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file)
-    built = externals(plan_taught_by(policy, "best", policy, "none"), config, DATA, (16,))
+    built = externals(plan_with_teachers(policy, "best", policy, "none"), config, DATA, (16,))
     assert list(built) == [policy]
-    assert externals(plan_taught_by("best", "none"), config, DATA, (16,)) == {}
+    assert externals(plan_with_teachers("best", "none"), config, DATA, (16,)) == {}
 
 
 def test_a_teacher_of_other_classes_is_refused(timm_file: str) -> None:
     config = TeacherConfig(checkpoint=timm_file)
     with pytest.raises(distill.DistillError, match="5 classes"):
-        externals(plan_taught_by(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,))
+        externals(plan_with_teachers(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,))
 
 
 def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
@@ -239,7 +239,7 @@ def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
             return images.mean((2, 3))
 
     monkeypatch.setattr(distill, "external_teacher", lambda *_, **__: Picky())
-    plan = plan_taught_by("timm:picky")
+    plan = plan_with_teachers("timm:picky")
     assert list(externals(plan, TeacherConfig(), DATA, (16,))) == ["timm:picky"]
     with pytest.raises(UserError, match=r"^teacher \(timm:picky\) can't look at images of 20 pixels") as caught:
         externals(plan, TeacherConfig(), DATA, (16, 20))
