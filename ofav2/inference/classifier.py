@@ -106,7 +106,7 @@ class Classifier:
                 prediction = self.net.decide(batch, self.policy)
                 logits, exits = prediction.logits, prediction.exits.tolist()
             else:
-                logits, exits = exit_logits(self.net(batch))[-1], [self.record.exit_numbers[-1]] * len(batch)
+                logits, exits = exit_logits(self.net(batch))[-1], [self.record.exit_indices[-1]] * len(batch)
             best = logits.softmax(1).topk(min(top, logits.shape[1]), 1)
         for probabilities, indices, number in zip(best.values.tolist(), best.indices.tolist(), exits, strict=True):
             yield Classified(tuple(self.record.classes[index] for index in indices), tuple(probabilities), number)
@@ -128,7 +128,7 @@ def load_classifier(directory: str | Path) -> Classifier:
         raise UserError(f"network ({directory}) was trained for task {record.task}: only classes can be predicted")
     module = load_subnet(directory)
     policy = load_exit_policy(directory) if (Path(directory) / EARLY_RECORD).exists() else ExitPolicy(NEVER)
-    net = early_exits(module, record.exit_numbers) if len(record.exit_numbers) > 1 else module
+    net = early_exits(module, record.exit_indices) if len(record.exit_indices) > 1 else module
     return Classifier(record, net, policy, Transform(record.input))
 
 

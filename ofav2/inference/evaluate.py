@@ -104,7 +104,7 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
     return ClassReport(
         split=split,
         images=len(targets),
-        top1=dict(zip(source.record.exit_numbers, (predicted == targets).mean(1).tolist(), strict=True)),
+        top1=dict(zip(source.record.exit_indices, (predicted == targets).mean(1).tolist(), strict=True)),
         confusion=confusion,
         classes=class_scores(confusion, source.record.classes),
         same_images=data.fingerprint == source.record.data_fingerprint,

@@ -285,7 +285,12 @@ def test_runs_on_a_full_disk_end_as_a_straight_run(straight: dict[str, Straight]
         errors = log.read_text().splitlines()
         hit = driver.what_was_hit(run, partial_lines(run))
         reason = "No space left on device" if mounts else "File too large"
-        if code != 2 or not errors[-1].startswith("ofav2: ") or reason not in errors[-1] or "Traceback" in log.read_text():
+        if (
+            code != 2
+            or not errors[-1].startswith("ofav2: ")
+            or reason not in errors[-1]
+            or "Traceback" in log.read_text()
+        ):
             return Outcome(number, hit, f"exit code {code}, {errors[-1]!r}")
         if left := [path.name for path in run.rglob(".*.tmp")]:
             return Outcome(number, hit, f"left {left} on the full disk")

@@ -82,13 +82,13 @@ def test_of_fewer_classes_all_are_returned(extracted: Path, photos: Path) -> Non
 
 
 def test_without_a_policy_the_last_exit_answers(several: Path, photos: Path) -> None:
-    last = ofav2.describe_subnet(several).exit_numbers[-1]
+    last = ofav2.describe_subnet(several).exit_indices[-1]
     assert {found.exit for found in ofav2.load_classifier(several)(image_files([str(photos)]))} == {last}
 
 
 def test_with_a_policy_images_exit_early(several: Path, photos: Path) -> None:
     eager = dataclasses.replace(ofav2.load_classifier(several), policy=ExitPolicy(0.0))
-    first = ofav2.describe_subnet(several).exit_numbers[0]
+    first = ofav2.describe_subnet(several).exit_indices[0]
     assert {found.exit for found in eager(image_files([str(photos)]))} == {first}
 
 
