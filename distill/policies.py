@@ -51,7 +51,7 @@ class TeacherChoice:
     candidate: TeacherCandidate
     """The next teacher."""
     reason: str
-    """Why it was chosen, in one sentence with numbers."""
+    """Why it was chosen, in one sentence with scores."""
 
 
 def policies() -> tuple[str, ...]:

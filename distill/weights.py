@@ -16,7 +16,7 @@ _PARTS = ("losses", "ensemble")
 
 @dataclass(frozen=True)
 class ExitWeights:
-    """One weight per exit, first exit first; both sets sum to one (explicit numbers: within 1e-6)."""
+    """One weight per exit, first exit first; both sets sum to one (explicit weights: within 1e-6)."""
 
     losses: tuple[Fraction, ...]
     """Weights a_i of the exits' losses in the joint loss."""
@@ -41,12 +41,12 @@ def exit_weights(
 
     Args:
         scheme: Name of a scheme; or one number per exit, used for both sets; or a mapping with the keys `losses` and
-            `ensemble`, each a scheme or numbers. A number is taken as the decimal that it prints as (0.06 is 3/50) and
+            `ensemble`, each a scheme or weights. A number is taken as the decimal that it prints as (0.06 is 3/50) and
             is not rescaled.
         exits: Number of exits, 1 or more.
 
     Raises:
-        DistillError: The scheme is unknown or not for this number of exits, or the numbers are not one per exit, each
+        DistillError: The scheme is unknown or not for this number of exits, or the weights are not one per exit, each
             finite and not negative, with the sum 1 within 1e-6.
     """
     if isinstance(exits, bool) or not isinstance(exits, int) or exits < 1:

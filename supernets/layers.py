@@ -212,7 +212,7 @@ class Dropout(ElasticLayer):
 
 
 def _first(tensor: Tensor, count: int, dim: int = 0) -> Tensor:
-    """Return the first places of a dimension; the tensor itself where that is all, as a slice's gradient is a copy."""
+    """Return the first entries of a dimension; the tensor itself where that is all, as a slice's gradient is a copy."""
     return tensor if count == tensor.shape[dim] else tensor.narrow(dim, 0, count)
 
 

@@ -67,7 +67,7 @@ def load_ofa_state_dict(net: Supernet, state: Mapping[str, Tensor]) -> None:
             )
     for name in renamed:
         if name not in own:
-            raise SpaceError(f"{name} of the OFA state dict has no place here: the checkpoint has more choices")
+            raise SpaceError(f"{name} of the OFA state dict does not fit here: the checkpoint has more choices")
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(renamed[name])

@@ -243,7 +243,7 @@ class Space:
         level: int | Sequence[str] | None = None,
         height: int | None = None,
     ) -> Subnet:
-        """Return the network with the same choice everywhere; a dimension that is not given takes its largest.
+        """Return the network with the same choice in every block; a dimension that is not given takes its largest.
 
         Args:
             resolution: Image side in pixels.

@@ -149,7 +149,7 @@ def packages_import_downwards(path: str, tree: ast.Module) -> Iterator[str]:
         return
     own = path.split("/")[1].removesuffix(".py")
     if own not in LAYERS:
-        yield f"{path}:1: {own} has no place in the order of packages; give it one in LAYERS"
+        yield f"{path}:1: {own} is not in the order of packages; add it to LAYERS"
         return
     for line, name in imports(path, tree):
         if name.split(".")[0] != "ofav2":

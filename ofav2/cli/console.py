@@ -110,7 +110,7 @@ def _is_watched(stream: TextIO) -> bool:
 
 
 def _write_line(stream: TextIO, text: str) -> None:
-    # Names of files may hold what the stream's encoding has no place for.
+    # Names of files may hold what the stream's encoding can't write.
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
     stream.flush()

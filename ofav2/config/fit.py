@@ -103,7 +103,7 @@ def _fit(kind: Any, value: Any, key: str) -> Any:
         (inner,) = (arm for arm in get_args(kind) if arm is not NoneType)
         return None if value is None else _fit(inner, value, key)
     if kind is Any:
-        return _names_or_numbers(value, key)
+        return _names_or_values(value, key)
     return _scalar(kind, value, key)
 
 
@@ -168,14 +168,14 @@ def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
     raise UserError(f"{key} ({show(value)}): must be one of {', '.join(choices)}; {hint}")
 
 
-def _names_or_numbers(value: Any, key: str) -> Any:
+def _names_or_values(value: Any, key: str) -> Any:
     """Return a name, a number, or lists and mappings of them: `teacher.exit_weights`, whose meaning `distill` knows."""
     if value is None:
         raise UserError(f"{key} (null): must be a name, numbers, or a mapping of them; write it as in {key}=uniform")
     if isinstance(value, list):
-        return tuple(_names_or_numbers(item, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(_names_or_values(item, f"{key}[{i}]") for i, item in enumerate(value))
     if isinstance(value, dict):
-        return {_scalar(str, name, key): _names_or_numbers(item, join(key, name)) for name, item in value.items()}
+        return {_scalar(str, name, key): _names_or_values(item, join(key, name)) for name, item in value.items()}
     return _scalar(str if isinstance(value, str) else float, value, key)
 
 

@@ -283,7 +283,7 @@ def _vet(text: str, where: str) -> yaml.Event | None:
 
 
 def _refusal(event: yaml.Event) -> str | None:
-    """Why a piece of YAML has no place in a recipe; None where it has one."""
+    """Return why a piece of YAML is refused in a recipe; None where it is fine."""
     if getattr(event, "anchor", None):
         return f"anchor or alias ({show(event.anchor)}): recipes have none; write the value out"
     if getattr(event, "tag", None):

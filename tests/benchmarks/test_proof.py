@@ -55,7 +55,7 @@ def test_a_row_is_a_command_that_the_parser_takes(row: Row) -> None:
     assert parsed.run_dir == f"runs/{row.name}"
 
 
-def test_all_supernets_are_asked_for_the_same_bodies() -> None:
+def test_all_supernets_get_the_same_bodies() -> None:
     spaces = [
         supernets.create(name, num_classes=2, resolutions=(32,)).space for name in ("se_b", "ee_d", "ee_b", "se_d")
     ]

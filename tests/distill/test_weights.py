@@ -1,4 +1,4 @@
-"""Exit weights: exact fractions, explicit numbers as written, and nothing but `DistillError` on bad input."""
+"""Exit weights: exact fractions, explicit values as written, and nothing but `DistillError` on bad input."""
 
 from collections.abc import Callable
 from decimal import Decimal
@@ -51,7 +51,7 @@ def test_the_papers_rounded_set_is_for_five_exits_only() -> None:
         exit_weights("ascending_paper", 4)
 
 
-def test_explicit_numbers_are_taken_as_written_and_not_rescaled() -> None:
+def test_explicit_values_are_taken_as_written_and_not_rescaled() -> None:
     assert exit_weights([0.06, 0.13, 0.20, 0.27, 0.34], 5) == exit_weights("ascending_paper", 5)
     assert exit_weights((0, 1), 2) == both((Fraction(0), Fraction(1)))
     assert exit_weights([Fraction(1, 3), Fraction(2, 3)], 2) == both((Fraction(1, 3), Fraction(2, 3)))
@@ -118,9 +118,9 @@ def test_bad_weights_are_refused_with_value_rule_and_next_step(scheme: Any, exit
 def test_the_sum_may_be_off_by_one_millionth_and_no_more() -> None:
     assert exit_weights([0.5, 0.499999], 2).losses == (Fraction(1, 2), Fraction(499999, 10**6))
     assert exit_weights([1.000001], 1).losses == (Fraction(1000001, 10**6),)
-    for numbers in ([0.5, 0.4999989], [0.5, 0.5000011]):
+    for weights in ([0.5, 0.4999989], [0.5, 0.5000011]):
         with pytest.raises(DistillError):
-            exit_weights(numbers, 2)
+            exit_weights(weights, 2)
 
 
 scalars = st.one_of(
@@ -166,7 +166,7 @@ def test_anything_is_accepted_as_valid_weights_or_refused_in_one_line(scheme: An
 
 
 @given(counts=st.lists(st.integers(0, 10**6), min_size=1, max_size=8).filter(any))
-def test_normalised_numbers_of_any_sizes_are_accepted_as_given(counts: list[int]) -> None:
+def test_normalised_values_of_any_sizes_are_accepted_as_given(counts: list[int]) -> None:
     floats = [count / sum(counts) for count in counts]
     fractions = [Fraction(count, sum(counts)) for count in counts]
     assert [float(weight) for weight in exit_weights(floats, len(floats)).losses] == floats

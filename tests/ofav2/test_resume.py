@@ -319,7 +319,7 @@ def test_a_run_without_any_good_file_starts_anew(stopped: Path, straight: Path, 
     assert_same_run(stopped, straight)
 
 
-# What stands in the way is said
+# What stands in the way is reported
 
 
 def test_settings_that_changed_are_shown_and_refused(stopped: Path) -> None:
@@ -503,7 +503,7 @@ def test_a_run_takes_settings_when_it_is_resumed(stopped: Path, monkeypatch: pyt
         (["digits", "--run-dir", "RUN"], "is not empty"),
     ],
 )
-def test_what_does_not_go_together_is_said_in_a_line(
+def test_what_does_not_go_together_is_refused_in_a_line(
     arguments: list[str], reason: str, stopped: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = (stopped / folder.RECORD).read_bytes(), (stopped / folder.RECIPE).read_bytes()

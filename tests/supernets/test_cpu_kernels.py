@@ -66,7 +66,7 @@ def test_the_depthwise_kernel_is_conv2d_in_float32(kernel: int, side: int, strid
 
 
 @pytest.mark.parametrize("which", ["x", "weight"])
-def test_only_what_is_asked_for_gets_a_gradient(which: str) -> None:
+def test_only_what_requires_a_gradient_gets_one(which: str) -> None:
     x, weight = drawn((2, 8, 8, 8), 7), drawn((8, 1, 5, 5), 8)
     tensors = {"x": x, "weight": weight}
     tensors[which].requires_grad_()
@@ -226,7 +226,7 @@ def test_a_supernet_learns_as_in_double_precision_which_torch_computes_alone(nam
             torch.testing.assert_close(kept.double(), right, rtol=1e-4, atol=1e-5, msg=key)
 
 
-def test_layers_are_plain_torch_until_the_kernels_are_asked_for() -> None:
+def test_layers_are_plain_torch_until_the_kernels_are_enabled() -> None:
     net = small_net("ee_dp", seed=1)
     layers = [layer for layer in net.modules() if isinstance(layer, ElasticConv2d | ElasticDepthwise)]
     assert {layer.conv2d for layer in layers} == {functional.conv2d}

@@ -48,7 +48,7 @@ def test_every_layer_runs_once_and_is_shared_and_the_first_part_holds_the_first_
     parts = split(module)
     run = [name for part in parts for name in layers(part)]
     assert len(run) == len(set(run))
-    # Stage 5 follows the last exit that is asked for, and nothing reads it.
+    # Stage 5 follows the last exit that is returned, and nothing reads it.
     assert set(layers(module)) - set(run) == {name for name in layers(module) if name.startswith("stages.4.")}
     assert not [name for name in layers(parts[0]) if name.startswith(("stages.2", "exits.4"))]
     for part in parts:

@@ -161,7 +161,7 @@ def without(part: str, state: dict[str, Any]) -> dict[str, Any]:
         (lambda state: without("running_var", state), "running_var has no counterpart"),
         (lambda state: nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).state_dict(), "is no tensor"),
         (lambda state: supernets.create("se_b", num_classes=CLASSES, width_mult=0.25).state_dict(), "is no tensor"),
-        (lambda state: state | {"blocks.21.conv.depth_conv.conv.conv.weight": torch.zeros(1)}, "no place"),
+        (lambda state: state | {"blocks.21.conv.depth_conv.conv.conv.weight": torch.zeros(1)}, "does not fit"),
         (lambda state: state | {"classifier.linear.bias": torch.zeros(3)}, "shape"),
         (lambda state: state | {"classifier.linear.bias": "junk"}, "classifier"),
         (lambda state: state | {7: torch.zeros(3)}, "7"),

@@ -165,7 +165,7 @@ sys.exit(f"imported: {late}" if late else 0)
     assert done.returncode == 0, done.stderr
 
 
-def test_help_may_be_asked_for_as_a_verb(capsys: Capture) -> None:
+def test_help_is_a_verb_too(capsys: Capture) -> None:
     for words, option in ((["help"], ["--help"]), (["help", "plan"], ["plan", "--help"])):
         shown = []
         for arguments in (words, option):
@@ -376,8 +376,8 @@ def test_formats_that_do_not_exist_are_refused_before_anything_is_opened(
     verb: str, tmp_path: Path, capsys: Capture
 ) -> None:
     nowhere = str(tmp_path / "nowhere")
-    said = refusal(capsys, verb, nowhere, "--out", str(tmp_path / "out"), "--formats", "onnx,tflite")
-    assert said == "formats (tflite): must be out of onnx, pt2, card, or none; leave it out for all"
+    printed = refusal(capsys, verb, nowhere, "--out", str(tmp_path / "out"), "--formats", "onnx,tflite")
+    assert printed == "formats (tflite): must be out of onnx, pt2, card, or none; leave it out for all"
 
 
 # Recipes that cannot be used
@@ -459,8 +459,8 @@ def test_a_sub_network_outside_its_space_is_refused_by_name_and_value(
     file = tmp_path / "mine.json"
     file.write_text(json.dumps(change(fields)))
     arguments = ["--out", str(tmp_path / "out")] if verb == "extract" else []
-    said = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
-    assert re.search(message, said)
+    printed = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
+    assert re.search(message, printed)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.json"]
 
 
@@ -476,14 +476,14 @@ def test_a_file_that_is_no_json_is_named(
     file = tmp_path / "mine.json"
     file.write_bytes(content)
     arguments = ["--out", str(tmp_path / "out")] if verb == "extract" else []
-    said = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
-    assert said.startswith(f"sub-network file ({file}) is no JSON")
+    printed = refusal(capsys, verb, str(tiny_run.folder), "--subnet", str(file), *arguments)
+    assert printed.startswith(f"sub-network file ({file}) is no JSON")
 
 
 @pytest.mark.parametrize("name", ["nowhere.json", "."])
 def test_a_file_that_cannot_be_read_is_named(name: str, tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
-    said = refusal(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(tmp_path / name))
-    assert said.startswith(f"sub-network file ({tmp_path / name}) can't be read")
+    printed = refusal(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(tmp_path / name))
+    assert printed.startswith(f"sub-network file ({tmp_path / name}) can't be read")
 
 
 # Run folders that cannot be used
@@ -513,14 +513,14 @@ def test_a_missing_or_foreign_run_gets_one_line(
 
 
 def test_a_phase_that_is_not_there_is_refused_by_name(tiny_run: Run, capsys: Capture) -> None:
-    said = refusal(capsys, "evaluate", str(tiny_run.folder), "--phase", "width")
-    assert re.search(r"^phase \(width\) .*choose one of full, kernel, level, height, depth, expand", said)
+    printed = refusal(capsys, "evaluate", str(tiny_run.folder), "--phase", "width")
+    assert re.search(r"^phase \(width\) .*choose one of full, kernel, level, height, depth, expand", printed)
 
 
 def test_a_run_folder_that_is_not_empty_is_left_alone(two: str, run_copy: Path, capsys: Capture) -> None:
     before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
-    said = refusal(capsys, "train", two, "--run-dir", str(run_copy))
-    assert said.startswith(f"run folder ({run_copy}) is not empty")
+    printed = refusal(capsys, "train", two, "--run-dir", str(run_copy))
+    assert printed.startswith(f"run folder ({run_copy}) is not empty")
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 
@@ -528,8 +528,8 @@ def test_a_run_folder_in_use_is_left_alone(two: str, tmp_path: Path, capsys: Cap
     run = tmp_path / "run"
     run.mkdir()
     with folder.lock(run):
-        said = refusal(capsys, "train", two, "--run-dir", str(run))
-    assert said.startswith(f"run folder ({run}) ")
+        printed = refusal(capsys, "train", two, "--run-dir", str(run))
+    assert printed.startswith(f"run folder ({run}) ")
     assert [path.name for path in run.iterdir()] == [".lock"]
 
 
@@ -541,15 +541,15 @@ def test_a_file_is_no_run_folder_and_stays(two: str, tmp_path: Path, capsys: Cap
 
 
 def test_extract_wants_to_know_which_network(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
-    said = refusal(capsys, "extract", str(tiny_run.folder), "--out", str(tmp_path / "out"))
-    assert all(choice in said for choice in ("--largest", "--smallest", "--subnet"))
+    printed = refusal(capsys, "extract", str(tiny_run.folder), "--out", str(tmp_path / "out"))
+    assert all(choice in printed for choice in ("--largest", "--smallest", "--subnet"))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_output_folder_that_is_not_empty_is_left_alone(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    said = refusal(capsys, "extract", str(tiny_run.folder), "--largest", "--out", str(tmp_path))
-    assert said.startswith(f"output folder ({tmp_path}) is not empty")
+    printed = refusal(capsys, "extract", str(tiny_run.folder), "--largest", "--out", str(tmp_path))
+    assert printed.startswith(f"output folder ({tmp_path}) is not empty")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
@@ -572,9 +572,9 @@ def test_arguments_that_make_no_command_are_refused_with_the_usage(arguments: li
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("usage: ofav2")
-    assert "error: " in said.splitlines()[-1]
+    printed = capsys.readouterr().err
+    assert printed.startswith("usage: ofav2")
+    assert "error: " in printed.splitlines()[-1]
 
 
 # How a process ends

@@ -446,16 +446,16 @@ def leaves(kind: type[Any], key: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("text", "numbers"),
+    ("text", "values"),
     [("48..64 step 4", (48, 52, 56, 60, 64)), ("16..16 step 1", (16,)), ("  16 .. 24  step 8 ", None)],
 )
-def test_whole_numbers_may_be_given_as_a_range(text: str, numbers: tuple[int, ...] | None) -> None:
-    if numbers is None:
+def test_whole_numbers_may_be_given_as_a_range(text: str, values: tuple[int, ...] | None) -> None:
+    if values is None:
         assert "must be a list or a range" in refusal("digits", f"data.resolutions={text}")
         return
     config = recipe.load("digits", [f"data.resolutions={text}"])
-    assert config.data.resolutions == numbers
-    assert f"- {numbers[0]}\n" in recipe.dump(config)
+    assert config.data.resolutions == values
+    assert f"- {values[0]}\n" in recipe.dump(config)
     assert recipe.load("digits", ["supernet.kernel=3..7 step 2"]).supernet.kernel == (3, 5, 7)
 
 

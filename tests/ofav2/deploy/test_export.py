@@ -96,7 +96,7 @@ def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_pa
         torch.testing.assert_close(list(exit_logits(found[key])), list(logits(extracted, batch)))
 
 
-def test_the_module_returns_what_was_asked_for(extracted: Extracted) -> None:
+def test_the_module_returns_the_chosen_exits(extracted: Extracted) -> None:
     output = ofav2.load_subnet(extracted.folder)(images(2))
     assert isinstance(output, Tensor) == (extracted.exits == "last")
     assert extracted.record.exits == ("last" if extracted.exits == "last" else extracted.indices)

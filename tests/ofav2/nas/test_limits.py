@@ -67,7 +67,7 @@ def test_limits_are_whole_numbers(value: object) -> None:
 
 
 @given(st.sampled_from(sorted(UNITS)), st.integers(1, 10**13))
-def test_what_is_shown_can_be_asked_for(name: str, value: int) -> None:
+def test_what_is_shown_can_be_a_limit(name: str, value: int) -> None:
     limit = parse_limits(**{name: show(name, value)}).named[name]
     assert value <= limit <= value * 1.0011 + 1
 
@@ -86,7 +86,7 @@ def test_choices_that_are_none(text: str) -> None:
     assert len(str(caught.value)) < 200
 
 
-def test_a_space_is_narrowed_to_what_is_asked() -> None:
+def test_a_space_is_narrowed_to_exits_and_resolutions() -> None:
     space = tiny_net().space
     assert narrowed(space, None, None) == space
     assert narrowed(space, "2..3", "16") == space.restrict(height=(2, 3), resolution=(16,))

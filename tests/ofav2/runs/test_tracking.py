@@ -106,7 +106,7 @@ def test_the_file_holds_what_was_logged(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_nonfinite_numbers_are_null_and_named(tmp_path: Path) -> None:
+def test_nonfinite_metrics_are_null_and_named(tmp_path: Path) -> None:
     with opened(tmp_path, TrackingConfig()) as tracker:
         tracker.log("train", global_step=1, phase="full", loss=math.nan, norm=torch.tensor(math.inf), lr=0.1)
         tracker.table("t", ["a", "b"], [[None, 1.0], ["x", -math.inf]])

@@ -320,7 +320,7 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
 # What processes tell each other
 
 
-def test_values_numbers_flags_and_counts() -> None:
+def test_values_metrics_flags_and_counts() -> None:
     def job(processes: Processes) -> Any:
         rank = processes.rank
         return {
@@ -521,7 +521,7 @@ def three_by_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
     return lambda settings: crew(3, lambda processes: [attempt(processes, given(processes.rank)) for given in settings])
 
 
-def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_numbers(three_by_three: Any) -> None:
+def test_a_batch_that_cannot_be_shared_out_is_refused_with_both_counts(three_by_three: Any) -> None:
     sizes = (16, 15, 3)
     ended = three_by_three([lambda rank, size=size: [f"data.batch_size={size}"] for size in sizes])
     assert [[type(error) for error in attempts] for attempts in ended] == [

@@ -72,7 +72,7 @@ def test_signals_mean_afterwards_what_they_meant_before(requested: bool) -> None
     assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
-def test_runs_after_another_are_asked_separately() -> None:
+def test_runs_after_another_are_stopped_separately() -> None:
     with stop_requests() as stop:
         signal.raise_signal(signal.SIGTERM)
         assert stop()

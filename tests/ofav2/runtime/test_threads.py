@@ -127,7 +127,7 @@ def test_slow_calls_are_timed_once() -> None:
     assert machine.used == [1, 2] * 2
 
 
-def test_far_too_slow_numbers_are_tried_once() -> None:
+def test_far_too_slow_counts_are_tried_once() -> None:
     machine = Machine(lambda count, call: 9.0 if count == 2 else 0.25)
     assert time_threads(machine.call, (1, 2), machine.clock) == {1: 0.25, 2: 9.0}
     assert machine.used.count(2) == 1
@@ -172,7 +172,7 @@ def test_the_environment_may_ask_for_fewer(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_processes_of_a_machine_share_its_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun sets OMP_NUM_THREADS to 1 by itself, which no user asked for."""
+    """torchrun sets OMP_NUM_THREADS to 1 by itself, which no user set."""
     tried: list[tuple[int, ...]] = []
 
     def timed(call: object, counts: tuple[int, ...]) -> dict[int, float]:
