@@ -17,7 +17,7 @@ One training step of an elastic phase reads::
 """
 
 from distill.errors import DistillError
-from distill.external import external_teacher
+from distill.external import external_teacher, read_state_dict
 from distill.losses import (
     Distance,
     Target,
@@ -53,6 +53,7 @@ __all__ = (
     "joint_loss",
     "mse",
     "policies",
+    "read_state_dict",
     "schemes",
     "soft_cross_entropy",
     "student_loss",

@@ -102,7 +102,7 @@ def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, chann
 
 
 def _from_file(model: str, path: Path, classes: int, channels: int) -> nn.Module:
-    state = _read(path)
+    state = read_state_dict(path, "teacher checkpoint")
     network = _built(model, classes, channels, pretrained=False)
     _check_classes(state, network, path, model, classes)
     _check_fits(state, network.state_dict(), path, model, channels)
@@ -120,13 +120,20 @@ def _built(model: str, classes: int, channels: int, *, pretrained: bool) -> nn.M
     return network
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def read_state_dict(path: Path, what: str) -> Mapping[str, Tensor]:
+    """Read the state dict of a network from a file, without running code.
+
+    Args:
+        path: A `.safetensors` or `.pth` file; a `.pth` may have the state dict under `state_dict` or `model`.
+        what: What messages call the file.
+
+    Raises:
+        DistillError: If the file is missing, damaged, or holds something else.
+    """
     if path.suffix not in (".safetensors", ".pth"):
-        raise DistillError(
-            f"teacher checkpoint ({path}) must end in .safetensors or .pth; save the state dict as one of them"
-        )
+        raise DistillError(f"{what} ({path}) must end in .safetensors or .pth; save the state dict as one of them")
     if not path.is_file():
-        raise DistillError(f"teacher checkpoint ({path}) must be a file, and there is none; check the path")
+        raise DistillError(f"{what} ({path}) must be a file, and there is none; check the path")
     try:
         content: object = (
             load_file(path)
@@ -137,21 +144,21 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         # Damaged bytes make the readers fail in every way there is; refused code ends here too, and what torch says to
         # it is how to run that code after all, which must not reach the user.
         raise DistillError(
-            f"teacher checkpoint ({path}) cannot be read ({type(error).__name__}), because it is damaged or holds more "
+            f"{what} ({path}) cannot be read ({type(error).__name__}), because it is damaged or holds more "
             "than plain weights; save the network's state_dict() again, nothing else beside it"
         ) from error
-    return _state_dict(content, path)
+    return _state_dict(content, path, what)
 
 
-def _state_dict(content: object, path: Path) -> Mapping[str, Tensor]:
+def _state_dict(content: object, path: Path, what: str) -> Mapping[str, Tensor]:
     if isinstance(content, Mapping):
         content = content.get("state_dict", content.get("model", content))
     if not isinstance(content, Mapping) or not content:
-        raise DistillError(f"teacher checkpoint ({path}) must hold a state dict; save the network's state_dict()")
+        raise DistillError(f"{what} ({path}) must hold a state dict; save the network's state_dict()")
     for name, value in content.items():
         if not _is_plain(value):
             raise DistillError(
-                f"teacher checkpoint ({path}) must hold plain, dense tensors only, which {shown(name)} is not; "
+                f"{what} ({path}) must hold plain, dense tensors only, which {shown(name)} is not; "
                 "save the network's state_dict(), nothing else beside it"
             )
     return content

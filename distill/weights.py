@@ -10,7 +10,7 @@ from distill.errors import DistillError, near, shown
 
 _SUM_TOLERANCE = Fraction(1, 10**6)
 _PAPER = (Fraction("0.06"), Fraction("0.13"), Fraction("0.20"), Fraction("0.27"), Fraction("0.34"))
-_SCHEMES = ("ascending", "descending", "uniform", "mixed", "ascending_paper")
+_SCHEMES = ("ascending", "descending", "uniform", "mixed", "last", "ascending_paper")
 _PARTS = ("losses", "ensemble")
 
 
@@ -37,7 +37,8 @@ def exit_weights(
 
     The schemes are those of AEP, which OFAv2 takes over: `ascending` gives exit i the weight i / (1 + ... + exits),
     `descending` mirrors it, `uniform` gives every exit the same, `mixed` weighs the losses descending and the ensemble
-    ascending. `ascending_paper` is OFAv2's ascending set for five exits in the two decimals its paper prints.
+    ascending. `last` leaves out all exits but the last, so a backbone trains alone. `ascending_paper` is OFAv2's
+    ascending set for five exits in the two decimals its paper prints.
 
     Args:
         scheme: Name of a scheme; or one number per exit, used for both sets; or a mapping with the keys `losses` and
@@ -95,6 +96,9 @@ def _by_scheme(scheme: str, exits: int, label: str) -> ExitWeights:
             return ExitWeights(uniform, uniform)
         case "mixed":
             return ExitWeights(losses=descending, ensemble=ascending)
+        case "last":
+            last = (*(Fraction(0),) * (exits - 1), Fraction(1))
+            return ExitWeights(last, last)
         case "ascending_paper":
             if exits != len(_PAPER):
                 raise DistillError(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.nas.limits import Limits, parse_limits
+    from ofav2.networks.backbone import attach_exits
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
     from ofav2.runs.records import Run, RunRecord
@@ -59,6 +60,7 @@ __all__ = (
     "SubnetRecord",
     "Transform",
     "UserError",
+    "attach_exits",
     "calibrate_exits",
     "choose",
     "compare_runs",
@@ -121,6 +123,7 @@ _HOMES = MappingProxyType(
         "save_table": "ofav2.nas.latency_table",
         "Limits": "ofav2.nas.limits",
         "parse_limits": "ofav2.nas.limits",
+        "attach_exits": "ofav2.networks.backbone",
         "OpenedRun": "ofav2.evaluation.opened_run",
         "extract": "ofav2.deploy.extract",
         "measure": "ofav2.evaluation.measure",

@@ -169,10 +169,16 @@ def _made(make: Any, arguments: Sequence[Any], named: Mapping[str, Any], key: st
 
 
 def _either(kinds: Sequence[Any], value: Any, key: str) -> Any:
-    """Return the first of a union's kinds that fits; the refusal is that of the last one."""
+    """Return the first of a union's kinds that fits; the refusal is that of the last one.
+
+    Of several dataclasses, a mapping is the one that has most of its keys.
+    """
     if value is None and NoneType in kinds:
         return None
-    *others, last = (kind for kind in kinds if kind is not NoneType)
+    found = [kind for kind in kinds if kind is not NoneType]
+    if isinstance(value, dict) and all(map(is_dataclass, found)):
+        return fit(max(found, key=lambda kind: sum(field.name in value for field in fields(kind))), value, key)
+    *others, last = found
     for kind in others:
         try:
             return fit(kind, value, key)

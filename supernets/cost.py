@@ -9,11 +9,13 @@ activations are left out.
 Memory is the largest sum of the sizes of all tensors alive at once, at four bytes a value. A tensor lives from the node
 that makes it to the last node that reads it; a node's inputs and its output are alive together. Each operation makes a
 new tensor: nothing is fused or done in place. Views and layers that hand on their input make none. Weights, and what a
-kernel needs inside, are not counted.
+kernel needs inside, are not counted. A module that holds other modules counts operation by operation.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -145,8 +147,15 @@ def steps_cost(steps: Sequence[Step], *, kept: bool = False) -> Cost:
 
 
 def weighted_layers(steps: Sequence[Step]) -> tuple[LayerCost, ...]:
-    """Return the steps that have weights or multiply-adds."""
-    return tuple(LayerCost(step.name, step.params, step.macs) for step in steps if step.params or step.macs)
+    """Return the layers that have weights or multiply-adds."""
+    layers = (LayerCost(name, *_sums(own)) for name, own in groupby(steps, attrgetter("name")))
+    return tuple(layer for layer in layers if layer.params or layer.macs)
+
+
+def _sums(steps: Iterable[Step]) -> tuple[int, int]:
+    """Return the parameters and multiply-adds of steps."""
+    params, macs = zip(*((step.params, step.macs) for step in steps), strict=True)
+    return sum(params), sum(macs)
 
 
 def tensor_sizes(steps: Sequence[Step]) -> tuple[int, ...]:
@@ -185,6 +194,17 @@ def alive_tensors(steps: Sequence[Step], kept: bool = False) -> list[set[int]]:
     return found
 
 
+class Operation(NamedTuple):
+    """One function that a network called."""
+
+    macs: int
+    """Multiply-adds up to here."""
+    made: list[Tensor]
+    """Tensors that it returned."""
+    given: list[Tensor]
+    """Tensors that it was given."""
+
+
 class _Meta(TorchFunctionMode):
     """Runs every function out of place on meta tensors, and counts multiply-adds.
 
@@ -197,11 +217,13 @@ class _Meta(TorchFunctionMode):
         self.weights = weights
         self.twins = {id(weight): weight.detach().to("meta") for weight in weights}
         self.macs = 0
+        self.operations: list[Operation] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         args, kwargs = map_aggregate((args, kwargs or {}), self.twin)
+        given = _tensors((args, kwargs))
         if kwargs.get("inplace"):
             kwargs = {**kwargs, "inplace": False}
         name = getattr(func, "__name__", "")
@@ -213,6 +235,8 @@ class _Meta(TorchFunctionMode):
             self.macs += result.numel() * _weights_per_channel(args, kwargs)
         elif func in _BY_INPUT:
             self.macs += args[0].numel() * _weights_per_channel(args, kwargs)
+        if made := _tensors(result):
+            self.operations.append(Operation(self.macs, made, given))
         return result
 
     def twin(self, value: Any) -> Any:
@@ -242,34 +266,47 @@ class _Pricer(Interpreter):
     def run_node(self, n: Node) -> Any:
         """Run a node and note its step."""
         before = self.meta.macs
+        self.meta.operations.clear()
         try:
             # Tensors that a node makes out of nothing have no device of their own.
             with torch.device("meta"), self.meta:
                 result = super().run_node(n)
         except RuntimeError as error:
             raise GraphError(f"node {n.name} can't be priced without values: {str(error).splitlines()[0]}") from error
-        reads = {
-            self.tensors[id(storage)] for node in n.all_input_nodes for storage in self._activations(self.env[node])
-        }
-        made = []
-        for tensor in _tensors(result):
-            storage = tensor.untyped_storage()
-            if id(storage) not in self.tensors and id(storage) not in self.weights:
-                self.tensors[id(storage)] = len(self.tensors)
-                self.storages.append(storage)
-                made.append(tensor.numel())
-        name = str(n.target) if n.op == "call_module" else n.name
-        self.steps.append(Step(name, self._new_params(n), self.meta.macs - before, tuple(made), tuple(sorted(reads))))
+        name, params = str(n.target) if n.op == "call_module" else n.name, self._new_params(n)
+        for operation in self._operations(n, result):
+            reads = self._numbers(operation.given)
+            self.steps.append(Step(name, params, operation.macs - before, self._new(operation.made), reads))
+            params, before = 0, operation.macs
         return result
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return the meta tensor that stands for a weight."""
         return self.meta.twin(self.fetch_attr(target))
 
-    def _activations(self, value: object) -> Iterator[torch.UntypedStorage]:
-        for tensor in _tensors(value):
-            if id(tensor.untyped_storage()) not in self.weights:
-                yield tensor.untyped_storage()
+    def _new(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        """Return the numbers of values of those tensors that no earlier step made, and number them."""
+        made = []
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            if id(storage) not in self.tensors and id(storage) not in self.weights:
+                self.tensors[id(storage)] = len(self.tensors)
+                self.storages.append(storage)
+                made.append(tensor.numel())
+        return tuple(made)
+
+    def _numbers(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
+        """Return the numbers of the tensors among these that a step made, ascending."""
+        ids = (id(tensor.untyped_storage()) for tensor in tensors)
+        return tuple(sorted({self.tensors[storage] for storage in ids if storage in self.tensors}))
+
+    def _operations(self, node: Node, result: Any) -> tuple[Operation, ...]:
+        """Return what a node does: as a whole, or of a module that holds others, operation by operation."""
+        layer = self.fetch_attr(str(node.target)) if is_layer(node) else None
+        if isinstance(layer, nn.Module) and any(layer.children()) and self.meta.operations:
+            return tuple(self.meta.operations)
+        given = [tensor for other in node.all_input_nodes for tensor in _tensors(self.env[other])]
+        return (Operation(self.meta.macs, _tensors(result), given),)
 
     def _new_params(self, node: Node) -> int:
         if node.op not in ("call_module", "get_attr"):

@@ -5,6 +5,7 @@ graph's own nodes are sorted into parts, so nothing is written twice and it does
 """
 
 import copy
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
@@ -69,6 +70,23 @@ def alone(module: GraphModule, index: int) -> GraphModule:
     needed = set(_ancestors(_outputs(module)[index]))
     nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
     return _part(module, [_input(module)], nodes, _outputs(module)[index])
+
+
+def keep(module: GraphModule, places: Sequence[int]) -> GraphModule:
+    """Return the network with some of its outputs: images -> a tuple of them; weights are shared.
+
+    Args:
+        module: As for `split`.
+        places: Which outputs, from 0, one or more.
+
+    Raises:
+        GraphError: As for `split`.
+    """
+    outputs = _outputs(module)
+    chosen = tuple(outputs[place] for place in places)
+    needed = {node for output in chosen for node in _ancestors(output)}
+    nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
+    return _part(module, [_input(module)], nodes, chosen)
 
 
 def _input(module: GraphModule) -> Node:
@@ -173,7 +191,7 @@ def fold_norms(module: GraphModule) -> GraphModule:
         layers[str(before.target)] = folded
         node.replace_all_uses_with(before)
         graph.erase_node(node)
-    made = GraphModule(layers, graph, class_name="FoldedSubnet")
+    made = GraphModule(layers | _attributes(module), graph, class_name="FoldedSubnet")
     made.eval()
     return made
 
@@ -207,12 +225,19 @@ def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node
         before = node.args[0] if is_layer(node) else None
         if not isinstance(before, Node) or not is_layer(before) or len(before.users) > 1:
             continue
-        if isinstance(layers[str(before.target)], nn.Conv2d) and isinstance(layers[str(node.target)], nn.BatchNorm2d):
+        # A subclass may do more, such as activate what it has normalised.
+        if type(layers[str(before.target)]) is nn.Conv2d and type(layers[str(node.target)]) is nn.BatchNorm2d:
             yield before, node
 
 
 def _layers(module: GraphModule) -> dict[str, nn.Module]:
     return {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if is_layer(node)}
+
+
+def _attributes(module: GraphModule) -> dict[str, torch.Tensor]:
+    """Return the weights that nodes read by themselves, outside of layers."""
+    names = (str(node.target) for node in module.graph.find_nodes(op="get_attr"))
+    return {name: operator.attrgetter(name)(module) for name in names}
 
 
 def cut(graph: Graph, part: str) -> tuple[Graph, Graph]:

@@ -6,7 +6,7 @@ its students, can run different sub-networks of the same weights at the same tim
 
 import math
 from collections.abc import Sequence
-from typing import Literal, overload
+from typing import ClassVar, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ class Supernet(nn.Module):
     Raises:
         SpaceError: If a resolution is smaller than the network's total stride.
     """
+
+    needs_recalibration: ClassVar[bool] = True
+    """No sub-network has the statistics of batch norm that training leaves in the supernet."""
 
     def __init__(self, architecture: Architecture, resolutions: tuple[int, ...], dropout: float, seed: int) -> None:
         super().__init__()
@@ -158,20 +161,34 @@ class Supernet(nn.Module):
         Raises:
             SpaceError: If one is not on its way.
         """
-        there = tuple(exit for exit in self.architecture.exits if exit <= subnet.height)
-        if exits == "last":
-            return (subnet.height,)
-        if exits == "all":
-            return there
-        listed = ", ".join(map(str, there))
-        if not isinstance(exits, Sequence) or isinstance(exits, str) or not exits:
-            raise SpaceError(f"exits ({exits!r}) must be 'last', 'all' or ascending numbers out of {listed}")
-        for exit in exits:
-            if not isinstance(exit, int) or isinstance(exit, bool) or exit not in there:
-                raise SpaceError(f"exits ({exit!r}) is no exit of this sub-network: it passes {listed}")
-        if list(exits) != sorted(set(exits)):
-            raise SpaceError(f"exits ({exits!r}) must be ascending, each once, out of {listed}")
-        return tuple(exits)
+        return choose_exits(self.architecture.exits, subnet, exits)
+
+
+def choose_exits(numbers: Sequence[int], subnet: Subnet, exits: Exits) -> tuple[int, ...]:
+    """Return the exits that a call of a sub-network returns the logits of, by number.
+
+    Args:
+        numbers: All exits of the network, ascending.
+        subnet: The sub-network.
+        exits: `last`, `all`, or exits by number, ascending.
+
+    Raises:
+        SpaceError: If one is not on the sub-network's way.
+    """
+    there = tuple(exit for exit in numbers if exit <= subnet.height)
+    if exits == "last":
+        return (subnet.height,)
+    if exits == "all":
+        return there
+    listed = ", ".join(map(str, there))
+    if not isinstance(exits, Sequence) or isinstance(exits, str) or not exits:
+        raise SpaceError(f"exits ({exits!r}) must be 'last', 'all' or ascending numbers out of {listed}")
+    for exit in exits:
+        if not isinstance(exit, int) or isinstance(exit, bool) or exit not in there:
+            raise SpaceError(f"exits ({exit!r}) is no exit of this sub-network: it passes {listed}")
+    if list(exits) != sorted(set(exits)):
+        raise SpaceError(f"exits ({exits!r}) must be ascending, each once, out of {listed}")
+    return tuple(exits)
 
 
 def initialise(net: nn.Module, generator: torch.Generator) -> None:

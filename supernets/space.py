@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 BRANCHES = ("mbconv", "conv", "transform")
 """Branches of a parallel block, in the order in which they are counted: OFAv2's (a), (b) and (c)."""
 
+FIXED = "fixed"
+"""The one branch of a stage without choices, as of a network that was not made to be elastic."""
+
+_NAMES = (*BRANCHES, FIXED)
+
 DIMENSIONS = ("resolution", "kernel", "expand", "depth", "level", "height")
 """Elastic dimensions of a network."""
 
@@ -130,6 +135,8 @@ class Subnet:
 
     def __str__(self) -> str:
         """Return a short form for logs, such as `r64 d4-4-4-4-4 k7 e6 l3 exit 5`; differing values become a range."""
+        if all(branches == (FIXED,) for values in self.level for branches in values):
+            return f"r{self.resolution} exit {self.height}"
         kernels = [k for values in self.kernel for k in values if k is not None]
         expands = [e for values in self.expand for e in values if e is not None]
         levels = [len(branches) for values in self.level for branches in values]
@@ -396,7 +403,7 @@ class Space:
             chosen = subnet.blocks(stage) if stage < subnet.height else ()
             code.append(len(chosen))
             for choice in chosen:
-                bits = sum(1 << BRANCHES.index(branch) for branch in choice.level)
+                bits = sum(1 << _NAMES.index(branch) for branch in choice.level)
                 code += [choice.kernel or 0, choice.expand or 0, bits]
             code += [0, 0, 0] * (self.blocks - len(chosen))
         return tuple(code)
@@ -414,10 +421,10 @@ class Space:
         rows = [values[i : i + 1 + 3 * self.blocks] for i in range(2, length, 1 + 3 * self.blocks)]
         for stage, row in enumerate(rows[: max(values[1], 0)]):
             for block in range(min(row[0], self.blocks)):
-                if not 0 < row[3 + 3 * block] < 1 << len(BRANCHES):
+                if not 0 < row[3 + 3 * block] < 1 << len(_NAMES):
                     raise SpaceError(
                         f"level of block [{stage}][{block}] ({row[3 + 3 * block]}) is no encoding:"
-                        f" branches are the bits of a number from 1 to {(1 << len(BRANCHES)) - 1}"
+                        f" branches are the bits of a number from 1 to {(1 << len(_NAMES)) - 1}"
                     )
         subnet = Subnet(
             resolution=values[0],
@@ -523,11 +530,11 @@ def _branches(name: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, Sequence) or isinstance(value, str | bytes) or not value:
         raise SpaceError(f"{name} ({shown(value)}) must be a list of at least one of {known}")
     for branch in value:
-        if not isinstance(branch, str) or branch not in BRANCHES:
+        if not isinstance(branch, str) or branch not in _NAMES:
             raise SpaceError(f"{name} ({shown(branch)}) is no branch: choose among {known}")
     if len(set(value)) < len(value):
         raise SpaceError(f"{name} ({', '.join(value)}) names a branch twice")
-    return tuple(branch for branch in BRANCHES if branch in value)
+    return tuple(branch for branch in _NAMES if branch in value)
 
 
 def _of_mbconv(
@@ -546,7 +553,7 @@ def _of_mbconv(
 
 def _unpack(bits: int) -> tuple[str, ...]:
     """Return branches of a level's bits; of an inactive block (0) the first branch, which is dropped."""
-    return tuple(branch for i, branch in enumerate(BRANCHES) if bits >> i & 1) or BRANCHES[:1]
+    return tuple(branch for i, branch in enumerate(_NAMES) if bits >> i & 1) or BRANCHES[:1]
 
 
 def _span(values: Sequence[int]) -> str:

@@ -61,7 +61,7 @@ OWNERS = MappingProxyType(
         "torchvision": ("ofav2/data/",),
         "sklearn": ("ofav2/data/",),
         "PIL": ("ofav2/data/",),
-        "timm": ("distill/external.py", "ofav2/timm_plugin/"),
+        "timm": ("distill/external.py", "ofav2/networks/backbone.py", "ofav2/timm_plugin/"),
         "onnxruntime": ("ofav2/deploy/export.py",),
         "rich": ("ofav2/cli/console.py",),
         "torch.distributed": ("ofav2/runtime/processes.py",),

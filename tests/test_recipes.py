@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 
 import ofav2
-import supernets
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
@@ -15,7 +14,7 @@ from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
 from tests.ofav2 import tiny
 
-CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000}
+CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000, "imagefolder": 3}
 TRAIN_IMAGES = 16
 
 
@@ -42,14 +41,17 @@ def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
     assert planned == [phase for phase in config.phases if phase not in skipped]
     assert all(phase.partition("_")[0] in lacking(config.supernet.variant) for phase in skipped)
     assert setup.plan.phases[0].objective == "joint"
-    assert setup.plan.phases[-1].space == setup.net.space, "in the end everything can be chosen"
+    last = setup.plan.phases[-1]
+    everything = last.space if config.network.kind == "supernet" else last.evaluated
+    assert everything == setup.net.space, "in the end everything can be chosen"
 
 
 def structure(name: str) -> object:
     """What decides over the code that a recipe runs: nearly all but data, lengths and learning rates."""
     config = recipe.load(name, ["data.root=null"])
     phases = [(phase, *(getattr(it, key) for key in STRUCTURE)) for phase, it in config.phases.items()]
-    return config.supernet, phases, config.teacher.policy, config.optim.name
+    network = config.network.kind, config.supernet if config.network.kind == "supernet" else None
+    return network, phases, config.teacher.policy, config.optim.name
 
 
 STRUCTURE = ("unlock", "subnets", "sampler", "teacher")
@@ -82,7 +84,8 @@ def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path) -> 
     steps = [line for line in read_metrics(run.folder) if line["kind"] == "train"]
     assert len(steps) == 2 * len(expected)
     net = ofav2.load_supernet(run.folder)
-    assert net.architecture.variant == config.supernet.variant in supernets.names()
+    expected_name = config.network.name or config.supernet.variant
+    assert net.architecture.variant == expected_name
     assert net.architecture.num_classes == CLASSES[config.data.name]
 
 

@@ -88,10 +88,11 @@ def _run(arguments: argparse.Namespace) -> None:
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
     show, name = written.metric.show, written.metric.name
+    after_name = f"{name} recalibrated" if written.extraction.calibration_images else f"{name} as written"
     rows = [
         (exit, split, show(before[split][exit]), show(after[split][exit])) for split in before for exit in before[split]
     ]
-    console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", f"{name} recalibrated"), rows))
+    console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", after_name), rows))
     console.say(
         f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"
         f"next: in Python, ofav2.load_subnet({arguments.out!r})"

@@ -32,7 +32,7 @@ def _run(arguments: argparse.Namespace) -> None:
     console.show(str(run.folder))
     folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.name}-largest")
     console.say(
-        f"made {run.folder}: {arch.variant}, width {arch.width_mult}, {arch.num_classes} classes\n"
+        f"made {run.folder}: {arch.variant}, {arch.num_classes} classes\n"
         f"next: ofav2 evaluate {folder}\n"
         f"      ofav2 extract {folder} --largest --out {largest}"
     )

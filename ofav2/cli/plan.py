@@ -1,7 +1,9 @@
-"""`ofav2 plan`: show a recipe's phases without training."""
+"""`ofav2 plan`: show a recipe's phases, and what a network's exits cost, without training."""
 
 import argparse
 import shlex
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe
@@ -9,33 +11,77 @@ from ofav2.cli.verb import Verb
 from ofav2.config import recipe
 from ofav2.tables import table
 
+if TYPE_CHECKING:
+    from ofav2.training.setup import Setup
+    from supernets.multi_exit import MultiExit
+
 _EPILOG = """\
 examples:
   ofav2 plan digits
   ofav2 plan tiny_imagenet_paper data.root=/data/tiny-imagenet-200
+  ofav2 plan exits data.root=images network.name=mobilenetv3_small_100
+  ofav2 plan exits data.root=images --latency
 
 next: ofav2 train RECIPE
 """
+_BATCHES = (1, 64)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
+    parser.add_argument(
+        "--latency", action="store_true", help="time a network's subsets of exits, at batches of 1 and 64 images"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
     config = recipe.load(arguments.recipe, arguments.overrides)
+    from ofav2.errors import UserError
     from ofav2.training.phases import plan_table
     from ofav2.training.setup import prepare
+    from supernets.multi_exit import MultiExit
 
     setup = prepare(config)
+    if arguments.latency and not isinstance(setup.net, MultiExit):
+        raise UserError("--latency times exits of a network of timm: train the supernet, then use ofav2 latency RUN")
     columns, rows = plan_table(setup.plan)
     console.show(
         table(f"{arguments.recipe}: {setup.data.name}, {len(setup.data.train)} training images", columns, rows)
     )
     for sentence in setup.plan.skipped:
         console.show(sentence)
+    if isinstance(setup.net, MultiExit):
+        console.show(_costs(setup, setup.net, arguments.latency))
     console.show(f"in all {setup.plan.steps:,} steps of {setup.config.data.batch_size} images")
     console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}")
 
 
-VERB = Verb("plan", "Show a recipe's phases, space sizes and steps, without training.", _EPILOG, _add_arguments, _run)
+def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
+    """Return a table of what subsets of a network's exits cost per image."""
+    from ofav2.nas.latency import measure_latency
+    from ofav2.nas.limits import show
+    from ofav2.networks.cost import subset_costs
+    from ofav2.runtime.threads import sample_images
+
+    largest, runtime = net.space.largest(), setup.runtime
+    rows: list[tuple[object, ...]] = []
+    for exits, cost in subset_costs(net.architecture, largest).items():
+        row: tuple[object, ...] = (
+            ", ".join(map(str, exits)),
+            f"{cost.params:,}",
+            f"{cost.macs:,}",
+            show("memory", cost.memory),
+        )
+        if timed:
+            module = runtime.place(net.extract(replace(largest, height=exits[-1]), exits))
+            for batch in _BATCHES:
+                images = runtime.send(sample_images(batch, net.architecture.in_channels, largest.resolution))
+                row = (*row, show("latency", measure_latency(module, images).median))
+        rows.append(row)
+    columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in _BATCHES if timed))
+    return table(f"{net.architecture.name}: subsets of its {len(net.architecture.exits)} exits", columns, rows)
+
+
+VERB = Verb(
+    "plan", "Show a recipe's phases, sizes, steps and exits' cost, without training.", _EPILOG, _add_arguments, _run
+)

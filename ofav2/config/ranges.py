@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from ofav2.config.schema import Config, DataConfig, SupernetConfig, TuningConfig
+from ofav2.config.schema import Config, DataConfig, NetworkConfig, SupernetConfig, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import join, setting, show
 
@@ -95,7 +95,7 @@ RULES = (
         "0 or more and below 1",
         lambda v: 0 <= v < 1,
         "0.1",
-        ("phases.*.dropout", "optim.label_smoothing", "optim.momentum", "finetune.dropout"),
+        ("phases.*.dropout", "network.drop_rate", "optim.label_smoothing", "optim.momentum", "finetune.dropout"),
     ),
     Rule("two numbers from 0 to below 1", lambda v: all(0 <= b < 1 for b in v), "[0.9,0.999]", ("optim.betas",)),
     Rule(
@@ -139,6 +139,8 @@ RULES = (
             "data.name",
             "data.root",
             "data.cache",
+            "network.name",
+            "network.weights",
             "supernet.variant",
             "phases.*.teacher",
             "teacher.policy",
@@ -166,6 +168,7 @@ def check(config: Config | TuningConfig) -> None:
     if isinstance(config, TuningConfig):
         _check_warmup("finetune", config.finetune.warmup_epochs, config.finetune.epochs)
         return
+    _check_network(config.network)
     _check_supernet(config.supernet)
     for name, phase in config.phases.items():
         _check_warmup(f"phases.{name}", phase.warmup_epochs, phase.epochs)
@@ -191,6 +194,16 @@ def _check_ranges(config: Any) -> None:
                     raise UserError(
                         f"{key} ({show(value)}): must be {rule.says}; set it as in {setting(key, rule.example)}"
                     )
+
+
+def _check_network(config: NetworkConfig) -> None:
+    if config.kind == "timm" and config.name is None:
+        raise UserError("network.name (null): a network of timm needs its name; set it as in network.name=resnet18")
+    if config.kind == "supernet" and config != NetworkConfig():
+        raise UserError(
+            "network.kind (supernet): the other settings of network are for timm's; set network.kind=timm, or leave"
+            " them out"
+        )
 
 
 def _check_supernet(config: SupernetConfig) -> None:

@@ -26,7 +26,7 @@ from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import KEY, one_line, short, show
 
-SECTIONS = ("task", "run", "data", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
+SECTIONS = ("task", "run", "data", "network", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
 """The sections of a recipe in the order in which recipes are written."""
 
 _MAX_BYTES = 2**20

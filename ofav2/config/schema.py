@@ -101,6 +101,26 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class NetworkConfig:
+    """What is trained: a supernet, or a network of timm with early exits (AEP)."""
+
+    kind: Literal["supernet", "timm"] = "supernet"
+    """`supernet`, described in `supernet`; `timm`, described here."""
+    name: str | None = None
+    """Name of the network in timm, with a weights tag if it is to have one; null for a supernet."""
+    exits: Any = "stages"
+    """Where exits are attached: `stages`, shares of the multiply-adds such as [0.25, 0.5], or numbers of timm's
+    features such as [2, 3]; the network's own head is the last exit in any case."""
+    head: Literal["norm_linear", "linear", "relu_linear", "mobilenetv3", "efficientnet"] = "norm_linear"
+    """Heads of the attached exits: a linear layer behind a layer norm, or AEP's heads for ResNet and VGG (`linear`),
+    DenseNet (`relu_linear`), MobileNetV3 and EfficientNet."""
+    weights: str | None = None
+    """Pretrained weights to start from: `timm` for timm's own, or a .safetensors or .pth file; null starts anew."""
+    drop_rate: float = 0.0
+    """Dropout probability in the network's own head; 0 turns it off. That of attached exits is the phase's."""
+
+
+@dataclass(frozen=True)
 class SupernetConfig:
     """Which supernet, and what may be chosen in it."""
 
@@ -157,6 +177,8 @@ class PhaseConfig:
     """Teacher policy of this phase, as in `teacher.policy`; null takes that one."""
     dropout: float = 0.1
     """Dropout probability before each exit's classifier; 0 turns it off."""
+    exit_weights: Any | None = None
+    """Exit weights of this phase, as in `teacher.exit_weights`; null takes those."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +213,8 @@ class OptimConfig:
     """Weight decay on weights; batch norms and biases have none."""
     label_smoothing: float = 0.1
     """Share of the label's probability spread over all classes; 0 turns it off."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """How the learning rate goes on after the warm-up: down to zero as half a cosine, or as it is."""
     grad_clip: float = 0.0
     """Largest allowed norm of the gradient; 0 turns clipping off."""
     loss_jump: float = 0.0
@@ -262,6 +286,7 @@ class Config:
     task: str = "classification"
     """What is learnt: `classification`, or a task that an installed package brings (`ofav2.tasks.registry`)."""
     run: RunConfig = field(default_factory=RunConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)

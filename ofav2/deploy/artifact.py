@@ -10,12 +10,13 @@ from torch.fx import GraphModule
 
 from ofav2.errors import RunError
 from ofav2.nas.limits import Limits
-from ofav2.networks.build import build_supernet
+from ofav2.networks.build import build_network
 from ofav2.runs import checkpoint
 from ofav2.runs.records import SplitSizes
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Count, Positive, Sha256, read_record, write_record
-from supernets import Architecture, SpaceError, Subnet
+from supernets import SpaceError, Subnet
+from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 
 FORMAT = "ofav2-subnet/2"
@@ -196,8 +197,8 @@ class SubnetRecord:
     """Its choices."""
     exits: Literal["last"] | tuple[int, ...]
     """Exits whose outputs it returns: one tensor for `last`, or a tuple with one per number."""
-    architecture: Architecture
-    """The supernet that it is a part of."""
+    architecture: AnyArchitecture
+    """The supernet, or network with exits, that it is a part of."""
     task: str
     """What it does: `classification`."""
     metric: Metric
@@ -298,7 +299,7 @@ def load_subnet(directory: str | Path) -> GraphModule:
     """
     path, record = Path(directory), describe_subnet(directory)
     try:
-        net = build_supernet(record.architecture, (record.subnet.resolution,))
+        net = build_network(record.architecture, (record.subnet.resolution,))
     except SpaceError as error:
         raise RunError(f"{path / RECORD} describes no network: {error}; extract it again") from error
     module = net.extract(record.subnet, record.exits)

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from types import MappingProxyType
 
 from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
+from supernets.backbone import AnyArchitecture, Backbone
 
 CARD = "model_card.md"
 _HUB_NAMES = MappingProxyType({"classification": ("image-classification", "accuracy")})
@@ -28,7 +29,9 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
     if record.task in _HUB_NAMES:
         yield f"pipeline_tag: {task}"
     yield "tags:"
-    for tag in (task, "once-for-all", "ofav2", "mobilenetv3", record.architecture.variant):
+    arch = record.architecture
+    kinds = ("early-exit", "timm") if isinstance(arch, Backbone) else ("once-for-all", "mobilenetv3")
+    for tag in (task, *kinds, "ofav2", arch.variant):
         yield f"- {_quoted(tag)}"
     yield "datasets:"
     yield f"- {_quoted(record.data)}"
@@ -53,13 +56,12 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
 
 def _page(record: SubnetRecord) -> Iterator[str]:
     cost, given, origin = record.cost, record.input, record.provenance
-    side, variant = given.resolution, record.architecture.variant
+    side = given.resolution
     yield f"# {_plain(_name(record))}"
     yield ""
     yield (
-        f"A network for {record.task.replace('_', ' ')}: one sub-network of a Once-For-All v2 supernet"
-        f" (`{variant}`, width {record.architecture.width_mult}), trained on {_code(record.data)}, whose images have"
-        f" {len(record.classes)} classes."
+        f"A network for {record.task.replace('_', ' ')}: {_kind(record.architecture)}, trained on {_code(record.data)},"
+        f" whose images have {len(record.classes)} classes."
     )
     yield ""
     yield "| | |"
@@ -108,7 +110,22 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     )
 
 
+def _kind(arch: AnyArchitecture) -> str:
+    if isinstance(arch, Backbone):
+        return f"timm's {_code(arch.name)} with early exits"
+    return f"one sub-network of a Once-For-All v2 supernet (`{arch.variant}`, width {arch.width_mult})"
+
+
 def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
+    if not extraction.calibration_images:
+        yield "Measured by the command that wrote these files."
+        yield ""
+        yield "| exit | validation | test |"
+        yield "|---|---|---|"
+        for exit in record.scores["test"]:
+            shown = (record.metric.show(record.scores[split][exit]) for split in ("val", "test"))
+            yield f"| {exit} | {' | '.join(shown)} |"
+        return
     yield "Measured by the command that wrote these files; batch norm was recalibrated on training images."
     yield ""
     yield "| exit | validation | test | test before recalibration |"

@@ -16,9 +16,10 @@ from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.candidates import Ranking
-from supernets import Exits, Subnet, Supernet
+from ofav2.networks.cost import network_cost
+from supernets import Exits, Subnet
+from supernets.multi_exit import Network
 from supernets.outputs import exit_logits
-from supernets.subnet_cost import subnet_cost
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def extract(
     canary, canary_gap = _check_canary(run, module, subnet, exits, images)
     extraction = ExtractionRecord(
         scores_before=_scores(run, module, subnet, exits),
-        calibration_images=evaluator.config.calibration_images,
+        calibration_images=evaluator.config.calibration_images if net.needs_recalibration else 0,
         calibration_seed=evaluator.seed,
         compared_images=len(images),
         supernet_gap=gap,
@@ -91,7 +92,7 @@ def extract(
             input=InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop),
             data=data.name,
             classes=data.classes,
-            cost=subnet_cost(net.architecture, subnet, exits),
+            cost=network_cost(net.architecture, subnet, exits),
             scores=scores,
             extraction=extraction,
             choice=_choice(ranking) if ranking else None,
@@ -136,7 +137,7 @@ def _scores(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> 
     }
 
 
-def _check_same(net: Supernet, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> float:
+def _check_same(net: Network, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> float:
     with torch.inference_mode():
         expected, found = exit_logits(net.eval()(images, subnet, exits)), exit_logits(module(images))
     return require_same(found, expected, "extracted network, beside the supernet,")

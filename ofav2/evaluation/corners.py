@@ -4,9 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from ofav2.evaluation.evaluator import Score
+from ofav2.networks.cost import network_cost
 from ofav2.tasks.base import Metric
-from supernets import Architecture, Space, Subnet
-from supernets.subnet_cost import subnet_cost
+from supernets import Space, Subnet
+from supernets.backbone import AnyArchitecture
 
 CHOICES = ("resolution", "kernel", "expand", "depth", "level", "exit")
 """Columns of the corner table that describe a uniform network."""
@@ -25,10 +26,10 @@ def chosen_corners(space: Space, which: Literal["all", "ends", "none"]) -> tuple
     return tuple(dict.fromkeys([space.largest(), space.smallest()])) if which == "ends" else ()
 
 
-def corner_row(arch: Architecture, score: Score) -> tuple[str | float | None, ...]:
+def corner_row(arch: AnyArchitecture, score: Score) -> tuple[str | float | None, ...]:
     """Return a uniform sub-network's row: kernel and expand are None where its MBConv branches are off."""
     subnet = score.subnet
-    cost = subnet_cost(arch, subnet)
+    cost = network_cost(arch, subnet)
     return (
         subnet.resolution,
         subnet.kernel[0][0],
@@ -65,6 +66,18 @@ SUMMARY_COLUMNS = ("corners", "exit", "networks", "worst", "mean", "best")
 """Columns of `summary_rows`."""
 
 
-def by_cost(arch: Architecture, scores: Iterable[Score]) -> list[Score]:
+def exit_table(
+    arch: AnyArchitecture, scores: Sequence[Score], metric: Metric
+) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
+    """Return columns and rows of a network's exits: what a network costs that ends there, and its score."""
+    rows: list[tuple[object, ...]] = []
+    for score in sorted(scores, key=lambda score: (score.subnet.resolution, score.subnet.height)):
+        cost = network_cost(arch, score.subnet)
+        costs = (f"{cost.params:,}", f"{cost.macs:,}")
+        rows.append((score.subnet.resolution, score.subnet.height, *costs, metric.show(score.value, 1)))
+    return ("resolution", "exit", "parameters", "multiply-adds", metric.name), rows
+
+
+def by_cost(arch: AnyArchitecture, scores: Iterable[Score]) -> list[Score]:
     """Scores from the most expensive to the cheapest network, by multiply-adds."""
-    return sorted(scores, key=lambda score: -subnet_cost(arch, score.subnet).macs)
+    return sorted(scores, key=lambda score: -network_cost(arch, score.subnet).macs)

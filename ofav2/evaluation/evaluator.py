@@ -24,7 +24,8 @@ from ofav2.runtime.device import Runtime
 from ofav2.runtime.share import WHOLE, Share
 from ofav2.tasks.base import Task
 from supernets import Exits, Subnet, Supernet, fold_norms_
-from supernets.outputs import exit_logits
+from supernets.multi_exit import Network
+from supernets.outputs import Outputs, exit_logits
 
 KEPT_BYTES = 2**30
 """Decoded images of all splits and resolutions together are kept in memory up to this size."""
@@ -108,7 +109,7 @@ class Evaluator:
         self.runtime = runtime
         self._kept = _Kept(KEPT_BYTES)
 
-    def scores(self, net: Supernet, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
+    def scores(self, net: Network, subnets: Iterable[Subnet], split: Split) -> Iterator[Score]:
         """Score sub-networks; nested ones come together, so not in the given order.
 
         Args:
@@ -124,11 +125,12 @@ class Evaluator:
                 value, *others = self._read(own)
                 yield Score(subnet, value, len(split), tuple(others))
 
-    def calibrated(self, net: Supernet, subnet: Subnet, exits: Exits) -> GraphModule:
-        """Return the sub-network with these exits as a plain module, its batch norms recalibrated at its resolution."""
+    def calibrated(self, net: Network, subnet: Subnet, exits: Exits) -> GraphModule:
+        """Return the sub-network with these exits as a plain module, its batch norms recalibrated if it needs that."""
         module = net.extract(subnet, exits=exits)
         self.runtime.place(module)
-        recalibrate(module, self.calibration(subnet.resolution))
+        if net.needs_recalibration:
+            recalibrate(module, self.calibration(subnet.resolution))
         return module
 
     def ensemble_score(self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split) -> float:
@@ -142,8 +144,23 @@ class Evaluator:
         (own,) = self.runtime.processes.totals([sum(sums[1:], sums[0]).cpu()] if sums else [])
         return self._read(own)[0]
 
+    def joint_scores(
+        self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split
+    ) -> tuple[float, tuple[float, ...]]:
+        """Return the score of the weighted sum of a module's exits, and each exit's, without recalibration."""
+
+        def outputs(images: Tensor) -> tuple[Tensor, ...]:
+            exits = exit_logits(module(images))
+            return distill.ensemble(exits, weights), *exits
+
+        module.eval()
+        sums = self._sums(outputs, self.inputs(split, resolution, self.runtime.processes.share))
+        ensemble, *exits = (self._read(own)[0] for own in self.runtime.processes.totals(sums))
+        return ensemble, tuple(exits)
+
     def exit_scores(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Return the score of each exit of a module, without recalibration."""
+        module.eval()
         sums = self._sums(module, self.inputs(split, resolution, self.runtime.processes.share))
         return tuple(self._read(own)[0] for own in self.runtime.processes.totals(sums))
 
@@ -170,7 +187,7 @@ class Evaluator:
         return tuple(found[metric.name] for metric in self.task.metrics)
 
     def _summed(
-        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split
+        self, net: Network, found: Sequence[tuple[Subnet, ...]], split: Split
     ) -> Iterator[tuple[tuple[Subnet, ...], list[Tensor]]]:
         """Yield nested groups with the task's sums of their exits.
 
@@ -188,13 +205,18 @@ class Evaluator:
             yield group, processes.totals(sums)
 
     def _group_sums(
-        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, share: Share
+        self, net: Network, found: Sequence[tuple[Subnet, ...]], split: Split, share: Share
     ) -> Iterator[list[Tensor]]:
         """Yield each group's sums per exit; what several in a row begin with is run once.
 
         Everything up to the first block is a quarter of an evaluation. A second block is far smaller, and few networks
         agree in two.
         """
+        if not isinstance(net, Supernet):
+            for group in found:
+                module = self.calibrated(net, group[0], tuple(sorted(subnet.height for subnet in group)))
+                yield self._sums(module, self.inputs(split, group[0].resolution, share))
+            return
         for _, alike in groupby(found, _beginning):
             yield from self._sums_alike(net, list(alike), split, share)
 
@@ -239,13 +261,12 @@ class Evaluator:
             self.runtime.use_cpu_kernels(part)
         return first, rest
 
-    def _sums(self, module: nn.Module, posed: Iterable[Batch]) -> list[Tensor]:
+    def _sums(self, forward: Callable[[Tensor], Outputs], posed: Iterable[Batch]) -> list[Tensor]:
         """Return the task's sums per exit; of no images, nothing."""
-        module.eval()
         found: list[Tensor] = []
         with torch.inference_mode(), self.runtime.autocast():
             for images, target in posed:
-                found.append(torch.stack([self.task.tally(out, target) for out in exit_logits(module(images))]))
+                found.append(torch.stack([self.task.tally(out, target) for out in exit_logits(forward(images))]))
         return list(torch.stack(found).sum(0).cpu()) if found else []
 
     def _posed(self, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.networks.cost import network_cost
 from ofav2.progress import log_progress
 from supernets import Subnet
-from supernets.subnet_cost import subnet_cost
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
@@ -30,7 +30,7 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
             scores.append(score)
             advance(**{metric.name: metric.show(score.value)})
     ordered = sorted(
-        ((subnet_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
+        ((network_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
     )
     rows: list[tuple[object, ...]] = [
         (

@@ -7,10 +7,10 @@ from pathlib import Path
 from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
 from ofav2.messages import short, show
-from ofav2.networks.build import build_supernet
+from ofav2.networks.build import build_network
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runtime.device import Runtime, open_runtime
@@ -18,6 +18,7 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
 from supernets import Supernet
+from supernets.multi_exit import Network
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +27,8 @@ logger = logging.getLogger(__name__)
 class LoadedSupernet:
     """A run's supernet, and where it came from."""
 
-    net: Supernet
-    """The supernet, in evaluation mode; `net.space` holds the networks that were trained."""
+    net: Network
+    """The supernet, or network with exits, in evaluation mode; `net.space` holds the networks that were trained."""
     phase: str
     """The phase that left these weights."""
     sha256: str
@@ -54,7 +55,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
     chosen = phase or next(reversed(finished))
     if chosen not in finished:
         raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
-    net = build_supernet(record.architecture, record.space.resolution)
+    net = build_network(record.architecture, record.space.resolution)
     net.space = finished[chosen].space
     tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen))
     checkpoint.fill(net, tensors, str(path))
@@ -62,7 +63,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
     return LoadedSupernet(net, chosen, described["sha256"], record)
 
 
-def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
+def load_supernet(run: str | Path, phase: str | None = None) -> Network:
     """Read a run's supernet.
 
     Args:
@@ -77,6 +78,21 @@ def load_supernet(run: str | Path, phase: str | None = None) -> Supernet:
         RunError: If the folder is no run, or the phase has left no weights.
     """
     return load_run(run, phase).net
+
+
+def require_supernet(net: Network, instead: str) -> Supernet:
+    """Return a supernet as it is, and refuse a network with exits.
+
+    Args:
+        net: What a run trained.
+        instead: What the user should do, as it ends a message.
+
+    Raises:
+        UserError: If it is no supernet.
+    """
+    if not isinstance(net, Supernet):
+        raise UserError(f"run trained {net.architecture.name} with exits, which is no supernet: {instead}")
+    return net
 
 
 @dataclass(frozen=True)
@@ -144,7 +160,7 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
             )
 
 
-def _settle_threads(net: Supernet, runtime: Runtime) -> None:
+def _settle_threads(net: Network, runtime: Runtime) -> None:
     """Let torch use the fastest number of threads for the largest network, on as many images as run at once."""
     largest = net.space.largest()
     count = max(1, CHUNK_PIXELS // largest.resolution**2)

@@ -30,6 +30,7 @@ from ofav2.exits.policy_file import (
 )
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
+from ofav2.networks.cost import network_exit_macs
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
@@ -37,7 +38,7 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.classification import confidence_of, predict
 from ofav2.tasks.registry import make_task
 from supernets.graphs import alone
-from supernets.subnet_cost import ExitMacs, exit_macs
+from supernets.subnet_cost import ExitMacs
 
 logger = logging.getLogger(__name__)
 
@@ -228,7 +229,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
         images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))
         choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
     net = early_exits(module, exits)
-    costs = exit_macs(record.architecture, record.subnet, exits)
+    costs = network_exit_macs(record.architecture, record.subnet, exits)
     return OpenedExits(path, net, module, record, costs, data, open_evaluator(config, data, task, runtime), runtime)
 
 

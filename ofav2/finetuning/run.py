@@ -31,13 +31,13 @@ from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.finetuning.loop import exit_scores, search, train_final
 from ofav2.finetuning.setup import Tuning, prepare
+from ofav2.networks.cost import network_cost
 from ofav2.runs import folder
 from ofav2.runs.records import SplitSizes, versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
 from supernets.outputs import exit_logits
-from supernets.subnet_cost import subnet_cost
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ def _write(
         ),
         data=data.name,
         classes=tuple(data.classes),
-        cost=subnet_cost(tuning.arch, source.subnet, source.exits),
+        cost=network_cost(tuning.arch, source.subnet, source.exits),
         scores={"test": done.test},
         extraction=None,
         choice=None,

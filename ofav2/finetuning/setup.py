@@ -15,12 +15,12 @@ from ofav2.deploy.artifact import RECORD, SubnetRecord, describe_subnet, load_su
 from ofav2.deploy.extract import COMPARED
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
-from ofav2.networks.build import build_supernet
+from ofav2.networks.build import build_network, with_classes
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
-from supernets import Architecture
+from supernets.backbone import AnyArchitecture
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Tuning:
     """The settings."""
     data: ImageData
     """The data set."""
-    arch: Architecture
+    arch: AnyArchitecture
     """The architecture of a supernet that holds the network, with the data set's classes."""
     start: nn.Module
     """The network that both trainings start from, on the runtime's device."""
@@ -92,8 +92,9 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     task = make_task(config.task, data, config.optim)
     refuse_task(task, source)
     refuse_mixing(task, config.data)
-    arch = replace(source.record.architecture, num_classes=task.outputs)
-    net = build_supernet(arch, (source.record.subnet.resolution,), config.run.seed)
+    net = build_network(
+        with_classes(source.record.architecture, task.outputs), (source.record.subnet.resolution,), config.run.seed
+    )
     exits = source.record.exit_indices
     start = source.module
     if not _same_classes(source, data):
@@ -108,7 +109,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         source=source,
         config=config,
         data=data,
-        arch=arch,
+        arch=net.architecture,
         start=start,
         exits=exits,
         weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.evaluation.opened_run import OpenedRun, require_supernet
 from ofav2.nas.cheapest import Cheapest, cheapest, within
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.latency_table import LatencyTable
@@ -84,7 +84,8 @@ def choose(
     Raises:
         UserError: If no network can keep the limits; the message says what can be kept.
     """
-    net, space = run.loaded.net, space or run.loaded.net.space
+    net = require_supernet(run.loaded.net, "`ofav2 plan` lists what its exits cost")
+    space = space or net.space
     model = CostModel(net.architecture, table)
     drawn = draw_within(model, space, limits, candidates=candidates, seed=seed)
     for subnet in drawn:

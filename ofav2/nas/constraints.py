@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofav2.evaluation.opened_run import OpenedRun, load_run
+from ofav2.evaluation.opened_run import OpenedRun, load_run, require_supernet
 from ofav2.nas.candidates import Ranking, feasible
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
@@ -48,7 +48,7 @@ def constrain(
     Raises:
         UserError: If a text can't be read, or no network keeps the limits; the message says what can be kept.
     """
-    net = load_run(run).net
+    net = require_supernet(load_run(run).net, "name a network, with --largest or --subnet FILE")
     space = narrowed(net.space, exits, resolutions)
     path = table or (Path(run) / TABLE if limits.latency is not None else None)
     loaded = load_table(path, net.architecture) if path else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ofav2.config import recipe
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import load_run
+from ofav2.evaluation.opened_run import load_run, require_supernet
 from ofav2.nas.latency import Latency, Machine, call_times, measure_latency, this_machine, using_threads
 from ofav2.progress import log_progress
 from ofav2.rng import generator
@@ -24,6 +24,7 @@ from ofav2.runs import folder
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.typed_json import Count, Positive, read_record, write_record
 from supernets import Architecture, Subnet, Supernet
+from supernets.multi_exit import Network
 from supernets.parts import Part, input_shape, space_parts, subnet_parts
 from supernets.recorder import record
 
@@ -159,7 +160,7 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
         RunError: If the folder is no run.
         UserError: If a number is out of range.
     """
-    net = load_run(run).net
+    net = require_supernet(load_run(run).net, "`ofav2 plan RECIPE --latency` times its exits")
     runtime = open_runtime(recipe.load(str(Path(run) / folder.RECIPE)).run)
     runtime.place(net)
     return build_table(net, runtime, batch=batch, threads=threads)
@@ -266,7 +267,7 @@ def _fitted(
     )
 
 
-def measure_subnet(net: Supernet, subnet: Subnet, runtime: Runtime, batch: int, threads: int | None = None) -> Latency:
+def measure_subnet(net: Network, subnet: Subnet, runtime: Runtime, batch: int, threads: int | None = None) -> Latency:
     """Time a sub-network in its extracted form.
 
     Args:

@@ -1,21 +1,37 @@
-"""Build the supernet that a recipe, or a record, describes."""
+"""Build the network that a recipe, or a record, describes: a supernet, or a network with exits."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import supernets
 from ofav2.config.schema import Config
 from supernets import Architecture, Supernet
+from supernets.backbone import AnyArchitecture
+from supernets.multi_exit import MultiExit, Network
 
 
-def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int = 0) -> Supernet:
-    """Return a supernet of an architecture, with fresh weights.
+def build_network(arch: AnyArchitecture, resolutions: tuple[int, ...], seed: int = 0) -> Network:
+    """Return a network of an architecture, with fresh weights.
 
     Args:
         arch: The architecture.
         resolutions: Image sides in pixels that its space offers.
         seed: Seed of the weights.
+
+    Raises:
+        RunError: If timm makes another network of that name than the architecture describes.
     """
+    if isinstance(arch, Architecture):
+        return build_supernet(arch, resolutions, seed)
+    # Reading a supernet's network back must need neither timm nor numpy.
+    from ofav2.networks.backbone import make_backbone
+
+    network, made = make_backbone(arch, seed=seed)
+    return MultiExit(network, made, resolutions)
+
+
+def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int = 0) -> Supernet:
+    """Return a supernet of an architecture, with fresh weights; arguments as for `build_network`."""
     return supernets.create(
         arch.variant,
         num_classes=arch.num_classes,
@@ -28,6 +44,49 @@ def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int =
         in_channels=arch.in_channels,
         seed=seed,
     )
+
+
+def recipe_network(config: Config, *, outputs: int, channels: int) -> Network:
+    """Return the network of a recipe and its data, with the weights that it starts from.
+
+    Args:
+        config: The recipe.
+        outputs: Outputs of every exit.
+        channels: Channels of the images.
+
+    Raises:
+        UserError, SpaceError: If a setting is impossible; the message names it.
+    """
+    wanted = config.network
+    if wanted.kind == "supernet":
+        options = supernet_options(config, outputs=outputs, channels=channels)
+        return supernets.create(config.supernet.variant, **options)
+    # Supernets are trained without timm, which takes seconds to import.
+    from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
+
+    assert wanted.name, "the recipe was checked"
+    sides = config.data.resolutions
+    found = describe_backbone(
+        wanted.name,
+        classes=outputs,
+        channels=channels,
+        resolution=max(sides),
+        exits=wanted.exits,
+        head=wanted.head,
+        drop_rate=wanted.drop_rate,
+    )
+    found.space(sides)
+    network, made = make_backbone(found, wanted.weights, config.run.seed)
+    check_size(network, made, min(sides))
+    return MultiExit(network, made, sides)
+
+
+def with_classes(arch: AnyArchitecture, classes: int) -> AnyArchitecture:
+    """Return an architecture with another number of classes."""
+    if isinstance(arch, Architecture):
+        return replace(arch, num_classes=classes)
+    # Its behaviour is that of its classifiers, too.
+    return replace(arch, num_classes=classes, behaviour=())
 
 
 def supernet_options(config: Config, *, outputs: int, channels: int) -> dict[str, Any]:

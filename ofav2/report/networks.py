@@ -10,12 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ofav2.networks.cost import network_cost, network_parts
 from ofav2.runs.folder import METRICS
 from ofav2.runs.snapshot import RunSnapshot, checked
 from ofav2.tasks.base import Metric
-from supernets import Architecture, Space, Subnet
+from supernets import Space, Subnet
+from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
-from supernets.subnet_cost import stage_costs, subnet_cost
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,19 @@ def cheapest_near_best(networks: Sequence[Measured], metric: Metric) -> Measured
     return next(network for network in networks if metric.is_near(network.score, best))
 
 
-def part_names(arch: Architecture) -> tuple[str, ...]:
+def part_names(arch: AnyArchitecture) -> tuple[str, ...]:
     """Return the names of the parts whose costs `part_costs` returns."""
-    return ("stem", *(f"stage {stage}" for stage in range(1, len(arch.stages) + 1)), "exit head")
+    return ("stem", *(f"stage {stage}" for stage in range(1, _stages(arch) + 1)), "exit head")
 
 
-def part_costs(arch: Architecture, subnet: Subnet) -> tuple[Cost, ...]:
+def _stages(arch: AnyArchitecture) -> int:
+    return arch.exits[-1]
+
+
+def part_costs(arch: AnyArchitecture, subnet: Subnet) -> tuple[Cost, ...]:
     """Return what each part of a network costs: stem, every stage (nothing past the exit), exit head."""
-    stem, *stages, head = (part.cost for part in stage_costs(arch, subnet))
-    idle = [Cost(0, 0)] * (len(arch.stages) - subnet.height)
+    stem, *stages, head = (part.cost for part in network_parts(arch, subnet))
+    idle = [Cost(0, 0)] * (_stages(arch) - subnet.height)
     return (stem, *stages, *idle, head)
 
 
@@ -123,7 +128,7 @@ def _networks(run: RunSnapshot, line: Mapping[str, Any]) -> Iterator[Measured]:
         subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.record.space, row)
         run.record.space.check_architecture(subnet)
         if cells[-1] is not None:
-            yield Measured(subnet, subnet_cost(run.record.architecture, subnet), cells[-1])
+            yield Measured(subnet, network_cost(run.record.architecture, subnet), cells[-1])
 
 
 def _uniform(space: Space, row: Mapping[str, Any]) -> Subnet:

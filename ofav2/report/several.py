@@ -14,6 +14,7 @@ from ofav2.report.networks import Table, cheapest_near_best, front, tables
 from ofav2.report.page import count, write_page
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from ofav2.tasks.base import Metric
+from supernets.backbone import Backbone
 
 COMPARISON = "compare.html"
 RESULT_COLUMNS = (
@@ -137,7 +138,7 @@ def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[st
     return (
         name,
         run.state,
-        f"{arch.variant} w{arch.width_mult:g}",
+        arch.name if isinstance(arch, Backbone) else f"{arch.variant} w{arch.width_mult:g}",
         "–" if largest is None else f"{largest:,}",
         *(
             metric.show(score, 1)

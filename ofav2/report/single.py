@@ -14,6 +14,7 @@ from ofav2.report.page import count, write_page
 from ofav2.runs.folder import RECIPE
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from supernets import DIMENSIONS, Subnet
+from supernets.backbone import Backbone
 
 REPORT = "report.html"
 
@@ -75,13 +76,7 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
             positions.setdefault(network.subnet, len(positions))
     return {
         "parts": part_names(arch),
-        "supernet": {
-            "stages": [asdict(stage) for stage in arch.stages],
-            "blocks": arch.blocks,
-            "branches": arch.branches,
-            "exits": arch.exits,
-            "expand": max(arch.expand),
-        },
+        "supernet": _drawn(run),
         "networks": [_described(run, subnet) for subnet in positions],
         "tables": [
             {
@@ -93,6 +88,22 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
             }
             for table in measured
         ],
+    }
+
+
+def _drawn(run: RunSnapshot) -> dict[str, Any]:
+    """Return what the page's drawing shows of the stages."""
+    arch, space = run.record.architecture, run.record.space
+    if isinstance(arch, Backbone):
+        stages = [{"module": f"up to {tap.module}"} for tap in arch.taps] + [{"module": "the rest, and its own head"}]
+    else:
+        stages = [asdict(stage) for stage in arch.stages]
+    return {
+        "stages": stages,
+        "blocks": space.blocks,
+        "branches": space.branches,
+        "exits": arch.exits,
+        "expand": max(space.expand),
     }
 
 
@@ -128,10 +139,11 @@ def _summary(run: RunSnapshot) -> str:
     seconds = sum(phase_seconds(run).values())
     hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
     took = f", trained{hours}" if run.state == "finished" and seconds else ""
-    return (
-        f"{arch.variant.upper()} supernet, width {arch.width_mult:g}, on {data.name}:"
-        f" {data.images.train:,} training images, {len(data.classes)} classes{took}."
-    )
+    if isinstance(arch, Backbone):
+        what = f"{arch.name} with {len(arch.exits)} exits"
+    else:
+        what = f"{arch.variant.upper()} supernet, width {arch.width_mult:g}"
+    return f"{what}, on {data.name}: {data.images.train:,} training images, {len(data.classes)} classes{took}."
 
 
 def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:

@@ -14,7 +14,9 @@ from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 from ofav2.tasks.base import Metric, Task
 from ofav2.typed_json import Count, Form, Positive, Sha256, read_record, to_plain, write_record
-from supernets import DIMENSIONS, Architecture, Space, SpaceError, Supernet
+from supernets import DIMENSIONS, Space, SpaceError
+from supernets.backbone import AnyArchitecture
+from supernets.multi_exit import Network
 
 if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
@@ -158,8 +160,8 @@ class RunRecord:
     """What its scores are."""
     data: DataRecord
     """Its data set."""
-    architecture: Architecture
-    """The supernet."""
+    architecture: AnyArchitecture
+    """The supernet, or network with exits."""
     space: Space
     """All networks of the supernet."""
     phases: tuple[PhaseRecord, ...]
@@ -203,9 +205,7 @@ class Run:
         return f"{self.folder}: {record.architecture.variant} on {record.data.name}, {record.status}"
 
 
-def new_record(
-    name: str, config: Config, task: Task, data: "ImageData", net: Supernet, processes: int = 1
-) -> RunRecord:
+def new_record(name: str, config: Config, task: Task, data: "ImageData", net: Network, processes: int = 1) -> RunRecord:
     """Return the record of a run that starts now.
 
     Args:
@@ -256,7 +256,7 @@ def lasting(record: RunRecord) -> dict[str, Any]:
 
     Keys are those of a recipe's parts, so that a change which `--allow-change` accepts in one is accepted in the other.
     """
-    supernet = {**record.architecture.to_dict(), "space": record.space.to_dict()}
+    supernet = {**to_plain(record.architecture), "space": record.space.to_dict()}
     return {
         "seed": record.seed,
         "task": record.task,

@@ -56,6 +56,8 @@ def as_timm_mobilenetv3(subnet_dir: str | Path) -> nn.Module:
     """
     record = single_exit(subnet_dir)
     subnet, arch = record.subnet, record.architecture
+    if not isinstance(arch, Architecture):
+        raise _inexpressible(subnet_dir, f"it is a {arch.name}")
     _refuse(arch, subnet, subnet_dir)
     own = load_subnet(subnet_dir)
     model: nn.Module = _empty(arch, subnet)

@@ -17,7 +17,7 @@ from torch import Tensor
 import supernets
 from ofav2 import files
 from ofav2.config import recipe
-from ofav2.config.schema import Config, PhaseConfig, UnlockConfig
+from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.runs import checkpoint, folder
@@ -57,6 +57,7 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
         config = _fitted(recipe.load(recipe_name, overrides), found, source)
         setup = prepare(config)
         _check_data(setup.data, found, source)
+        assert isinstance(setup.net, supernets.Supernet)
         supernets.load_ofa_state_dict(setup.net, state)
     except SpaceError as error:
         raise UserError(f"checkpoint ({source}): {error}") from error
@@ -128,7 +129,7 @@ def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
     unlock = UnlockConfig(**{name: values for name, values in choices.items() if len(values) > 1})
     phase = PhaseConfig(epochs=1.0, lr=0.01, unlock=unlock, teacher="none")
     teacher = replace(config.teacher, policy="none", checkpoint=None, exit_weights="ascending")
-    return replace(config, supernet=supernet, phases={PHASE: phase}, teacher=teacher)
+    return replace(config, network=NetworkConfig(), supernet=supernet, phases={PHASE: phase}, teacher=teacher)
 
 
 def _check_data(data: ImageData, found: Mapping[str, Any], source: Path) -> None:

@@ -22,9 +22,9 @@ from ofav2.tasks.base import Task
 from ofav2.training.objectives import Objective
 from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase
-from ofav2.training.setup import Setup
+from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import Guard, Step, train_steps
-from supernets import Supernet
+from supernets.multi_exit import MultiExit, Network
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Best:
     """The supernet at its best validation in a phase."""
 
     score: float
-    """Mean validation score of the largest and the smallest sub-network."""
+    """Mean validation score of the largest and the smallest sub-network; of a network with exits, their ensemble's."""
     weights: dict[str, Tensor]
     """Its weights and statistics."""
 
@@ -131,7 +131,7 @@ def posed(
         yield Batch(*task.pose(images, targets, stream.at("pose", step)))
 
 
-def _take_up(state: PhaseState, phase: Phase, net: Supernet, optimizer: torch.optim.Optimizer) -> None:
+def _take_up(state: PhaseState, phase: Phase, net: Network, optimizer: torch.optim.Optimizer) -> None:
     check_state(state, net, first_step=phase.first_step, steps=phase.steps)
     net.load_state_dict(dict(state.net))
     restore_optimizer(optimizer, state.optimizer)
@@ -176,14 +176,27 @@ def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker
 
 
 def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
-    """Measure the largest and the smallest sub-network; of equals, the newer supernet is kept."""
+    """Measure what is trained; of equals, the newer network is kept."""
+    found, reached = _exit_scores(setup, phase, setup.net) if isinstance(setup.net, MultiExit) else _ends(setup, phase)
+    tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
+    rank = setup.task.metrics[0].rank
+    return best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
+
+
+def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
+    """Return the scores of the largest and the smallest sub-network, and their mean."""
     ends = {"largest": phase.evaluated.largest(), "smallest": phase.evaluated.smallest()}
     scores = {score.subnet: score.value for score in setup.evaluator.scores(setup.net, ends.values(), setup.data.val)}
     found = {name: scores[subnet] for name, subnet in ends.items()}
-    tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
-    reached = sum(found.values()) / len(found)
-    rank = setup.task.metrics[0].rank
-    return best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
+    return found, sum(found.values()) / len(found)
+
+
+def _exit_scores(setup: Setup, phase: Phase, net: MultiExit) -> tuple[dict[str, float], float]:
+    """Return the scores of a network's exits and their ensemble, by name, and the ensemble's."""
+    weights = phase_weights(setup.config, phase.config, net).ensemble
+    ensemble, exits = setup.evaluator.joint_scores(net.network, weights, max(net.space.resolution), setup.data.val)
+    numbered = {f"exit_{number}": score for number, score in enumerate(exits, 1)}
+    return {"largest": exits[-1], "smallest": exits[0], "ensemble": ensemble, **numbered}, ensemble
 
 
 def _is_due(step: int, every: float, last: int) -> bool:

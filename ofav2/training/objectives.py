@@ -19,7 +19,8 @@ from ofav2.rng import Stream
 from ofav2.runtime.compiling import Compiler, Forward, compiled
 from ofav2.tasks.base import Task
 from ofav2.training.samplers import Sampler
-from supernets import Space, Subnet, Supernet
+from supernets import Space, Subnet
+from supernets.multi_exit import Network
 from supernets.outputs import Outputs, exit_logits
 
 Losses = Mapping[str, Tensor]
@@ -101,7 +102,7 @@ class Distill:
     """What is learnt."""
     draw: Draw
     """Which sub-networks a step trains."""
-    net: Supernet
+    net: Network
     """The supernet."""
     teacher: Teacher | None
     """The teacher; None trains on targets alone."""
@@ -149,12 +150,12 @@ class Plain:
         return "the network"
 
 
-def all_exits(net: Supernet) -> AllExits:
+def all_exits(net: Network) -> AllExits:
     """Return the forward pass that gives the outputs of all exits which a sub-network passes."""
     return lambda images, subnet: net(images, subnet, exits="all")
 
 
-def compiled_exits(net: Supernet, subnet: Subnet, compiler: Compiler | None) -> AllExits:
+def compiled_exits(net: Network, subnet: Subnet, compiler: Compiler | None) -> AllExits:
     """Return `all_exits` for one network, compiled; it trains the supernet's own parameters and statistics.
 
     Args:

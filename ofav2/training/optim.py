@@ -41,7 +41,7 @@ class Updates:
 
 
 def make_updates(net: nn.Module, config: OptimConfig, *, steps: int, warmup_steps: int, peak: float) -> Updates:
-    """Make a fresh optimiser with a cosine schedule.
+    """Make a fresh optimiser with its schedule.
 
     Args:
         net: The network.
@@ -50,7 +50,8 @@ def make_updates(net: nn.Module, config: OptimConfig, *, steps: int, warmup_step
         warmup_steps: Steps of linear warm-up, fewer than `steps`.
         peak: Largest learning rate.
     """
-    schedule = partial(learning_rate, steps=steps, warmup_steps=warmup_steps, peak=peak)
+    curve = learning_rate if config.schedule == "cosine" else constant_rate
+    schedule = partial(curve, steps=steps, warmup_steps=warmup_steps, peak=peak)
     return Updates(build_optimizer(net, config), schedule, config.grad_clip)
 
 
@@ -86,3 +87,8 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> f
     if step < warmup_steps:
         return peak * (step + 1) / warmup_steps
     return peak * 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def constant_rate(step: int, *, steps: int, warmup_steps: int, peak: float) -> float:
+    """Return the learning rate: `peak`, after a linear warm-up from zero; arguments as for `learning_rate`."""
+    return learning_rate(step, steps=steps, warmup_steps=warmup_steps, peak=peak) if step < warmup_steps else peak

@@ -19,9 +19,10 @@ from ofav2.training.objectives import Distill, Draw, Joint, Objective, Teacher, 
 from ofav2.training.phases import Phase
 from ofav2.training.resuming import candidates
 from ofav2.training.samplers import Largest
-from ofav2.training.setup import Setup
+from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.teacher import choose_teacher, prepare_teacher
 from ofav2.training.writer import RunWriter
+from supernets.multi_exit import MultiExit
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def run_phase(
     )
     if phase_teacher.record.reason:
         logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
-    if "expand" in phase.unlocked and state is None:
+    if isinstance(net, supernets.Supernet) and "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
     learn(setup, phase, objective, path=writer.path, tracker=tracker, state=state, stop=stop)
@@ -90,9 +91,11 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
     """Return validation scores after a phase: the largest network's ensemble, and the mean over corners, if any."""
     net, evaluator = setup.net, setup.evaluator
     largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
-    adopt_statistics(net, largest)
+    if isinstance(net, supernets.Supernet):
+        adopt_statistics(net, largest)
     teacher = prepare_teacher(largest, setup.runtime)
-    score = evaluator.ensemble_score(teacher, setup.weights.ensemble, max(net.space.resolution), setup.data.val)
+    weights = phase_weights(setup.config, phase.config, net)
+    score = evaluator.ensemble_score(teacher, weights.ensemble, max(net.space.resolution), setup.data.val)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = mean_score(scores) if scores else None
@@ -111,7 +114,8 @@ def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objec
     if phase.objective == "joint":
         # Only a network that is the same in every step is compiled.
         compiler = setup.runtime.compiler if phase.sampler == Largest() else None
-        return Joint(task, draw, setup.weights.losses, compiled_exits(net, phase.space.largest(), compiler))
+        weights = phase_weights(config, phase.config, net)
+        return Joint(task, draw, weights.losses, compiled_exits(net, phase.space.largest(), compiler))
     distance = distill.distance(config.teacher.distance)
     return Distill(task, draw, net, teacher, distance, config.teacher.kd_ratio)
 
@@ -139,5 +143,8 @@ def _show_corners(
     arch, metric = setup.net.architecture, setup.task.metrics[0]
     rows = [corners.corner_row(arch, score) for score in corners.by_cost(arch, scores)]
     tracker.table(name, corners.columns(setup.task.metrics), rows)
-    logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores, metric)))
+    if isinstance(setup.net, MultiExit):
+        logger.info(table(title.replace("corner sub-networks", "exits"), *corners.exit_table(arch, scores, metric)))
+    else:
+        logger.info(table(title, corners.SUMMARY_COLUMNS, corners.summary_rows(scores, metric)))
     return rows

@@ -101,9 +101,10 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             raise UserError(
                 f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing"
             )
-        if alone and planned:
+        if alone and planned and config.exit_weights == planned[-1].config.exit_weights:
             raise UserError(
-                f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, or unlock more"
+                f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, unlock more, or"
+                " give it other exit_weights"
             )
         objective = config.objective or ("joint" if alone else "distill")
         joint = objective == "joint"

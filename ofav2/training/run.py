@@ -18,6 +18,7 @@ from ofav2.training.resuming import first_record, next_record, rewind, same_reci
 from ofav2.training.setup import Setup, prepare, refuse_disagreement
 from ofav2.training.threads import settle_threads
 from ofav2.training.writer import RunWriter, new_run, old_run
+from supernets import Supernet
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
     for sentence in setup.plan.skipped:
         logger.info(sentence)
     setup.runtime.place(setup.net)
-    setup.runtime.use_cpu_kernels(setup.net)
+    if isinstance(setup.net, Supernet):
+        # A network with exits stays timm's own layers.
+        setup.runtime.use_cpu_kernels(setup.net)
     record, state = rewind(setup, writer.path, record)
     with stop_requests() as stop, writer.tracker(setup.config, record) as tracker:
         record = writer.keep(replace(record, status="training", wandb_run_id=tracker.run_id))

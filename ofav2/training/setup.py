@@ -7,13 +7,12 @@ from typing import Any
 from torch import nn
 
 import distill
-import supernets
-from ofav2.config.schema import Config
+from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
-from ofav2.networks.build import supernet_options
+from ofav2.networks.build import recipe_network
 from ofav2.runs.records import PhaseRecord, lasting, new_record
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
@@ -21,6 +20,7 @@ from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from ofav2.training.phases import Plan, make_plan
 from ofav2.training.teacher import external_teachers
+from supernets.multi_exit import Network
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Setup:
     """The recipe."""
     data: ImageData
     """The data set."""
-    net: supernets.Supernet
-    """The supernet, with fresh weights, on the CPU."""
+    net: Network
+    """The supernet, or network with exits, with the weights that it starts from, on the CPU."""
     plan: Plan
     """The phases."""
     weights: distill.ExitWeights
@@ -71,16 +71,26 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
     refuse_mixing(task, config.data)
-    net = supernets.create(
-        config.supernet.variant, **supernet_options(config, outputs=task.outputs, channels=data.channels)
-    )
+    net = recipe_network(config, outputs=task.outputs, channels=data.channels)
     weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
+    for phase in plan.phases:
+        phase_weights(config, phase.config, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
     return Setup(config, data, net, plan, weights, external, runtime, task, evaluator)
+
+
+def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:
+    """Return the weights of the exits in a phase.
+
+    Raises:
+        DistillError: If they are no scheme, or not one number per exit.
+    """
+    scheme = config.teacher.exit_weights if phase.exit_weights is None else phase.exit_weights
+    return distill.exit_weights(scheme, len(net.architecture.exits))
 
 
 def _check_distance(config: Config, plan: Plan, task: Task) -> None:

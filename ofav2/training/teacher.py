@@ -22,7 +22,7 @@ from ofav2.runtime.device import Runtime
 from ofav2.tasks.base import Task
 from ofav2.training.objectives import Teacher, as_teacher
 from ofav2.training.phases import Phase, Plan
-from supernets import Supernet
+from supernets.multi_exit import Network
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def choose_teacher(
     phase: Phase,
     *,
     run_folder: Path,
-    net: Supernet,
+    net: Network,
     candidates: Sequence[distill.TeacherCandidate],
     external: Mapping[str, nn.Module],
     weights: distill.ExitWeights,
@@ -139,7 +139,7 @@ def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
     return module
 
 
-def largest_of(net: Supernet, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
+def largest_of(net: Network, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
     """Return the largest network with all its exits, of a supernet like `net` with these weights."""
     source = copy.deepcopy(net)
     checkpoint.fill(source, tensors, "the teacher's checkpoint")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.training.setup import Setup
 from supernets import Supernet
+from supernets.multi_exit import MultiExit
 
 
 def settle_threads(setup: Setup) -> Setup:
@@ -19,8 +20,9 @@ def settle_threads(setup: Setup) -> Setup:
     if config.run.threads:
         return setup
     net = runtime.place(copy.deepcopy(setup.net)).train()
-    assert isinstance(net, Supernet)
-    runtime.use_cpu_kernels(net)
+    assert isinstance(net, Supernet | MultiExit)
+    if isinstance(net, Supernet):
+        runtime.use_cpu_kernels(net)
     subnets = net.space.largest(), net.space.smallest()
 
     def forward(images: Tensor) -> tuple[Tensor, ...]:

@@ -99,7 +99,7 @@ function draw(network) {
   const rows = supernet.stages.map((stage, index) => {
     const runs = index < network.height, row = element("div", runs ? "stage" : "stage idle");
     const name = element("div", "name", "Stage " + (index + 1));
-    name.append(element("span", "", `${stage.channels} ch, stride ${stage.stride}${stage.squeeze_excite ? ", SE" : ""}`));
+    name.append(element("span", "", stage.module ?? `${stage.channels} ch, stride ${stage.stride}${stage.squeeze_excite ? ", SE" : ""}`));
     const blocks = element("div", "blocks");
     blocks.style.setProperty("--blocks", supernet.blocks);
     for (let block = 0; block < supernet.blocks; block++) {
@@ -124,7 +124,7 @@ function drawBlock(network, stage, block) {
     bar.style.width = 100 * expand / supernet.expand + "%";
     cell.append(bar);
   } else {
-    cell.append(element("span", "soft", "no MBConv"));
+    cell.append(element("span", "soft", level[0] === "fixed" ? "as in timm" : "no MBConv"));
   }
   if (supernet.branches.length > 1) {
     const marks = element("div", "branches");
@@ -277,7 +277,7 @@ function showTable(index) {
 }
 
 if (tables.length) {
-  document.getElementById("legend").textContent = "Grid: kernel. Bar and e: expansion."
+  document.getElementById("legend").textContent = supernet.branches[0] === "fixed" ? "" : "Grid: kernel. Bar and e: expansion."
     + (supernet.branches.length > 1 ? " M: inverted residual (MBConv), C: 1×1 convolution, T: pooling or identity." : "")
     + (supernet.stages.some(stage => stage.squeeze_excite) ? " SE: squeeze-and-excite." : "");
   chart("scatter", scatterFigure, node => node.on("plotly_click", event => {

@@ -1,0 +1,132 @@
+"""Time a training step with exits, and the graph, beside timm's own network; docs/exits.md has the results.
+
+python -m benchmarks.exits                  resnet18, mobilenetv3_small_100, convnext_atto, vit_tiny_patch16_224
+python -m benchmarks.exits resnet18 --side 32 --batch 64 --repeats 20 --device cpu
+"""
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.sides import Times, report, time_sides
+from distill import exit_weights
+from ofav2.config.schema import OptimConfig, RunConfig
+from ofav2.data import Batch
+from ofav2.networks.backbone import attach_exits
+from ofav2.rng import Stream
+from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.tasks.classification import Classification
+from ofav2.training.objectives import Plain
+from ofav2.training.optim import make_updates
+from ofav2.training.step import Guard, train_steps
+from supernets.graphs import alone
+
+NETWORKS = ("resnet18", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224")
+CLASSES = 100
+TASK = Classification(CLASSES)
+OPTIM = OptimConfig(name="adamw", weight_decay=0.05)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both sides do."""
+
+    name: str
+    """Network of timm."""
+    side: int
+    """Image side in pixels."""
+    batch: int
+    """Images."""
+    device: str
+    """Where."""
+
+    def images(self) -> tuple[Tensor, Tensor]:
+        """Return a batch of noise, and labels."""
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, 3, self.side, self.side, generator=generator)
+        labels = torch.randint(0, CLASSES, (self.batch,), generator=generator)
+        return images.to(self.device, memory_format=torch.channels_last), labels.to(self.device)
+
+
+def plain_network(work: Work) -> nn.Module:
+    """Return timm's own network, for images of the side."""
+    about = timm.get_pretrained_cfg(work.name)
+    size = {"img_size": work.side} if about and about.fixed_input_size else {}
+    net: nn.Module = timm.create_model(work.name, num_classes=CLASSES, **size)
+    return net.to(work.device, memory_format=torch.channels_last)
+
+
+def plain_step(work: Work) -> Callable[[], object]:
+    """Return timm's network trained by hand: forward, loss, backward, optimiser."""
+    net, (images, labels) = plain_network(work).train(), work.images()
+    updates = make_updates(net, OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
+
+    def step() -> None:
+        functional.cross_entropy(net(images), labels).backward()
+        updates.apply(0)
+        updates.reset()
+
+    return step
+
+
+def exits_step(work: Work, runtime: Runtime) -> Callable[[], object]:
+    """Return the same network with exits, trained by this project's loop."""
+    net = attach_exits(work.name, classes=CLASSES, resolution=work.side)
+    runtime.place(net)
+    count = len(list(net.get_submodule("exits").children())) + 1
+    objective = Plain(TASK, net, exit_weights("uniform", count).losses)
+    updates = make_updates(net, OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
+    batch = Batch(*work.images())
+
+    def batches() -> Iterator[Batch]:
+        while True:
+            yield batch
+
+    steps = train_steps(net, batches(), objective, updates, guard=Guard(0.0), stream=Stream(0, "step"), runtime=runtime)
+    return lambda: next(steps)
+
+
+def time_training(work: Work, repeats: int) -> dict[str, Times]:
+    """Time both steps in turn."""
+    runtime = open_runtime(RunConfig(device=work.device))
+    sides = {"timm, one exit": plain_step(work), "with exits": exits_step(work, runtime)}
+    return time_sides(sides, repeats=repeats, warmup=3, device=work.device)
+
+
+def time_inference(work: Work, repeats: int) -> dict[str, Times]:
+    """Time timm's eager network, and the last exit of the graph, in turn."""
+    runtime = open_runtime(RunConfig(device=work.device))
+    plain, (images, _) = plain_network(work).eval(), work.images()
+    net = attach_exits(work.name, classes=CLASSES, resolution=work.side)
+    count = len(list(net.get_submodule("exits").children())) + 1
+    graph = runtime.place(alone(net, count - 1))
+    sides = {"timm, eager": lambda: plain(images), "graph": lambda: graph(images)}
+    with torch.inference_mode():
+        return time_sides(sides, repeats=repeats, warmup=3, device=work.device)
+
+
+def main(given: Sequence[str] | None = None) -> None:
+    """Time the networks that are named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", metavar="NAME", nargs="*", default=list(NETWORKS), help="networks of timm")
+    parser.add_argument("--side", type=int, default=64, help="image side in pixels (default: 64)")
+    parser.add_argument("--batch", type=int, default=64, help="images per step (default: 64)")
+    parser.add_argument("--repeats", type=int, default=20, help="rounds (default: 20)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    options = parser.parse_args(given)
+    for name in options.names:
+        work = Work(name, options.side, options.batch, options.device)
+        facts = {"side": work.side, "batch": work.batch, "device": work.device}
+        times = time_training(work, options.repeats)
+        report(f"exits-step-{name}", f"{name}: a training step", times, "timm, one exit", facts)
+        times = time_inference(work, options.repeats)
+        report(f"exits-inference-{name}", f"{name}: inference", times, "timm, eager", facts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,444 @@
+"""Make timm's networks, and attach exits to them (AEP). Of the packages below `timm_plugin`, the only one with timm."""
+
+import difflib
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+import distill
+from ofav2.errors import RunError, UserError
+from ofav2.messages import one_line, short, show
+from ofav2.rng import Stream
+from ofav2.runtime.device import seed_torch
+from supernets import GraphError, SpaceError
+from supernets.backbone import MOST_EXITS, Backbone, HeadKind, Tap
+from supernets.cost import graph_steps
+from supernets.exit_heads import exit_head
+from supernets.taps import attach, layout_of, tap_values, trace
+
+logger = logging.getLogger(__name__)
+
+Exits = str | Sequence[float]
+"""`stages`, or shares of the network's multiply-adds, or numbers of timm's features: behind which there is an exit."""
+
+LEAST_STRIDE = 4
+"""Input pixels per pixel of features from which on `stages` has exits; stems, and VGG's first blocks, have fewer."""
+SAME = 1e-3
+"""Largest difference of two networks' behaviour, as a share: rounding alone makes less."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """One entry of timm's list of a network's features."""
+
+    module: str
+    """Module whose output they are."""
+    reduction: int
+    """Input pixels per pixel of theirs."""
+
+
+def attach_exits(
+    name: str,
+    *,
+    classes: int,
+    resolution: int,
+    exits: Exits = "stages",
+    weights: str | Path | None = None,
+    channels: int = 3,
+    head: HeadKind = "norm_linear",
+    drop_rate: float = 0.0,
+    seed: int = 0,
+) -> GraphModule:
+    """Make a timm network with early exits.
+
+    The last exit is the network's own head, so the network itself stays timm's. Its modules keep their names, and an
+    earlier exit k is the module `exits.k`.
+
+    Args:
+        name: Name in timm, with a weights tag if you like, such as `resnet18` or `resnet18.a1_in1k`.
+        classes: Classes of every exit.
+        resolution: Side of the square images in pixels; networks of a fixed size are made for it.
+        exits: `stages`: an exit behind each stage, or behind each quarter of a network whose features have one size.
+            Shares of its multiply-adds, such as `(0.25, 0.5)`, or numbers of timm's features from 1, such as `(2, 3)`;
+            its own head comes after them in any case.
+        weights: `timm` loads timm's pretrained weights, which may need a network connection; a path those of a
+            .safetensors or .pth file; None leaves it untrained. Heads of other classes start anew, exits always.
+        channels: Channels of the images.
+        head: Heads of the attached exits, see `supernets.exit_heads.exit_head`.
+        drop_rate: Dropout probability in the network's own head.
+        seed: Seed of fresh weights.
+
+    Returns:
+        A `torch.fx` graph in evaluation mode: images (N, channels, H, W) -> a tuple of logits (N, classes), the
+        earliest exit first.
+
+    Raises:
+        UserError: If the name is unknown, exits can't be attached so, or the weights don't fit; the message says why.
+    """
+    found = describe_backbone(
+        name, classes=classes, channels=channels, resolution=resolution, exits=exits, head=head, drop_rate=drop_rate
+    )
+    network, _ = make_backbone(found, weights, seed)
+    return network
+
+
+def describe_backbone(
+    name: str, *, classes: int, channels: int, resolution: int, exits: Exits, head: HeadKind, drop_rate: float
+) -> Backbone:
+    """Find where exits of a network go, without making its weights; arguments and errors as for `attach_exits`.
+
+    The result's `behaviour` is empty until the network is made.
+    """
+    fixed = _check_name(name)
+    bare = Backbone(name, classes, channels, resolution, not fixed, drop_rate, head, (Tap("", 1, "NCHW", 0, 1),), ())
+    with torch.device("meta"):
+        net = _create(bare).eval()
+    features = _features(net, name)
+    modules = _chosen_modules(net, bare, features, exits)
+    images = torch.empty(2, channels, resolution, resolution, device="meta")
+    taps = _taps(net, bare, modules, images)
+    if taps is None:
+        # Shapes leave the order of dimensions open, and numbers don't.
+        taps = _taps(_create(bare).eval(), bare, modules, torch.rand(images.shape, generator=torch.Generator()))
+    assert taps is not None, "numbers tell two orders of dimensions apart"
+    found = replace(bare, taps=taps)
+    try:
+        found.space((resolution,))
+    except SpaceError as error:
+        raise UserError(str(error)) from error
+    return found
+
+
+def make_backbone(arch: Backbone, weights: str | Path | None = None, seed: int = 0) -> tuple[GraphModule, Backbone]:
+    """Make a network with exits.
+
+    Args:
+        arch: What it is; with a `behaviour`, the network must have it.
+        weights: As for `attach_exits`.
+        seed: Seed of fresh weights.
+
+    Returns:
+        The network in evaluation mode, and what it is with its behaviour.
+
+    Raises:
+        UserError: If the network can't be made, or the weights don't fit.
+        RunError: If timm makes another network of that name than it was.
+    """
+    _check_name(arch.name)
+    # Networks draw their first weights from torch's own generator.
+    with torch.random.fork_rng(devices=()):
+        seed_torch(Stream(seed, "network"), 0)
+        network = trace_backbone(arch, weights)
+    behaviour = _behaviour(network, arch)
+    if arch.behaviour and not _same(arch.behaviour, behaviour):
+        raise RunError(
+            f"timm {_version()} makes another network of the name {arch.name} than the one that was trained: install"
+            " the version that the record's versions name"
+        )
+    return network, replace(arch, behaviour=arch.behaviour or behaviour)
+
+
+def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphModule:
+    """Return a network with exits in evaluation mode; fresh weights come from torch's generator.
+
+    On the meta device it has none, as for pricing.
+    """
+    net = _create(arch, pretrained=weights == "timm").eval()
+    heads = [exit_head(arch.head, tap.channels, arch.num_classes) for tap in arch.taps]
+    if weights not in (None, "timm"):
+        _load(net, arch, Path(str(weights)))
+    try:
+        return attach(net, arch.taps, heads).eval()
+    except GraphError as error:
+        raise _refusal(arch.name, str(error)) from error
+
+
+def check_size(network: GraphModule, arch: Backbone, resolution: int) -> None:
+    """Check that a network takes images of a size.
+
+    Raises:
+        UserError: If it doesn't.
+    """
+    try:
+        graph_steps(network, (arch.in_channels, resolution, resolution))
+    except (RuntimeError, AssertionError, GraphError) as error:
+        raise _too_small(arch.name, resolution, error) from error
+
+
+def _check_name(name: str) -> bool:
+    """Return whether a network of timm takes images of one size alone.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    # timm takes seconds to import, which only networks of its own should pay for.
+    import timm
+
+    known, architecture = timm.list_models(), name.split(".", 1)[0]
+    if architecture not in known:
+        near = difflib.get_close_matches(architecture, known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "timm.list_models() lists them"
+        raise UserError(f"network ({short(show(name))}) is unknown to timm {timm.__version__}: {hint}")
+    try:
+        about = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        tagged = ", ".join(timm.list_models(f"{architecture}.*", pretrained=True)) or "none"
+        raise UserError(f"network ({show(name)}) names weights that timm lacks: use one of {short(tagged)}") from error
+    return bool(about and about.fixed_input_size)
+
+
+def _version() -> str:
+    import timm
+
+    version: str = timm.__version__
+    return version
+
+
+def _create(arch: Backbone, pretrained: bool = False) -> nn.Module:
+    import timm
+
+    options: dict[str, Any] = {"num_classes": arch.num_classes, "in_chans": arch.in_channels}
+    if arch.drop_rate:
+        options["drop_rate"] = arch.drop_rate
+    if not arch.any_size:
+        options["img_size"] = arch.resolution
+    try:
+        try:
+            net: nn.Module = timm.create_model(arch.name, pretrained=pretrained, **options)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            del options["img_size"]
+            net = timm.create_model(arch.name, pretrained=pretrained, **options)
+            _check_only_size(arch)
+    except UserError:
+        raise
+    except Exception as error:
+        # Beyond this call lie a hub client, a network, a cache and each model's own code, with errors of their own.
+        if pretrained:
+            raise UserError(
+                f"weights (timm) of {arch.name} can't be loaded ({_first_line(error)}): check the network connection,"
+                " or give a file"
+            ) from error
+        raise _refusal(arch.name, _first_line(error)) from error
+    return net
+
+
+def _check_only_size(arch: Backbone) -> None:
+    import timm
+
+    about = timm.get_pretrained_cfg(arch.name)
+    side = about.input_size[-1] if about else arch.resolution
+    if arch.resolution != side:
+        raise UserError(f"resolution ({arch.resolution}) is not the one that {arch.name} is made for: use {side}")
+
+
+def _features(net: nn.Module, name: str) -> tuple[Features, ...]:
+    listed: Any = getattr(net, "feature_info", None)
+    if not listed or not hasattr(net, "forward_intermediates"):
+        raise _refusal(name, "timm lists no features of it")
+    entries = getattr(listed, "info", listed)
+    return tuple(Features(entry["module"], entry["reduction"]) for entry in entries)
+
+
+def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: Exits) -> tuple[str, ...]:
+    """Return the modules behind which there are exits, without the last feature, which the own head follows."""
+    if isinstance(exits, str):
+        if exits != "stages":
+            raise UserError(
+                f"exits ({show(exits)}) must be stages, shares such as [0.25,0.5], or numbers such as [2,3]"
+            )
+        places = _stage_ends(features)
+    else:
+        places = _listed(net, arch, features, exits)
+    chosen = tuple(features[place].module for place in places if place < len(features) - 1)
+    if not chosen:
+        raise UserError(f"exits ({show(exits)}) leave {arch.name} with its own head alone: name an earlier one")
+    if len(chosen) >= MOST_EXITS:
+        raise UserError(f"exits ({len(chosen) + 1} with the network's own) must be at most {MOST_EXITS}: name fewer")
+    return chosen
+
+
+def _stage_ends(features: Sequence[Features]) -> tuple[int, ...]:
+    """Return the last features of each size, or of each quarter of the network where all have one size."""
+    count = len(features)
+    if len({feature.reduction for feature in features}) == 1:
+        return tuple(sorted({-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4)}))
+    ends = tuple(i for i in range(count) if i == count - 1 or features[i].reduction != features[i + 1].reduction)
+    late = tuple(i for i in ends if features[i].reduction >= LEAST_STRIDE)
+    return late if len(late) > 1 else ends
+
+
+def _listed(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: Sequence[float]) -> tuple[int, ...]:
+    values = list(exits)
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if not values or not numeric or values != sorted(set(values)):
+        raise UserError(f"exits ({short(show(values))}) must be ascending numbers, each once, such as [2,3]")
+    if all(0 < value < 1 for value in values):
+        return _by_share(net, arch, features, values)
+    for value in values:
+        if value != int(value) or not 1 <= value <= len(features):
+            raise UserError(
+                f"exits ({show(value)}) is no feature of {arch.name}: it has those from 1 to {len(features)}, or give"
+                " shares between 0 and 1"
+            )
+    return tuple(int(value) - 1 for value in values)
+
+
+def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shares: Sequence[float]) -> tuple[int, ...]:
+    """Return the features that come nearest to shares of the network's multiply-adds."""
+    macs, total = dict.fromkeys((feature.module for feature in features), 0), 0
+    try:
+        steps = graph_steps(trace(net, tuple(macs)), (arch.in_channels, arch.resolution, arch.resolution))
+    except GraphError as error:
+        raise _refusal(arch.name, f"{error}, so its features can't be priced: give numbers of features") from error
+    for step in steps:
+        total += step.macs
+        if step.name in macs:
+            macs[step.name] = total
+    reached = [value / total for value in macs.values()]
+    places = [min(range(len(reached)), key=lambda place: abs(reached[place] - share)) for share in shares]
+    if len(set(places)) < len(places):
+        raise UserError(
+            f"exits ({show(list(shares))}) fall on the same features of {arch.name}, which come at"
+            f" {', '.join(f'{value:.2f}' for value in reached)}: give other shares"
+        )
+    return tuple(places)
+
+
+def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor) -> tuple[Tap, ...] | None:
+    """Return where exits read features; None if shapes alone don't tell."""
+    try:
+        with torch.no_grad():
+            maps = _maps(net, images)
+            values = tap_values(trace(net, modules), modules, images)
+            logits = net(images)
+    except GraphError as error:
+        raise _refusal(arch.name, str(error)) from error
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise _too_small(arch.name, arch.resolution, error) from error
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), arch.num_classes):
+        raise _refusal(arch.name, "it returns no logits of classes")
+    strides = {feature.module: feature.reduction for feature in _features(net, arch.name)}
+    found = []
+    for module in modules:
+        reference = maps[module]
+        layout = layout_of(values[module], reference)
+        if layout is None:
+            raise _refusal(arch.name, f"the output of {module} is no tensor of features")
+        if images.is_meta and layout[0] == "NCHW" and len(set(reference.shape[1:])) == 1:
+            return None
+        found.append(Tap(module, reference.shape[1], *layout, strides[module]))
+    return tuple(found)
+
+
+def _maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """Return a network's features as timm gives them, (N, C, H, W), by module."""
+    forward: Any = net.forward_intermediates
+    maps = forward(images, output_fmt="NCHW", intermediates_only=True)
+    return dict(zip((feature.module for feature in _features(net, "")), maps, strict=True))
+
+
+def _load(net: nn.Module, arch: Backbone, path: Path) -> None:
+    """Load the weights of a file; classifiers of other classes start anew."""
+    try:
+        state = distill.read_state_dict(path, "weights")
+    except distill.DistillError as error:
+        raise UserError(str(error)) from error
+    expected = net.state_dict()
+    about: Any = getattr(net, "pretrained_cfg", None) or {}
+    layers = about.get("classifier") or ()
+    heads = (layers,) if isinstance(layers, str) else tuple(layers)
+    resized = {name for name in expected if name.rpartition(".")[0] in heads}
+    state = _renamed(state, expected, resized, path)
+    other = [name for name in state if name in expected and state[name].shape != expected[name].shape]
+    fresh = {name for name in other if name in resized and state[name].shape[1:] == expected[name].shape[1:]}
+    wrong = [name for name in other if name not in fresh]
+    missing, foreign = [n for n in expected if n not in state], [n for n in state if n not in expected]
+    if wrong or missing or foreign:
+        first = (wrong or missing or foreign)[0]
+        kind = "has another shape" if wrong else "is missing" if missing else "is foreign"
+        raise UserError(f"weights ({path}) don't fit {arch.name}: {short(first)} {kind}; name the network of the file")
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise UserError(f"weights ({path}) have values in {short(name)} that are not finite: take another file")
+    net.load_state_dict({name: expected[name] if name in fresh else tensor for name, tensor in state.items()})
+    if fresh:
+        logger.info(f"weights ({path}): {', '.join(sorted(fresh))} have other classes and start anew")
+
+
+def _renamed(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], resized: Collection[str], path: Path
+) -> dict[str, Tensor]:
+    """Return a state with a network's names; with other ones, tensors are taken in their order if all shapes agree.
+
+    Args:
+        state: What the file holds.
+        expected: The network's own state.
+        resized: Tensors that may have another number of classes, their first dimension.
+        path: The file.
+    """
+    agree = len(state) == len(expected) and all(
+        given.shape[name in resized :] == own.shape[name in resized :]
+        for given, (name, own) in zip(state.values(), expected.items(), strict=True)
+    )
+    if state.keys() == expected.keys() or not agree:
+        return dict(state)
+    logger.info(f"weights ({path}) have other names than timm's: their shapes agree, so they are taken in order")
+    return dict(zip(expected, state.values(), strict=True))
+
+
+def _behaviour(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
+    """Return the first logit of each exit, of a fixed image and fixed weights; the network keeps its own."""
+    fixed = {name: _fixed(name, tensor) for name, tensor in network.state_dict().items()}
+    side = arch.resolution
+    images = _spread(arch.in_channels * side**2).reshape(1, arch.in_channels, side, side)
+    with torch.no_grad():
+        outputs = torch.func.functional_call(network, fixed, (images,))
+    return tuple(float(output[0, 0]) for output in outputs)
+
+
+def _fixed(name: str, tensor: Tensor) -> Tensor:
+    """Return a weight's fixed value: of the size that keeps activations near one; statistics as they start."""
+    if not tensor.is_floating_point() or name.endswith("running_mean"):
+        return torch.zeros_like(tensor) if name.endswith("running_mean") else tensor
+    if name.endswith("running_var"):
+        return torch.ones_like(tensor)
+    values = _spread(tensor.numel()).reshape(tensor.shape)
+    if tensor.ndim <= 1:
+        return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
+    return values * (3 / max(1, tensor.numel() // tensor.shape[0])) ** 0.5
+
+
+def _spread(count: int) -> Tensor:
+    """Return numbers spread over [-1, 1), by whole-number arithmetic that all machines share."""
+    period = 2**16
+    values = (torch.arange(period) * 40503 % period).float() / (period / 2) - 1
+    return values.repeat(-(-count // period))[:count]
+
+
+def _same(before: Sequence[float], now: Sequence[float]) -> bool:
+    scale = max(map(abs, before))
+    return len(before) == len(now) and all(abs(a - b) <= SAME * scale for a, b in zip(before, now, strict=True))
+
+
+def _refusal(name: str, reason: str) -> UserError:
+    return UserError(f"network ({name}) can't have exits: {one_line(reason)}; choose another")
+
+
+def _too_small(name: str, resolution: int, error: Exception) -> UserError:
+    return UserError(
+        f"resolution ({resolution}) is none that {name} can look at ({_first_line(error)}): use larger images, or"
+        " another network"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"

@@ -1,0 +1,115 @@
+"""Price sub-networks of a supernet, or a network's exits, from its description alone."""
+
+from dataclasses import replace
+from functools import lru_cache
+from itertools import combinations
+
+import torch
+from torch.fx import GraphModule
+
+from supernets import Architecture, Exits, Subnet
+from supernets.backbone import AnyArchitecture, Backbone
+from supernets.cost import Cost, graph_cost, graph_steps
+from supernets.graphs import alone, keep
+from supernets.mobilenetv3 import choose_exits
+from supernets.subnet_cost import ExitMacs, PartCost, exit_macs, stage_costs, subnet_cost
+from supernets.taps import HEADS
+
+_ALL_SUBSETS = 5
+
+
+def network_cost(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -> Cost:
+    """Return the cost of a sub-network as it is extracted.
+
+    Args:
+        arch: The supernet, or network with exits.
+        subnet: A network of its space.
+        exits: Exits that it is extracted with: `last`, `all`, or exits by number.
+
+    Raises:
+        GraphError: If a network with exits can't be priced.
+    """
+    if isinstance(arch, Architecture):
+        return subnet_cost(arch, subnet, exits)
+    chosen = choose_exits(arch.exits, subnet, exits)
+    return _cost(arch, subnet.resolution, chosen, exits == "last")
+
+
+def network_exit_macs(arch: AnyArchitecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
+    """Return the multiply-adds of one image by the exit that it takes, ascending; arguments as for `network_cost`."""
+    if isinstance(arch, Architecture):
+        return exit_macs(arch, subnet, exits)
+    chosen = choose_exits(arch.exits, subnet, exits)
+    return tuple(
+        ExitMacs(
+            exit,
+            _cost(arch, subnet.resolution, (exit,), True).macs,
+            _cost(arch, subnet.resolution, chosen[: place + 1], False).macs,
+        )
+        for place, exit in enumerate(chosen)
+    )
+
+
+def subset_costs(arch: AnyArchitecture, largest: Subnet) -> dict[tuple[int, ...], Cost]:
+    """Return the cost of a network's subsets of exits, each with everything after its last exit left out.
+
+    Args:
+        arch: The supernet, or network with exits.
+        largest: The sub-network whose exits are looked at.
+
+    Returns:
+        Costs by the exits that are kept, from the cheapest to the most expensive one. Of more than five exits, only
+        single ones, and all up to each, as subsets double with each exit.
+    """
+    exits = choose_exits(arch.exits, largest, "all")
+    counts = range(1, len(exits) + 1)
+    if len(exits) <= _ALL_SUBSETS:
+        subsets = [subset for count in counts for subset in combinations(exits, count)]
+    else:
+        subsets = [*((exit,) for exit in exits), *(exits[:count] for count in counts[1:])]
+    costs = {subset: network_cost(arch, replace(largest, height=subset[-1]), subset) for subset in subsets}
+    return dict(sorted(costs.items(), key=lambda found: (found[1].macs, found[1].params, found[0])))
+
+
+def network_parts(arch: AnyArchitecture, subnet: Subnet) -> tuple[PartCost, ...]:
+    """Return the cost of each part of a sub-network with its own exit: stem, stages and exit.
+
+    A network with exits has no stem apart, and its own head is a part of its last stage.
+    """
+    if isinstance(arch, Architecture):
+        return stage_costs(arch, subnet)
+    parts, before = [PartCost("stem", Cost(0, 0))], Cost(0, 0)
+    for exit in range(1, subnet.height + 1):
+        head = _head(arch, subnet.resolution, exit)
+        whole = _cost(arch, subnet.resolution, (exit,), True)
+        body = Cost(whole.params - head.params, whole.macs - head.macs)
+        own = Cost(body.params - before.params, body.macs - before.macs, whole.memory)
+        parts.append(PartCost(f"stage {exit}", own))
+        before = body
+    return (*parts, PartCost(f"exit {subnet.height}", _head(arch, subnet.resolution, subnet.height)))
+
+
+def _head(arch: Backbone, resolution: int, exit: int) -> Cost:
+    """Return parameters and multiply-adds of an attached exit's head; nothing of the network's own."""
+    if exit == arch.exits[-1]:
+        return Cost(0, 0)
+    steps = graph_steps(alone(_graph(arch), exit - 1), (arch.in_channels, resolution, resolution))
+    own = [step for step in steps if step.name == f"{HEADS}.{exit}"]
+    return Cost(sum(step.params for step in own), sum(step.macs for step in own))
+
+
+@lru_cache(maxsize=4096)
+def _cost(arch: Backbone, resolution: int, exits: tuple[int, ...], single: bool) -> Cost:
+    network = _graph(arch)
+    part = alone(network, exits[0] - 1) if single else keep(network, [exit - 1 for exit in exits])
+    return graph_cost(part, (arch.in_channels, resolution, resolution))
+
+
+@lru_cache(maxsize=8)
+def _graph(arch: Backbone) -> GraphModule:
+    """Return a network with exits on the meta device, without weights."""
+    # Supernets are priced without timm.
+    from ofav2.networks.backbone import trace_backbone
+
+    with torch.device("meta"):
+        return trace_backbone(arch)

