@@ -1,4 +1,4 @@
-"""Colour, RandAugment, mixup and cutmix: torchvision's own, drawn from a step's indices, the same in parts."""
+"""Colour, RandAugment, mixup and cutmix: torchvision's own, seeded by (seed, phase, step), the same in parts."""
 
 from dataclasses import replace
 
