@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, symbolic_trace
+from torch.fx import GraphModule, Tracer, symbolic_trace
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -197,3 +197,24 @@ def test_layers_that_hide_their_products_are_refused() -> None:
 
 def test_of_two_costs_the_larger_peak_counts() -> None:
     assert Cost(1, 2, 30) + Cost(4, 5, 6) == Cost(5, 7, 30)
+
+
+class Whole(Tracer):
+    """Takes every stage of a network as one node."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "convnext_atto"])
+def test_a_module_that_holds_others_costs_what_its_operations_do(name: str) -> None:
+    with torch.device("meta"):
+        net = timm.create_model(name).eval()
+    shape = (3, 64, 64)
+    coarse = GraphModule(net, Whole().trace(net))
+    fine = graph_cost(symbolic_trace(net), shape)
+    assert len(coarse.graph.nodes) < len(symbolic_trace(net).graph.nodes) / 2
+    assert graph_cost(coarse, shape) == fine
+    by_layer = graph_layers(coarse, shape)
+    assert sum(layer.macs for layer in by_layer) == fine.macs
+    assert len({layer.name for layer in by_layer}) == len(by_layer)

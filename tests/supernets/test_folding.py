@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule, Tracer
 
 import supernets
 from tests.supernets.randomise import images_for, small_net, some_subnets
@@ -53,3 +54,46 @@ def test_a_network_in_training_mode_is_not_folded() -> None:
     net = small_net("se_b", seed=4)
     with pytest.raises(AssertionError, match="training mode"):
         supernets.fold_norms(net.extract(net.space.smallest()).train())
+
+
+class Activated(nn.BatchNorm2d):
+    """A norm that activates, too, as timm has it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).relu()
+
+
+class Scaled(nn.Module):
+    """A norm of torch's and one of another class, and a weight that the forward reads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.first_norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+        self.second, self.second_norm = nn.Conv2d(4, 4, 1), Activated(4)
+        self.scale = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first_norm(self.first(images))
+        return self.scale * self.second_norm(self.second(x))
+
+
+def test_norms_of_other_classes_stay_and_so_do_weights_without_a_layer() -> None:
+    net = Scaled().eval()
+    nn.init.constant_(net.first_norm.running_mean, 0.3)  # type: ignore[arg-type]
+    module = OpenTracer.traced(net)
+    folded = supernets.fold_norms(module)
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(folded(images), net(images))
+    assert [type(layer) for layer in folded.children()].count(Activated) == 1
+    assert supernets.foldable_norms(module) == {"first_norm": "first"}
+
+
+class OpenTracer(Tracer):
+    """Takes layers as nodes, of whatever package their class is."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    @classmethod
+    def traced(cls, net: nn.Module) -> GraphModule:
+        return GraphModule(net, cls().trace(net))
