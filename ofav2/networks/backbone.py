@@ -24,7 +24,7 @@ from supernets.taps import attach, layout_of, tap_values, trace
 
 logger = logging.getLogger(__name__)
 
-Exits = str | Sequence[float]
+ExitPlaces = str | Sequence[float]
 """`stages`, or shares of the network's multiply-adds, or numbers of timm's features: behind which there is an exit."""
 
 LEAST_STRIDE = 4
@@ -48,7 +48,7 @@ def attach_exits(
     *,
     classes: int,
     resolution: int,
-    exits: Exits = "stages",
+    exits: ExitPlaces = "stages",
     weights: str | Path | None = None,
     channels: int = 3,
     head: HeadKind = "norm_linear",
@@ -89,7 +89,7 @@ def attach_exits(
 
 
 def describe_backbone(
-    name: str, *, classes: int, channels: int, resolution: int, exits: Exits, head: HeadKind, drop_rate: float
+    name: str, *, classes: int, channels: int, resolution: int, exits: ExitPlaces, head: HeadKind, drop_rate: float
 ) -> Backbone:
     """Find where exits of a network go, without making its weights; arguments and errors as for `attach_exits`.
 
@@ -105,7 +105,9 @@ def describe_backbone(
     taps = _taps(net, bare, modules, images)
     if taps is None:
         # Shapes leave the order of dimensions open, and numbers don't.
-        taps = _taps(_create(bare).eval(), bare, modules, torch.rand(images.shape, generator=torch.Generator()))
+        with torch.random.fork_rng(devices=()):
+            net = _create(bare).eval()
+        taps = _taps(net, bare, modules, torch.rand(images.shape, generator=torch.Generator()))
     assert taps is not None, "numbers tell two orders of dimensions apart"
     found = replace(bare, taps=taps)
     try:
@@ -247,7 +249,7 @@ def _features(net: nn.Module, name: str) -> tuple[Features, ...]:
     return tuple(Features(entry["module"], entry["reduction"]) for entry in entries)
 
 
-def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: Exits) -> tuple[str, ...]:
+def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: ExitPlaces) -> tuple[str, ...]:
     """Return the modules behind which there are exits, without the last feature, which the own head follows."""
     if isinstance(exits, str):
         if exits != "stages":
@@ -401,7 +403,8 @@ def _behaviour(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
     images = _spread(arch.in_channels * side**2).reshape(1, arch.in_channels, side, side)
     with torch.no_grad():
         outputs = torch.func.functional_call(network, fixed, (images,))
-    return tuple(float(output[0, 0]) for output in outputs)
+    # A record holds finite numbers only.
+    return tuple(float(output[0, 0].nan_to_num()) for output in outputs)
 
 
 def _fixed(name: str, tensor: Tensor) -> Tensor:

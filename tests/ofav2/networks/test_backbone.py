@@ -101,9 +101,11 @@ def test_the_same_seed_makes_the_same_network() -> None:
     assert not all(map(torch.equal, one.state_dict().values(), third.state_dict().values()))
 
 
-def test_torchs_own_generator_is_left_as_it_was() -> None:
+# The features of the second one have as many channels as rows.
+@pytest.mark.parametrize("name", ["test_resnet", "mobilenetv3_small_050"])
+def test_torchs_own_generator_is_left_as_it_was(name: str) -> None:
     before = torch.get_rng_state()
-    ofav2.attach_exits("test_resnet", classes=CLASSES, resolution=32)
+    ofav2.attach_exits(name, classes=CLASSES, resolution=32)
     assert torch.equal(torch.get_rng_state(), before)
 
 
