@@ -9,11 +9,11 @@ import dataclasses
 import difflib
 import os.path
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ _MAX_BYTES = 2**20
 _MAX_DEPTH = 16
 _MAX_BASES = 8
 _MAX_SCALAR = 1000
+
+# What YAML 1.1 takes for another value than the one that is written: 010 for 8, 1:30 for 90, 08 for a text.
+_MISREAD = re.compile(r"[-+]?(?:0[\d_]+|\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?)", re.ASCII)
 
 
 def names() -> tuple[str, ...]:
@@ -218,6 +221,13 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
     """Return the plain mapping that a YAML text holds."""
     if not isinstance(_vet(text, where), yaml.MappingStartEvent):
         raise UserError(f"{where}: must be a mapping; write sections such as `data:` with their keys indented below")
+    for before, comment in _comments(text):
+        # Folders have names such as "set #2"; in a comment, people leave a space after '#'.
+        if getattr(before, "plain", False) and not _is_number(before.value) and re.match(r"#+[^#\s]", comment):
+            raise UserError(
+                f"{where}, line {before.start_mark.line + 1}: {show(comment)} after {show(before.value)} would be a comment"
+                " in YAML; put quotes around the value, or a space after '#'"
+            )
     return _plain(lambda: OmegaConf.create(text), where)
 
 
@@ -233,8 +243,13 @@ def _override(text: str) -> dict[Any, Any]:
     if not equals or not KEY.fullmatch(key):
         raise UserError(f"override ({show(text)}): must read key=value; write it as in run.seed=1, without spaces")
     where = f"override {short(text)}"
-    _vet(value, where)
+    root = _vet(value, where)
     parsed = _plain(lambda: OmegaConf.from_dotlist([f"value={value}"]), where)
+    is_plain = isinstance(root, yaml.ScalarEvent) and not root.style
+    is_cut = is_plain and isinstance(parsed["value"], str) and parsed["value"] != value
+    if is_cut or value == "~" or any(_comments(value)):
+        read = show(parsed["value"])
+        raise UserError(f"{where}: YAML would read {read}; put quotes around the text, as in {short(key)}='\"...\"'")
     return reduce(lambda inner, name: {name: inner}, reversed(key.split(".")), parsed["value"])
 
 
@@ -282,6 +297,22 @@ def _vet(text: str, where: str) -> yaml.Event | None:
     return root
 
 
+def _comments(text: str) -> Iterator[tuple[yaml.Token, str]]:
+    """Yield the comments of a vetted YAML text that share a line with what is before them, each with that token."""
+    for before, after in pairwise(yaml.scan(text, Loader=yaml.SafeLoader)):
+        between = text[before.end_mark.index : after.start_mark.index].split("\n", 1)[0].strip()
+        if between.startswith("#"):
+            yield before, between
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _refusal(event: yaml.Event) -> str | None:
     """Return why a piece of YAML is refused in a recipe; None where it is fine."""
     if getattr(event, "anchor", None):
@@ -293,6 +324,8 @@ def _refusal(event: yaml.Event) -> str | None:
         return f"value ({show(value)}): is longer than {_MAX_SCALAR} characters; shorten it"
     if "${" in value:
         return f"value ({show(value)}): recipes do not interpolate `${{...}}`; write the value out"
+    if isinstance(event, yaml.ScalarEvent) and not event.style and _MISREAD.fullmatch(value):
+        return f"number ({value}): YAML does not read it as written; leave out leading zeros, or put quotes around a text"
     if value in ("???", "<<"):
         return f"value ({show(value)}): recipes leave nothing to fill in or merge; write the value out"
     return None

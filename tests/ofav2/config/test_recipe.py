@@ -30,12 +30,12 @@ from ofav2.config.schema import (
 from ofav2.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
-SMALL = """\
-data: {name: digits}
+PHASES = """\
 phases:
   full: {epochs: 2, lr: 0.1}
   kernel: {epochs: 1, lr: 0.05, unlock: {kernel: [3, 5, 7]}}
 """
+SMALL = f"data: {{name: digits}}\n{PHASES}"
 
 
 @pytest.fixture
@@ -235,6 +235,60 @@ def test_override_sets_its_key(small: str, tmp_path: Path, override: str, key: s
     assert found == value
     assert type(found) is type(value)
     assert recipe.load(written(tmp_path, recipe.dump(config))) == config
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.root=set #2",
+        "data.root=#2",
+        "data.root='set' #2",
+        "data.root= set",
+        "data.root=set ",
+        "data.root=set\n",
+        "data.root=--- set",
+        "data.root=~",
+        "data.root=010",
+        "run.seed=010",
+        "run.seed=-07",
+        "run.seed=08",
+        "run.seed=1:30",
+        "run.seed=7 # lucky",
+        "optim.weight_decay=1:30.5",
+        "tracking.tags=[a, 007]",
+        "run={seed: 010}",
+    ],
+)
+def test_an_override_that_yaml_would_read_otherwise_is_refused(small: str, override: str) -> None:
+    assert "YAML" in refusal(small, override)
+
+
+@pytest.mark.parametrize(
+    ("line", "root"),
+    [
+        ("set #2", None),
+        ("set ##2", None),
+        ("010", None),
+        ("12:30", None),
+        ("'set #2'", "set #2"),
+        ("'010'", "010"),
+        ("set#2", "set#2"),
+        ("set # of 2020", "set"),
+        ("set #", "set"),
+        ("'set' #2", "set"),
+    ],
+)
+def test_a_text_of_a_recipe_is_read_as_written_or_refused(line: str, root: str | None, tmp_path: Path) -> None:
+    file = written(tmp_path, f"data:\n  name: digits  # they come with scikit-learn\n  root: {line}\n{PHASES}")
+    if root is None:
+        assert "line 3" in refusal(file)
+    else:
+        assert recipe.load(file).data.root == root
+
+
+def test_a_number_may_have_a_comment_of_any_form(tmp_path: Path) -> None:
+    file = written(tmp_path, f"data: {{name: digits}}\n{PHASES}run:\n  seed: 7 #lucky\n")
+    assert recipe.load(file).run.seed == 7
 
 
 def test_overrides_leave_the_rest_alone_and_the_later_wins(small: str) -> None:
