@@ -17,7 +17,7 @@ One training step of an elastic phase reads::
 """
 
 from distill.errors import DistillError
-from distill.external import external_teacher, read_state_dict
+from distill.external import Normalisation, TeacherFile, external_teacher, read_state_dict
 from distill.losses import (
     Distance,
     Target,
@@ -38,10 +38,12 @@ __all__ = (
     "Distance",
     "DistillError",
     "ExitWeights",
+    "Normalisation",
     "ScoreOrder",
     "Target",
     "TeacherCandidate",
     "TeacherChoice",
+    "TeacherFile",
     "check_policy",
     "choose",
     "distance",

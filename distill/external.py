@@ -1,6 +1,12 @@
-"""Load an external teacher: a timm network, with weights from a file or timm's own."""
+"""Load an external teacher: a timm network, with weights from a file or timm's own.
 
-from collections.abc import Mapping
+Images come normalised as the student's are. The teacher was trained on images normalised in its own way, so they are
+rescaled per channel in front of it.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,40 +21,99 @@ if TYPE_CHECKING:
 
 _PREFIX = "timm:"
 _GREY = 1
+# How ImageNet, of all sizes, calls its classes: numbers of WordNet.
+_WORDNET = re.compile(r"n\d{8}", re.ASCII)
 
 
-def external_teacher(name: str, *, classes: int, channels: int, checkpoint: str | None) -> nn.Module:
+@dataclass(frozen=True)
+class Normalisation:
+    """How pixels in 0..1 become a network's input: (pixel - mean) / std, per channel."""
+
+    mean: tuple[float, ...]
+    """Means."""
+    std: tuple[float, ...]
+    """Standard deviations."""
+
+    def __post_init__(self) -> None:
+        """Check that there are as many of both."""
+        assert len(self.mean) == len(self.std), f"mean {self.mean}, std {self.std}"
+
+
+@dataclass(frozen=True)
+class TeacherFile:
+    """A file with the weights of a teacher, and what it does not say itself."""
+
+    path: Path
+    """`.safetensors` or `.pth`, holding the network's state dict (a `.pth` may have it under `state_dict` or `model`);
+    loaded without running code."""
+    normalisation: Normalisation
+    """How the images were normalised that it was trained on, a number per channel."""
+
+
+def external_teacher(
+    name: str, *, classes: Sequence[str] | int, images: Normalisation, file: TeacherFile | None
+) -> nn.Module:
     """Return a timm network as teacher: in eval mode, without gradients, on the CPU.
 
     The weights must have been trained for exactly these classes, because a classifier that starts anew would teach
     noise. A checkpoint's class count is read from its classifier. timm's own weights are refused by their metadata,
-    before anything is downloaded. Of timm's own weights, the input may be the channels they were trained on, or one
-    grey channel (the first convolution's weights are summed, which is the same as feeding grey as colour).
+    before anything is downloaded; so is another order of the classes, where timm knows their names. Of timm's own
+    weights, the input may be the channels they were trained on, or one grey channel, which they are given as colour.
 
     torch's global random state is left as it was.
 
     Args:
         name: timm's name with the prefix `timm:`, as `timm:resnet18` or, with a weights tag, `timm:resnet18.a1_in1k`.
-        classes: Number of classes of the data.
-        channels: Number of channels of the images.
-        checkpoint: Weights file of that network, `.safetensors` or `.pth`, holding its state dict (a `.pth` may have
-            it under `state_dict` or `model`); loaded without running code. None takes timm's pretrained weights.
+        classes: Names of the data's classes in the order of the logits, or their number where they have no names.
+        images: How the images are normalised that it will be given.
+        file: Weights of that network; None takes timm's pretrained ones.
 
     Returns:
-        A module from images (N, channels, height, width) to logits (N, classes).
+        A module from images (N, channels, height, width), normalised as `images` says, to logits (N, classes).
 
     Raises:
         DistillError: The name is unknown, the classes or channels do not fit, the file is missing, foreign or
             damaged, or timm's weights cannot be had.
     """
-    assert classes >= 1, f"classes ({classes})"
-    assert channels >= 1, f"channels ({channels})"
+    names = () if isinstance(classes, int) else tuple(classes)
+    count = classes if isinstance(classes, int) else len(names)
+    assert count >= 1, f"classes ({classes})"
     model, weights = _known(name)
-    if checkpoint is None:
-        network = _pretrained(model, weights, classes, channels)
+    if file is None:
+        network, own = _pretrained(model, weights, count, names, len(images.mean))
     else:
-        network = _from_file(model, Path(checkpoint), classes, channels)
-    return network.eval().requires_grad_(False)
+        network, own = _from_file(model, file, count, len(images.mean)), file.normalisation
+    # The same normalisation leaves the network's own arithmetic.
+    teacher = network if own == images else _Rescaled(network, images, own)
+    return teacher.eval().requires_grad_(False)
+
+
+class _Rescaled(nn.Module):
+    """A network that is given images of another normalisation than its own; grey ones, where its own are colour.
+
+    Args:
+        network: The network.
+        given: How the images are normalised that it is given: as many channels as its own has, or one.
+        own: How the images are normalised that it was trained on.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, given: Normalisation, own: Normalisation) -> None:
+        super().__init__()
+        mean, std, own_mean, own_std = (
+            torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+            for values in (given.mean, given.std, own.mean, own.std)
+        )
+        self.network = network
+        self.register_buffer("scale", (std / own_std).float())
+        self.register_buffer("shift", ((mean - own_mean) / own_std).float())
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits (N, classes)."""
+        logits: Tensor = self.network(images * self.scale + self.shift)
+        return logits
 
 
 def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
@@ -76,7 +141,9 @@ def _known(name: str) -> tuple[str, "PretrainedCfg | None"]:
         ) from error
 
 
-def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, channels: int) -> nn.Module:
+def _pretrained(
+    model: str, weights: "PretrainedCfg | None", classes: int, names: Sequence[str], channels: int
+) -> tuple[nn.Module, Normalisation]:
     if weights is None or not weights.has_weights:
         raise DistillError(
             f"external teacher ('timm:{model}') has no pretrained weights in timm; give a checkpoint file"
@@ -86,13 +153,21 @@ def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, chann
             f"external teacher ('timm:{model}') was trained by timm on {weights.num_classes} classes and the data has "
             f"{classes}; give a checkpoint file of it trained on these classes"
         )
-    if channels not in (_GREY, weights.input_size[0]):
+    _check_order(model, weights, names)
+    inputs = weights.input_size[0]
+    if channels not in (_GREY, inputs):
         raise DistillError(
-            f"external teacher ('timm:{model}') was trained by timm on {weights.input_size[0]} channels and the images "
-            f"have {channels}; give a checkpoint file of it trained on these channels"
+            f"external teacher ('timm:{model}') was trained by timm on {inputs} channels and the images have "
+            f"{channels}; give a checkpoint file of it trained on these channels"
+        )
+    own = Normalisation(tuple(weights.mean), tuple(weights.std))
+    if len(own.mean) != inputs:
+        raise DistillError(
+            f"external teacher ('timm:{model}') has {inputs} channels, and timm means of {len(own.mean)}; "
+            "give a checkpoint file of it"
         )
     try:
-        return _built(model, classes, channels, pretrained=True)
+        return _built(model, classes, inputs, pretrained=True), own
     except Exception as error:
         # Between here and the weights lie a hub client, a network and a cache, each with errors of its own.
         raise DistillError(
@@ -101,13 +176,45 @@ def _pretrained(model: str, weights: "PretrainedCfg | None", classes: int, chann
         ) from error
 
 
-def _from_file(model: str, path: Path, classes: int, channels: int) -> nn.Module:
-    state = read_state_dict(path, "teacher checkpoint")
+def _check_order(model: str, weights: "PretrainedCfg", names: Sequence[str]) -> None:
+    """Refuse weights whose classes are others, or in another order, as far as timm knows their names."""
+    known = _class_names(weights)
+    comparable = set(known) & set(names) or all(map(_WORDNET.fullmatch, names))
+    if len(known) != len(names) or not comparable:
+        return
+    differing = [pair for pair in zip(names, known, strict=True) if pair[0] != pair[1]]
+    if differing:
+        ours, theirs = differing[0]
+        raise DistillError(
+            f"external teacher ('timm:{model}') was trained by timm on other classes, or in another order: class "
+            f"{names.index(ours)} of the data is {shown(ours)}, and its own is {shown(theirs)}; give a checkpoint file "
+            "of it trained on these classes"
+        )
+
+
+def _class_names(weights: "PretrainedCfg") -> tuple[str, ...]:
+    """Return the names of the classes that weights were trained on, in the order of the logits; none if unknown."""
+    from timm.data import ImageNetInfo, infer_imagenet_subset  # type: ignore[attr-defined]
+
+    if isinstance(weights.label_names, list | tuple):
+        return tuple(weights.label_names)
+    subset = infer_imagenet_subset({"num_classes": weights.num_classes})
+    return tuple(ImageNetInfo(subset).label_names()) if subset else ()
+
+
+def _from_file(model: str, file: TeacherFile, classes: int, channels: int) -> nn.Module:
+    own = len(file.normalisation.mean)
+    if own != channels:
+        raise DistillError(
+            f"teacher checkpoint ({file.path}): its mean and std have {own} numbers and the images {channels} "
+            "channels; give one number per channel"
+        )
+    state = read_state_dict(file.path, "teacher checkpoint")
     network = _built(model, classes, channels, pretrained=False)
-    _check_classes(state, network, path, model, classes)
-    _check_fits(state, network.state_dict(), path, model, channels)
+    _check_classes(state, network, file.path, model, classes)
+    _check_fits(state, network.state_dict(), file.path, model, channels)
     network.load_state_dict(dict(state))
-    _check_finite(network, path)
+    _check_finite(network, file.path)
     return network
 
 

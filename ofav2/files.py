@@ -1,5 +1,6 @@
 """Write files and folders whole or not at all, and read strict JSON."""
 
+import hashlib
 import json
 import math
 import os
@@ -11,20 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.errors import RunError, UserError
-
-
-def check_free(path: Path) -> None:
-    """Refuse an output folder that something lies in, before work is put into what shall lie there.
-
-    Raises:
-        UserError: It is a file, or a folder that is not empty.
-    """
-    try:
-        taken = path.is_file() or (path.is_dir() and any(path.iterdir()))
-    except OSError as error:
-        raise UserError(f"output folder ({path}) cannot be looked at ({error.strerror}): give another one") from error
-    if taken:
-        raise UserError(f"output folder ({path}) is not empty: give a new one with --out")
 
 
 @contextmanager
@@ -80,6 +67,19 @@ def replacing(path: Path) -> Iterator[Path]:
         raise RunError(
             f"{path} cannot be written ({error.strerror}); check its folder's permissions and the disk's free space"
         ) from error
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256, in hexadecimal.
+
+    Raises:
+        RunError: The file can't be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
 
 
 def flush_to_disk(path: Path) -> None:

@@ -31,6 +31,7 @@ LAYERS = (
     "tables",
     "progress",
     "files",
+    "output_folder",
     "typed_json",
     "config",
     "runtime",

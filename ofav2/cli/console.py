@@ -1,10 +1,14 @@
-"""Print for the command line: notes and progress on stderr, results on stdout, plain text without a terminal."""
+"""Print for the command line: notes and progress on stderr, results on stdout, plain text without a terminal.
+
+Nobody has to read notes: where stderr is closed, full or without a reader, work goes on without them. A reader of
+results may leave, as `head` does; where they can't be written for another reason, the command fails.
+"""
 
 import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 from rich.console import Console
@@ -16,14 +20,52 @@ LOGGERS = ("ofav2", "supernets", "distill")
 """What the packages below log under."""
 
 
+class UnwrittenError(Exception):
+    """A result can't be written to stdout; the message says why."""
+
+
 def say(text: str) -> None:
-    """Write a note for the person who watches (stderr)."""
-    _write_line(sys.stderr, text)
+    """Write a note for the person who watches (stderr), if there is one."""
+    _write_note(sys.stderr, text)
 
 
 def show(text: str) -> None:
-    """Write a result that may be piped on (stdout)."""
-    _write_line(sys.stdout, text)
+    """Write a result that may be piped on (stdout).
+
+    Raises:
+        UnwrittenError: stdout is closed, or can't be written to. A reader that has left is none of this.
+    """
+    if sys.stdout is None:
+        raise UnwrittenError("it is closed")
+    try:
+        _write_line(sys.stdout, text)
+    except BrokenPipeError:
+        _lead_nowhere(sys.stdout)
+    except OSError as error:
+        raise UnwrittenError(error.strerror or type(error).__name__) from error
+
+
+def occupy_standard_files() -> None:
+    """Open those of stdin, stdout and stderr that are closed as files that hold nothing.
+
+    The next file that is opened, such as a run's `metrics.jsonl`, would else be stderr to every library that writes
+    there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+
+
+def let_go() -> None:
+    """Give up what can't be written of stdout and stderr, which Python would try once more when it ends."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            _lead_nowhere(stream)
 
 
 @contextmanager
@@ -61,7 +103,7 @@ class _Lines(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         # stderr is looked up now, as a bar has it replaced while it is drawn.
-        _write_line(sys.stderr if self.stream is None else self.stream, record.getMessage())
+        _write_note(sys.stderr if self.stream is None else self.stream, record.getMessage())
 
 
 class _Bars(logging.Handler):
@@ -74,7 +116,9 @@ class _Bars(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if isinstance(record.msg, Status):
-            self._draw(record.msg)
+            # A terminal may be gone.
+            with suppress(OSError):
+                self._draw(record.msg)
         elif record.levelno >= self.lines.level:
             self.lines.emit(record)
 
@@ -104,9 +148,31 @@ def _started_bar(status: Status, stream: TextIO | None) -> tuple[Progress, TaskI
     return progress, progress.add_task(status.description, total=status.total, rate="", shown="")
 
 
-def _is_watched(stream: TextIO) -> bool:
+def _is_watched(stream: TextIO | None) -> bool:
     # rich alone would also take FORCE_COLOR, which build servers set, for a terminal.
-    return stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+
+
+def _write_note(stream: TextIO | None, text: str) -> None:
+    """Write a line that nobody has to read."""
+    if stream is None:
+        return
+    try:
+        _write_line(stream, text)
+    except BrokenPipeError:
+        _lead_nowhere(stream)
+    except OSError:
+        # A full disk may have room for the next note.
+        return
+
+
+def _lead_nowhere(stream: TextIO) -> None:
+    """Have a stream without a reader written to nowhere, what is left in its buffer included."""
+    # A test's stream has no file.
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def _write_line(stream: TextIO, text: str) -> None:

@@ -4,11 +4,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ofav2 import files
 from ofav2.cli import console
 from ofav2.cli.arguments import add_formats, read_formats, read_subnet
 from ofav2.cli.verb import Verb
 from ofav2.errors import UserError
+from ofav2.output_folder import making
 from ofav2.tables import table
 
 if TYPE_CHECKING:
@@ -74,17 +74,23 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.deploy.extract import extract
+    from ofav2.deploy.artifact import RECORD
+    from ofav2.deploy.extract import extract_into
     from ofav2.evaluation.opened_run import open_run
+    from ofav2.runtime.signals import interruptible
 
-    formats = read_formats(arguments.formats)
+    formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
     constraints = _constraints(arguments)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
-    run = open_run(arguments.run)
-    space = run.loaded.net.space
-    ranking = _choose(arguments, run, constraints) if constraints else None
-    subnet = ranking.best.subnet if ranking else chosen or (space.largest() if arguments.largest else space.smallest())
-    written = extract(run, subnet, arguments.out, _exits(arguments.exits), ranking=ranking, formats=formats)
+    with interruptible(), making(Path(arguments.out), RECORD) as staging:
+        run = open_run(arguments.run)
+        space = run.loaded.net.space
+        ranking = _choose(arguments, run, constraints) if constraints else None
+        named = chosen or (space.largest() if arguments.largest else space.smallest())
+        subnet = ranking.best.subnet if ranking else named
+        written = extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
+    if ranking and constraints:
+        _show_choice(arguments, run, constraints, ranking)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
     show, name = written.metric.show, written.metric.name
@@ -112,7 +118,6 @@ def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
         raise UserError("no network is named: give --largest, --smallest, --subnet FILE, or limits such as --max-macs")
     if not given:
         return None
-    files.check_free(Path(arguments.out))
     limits = parse_limits(
         params=arguments.max_params,
         macs=arguments.max_macs,
@@ -134,18 +139,30 @@ def _option(name: str) -> str:
 
 def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints") -> "Ranking":
     from ofav2.nas.candidates import choose
+
+    return choose(
+        run,
+        constraints.limits,
+        space=constraints.space,
+        candidates=_candidates(arguments),
+        seed=arguments.seed or 0,
+        table=constraints.table,
+    )
+
+
+def _candidates(arguments: argparse.Namespace) -> int:
+    return 200 if arguments.candidates is None else int(arguments.candidates)
+
+
+def _show_choice(
+    arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints", ranking: "Ranking"
+) -> None:
     from ofav2.nas.constraints import CANDIDATE_COLUMNS, candidate_rows, describe_choice
 
-    count = 200 if arguments.candidates is None else arguments.candidates
-    seed = arguments.seed or 0
-    ranking = choose(
-        run, constraints.limits, space=constraints.space, candidates=count, seed=seed, table=constraints.table
-    )
     title = f"best of {len(ranking.ranked)}: {constraints.limits}"
     console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(ranking)))
-    for sentence in describe_choice(run, ranking, count, constraints.table):
+    for sentence in describe_choice(run, ranking, _candidates(arguments), constraints.table):
         console.say(sentence)
-    return ranking
 
 
 def _exits(text: str) -> "Exits":

@@ -30,7 +30,7 @@ def _run(arguments: argparse.Namespace) -> None:
     run = import_ofa(arguments.checkpoint, arguments.recipe, arguments.overrides, out=arguments.out)
     arch = run.record.architecture
     console.show(str(run.folder))
-    folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.name}-largest")
+    folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.resolve().name}-largest")
     console.say(
         f"made {run.folder}: {arch.variant}, {arch.num_classes} classes\n"
         f"next: ofav2 evaluate {folder}\n"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ofav2.cli import console
 from ofav2.cli.verb import Verb
+from ofav2.output_folder import check_writable
 
 _EPILOG = """\
 examples:
@@ -18,15 +19,18 @@ next: ofav2 extract RUN --max-latency 2ms --out DIR
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--table", metavar="FILE", help="file to write (default: parser.json in the run folder)")
+    parser.add_argument("--table", metavar="FILE", help="file to write (default: latency.json in the run folder)")
     parser.add_argument("--batch", metavar="N", type=int, default=1, help="images per call (default: 1)")
     parser.add_argument("--threads", metavar="N", type=int, help="CPU threads (default: the recipe's run.threads)")
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.nas.latency_table import TABLE, measure_table, save_table
+    from ofav2.runs.records import read_run
 
     path = Path(arguments.table) if arguments.table else Path(arguments.run) / TABLE
+    read_run(Path(arguments.run))
+    check_writable(path)
     timed = measure_table(arguments.run, batch=arguments.batch, threads=arguments.threads)
     save_table(timed, path)
     error, machine = timed.error, timed.machine

@@ -1,7 +1,13 @@
 """Parse the command line of `ofav2`, run a verb, and turn errors into messages and exit codes.
 
-Results go to stdout, notes and progress to stderr. Exit codes: 0 done, 1 another process of the training is gone,
-2 what was given can't be used, 75 a training was told to stop and can be resumed, 130 interrupted.
+Results go to stdout, notes and progress to stderr. Exit codes:
+
+- 0: done;
+- 1: another process of the work is gone;
+- 2: what was given can't be used;
+- 74: the result could not be written to stdout;
+- 75: a training was told to stop and can be resumed;
+- 130: interrupted.
 """
 
 import argparse
@@ -34,7 +40,9 @@ from ofav2.runtime.memory import keep_freed_memory
 from ofav2.runtime.signals import Lost, Stopped
 
 LOST = 1
-"""Exit code of a process whose training ended because another process of the run failed or is gone."""
+"""Exit code of a process whose work ended because another process of it failed or is gone."""
+UNWRITTEN = 74
+"""Exit code of a command whose result could not be written to stdout (`EX_IOERR`)."""
 STOPPED = 75
 """Exit code of a training that was told to stop and can be resumed (`EX_TEMPFAIL`: try again)."""
 
@@ -79,7 +87,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    arguments = _parsed(argv)
+    console.occupy_standard_files()
+    try:
+        return _exit_code(_parsed(argv))
+    finally:
+        console.let_go()
+
+
+def _exit_code(arguments: argparse.Namespace) -> int:
+    """Run a verb; say how it ended, where it did not end well."""
     keep_freed_memory()
     try:
         with console.show_logs():
@@ -95,12 +111,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.say("ofav2: interrupted")
         return 130
-    except BrokenPipeError:
-        # Whoever reads the output has seen enough, as `head` does; what is left in buffers is written when Python ends.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):
-            os.dup2(nowhere, stream.fileno())
-        return 0
+    except console.UnwrittenError as error:
+        console.say(f"ofav2: stdout can't be written ({error}): the work is done, its result was to be shown there")
+        return UNWRITTEN
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        # torch raises it wherever the training process happens to be.
+        console.say(
+            f"ofav2: a process that reads images is gone ({one_line(str(error)).strip()}): memory may be short; lower"
+            " data.workers, and go on with a training by `ofav2 train --resume RUN`"
+        )
+        return LOST
     except ValueError as error:
         if not _is_the_users(error):
             raise
@@ -147,11 +169,16 @@ def _setting_meant(option: str) -> str:
 
 
 def _rank() -> int:
+    """Return the number of this process; 0 where the environment names none that can be."""
     if "RANK" not in os.environ:
         return 0
+    from ofav2.errors import UserError
     from ofav2.runtime.processes import own_rank
 
-    return own_rank()
+    try:
+        return own_rank()
+    except UserError:
+        return 0
 
 
 def _is_the_users(error: ValueError) -> bool:

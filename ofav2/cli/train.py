@@ -63,7 +63,7 @@ def _run(arguments: argparse.Namespace) -> None:
         metric = run.record.metric
         reached = f": largest sub-network {metric.show(test.largest)} test {metric.name}" if test else ""
         console.show(str(run.folder))
-        folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.name}-largest")
+        folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.resolve().name}-largest")
         console.say(
             f"made {run.folder}{reached}\n"
             f"next: ofav2 evaluate {folder}\n"

@@ -118,6 +118,18 @@ RULES = (
         ("data.std",),
     ),
     Rule(
+        "a number per channel from 0 to 1 (divide those in 0..255 by 255)",
+        lambda v: v != () and all(0 <= m <= 1 for m in v),
+        "[0.485,0.456,0.406]",
+        ("teacher.mean",),
+    ),
+    Rule(
+        "a number per channel above 0 and at most 1 (divide those in 0..255 by 255)",
+        lambda v: v != () and all(0 < s <= 1 for s in v),
+        "[0.229,0.224,0.225]",
+        ("teacher.std",),
+    ),
+    Rule(
         "one or more different numbers from 1 to 16384",
         lambda v: v != () and len(set(v)) == len(v) and all(1 <= side <= 16384 for side in v),
         "[48,64]",
@@ -145,13 +157,19 @@ RULES = (
             "phases.*.teacher",
             "teacher.policy",
             "teacher.checkpoint",
-            "tracking.project",
             "tracking.entity",
         ),
     ),
+    # W&B's own rules: what breaks them would turn it off for the whole run.
     Rule(
-        "texts of one or more printable characters",
-        lambda v: all(tag != "" and tag.isprintable() for tag in v),
+        "1 to 128 printable characters without / \\ # ? % :",
+        lambda v: 1 <= len(v) <= 128 and v.isprintable() and not set(v) & set("/\\#?%:"),
+        "NAME",
+        ("tracking.project",),
+    ),
+    Rule(
+        "texts of 1 to 64 printable characters",
+        lambda v: all(1 <= len(tag) <= 64 and tag.isprintable() for tag in v),
         "[first,second]",
         ("tracking.tags",),
     ),

@@ -225,8 +225,8 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
         # Folders have names such as "set #2"; in a comment, people leave a space after '#'.
         if getattr(before, "plain", False) and not _is_number(before.value) and re.match(r"#+[^#\s]", comment):
             raise UserError(
-                f"{where}, line {before.start_mark.line + 1}: {show(comment)} after {show(before.value)} would be a comment"
-                " in YAML; put quotes around the value, or a space after '#'"
+                f"{where}, line {before.start_mark.line + 1}: {show(comment)} after {show(before.value)} would be a"
+                " comment in YAML; put quotes around the value, or a space after '#'"
             )
     return _plain(lambda: OmegaConf.create(text), where)
 
@@ -325,7 +325,9 @@ def _refusal(event: yaml.Event) -> str | None:
     if "${" in value:
         return f"value ({show(value)}): recipes do not interpolate `${{...}}`; write the value out"
     if isinstance(event, yaml.ScalarEvent) and not event.style and _MISREAD.fullmatch(value):
-        return f"number ({value}): YAML does not read it as written; leave out leading zeros, or put quotes around a text"
+        return (
+            f"number ({value}): YAML does not read it as written; leave out leading zeros, or put quotes around a text"
+        )
     if value in ("???", "<<"):
         return f"value ({show(value)}): recipes leave nothing to fill in or merge; write the value out"
     return None

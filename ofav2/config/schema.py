@@ -18,7 +18,8 @@ class ComputeConfig:
     device: str = "auto"
     """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Arithmetic of the forward pass: `bfloat16` runs it under autocast, weights stay float32."""
+    """Arithmetic of a training step's forward pass: `bfloat16` runs it under autocast. Weights stay float32, and so do
+    all measurements, as what is written is float32."""
     tf32: bool = True
     """Whether training steps on CUDA multiply float32 numbers as TF32, which keeps 10 of their 23 bits; all that is
     measured, compared or written is float32 either way. Without effect on the CPU."""
@@ -189,6 +190,11 @@ class TeacherConfig:
     """`fixed`, `progressive`, `best`, `none`, or an external teacher as `timm:NAME`."""
     checkpoint: str | None = None
     """Weights file (.safetensors or .pth) of the external teacher; null takes timm's pretrained weights."""
+    mean: tuple[float, ...] | None = None
+    """Channel means (in 0..1) that the images of `checkpoint` were normalised with, which has to be given with it; null
+    for timm's own weights, which say theirs. Images are rescaled to it in front of the teacher."""
+    std: tuple[float, ...] | None = None
+    """Channel standard deviations (in 0..1), likewise."""
     precision: Literal["float32", "bfloat16"] | None = None
     """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
     exit_weights: Any = "ascending"

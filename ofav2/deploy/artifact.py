@@ -1,10 +1,10 @@
 """The folder of an extracted network: its typed record in `subnet.json`, and its weights."""
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from torch.fx import GraphModule
 
@@ -14,7 +14,7 @@ from ofav2.networks.build import build_network
 from ofav2.runs import checkpoint
 from ofav2.runs.records import SplitSizes
 from ofav2.tasks.base import Metric
-from ofav2.typed_json import Count, Positive, Sha256, read_record, write_record
+from ofav2.typed_json import Count, Positive, Sha256, read_record, to_plain, write_record
 from supernets import SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
@@ -259,6 +259,18 @@ class SubnetRecord:
         return self.finetuning[-1].data_fingerprint if self.finetuning else self.provenance.data_fingerprint
 
 
+def usage(given: InputRecord, task: str, classes: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:
+    """Return how a network is used, as JSON holds it: every file of it says so, and `load_subnet`'s module, too.
+
+    Args:
+        given: What it takes.
+        task: What it does.
+        classes: Names of the classes, in the order of the logits.
+        outputs: Names of its outputs, one per exit.
+    """
+    return {**to_plain(given), "task": task, "classes": list(classes), "outputs": list(outputs)}
+
+
 def describe_subnet(directory: str | Path) -> SubnetRecord:
     """Read the record of an extracted network.
 
@@ -292,7 +304,8 @@ def load_subnet(directory: str | Path) -> GraphModule:
 
     Returns:
         The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes),
-        or a tuple of such logits where it was extracted with exits of its own choice.
+        or a tuple of such logits where it was extracted with exits of its own choice. `module.meta["usage"]` says how
+        images are prepared and what the logits mean, as `usage` has it.
 
     Raises:
         RunError: If a file is missing, damaged or foreign.
@@ -304,4 +317,5 @@ def load_subnet(directory: str | Path) -> GraphModule:
         raise RunError(f"{path / RECORD} describes no network: {error}; extract it again") from error
     module = net.extract(record.subnet, record.exits)
     checkpoint.fill(module, checkpoint.read_tensors(path / WEIGHTS, record.sha256, RECORD), str(path))
+    module.meta["usage"] = usage(record.input, record.task, record.classes, record.exports.outputs)
     return module

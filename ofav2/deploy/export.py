@@ -2,11 +2,12 @@
 
 import copy
 import io
+import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import onnxruntime
 import torch
@@ -19,6 +20,8 @@ from supernets.outputs import exit_logits
 
 PROGRAM = "model.pt2"
 ONNX = "model.onnx"
+USAGE = "usage.json"
+"""Name of the file inside `model.pt2` that says how the network is used; `model.onnx` has its values as metadata."""
 INPUT = "images"
 """Name of the ONNX file's input: normalised images (N, C, H, W), float32, N free."""
 
@@ -47,7 +50,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 
 def write_exports(
-    module: nn.Module, images: Tensor, names: Sequence[str], folder: Path, formats: Sequence[str] = FORMATS
+    module: nn.Module, images: Tensor, usage: Mapping[str, Any], folder: Path, formats: Sequence[str] = FORMATS
 ) -> ExportRecord:
     """Write `model.pt2` and `model.onnx`, read each back, and compare its logits with the network's.
 
@@ -56,7 +59,7 @@ def write_exports(
     Args:
         module: A plain network in evaluation mode.
         images: Real, normalised images (N, C, H, W).
-        names: Names of the ONNX file's outputs, one per exit.
+        usage: How it is used, as `artifact.usage` has it, with the outputs' names; both files hold it.
         folder: Where to write.
         formats: Which of `FORMATS` to write.
 
@@ -71,27 +74,27 @@ def write_exports(
     plain.requires_grad_(False).eval()
     images = images.cpu().contiguous()
     with _quiet():
-        forms = _write_forms(plain, images, names, folder, formats)
+        forms = _write_forms(plain, images, usage, folder, formats)
         batches = (images[:1], images) if forms else ()
         gaps = {
             name: max(require_same(form(batch), exit_logits(plain(batch)), name) for batch in batches)
             for name, form in forms.items()
         }
-    return ExportRecord(tuple(names), tuple(len(batch) for batch in batches), gaps)
+    return ExportRecord(tuple(usage["outputs"]), tuple(len(batch) for batch in batches), gaps)
 
 
 def _write_forms(
-    module: nn.Module, images: Tensor, names: Sequence[str], folder: Path, formats: Sequence[str]
+    module: nn.Module, images: Tensor, usage: Mapping[str, Any], folder: Path, formats: Sequence[str]
 ) -> dict[str, Form]:
     forms: dict[str, Form] = {}
     if {"pt2", "onnx"}.isdisjoint(formats):
         return forms
     program = _exported(module, images)
     if "pt2" in formats:
-        torch.export.save(program, folder / PROGRAM)
+        torch.export.save(program, folder / PROGRAM, extra_files={USAGE: json.dumps(usage)})
         forms[PROGRAM] = _program(folder / PROGRAM)
     if "onnx" in formats:
-        _write_onnx(program, names, folder / ONNX)
+        _write_onnx(program, usage, folder / ONNX)
         forms[ONNX] = _onnx(folder / ONNX)
     return forms
 
@@ -102,15 +105,20 @@ def _exported(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram
     return torch.export.export(module, (sample,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
 
 
-def _write_onnx(program: torch.export.ExportedProgram, names: Sequence[str], path: Path) -> None:
+def _write_onnx(program: torch.export.ExportedProgram, usage: Mapping[str, Any], path: Path) -> None:
     try:
-        written = torch.onnx.export(program, dynamo=True, input_names=[INPUT], output_names=list(names), verbose=False)
+        written = torch.onnx.export(
+            program, dynamo=True, input_names=[INPUT], output_names=list(usage["outputs"]), verbose=False
+        )
     except (ImportError, torch.onnx.OnnxExporterError) as error:
         raise RunError(
             f"{path.name} cannot be made ({type(error).__name__}): install the versions of onnx, onnxscript and torch"
             " that constraints.txt names"
         ) from error
     assert written is not None, "without a file, torch returns the program"
+    # ONNX holds text alone.
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in usage.items()}
+    written.model.metadata_props.update(texts)
     written.save(path)
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ofav2 import files
 from ofav2.deploy.agreement import largest_gap, require_same
-from ofav2.deploy.artifact import ChoiceRecord, ExtractionRecord, InputRecord, Provenance, SubnetRecord
+from ofav2.deploy.artifact import RECORD, ChoiceRecord, ExtractionRecord, InputRecord, Provenance, SubnetRecord, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.candidates import Ranking
 from ofav2.networks.cost import network_cost
+from ofav2.output_folder import making
+from ofav2.runtime.signals import interruptible
 from supernets import Exits, Subnet
 from supernets.multi_exit import Network
 from supernets.outputs import exit_logits
@@ -46,7 +47,7 @@ def extract(
     Args:
         run: The opened run.
         subnet: A network of the run's space.
-        out: Folder to make; it must not exist, or be empty.
+        out: Folder to make; it must not exist, or be empty. Nothing else may make it meanwhile.
         exits: Exits whose logits the network returns: `last`, `all`, or exits by number, ascending.
         ranking: How it was chosen, to be kept in `subnet.json`; None for a network that was named.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
@@ -59,11 +60,24 @@ def extract(
         UserError: If the folder is not empty or can't be written, or a format does not exist.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
-    net, evaluator, path = run.loaded.net, run.evaluator, Path(out)
+    with interruptible(), making(Path(out), RECORD) as staging:
+        return extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
+
+
+def extract_into(
+    staging: Path,
+    run: OpenedRun,
+    subnet: Subnet,
+    exits: Exits = "last",
+    *,
+    ranking: Ranking | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> SubnetRecord:
+    """Write a sub-network into an empty folder, of `output_folder.making`; see `extract`."""
+    net, evaluator = run.loaded.net, run.evaluator
     check_formats(formats)
     net.space.check(subnet)
     names = output_names(net.chosen_exits(subnet, exits), exits == "last")
-    files.check_free(path)
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")
     module = run.runtime.place(net.extract(subnet, exits))
     images = evaluator.sample_inputs(subnet.resolution)[:COMPARED]
@@ -81,29 +95,30 @@ def extract(
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)
     run_record, data = run.loaded.record, run.loaded.record.data
-    with files.making(path) as staging:
-        exports, sha256 = write_network(staging, module, images, names, formats)
-        record = SubnetRecord(
-            subnet=subnet,
-            exits=exits if exits == "last" else net.chosen_exits(subnet, exits),
-            architecture=net.architecture,
-            task=run_record.task,
-            metric=run_record.metric,
-            input=InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop),
-            data=data.name,
-            classes=data.classes,
-            cost=network_cost(net.architecture, subnet, exits),
-            scores=scores,
-            extraction=extraction,
-            choice=_choice(ranking) if ranking else None,
-            provenance=_provenance(run),
-            finetuning=(),
-            formats=tuple(formats),
-            exports=exports,
-            sha256=sha256,
-        )
-        write_description(staging, record)
-        return record
+    given = InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop)
+    about = usage(given, run_record.task, data.classes, names)
+    exports, sha256 = write_network(staging, module, images, about, formats)
+    record = SubnetRecord(
+        subnet=subnet,
+        exits=exits if exits == "last" else net.chosen_exits(subnet, exits),
+        architecture=net.architecture,
+        task=run_record.task,
+        metric=run_record.metric,
+        input=given,
+        data=data.name,
+        classes=data.classes,
+        cost=network_cost(net.architecture, subnet, exits),
+        scores=scores,
+        extraction=extraction,
+        choice=_choice(ranking) if ranking else None,
+        provenance=_provenance(run),
+        finetuning=(),
+        formats=tuple(formats),
+        exports=exports,
+        sha256=sha256,
+    )
+    write_description(staging, record)
+    return record
 
 
 def _provenance(run: OpenedRun) -> Provenance:

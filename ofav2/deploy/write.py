@@ -1,8 +1,9 @@
 """Write the folder of an extracted network, and check each file."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,15 +15,15 @@ from ofav2.runs import checkpoint
 
 
 def write_network(
-    staging: Path, module: nn.Module, images: Tensor, names: Sequence[str], formats: Sequence[str] = FORMATS
+    staging: Path, module: nn.Module, images: Tensor, usage: Mapping[str, Any], formats: Sequence[str] = FORMATS
 ) -> tuple[ExportRecord, str]:
     """Write a network's weights, and the network in other formats.
 
     Args:
-        staging: An empty folder, of `files.making`.
+        staging: An empty folder, of `output_folder.making`.
         module: A plain network in evaluation mode.
         images: Real, normalised images (N, C, H, W) to compare the formats on.
-        names: Names of the ONNX file's outputs, one per exit.
+        usage: How it is used, as `artifact.usage` has it.
         formats: Which of `FORMATS` to write.
 
     Returns:
@@ -31,7 +32,7 @@ def write_network(
     Raises:
         RunError: If a file can't be written, or does not compute what the network does.
     """
-    exports = write_exports(module, images, names, staging, formats)
+    exports = write_exports(module, images, usage, staging, formats)
     weights = checkpoint.tensor_bytes(module.state_dict())
     files.write_bytes(staging / WEIGHTS, weights)
     return exports, hashlib.sha256(weights).hexdigest()

@@ -75,7 +75,7 @@ class _Kept:
 
 
 class Evaluator:
-    """Evaluates sub-networks of a supernet on one data set.
+    """Evaluates sub-networks of a supernet on one data set, in float32, as they are written.
 
     Decoded batches are kept, per split and resolution, as long as all of them take no more than `KEPT_BYTES`.
 
@@ -86,7 +86,8 @@ class Evaluator:
         eval_crop: Share of the resized image that the centre crop keeps.
         seed: Seed of the calibration images.
         workers: Processes that decode images; 0 decodes in this one.
-        runtime: Device, precision and processes; of several, all have to measure the same in the same order.
+        runtime: Device and processes; of several, all have to measure the same in the same order. Its precision is that
+            of training steps, and has no effect here.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ class Evaluator:
         """Return the score of the weighted sum of a module's exits: how good a teacher it is."""
         module.eval()
         sums: list[Tensor] = []
-        with torch.inference_mode(), self.runtime.autocast():
+        with torch.inference_mode():
             for images, target in self.inputs(split, resolution, self.runtime.processes.share):
                 output = distill.ensemble(exit_logits(module(images)), weights)
                 sums.append(self.task.tally(output, target))
@@ -249,7 +250,7 @@ class Evaluator:
         recalibrate(first, calibration())
         hook.remove()
         fold_norms_(first)
-        with torch.inference_mode(), self.runtime.autocast():
+        with torch.inference_mode():
             evaluated = [Batch(first(images), target) for images, target in posed()]
         return Views(lambda: calibrated, lambda: evaluated)
 
@@ -264,7 +265,7 @@ class Evaluator:
     def _sums(self, forward: Callable[[Tensor], Outputs], posed: Iterable[Batch]) -> list[Tensor]:
         """Return the task's sums per exit; of no images, nothing."""
         found: list[Tensor] = []
-        with torch.inference_mode(), self.runtime.autocast():
+        with torch.inference_mode():
             for images, target in posed:
                 found.append(torch.stack([self.task.tally(out, target) for out in exit_logits(forward(images))]))
         return list(torch.stack(found).sum(0).cpu()) if found else []

@@ -57,7 +57,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
         raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
     net = build_network(record.architecture, record.space.resolution)
     net.space = finished[chosen].space
-    tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen))
+    tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen), finished[chosen].sha256)
     checkpoint.fill(net, tensors, str(path))
     net.eval()
     return LoadedSupernet(net, chosen, described["sha256"], record)
@@ -165,5 +165,5 @@ def _settle_threads(net: Network, runtime: Runtime) -> None:
     largest = net.space.largest()
     count = max(1, CHUNK_PIXELS // largest.resolution**2)
     images = runtime.send(sample_images(count, net.architecture.in_channels, largest.resolution))
-    forward = forward_pass(lambda given: net(given, largest), images, runtime.autocast)
+    forward = forward_pass(lambda given: net(given, largest), images)
     choose_threads(forward, f"a forward pass of {count} images", runtime.device)

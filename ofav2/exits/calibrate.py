@@ -20,6 +20,7 @@ from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.exits.collect import require_classes, split_inputs
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import (
+    EARLY_RECORD,
     CurveRecord,
     EarlyExitsRecord,
     Outcome,
@@ -31,6 +32,7 @@ from ofav2.exits.policy_file import (
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import Machine, stream_times, this_machine
 from ofav2.networks.cost import network_exit_macs
+from ofav2.output_folder import check_writable
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runtime.device import Runtime, open_runtime
@@ -173,6 +175,7 @@ def calibrate_exits(
     ExitPolicy(0.0, confidence, ensemble)
     _check_target(max_macs, min_top1)
     opened = open_exits(directory, overrides)
+    check_writable(opened.folder / EARLY_RECORD)
     logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
     index, target = _choose(curve, max_macs, min_top1)
@@ -227,7 +230,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     runtime.place(module)
     if not config.run.threads:
         images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))
-        choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
+        choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
     net = early_exits(module, exits)
     costs = network_exit_macs(record.architecture, record.subnet, exits)
     return OpenedExits(path, net, module, record, costs, data, open_evaluator(config, data, task, runtime), runtime)
@@ -237,11 +240,10 @@ def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Ou
     """Return what an exit policy does to a split."""
     exits = torch.tensor(opened.net.exits)
     right, exited = 0, torch.zeros(len(exits), dtype=torch.int64)
-    with opened.runtime.autocast():
-        for images, target in _inputs(opened, split):
-            found = opened.net.decide(images, policy)
-            right += int((found.classes == target).sum())
-            exited += (found.exits.cpu()[:, None] == exits).sum(0)
+    for images, target in _inputs(opened, split):
+        found = opened.net.decide(images, policy)
+        right += int((found.classes == target).sum())
+        exited += (found.exits.cpu()[:, None] == exits).sum(0)
     counts = exited.tolist()
     macs = sum(count * cost.passed for count, cost in zip(counts, opened.macs, strict=True))
     total = len(split)
@@ -275,7 +277,7 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Thre
     sure: list[npt.NDArray[np.float32]] = []
     right: list[npt.NDArray[np.bool_]] = []
     alone_right: list[npt.NDArray[np.bool_]] = []
-    with torch.inference_mode(), opened.runtime.autocast():
+    with torch.inference_mode():
         for images, target in _inputs(opened, opened.data.val):
             own = opened.net(images)
             if not sure:
@@ -333,7 +335,7 @@ def _call_times(opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]]
     # Splits may be sorted by class, and one class may be easier than others.
     split = val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
     found = []
-    with log_progress("measuring times", len(BATCHES)) as advance, opened.runtime.autocast():
+    with log_progress("measuring times", len(BATCHES)) as advance:
         for size in BATCHES:
             batches = [images for images, _ in _inputs(opened, split, size)]
             found.append(stream_times(calls, batches, ROUNDS))

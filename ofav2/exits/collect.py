@@ -44,7 +44,7 @@ def predict_exits(module: nn.Module, evaluator: Evaluator, split: Split, resolut
         resolution: Their side in pixels.
     """
     predicted, targets = [], []
-    with torch.inference_mode(), evaluator.runtime.autocast():
+    with torch.inference_mode():
         for images, target in split_inputs(evaluator, split, resolution):
             predicted.append(torch.stack([predict(logits).cpu() for logits in exit_logits(module(images))]))
             targets.append(target.cpu())

@@ -10,6 +10,7 @@ from ofav2 import files
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import open_run
 from ofav2.exits.collect import predict_exits, require_classes
+from ofav2.output_folder import check_writable
 from ofav2.runs import folder
 from ofav2.runs.snapshot import RunSnapshot
 from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
@@ -66,6 +67,7 @@ def measure_exits(run: str | Path) -> Agreement:
         UserError: If the supernet has one exit only, or its data set can't be opened.
     """
     opened = open_run(run)
+    check_writable(Path(run) / EXITS)
     require_classes(opened.evaluator.task)
     net, evaluator, split = opened.loaded.net, opened.evaluator, opened.data.val
     exits = net.architecture.exits

@@ -10,7 +10,6 @@ from torch import nn
 
 from ofav2.data import ImageData, steps_per_epoch, train_batches
 from ofav2.deploy.artifact import Epoch, Search, Validation
-from ofav2.errors import RunError
 from ofav2.finetuning.setup import Tuning
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
@@ -18,7 +17,7 @@ from ofav2.runtime.compiling import compiled
 from ofav2.training.loop import posed
 from ofav2.training.objectives import Plain
 from ofav2.training.optim import make_updates
-from ofav2.training.step import Guard, Step, train_steps
+from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_steps
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,7 @@ def search(tuning: Tuning) -> Search:
     before them.
 
     Raises:
-        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
     module = copy.deepcopy(tuning.start)
     limit, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
@@ -58,7 +57,7 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module
         The trained network, and what each epoch did.
 
     Raises:
-        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
     module = copy.deepcopy(tuning.start)
     done = []
@@ -83,7 +82,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
         What each epoch did, after it.
 
     Raises:
-        RunError: If more steps than `optim.skip_limit` had an unusable loss.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
     config = tuning.config
     settings = config.finetune
@@ -113,6 +112,8 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
             done.append(step)
             skipped += step.refused is not None
             _refuse_too_many(step, skipped, config.optim.skip_limit)
+        if broken := not_finite(module):
+            raise DivergedError(f"weights after epoch {number} are not finite ({broken}); lower finetune.lr")
         yield _summary(number, done)
 
 
@@ -120,7 +121,7 @@ def _refuse_too_many(step: Step, skipped: int, limit: int) -> None:
     if step.refused:
         logger.warning(f"batch skipped ({skipped} of at most {limit} in this training): {step.refused}")
     if skipped > limit:
-        raise RunError(f"{step.refused}; lower finetune.lr, set optim.grad_clip or raise optim.skip_limit")
+        raise DivergedError(f"{step.refused}; lower finetune.lr, set optim.grad_clip or raise optim.skip_limit")
 
 
 def _summary(number: int, steps: Sequence[Step]) -> Epoch:

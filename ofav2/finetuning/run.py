@@ -18,6 +18,7 @@ from ofav2.config import recipe
 from ofav2.data import ImageData, join
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import (
+    RECORD,
     Epoch,
     ExitScores,
     FinetuningRecord,
@@ -25,6 +26,7 @@ from ofav2.deploy.artifact import (
     Search,
     SubnetRecord,
     load_subnet,
+    usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.write import write_description, write_network
@@ -32,6 +34,7 @@ from ofav2.errors import UserError
 from ofav2.finetuning.loop import exit_scores, search, train_final
 from ofav2.finetuning.setup import Tuning, prepare
 from ofav2.networks.cost import network_cost
+from ofav2.output_folder import making
 from ofav2.runs import folder
 from ofav2.runs.records import SplitSizes, versions
 from ofav2.runtime.processes import process_group
@@ -77,12 +80,11 @@ def finetune(
                 UserError(f"WORLD_SIZE ({processes.count}): fine-tuning takes one process; start it without torchrun")
             )
         path = Path(out)
-        files.check_free(path)
         check_formats(formats)
-        tuning = prepare(directory, overrides, file)
-        _introduce(tuning)
         # A folder that can't be written is better known before the trainings than after.
-        with files.making(path) as staging:
+        with making(path, RECORD) as staging:
+            tuning = prepare(directory, overrides, file)
+            _introduce(tuning)
             found = search(tuning)
             metric = tuning.task.metrics[0]
             best = found.best(metric)
@@ -155,15 +157,17 @@ def _write(
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
     names = output_names(source.exit_indices, source.exits == "last")
-    exports, sha256 = write_network(staging, module, images, names, formats)
+    given = InputRecord(
+        data.channels, tuning.resolution, tuple(data.mean), tuple(data.std), tuning.config.data.eval_crop
+    )
+    about = usage(given, tuning.task.name, data.classes, names)
+    exports, sha256 = write_network(staging, module, images, about, formats)
     written = replace(
         source,
         architecture=tuning.arch,
         task=tuning.task.name,
         metric=tuning.task.metrics[0],
-        input=InputRecord(
-            data.channels, tuning.resolution, tuple(data.mean), tuple(data.std), tuning.config.data.eval_crop
-        ),
+        input=given,
         data=data.name,
         classes=tuple(data.classes),
         cost=network_cost(tuning.arch, source.subnet, source.exits),

@@ -96,7 +96,7 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
     module, resolution = runtime.place(source.module), source.record.subnet.resolution
     if not config.run.threads:
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
-        choose_threads(forward_pass(module, images, runtime.autocast), "a forward pass", runtime.device)
+        choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
     images_of = data.test if split == "test" else data.val
     evaluator = open_evaluator(config, data, task, runtime)
     predicted, targets = (found.numpy() for found in predict_exits(module, evaluator, images_of, resolution))

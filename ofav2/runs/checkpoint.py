@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ofav2 import files
 from ofav2.errors import RunError
+from ofav2.runs.folder import RECORD
 
 FORMAT = "ofav2-checkpoint/1"
 _BOOKKEEPING = ("format", "sha256", "facts_sha256")
@@ -28,7 +29,7 @@ def file_paths(path: Path) -> tuple[Path, Path]:
     return path.with_name(f"{path.name}.safetensors"), path.with_name(f"{path.name}.json")
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
     """Write a checkpoint; both files are complete on the disk before either takes its name.
 
     A failure leaves the older checkpoint. A crash between the two renamings leaves files that `load` refuses.
@@ -38,11 +39,20 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
         tensors: Tensors of any shape, layout and device; views and shared storage are stored as separate copies.
         facts: What JSON can hold. The keys `format`, `sha256` and `facts_sha256` are set here.
 
+    Returns:
+        The SHA-256 of the tensors' file, which may be kept elsewhere to know the checkpoint again.
+
     Raises:
         RunError: The files cannot be written.
     """
-    tensor_file, facts_file = file_paths(path)
     data = tensor_bytes(tensors)
+    write(path, data, facts)
+    return hashlib.sha256(data).hexdigest()
+
+
+def write(path: Path, data: bytes, facts: Mapping[str, Any]) -> None:
+    """Write a checkpoint, of the bytes that `tensor_bytes` made; see `save`."""
+    tensor_file, facts_file = file_paths(path)
     own = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
     record = {
         "format": FORMAT,
@@ -59,11 +69,12 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
             new_tensors.write_bytes(data)
 
 
-def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read a checkpoint and verify it.
 
     Args:
         path: Where, without suffix.
+        sha256: The checksum that its tensors' file must have, as `run.json` has it; None takes any that is whole.
 
     Returns:
         The tensors, contiguous and on the CPU, and the facts with their bookkeeping keys.
@@ -81,6 +92,11 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     own = {key: value for key, value in record.items() if key not in _BOOKKEEPING}
     if record.get("facts_sha256") != _facts_checksum(own):
         raise RunError(f"{facts_file} was changed after it was saved (checksum differs); restore it or train again")
+    if sha256 is not None and record.get("sha256") != sha256:
+        raise RunError(
+            f"{tensor_file} is not the one that {RECORD} names, but another run's or another time's (checksum differs);"
+            " restore it or train again"
+        )
     return read_tensors(tensor_file, record.get("sha256"), facts_file.name), record
 
 

@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import IO
@@ -117,12 +118,41 @@ def _require_printable(path: Path) -> None:
         raise RunError(f"run folder ({str(path)!r}) must be printable text; leave out line breaks and the like")
 
 
+@dataclass(frozen=True)
+class Lock:
+    """A run folder's lock, held by this process."""
+
+    folder: Path
+    """The folder."""
+    handle: IO[str]
+    """The locked file."""
+
+    def require(self) -> None:
+        """Check that the locked file is still the folder's, as another process could lock a new one.
+
+        Raises:
+            RunError: It was removed or replaced.
+        """
+        try:
+            found = os.stat(self.folder / LOCK, follow_symlinks=False)
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, os.fstat(self.handle.fileno())):
+            raise RunError(
+                f"run folder ({self.folder}) lost its {LOCK} while it was written, so another process may write there:"
+                " leave the file alone, and go on with --resume"
+            )
+
+
 @contextmanager
-def lock(folder: Path) -> Iterator[None]:
+def lock(folder: Path) -> Iterator[Lock]:
     """Keep other processes from writing the folder while the body runs.
 
     The system frees the lock when the process ends, however it ends. A forked child holds it too for as long as it
     lives; the children of an owner that was killed are waited for. What killed writers left half-written is removed.
+
+    Yields:
+        The lock, to be checked before anything is written.
 
     Raises:
         RunError: The folder is in use, missing, or cannot be locked.
@@ -144,7 +174,7 @@ def lock(folder: Path) -> Iterator[None]:
             raise RunError(
                 f"run folder ({folder}) cannot be written ({error.strerror}); check the disk's free space"
             ) from error
-        yield
+        yield Lock(folder, handle)
 
 
 def _acquire(handle: IO[str], folder: Path) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-run/2"
+FORMAT = "ofav2-run/3"
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
 SKIPPED_SHOWN = 20
 """Images left out of a data set that a record names, at most."""
@@ -90,6 +90,8 @@ class TeacherRecord:
     """Its score on validation."""
     reason: str | None = None
     """Why it was chosen, as a sentence."""
+    sha256: Sha256 | None = None
+    """Checksum of its weights file, if they came from one outside of the run."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class PhaseRecord:
     """Mean validation score of the corner sub-networks; None likewise, and if none were evaluated."""
     metrics_bytes: Count
     """Length of `metrics.jsonl` when it ended."""
+    sha256: Sha256
+    """Checksum of its checkpoint's tensors."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +152,18 @@ class RunRecord:
     """`training`, `stopped` on request, `finished`, or `failed:` with the error."""
     versions: Mapping[str, str | None]
     """Versions of Python and of the packages that results may depend on; None for one that is not installed."""
+    earlier_versions: tuple[Mapping[str, str | None], ...]
+    """Those that earlier parts of the run had, oldest first, where it went on with others."""
     processes: Positive
     """Processes that trained it together last."""
     chosen_threads: Positive | None
     """CPU threads that were measured as the fastest ones; None where the recipe names a number, and on CUDA."""
     seed: Count
     """Seed of all its random numbers."""
+    recipe: str
+    """Its resolved recipe, as YAML."""
+    teacher_sha256: Sha256 | None
+    """Checksum of the recipe's `teacher.checkpoint`, if a phase has it teach."""
     task: str
     """What its networks do: `classification`."""
     metric: Metric
@@ -172,6 +182,8 @@ class RunRecord:
     """Where the weights come from, if they were not trained here."""
     wandb_run_id: str | None
     """Its run at Weights & Biases."""
+    states: Mapping[str, Sha256]
+    """Checksums of its saved states' tensors by name; some may be of states that are no more."""
 
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other."""
@@ -205,7 +217,17 @@ class Run:
         return f"{self.folder}: {record.architecture.variant} on {record.data.name}, {record.status}"
 
 
-def new_record(name: str, config: Config, task: Task, data: "ImageData", net: Network, processes: int = 1) -> RunRecord:
+def new_record(
+    name: str,
+    config: Config,
+    task: Task,
+    data: "ImageData",
+    net: Network,
+    *,
+    recipe: str,
+    processes: int = 1,
+    teacher_sha256: str | None = None,
+) -> RunRecord:
     """Return the record of a run that starts now.
 
     Args:
@@ -214,16 +236,21 @@ def new_record(name: str, config: Config, task: Task, data: "ImageData", net: Ne
         task: Its task.
         data: Its data set.
         net: Its supernet.
+        recipe: The recipe as YAML.
         processes: Processes that train it together.
+        teacher_sha256: Checksum of the recipe's teacher file.
     """
     return RunRecord(
         name=name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         status="training",
         versions=versions(),
+        earlier_versions=(),
         processes=processes,
         chosen_threads=None,
         seed=config.run.seed,
+        recipe=recipe,
+        teacher_sha256=teacher_sha256,
         task=task.name,
         metric=task.metrics[0],
         data=DataRecord(
@@ -243,6 +270,7 @@ def new_record(name: str, config: Config, task: Task, data: "ImageData", net: Ne
         test=None,
         imported=None,
         wandb_run_id=None,
+        states={},
     )
 
 
@@ -252,7 +280,7 @@ def versions() -> dict[str, str | None]:
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:
-    """Return, as plain values, what stays the same for as long as a run lasts: seed, task, metric, data and supernet.
+    """Return, as plain values, what stays the same as long as a run lasts: seed, task, data, supernet, teacher file.
 
     Keys are those of a recipe's parts, so that a change which `--allow-change` accepts in one is accepted in the other.
     """
@@ -263,6 +291,7 @@ def lasting(record: RunRecord) -> dict[str, Any]:
         "metric": to_plain(record.metric),
         "data": to_plain(record.data),
         "supernet": supernet,
+        "teacher": {"checkpoint": {"sha256": record.teacher_sha256}},
     }
 
 
@@ -276,6 +305,8 @@ def with_lasting(record: RunRecord, now: RunRecord) -> RunRecord:
         data=now.data,
         architecture=now.architecture,
         space=now.space,
+        recipe=now.recipe,
+        teacher_sha256=now.teacher_sha256,
     )
 
 

@@ -4,10 +4,11 @@ Every random draw is a function of (seed, phase, step), the learning rate one of
 phase's checkpoint; so weights, the optimiser's tensors, the best validation so far and the progress are all there is.
 """
 
+import hashlib
 import logging
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -63,13 +64,16 @@ class PhaseState:
     """The supernet at its best validation; empty before the first."""
 
 
-def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
+def save_state(
+    run_folder: Path, state: PhaseState, keep: int, bind: Callable[[str, str], object] | None = None
+) -> None:
     """Write a state beside the newest `keep - 1` older ones.
 
     Args:
         run_folder: The run folder.
         state: The state.
         keep: How many of the newest states to keep, at least 1.
+        bind: Takes the state's name and the SHA-256 of its tensors' file, before there is such a file.
 
     Raises:
         RunError: If it can't be written; older states are left.
@@ -80,23 +84,32 @@ def save_state(run_folder: Path, state: PhaseState, keep: int) -> None:
         for name, tensor in getattr(state, group).items()
     }
     path = run_folder / folder.CHECKPOINTS / f"state-{state.progress.global_step:09d}"
-    checkpoint.save(path, tensors, asdict(state.progress))
+    data = checkpoint.tensor_bytes(tensors)
+    if bind is not None:
+        bind(path.name, hashlib.sha256(data).hexdigest())
+    checkpoint.write(path, data, asdict(state.progress))
     for old in [*_states(run_folder, "state")[keep:], *_states(run_folder, "aside")]:
         # The facts go first: tensors without facts are no state.
         for file in reversed(checkpoint.file_paths(old)):
             _remove(file)
 
 
-def load_newest(run_folder: Path, phase: str) -> PhaseState | None:
-    """Return the newest state of a phase that is whole; damaged ones are logged and passed over.
+def state_names(run_folder: Path) -> tuple[str, ...]:
+    """Return the names of the states that there are, newest first."""
+    return tuple(path.name for path in _states(run_folder, "state"))
+
+
+def load_newest(run_folder: Path, phase: str, digests: Mapping[str, str] | None = None) -> PhaseState | None:
+    """Return the newest state of a phase that is whole; damaged and foreign ones are logged and passed over.
 
     Args:
         run_folder: The run folder.
         phase: The phase that is to go on.
+        digests: The states' checksums by name, as `save_state` bound them; None takes any state that is whole.
     """
     for path in _states(run_folder, "state"):
         try:
-            tensors, facts = checkpoint.load(path)
+            tensors, facts = checkpoint.load(path, None if digests is None else digests.get(path.name, "unknown"))
             progress = _read_progress(facts, path)
         except RunError as error:
             logger.warning(f"{error}; taking the state before it")

@@ -1,13 +1,15 @@
 """Record a run's measurements in `metrics.jsonl`, and mirror them to Weights & Biases.
 
 Nothing that goes wrong in W&B stops a run: the first failure is logged as one warning (by `logging`, under this
-module's name), after which W&B is off for the rest of the run and the local file goes on.
+module's name), after which W&B is off for the rest of the run and the local file goes on. A failed artifact turns off
+artifacts alone.
 """
 
 import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -107,11 +109,16 @@ class Tracker:
 
         Args:
             paths: Files that belong together.
-            name: The artifact's name; giving it again makes a new version.
+            name: The artifact's name, of which W&B gets what it takes; giving it again makes a new version.
             type: Its type, such as `model`.
         """
-        if self._artifacts:
-            self._reflect(lambda run: run.log_artifact(_wandb_artifact(paths, name, type)))
+        if not self._artifacts or self._mirror is None or not self._mirror_works:
+            return
+        try:
+            self._mirror.log_artifact(_wandb_artifact(paths, artifact_name(name), type))
+        except Exception as error:
+            self._artifacts = False
+            _warn(error, "W&B artifacts are")
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the W&B run; further measurements go to the file alone.
@@ -327,10 +334,15 @@ def _start_mirror(
         return None, run_id, None
 
 
-def _warn(error: Exception) -> None:
+def artifact_name(name: str) -> str:
+    """Return a name as W&B takes it for an artifact: letters, digits, `_`, `.` and `-`, at most 128 of them."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", name)[-128:]
+
+
+def _warn(error: Exception, what: str = "W&B is") -> None:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     logging.getLogger(__name__).warning(
-        "W&B is off for the rest of this run (%s); %s goes on", reason, run_folder.METRICS
+        "%s off for the rest of this run (%s); %s goes on", what, reason, run_folder.METRICS
     )
 
 

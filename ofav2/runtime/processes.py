@@ -23,13 +23,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ofav2.errors import UserError
+from ofav2.messages import duration, short
 from ofav2.runtime.share import Share
 from ofav2.runtime.signals import Lost
 
 T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for another one that lives and says nothing: longer than anything that one does alone."""
+NAME_PATIENCE = timedelta(minutes=1)
+"""How long a process waits until the first one's machine is known by name; on clusters, names may come late."""
 BUCKET_BYTES = 25 * 2**20
 """Tensors are exchanged in buffers of about this size."""
 
@@ -148,7 +152,11 @@ SINGLE_PROCESS = Processes()
 
 def own_rank() -> int:
     """Return the number of this process among those started together, from 0; 0 for one started alone."""
-    return _number("RANK", 0) if _started() > 1 else 0
+    count = _started()
+    rank = _number("RANK", 0) if count > 1 else 0
+    if rank >= count:
+        raise UserError(f"RANK ({rank}) in the environment must be below WORLD_SIZE ({count}): start with torchrun")
+    return rank
 
 
 @contextmanager
@@ -182,28 +190,35 @@ def process_group() -> Iterator[Processes]:
 @contextmanager
 def _silence() -> Iterator[None]:
     """Log nothing in the body, as another process logs the same."""
-    logger = logging.getLogger("ofav2")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    package = logging.getLogger("ofav2")
+    level = package.level
+    package.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        package.setLevel(level)
 
 
 def _started() -> int:
-    return _number("WORLD_SIZE", 1)
+    count = _number("WORLD_SIZE", 1)
+    if not count:
+        raise UserError("WORLD_SIZE (0) in the environment must be 1 or more: unset it to train in one process")
+    return count
 
 
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name, str(otherwise))
-    if not (text.isascii() and text.isdecimal()):
-        raise UserError(f"{name} ({text}) in the environment must be a whole number: start processes with torchrun")
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UserError(
+            f"{name} ({short(text)}) in the environment must be a whole number: start processes with torchrun"
+        )
     return int(text)
 
 
 def _meet(processes: Processes) -> None:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
+    if host := os.environ.get("MASTER_ADDR"):
+        _await_name(host)
     try:
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store, rank, count = _clean_store(processes), processes.rank, processes.count
@@ -215,6 +230,28 @@ def _meet(processes: Processes) -> None:
             f"WORLD_SIZE ({_started()}): the processes can't find each other ({_first_line(error)});"
             " start them with torchrun, or unset WORLD_SIZE to train in one process"
         ) from error
+
+
+def _await_name(host: str) -> None:
+    """Wait until a machine is known by its name; torch would try for all of `PATIENCE` without a word.
+
+    Raises:
+        UserError: It is not after `NAME_PATIENCE`.
+    """
+    deadline = time.monotonic() + NAME_PATIENCE.total_seconds()
+    said = False
+    while True:
+        try:
+            socket.getaddrinfo(host, None)
+            return
+        except (OSError, UnicodeError) as error:
+            problem = f"MASTER_ADDR ({short(host)}) is no machine that is known here ({short(str(error))})"
+            if time.monotonic() >= deadline:
+                raise UserError(f"{problem}: give the first process's machine by its name or address") from error
+        if not said:
+            logger.warning(f"{problem}: trying for {duration(NAME_PATIENCE.total_seconds())}")
+            said = True
+        time.sleep(1)
 
 
 def _clean_store(processes: Processes) -> "dist.Store":  # type: ignore[name-defined]

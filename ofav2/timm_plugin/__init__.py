@@ -8,18 +8,18 @@
 `as_timm_mobilenetv3` offers the networks that timm's own blocks can express as a stock timm MobileNetV3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from timm.models import register_model
 
 from ofav2.errors import UserError
-from ofav2.timm_plugin.model import TimmSubnet, open_subnet
+from ofav2.timm_plugin.model import TimmFeatures, TimmSubnet, open_features, open_subnet
 from ofav2.timm_plugin.stock import as_timm_mobilenetv3
 
 # timm adds to this list what it registers.
-__all__ = ["TimmSubnet", "as_timm_mobilenetv3", "ofav2_subnet"]
+__all__ = ["TimmFeatures", "TimmSubnet", "as_timm_mobilenetv3", "ofav2_subnet"]
 
 
 @register_model
@@ -34,7 +34,10 @@ def ofav2_subnet(
     pretrained_cfg: object = None,
     pretrained_cfg_overlay: Mapping[str, Any] | None = None,
     cache_dir: object = None,
-) -> TimmSubnet:
+    features_only: bool = False,
+    out_indices: int | Sequence[int] | None = None,
+    **others: object,
+) -> TimmSubnet | TimmFeatures:
     """Return an extracted sub-network as a timm model; called by `timm.create_model("ofav2_subnet", subnet_dir=DIR)`.
 
     Args:
@@ -47,6 +50,9 @@ def ofav2_subnet(
         pretrained_cfg: None: the folder says what the network is.
         pretrained_cfg_overlay: Entries of the model's `pretrained_cfg` to replace, such as `crop_pct`.
         cache_dir: Not looked at: nothing is downloaded.
+        features_only: Whether to return a backbone, whose output is a list of features; it has no classifier.
+        out_indices: Which features, from 0 (the stem's; then one per stage); None takes all.
+        others: Nothing: settings of other networks of timm, such as `drop_path_rate`, are refused unless they are off.
 
     Raises:
         UserError: If a setting does not fit the network.
@@ -56,9 +62,23 @@ def ofav2_subnet(
         raise UserError("subnet_dir is missing: create_model('ofav2_subnet', subnet_dir=DIR), as `ofav2 extract` wrote")
     if pretrained_cfg is not None:
         raise UserError("pretrained_cfg has no effect here, the folder describes the network: leave it out")
-    model = open_subnet(subnet_dir, drop_rate, dict(pretrained_cfg_overlay or {}))
-    if in_chans not in (None, model.in_chans):
-        raise UserError(f"in_chans ({in_chans}) must be the network's {model.in_chans}: leave it out")
+    for name, value in others.items():
+        if value:
+            raise UserError(f"{name} ({value!r}) is not there for ofav2_subnet: leave it out")
+    if out_indices is not None and not features_only:
+        raise UserError(f"out_indices ({out_indices!r}) has no effect without features_only=True: leave it out")
+    overlay = dict(pretrained_cfg_overlay or {})
+    if features_only:
+        backbone = open_features(subnet_dir, out_indices, overlay)
+        _check_channels(in_chans, backbone.pretrained_cfg["input_size"][0])
+        return backbone
+    model = open_subnet(subnet_dir, drop_rate, overlay)
+    _check_channels(in_chans, model.in_chans)
     if num_classes not in (None, model.num_classes) or global_pool is not None:
         model.reset_classifier(model.num_classes if num_classes is None else num_classes, global_pool)
     return model
+
+
+def _check_channels(wanted: int | None, own: int) -> None:
+    if wanted not in (None, own):
+        raise UserError(f"in_chans ({wanted}) must be the network's {own}: leave it out")

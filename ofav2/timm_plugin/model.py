@@ -1,11 +1,12 @@
 """Wrap an extracted sub-network as a timm model."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import PretrainedCfg
+from timm.models import FeatureInfo, PretrainedCfg
 from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 from torch.nn import functional
@@ -87,6 +88,26 @@ class TimmSubnet(nn.Module):
             raise UserError("gradient checkpointing (on) is not there for ofav2_subnet: leave it off")
 
 
+class TimmFeatures(nn.Module):
+    """A network up to its last stage, as timm's backbones are: `features_only=True`.
+
+    Args:
+        features: Images (N, C, H, W) -> a tuple of features (N, c, h, w).
+        info: What they are, and which of them it returns.
+        cfg: timm's description of the network.
+    """
+
+    def __init__(self, features: nn.Module, info: FeatureInfo, cfg: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.features = features
+        self.feature_info = info
+        self.pretrained_cfg = self.default_cfg = dict(cfg)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, C, H, W) -> features (N, c, h, w), in the order of `out_indices`."""
+        return list(self.features(images))
+
+
 def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, Any]) -> TimmSubnet:
     """Read an extracted sub-network as a timm model.
 
@@ -102,6 +123,61 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
     record = single_exit(directory)
     features, head, classifier = _split(load_subnet(directory), record.subnet.height)
     return TimmSubnet(features, head, classifier, timm_cfg(record) | dict(overlay), drop_rate)
+
+
+def open_features(
+    directory: str | Path, out_indices: int | Sequence[int] | None, overlay: Mapping[str, Any]
+) -> TimmFeatures:
+    """Read an extracted sub-network as a backbone: images -> its features after the stem and after each stage.
+
+    Args:
+        directory: The folder that `ofav2 extract` wrote, with any exits.
+        out_indices: Which features, from 0 (the stem's), or negative from the last; a number takes so many of the
+            last ones, None all.
+        overlay: Entries of timm's description to replace.
+
+    Raises:
+        RunError: If the folder holds no extracted network.
+        UserError: If it has no such features.
+    """
+    record = describe_subnet(directory)
+    module, height = load_subnet(directory), record.subnet.height
+    indices = _indices(out_indices, height + 1)
+    nodes = list(module.graph.nodes)
+    readers = [f"stages.{stage}." for stage in range(height)] + [f"exits.{height}."]
+    ends = [_read_by(next(node for node in nodes if str(node.target).startswith(reader))) for reader in readers]
+    whole = _part(module, nodes[0], tuple(ends))
+    info = FeatureInfo(_feature_info(whole, record.input.channels), indices)
+    features = _part(module, nodes[0], tuple(ends[index] for index in indices))
+    return TimmFeatures(features, info, timm_cfg(record) | dict(overlay))
+
+
+def _read_by(first: Node) -> Node:
+    """Return the value that a stage or an exit reads, whose first layer this is."""
+    read = first.all_input_nodes[0]
+    # A stage that begins with a norm alone has its images pooled before.
+    return read.all_input_nodes[0] if read.target is functional.max_pool2d else read
+
+
+def _indices(wanted: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+    """Return which of so many features are wanted, from 0."""
+    given = range(count) if wanted is None else range(-wanted, 0) if isinstance(wanted, int) else wanted
+    found = tuple(index + count if index < 0 else index for index in given)
+    if not found or not all(0 <= index < count for index in found):
+        raise UserError(f"out_indices ({wanted}) must be out of the network's {count} features, 0 to {count - 1}")
+    return found
+
+
+def _feature_info(features: GraphModule, channels: int) -> list[dict[str, Any]]:
+    """Return timm's description of features: their channels, and by how much their side is smaller than the image's."""
+    side = 2**10
+    with torch.no_grad():
+        found = copy.deepcopy(features).to("meta")(torch.zeros(1, channels, side, side, device="meta"))
+    names = ("stem", *(f"stages.{stage}" for stage in range(len(found) - 1)))
+    return [
+        {"num_chs": one.shape[1], "reduction": side // one.shape[2], "module": name}
+        for one, name in zip(found, names, strict=True)
+    ]
 
 
 def single_exit(directory: str | Path) -> SubnetRecord:
@@ -152,14 +228,19 @@ def _split(module: GraphModule, exit: int) -> tuple[GraphModule, GraphModule, nn
     return _part(module, images, features), _part(module, features, flat), classifier
 
 
-def _part(module: GraphModule, start: Node, end: Node) -> GraphModule:
-    """Return the computation from one value to another, with the same layers under the same names."""
+def _part(module: GraphModule, start: Node, end: Node | tuple[Node, ...]) -> GraphModule:
+    """Return the computation from one value to another, or to several, with the same layers under the same names."""
     graph = Graph()
     copies = {start: graph.placeholder("x")}
-    nodes = list(module.graph.nodes)
-    for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
-        copies[node] = graph.node_copy(node, copies.__getitem__)
-    graph.output(copies[end])
+    needed, waiting = {start}, [end] if isinstance(end, Node) else list(end)
+    while waiting:
+        node = waiting.pop()
+        waiting += [] if node in needed else node.all_input_nodes
+        needed.add(node)
+    for node in module.graph.nodes:
+        if node in needed and node is not start:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+    graph.output(copies[end] if isinstance(end, Node) else tuple(copies[node] for node in end))
     return GraphModule(module, graph)
 
 

@@ -5,7 +5,6 @@ classes and which kernels it has; which smaller depths and expansion ratios it w
 recipe does.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
+from ofav2.output_folder import making
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import ImportedWeights, PhaseRecord, Run, RunRecord, TeacherRecord, new_record, write_run
 from ofav2.training.setup import Setup, prepare
@@ -50,22 +50,22 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
         UserError: If the checkpoint can't be read, is another network's, or does not go with recipe and data.
     """
     source, target = Path(path), Path(out)
-    files.check_free(target)
-    state = _read(source)
-    try:
-        found = supernets.infer_ofa_options(state)
-        config = _fitted(recipe.load(recipe_name, overrides), found, source)
-        setup = prepare(config)
-        _check_data(setup.data, found, source)
-        assert isinstance(setup.net, supernets.Supernet)
-        supernets.load_ofa_state_dict(setup.net, state)
-    except SpaceError as error:
-        raise UserError(f"checkpoint ({source}): {error}") from error
-    record = _describe(target.name, setup, source)
-    with files.making(target) as staging:
+    with making(target, folder.RECORD) as staging:
+        state = _read(source)
+        try:
+            found = supernets.infer_ofa_options(state)
+            config = _fitted(recipe.load(recipe_name, overrides), found, source)
+            setup = prepare(config)
+            _check_data(setup.data, found, source)
+            assert isinstance(setup.net, supernets.Supernet)
+            supernets.load_ofa_state_dict(setup.net, state)
+        except SpaceError as error:
+            raise UserError(f"checkpoint ({source}): {error}") from error
         files.write_text(staging / folder.RECIPE, recipe.dump(config))
         files.write_text(staging / folder.METRICS, "")
-        checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), {"phase": PHASE, "steps": 0})
+        described = {"phase": PHASE, "steps": 0}
+        sha256 = checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), described)
+        record = _describe(target.resolve().name, setup, source, sha256)
         write_run(staging, record)
     return Run(target, record)
 
@@ -144,7 +144,8 @@ def _check_data(data: ImageData, found: Mapping[str, Any], source: Path) -> None
             )
 
 
-def _describe(name: str, setup: Setup, source: Path) -> RunRecord:
+def _describe(name: str, setup: Setup, source: Path, sha256: str) -> RunRecord:
+    """Return the record of a run whose one checkpoint has this checksum."""
     phase = PhaseRecord(
         name=PHASE,
         space=setup.net.space,
@@ -154,9 +155,9 @@ def _describe(name: str, setup: Setup, source: Path) -> RunRecord:
         ensemble_score=None,
         mean_corner_score=None,
         metrics_bytes=0,
+        sha256=sha256,
     )
-    with source.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    imported = ImportedWeights(source.name, sha256)
-    record = new_record(name, setup.config, setup.task, setup.data, setup.net)
+    imported = ImportedWeights(source.name, files.sha256(source))
+    text = recipe.dump(setup.config)
+    record = new_record(name, setup.config, setup.task, setup.data, setup.net, recipe=text)
     return replace(record, status="finished", imported=imported, phases=(phase,))

@@ -6,15 +6,22 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from ofav2.data import Batch, ImageData, train_batches
-from ofav2.errors import RunError
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
-from ofav2.runs.state import PhaseState, Progress, check_state, cloned, optimizer_tensors, restore_optimizer, save_state
+from ofav2.runs.state import (
+    PhaseState,
+    Progress,
+    check_state,
+    cloned,
+    optimizer_tensors,
+    restore_optimizer,
+)
 from ofav2.runs.tracking import Tracker, flushed_bytes
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.signals import Stopped
@@ -23,7 +30,8 @@ from ofav2.training.objectives import Objective
 from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup, phase_weights
-from ofav2.training.step import Guard, Step, train_steps
+from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_steps
+from ofav2.training.writer import RunWriter
 from supernets.multi_exit import MultiExit, Network
 
 logger = logging.getLogger(__name__)
@@ -44,7 +52,7 @@ def learn(
     phase: Phase,
     objective: Objective,
     *,
-    path: Path,
+    writer: RunWriter,
     tracker: Tracker,
     state: PhaseState | None,
     stop: Callable[[], bool],
@@ -55,14 +63,15 @@ def learn(
         setup: The run's setup; its supernet is trained in place.
         phase: The phase.
         objective: What is minimised.
-        path: The run folder, where states are saved.
+        writer: What saves states into the run folder.
         tracker: Where measurements go.
         state: Where the phase stopped before; None starts it.
         stop: Tells whether to save and exit; if one process is told so, all do.
 
     Raises:
-        RunError: If more batches had an unusable loss than `optim.skip_limit` allows, of which the message names the
-            last; or if the state is another supernet's, another optimiser's or its progress is outside the phase.
+        DivergedError: If more batches had an unusable loss than `optim.skip_limit` allows, of which the message names
+            the last, or if weights are not finite. Saved states that this may have begun in are set aside.
+        RunError: If the state is another supernet's, another optimiser's or its progress is outside the phase.
         Stopped: If `stop` returned true, after the state was saved.
     """
     config, net, processes = setup.config, setup.net, setup.runtime.processes
@@ -73,7 +82,9 @@ def learn(
     if state is not None:
         processes.on_all(partial(_take_up, state, phase, net, updates.optimizer))
         best = None if progress.best_score is None else Best(progress.best_score, dict(state.best))
-    skipped, saved_at = progress.skipped, time.monotonic()
+    skipped, saved_at, overdue = progress.skipped, time.monotonic(), False
+    # Steps taken before those that were skipped last, in a row; None after a step that trained.
+    sound: int | None = None
     net.set_dropout(phase.config.dropout)
     batches = train_batches(
         setup.data,
@@ -97,15 +108,29 @@ def learn(
             advance(loss=step.metrics["loss"])
             if step.refused:
                 skipped += 1
+                sound = step.number - 1 if sound is None else sound
                 _skip(step, phase, skipped, setup, tracker)
+                if skipped > config.optim.skip_limit:
+                    _give_up(setup, phase, writer, sound, step.refused)
+            else:
+                sound = None
             _record(setup, phase, step, tracker)
-            if _is_due(step.number, setup.config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
+            if _is_due(step.number, config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
+                _refuse_ruined(setup, phase, writer, step)
                 best = _validate(setup, phase, step, best, tracker)
             minutes = (time.monotonic() - saved_at) / 60
-            stopping, saving = processes.any(stop(), _is_saving_due(setup, step.number, minutes, phase.steps))
-            if stopping or saving:
+            stopping, saving = processes.any(
+                stop(), overdue or _is_saving_due(setup, step.number, minutes, phase.steps)
+            )
+            # What a state after a skipped step has may be what the next ones fail of.
+            overdue = saving and sound is not None
+            if sound is None and (stopping or saving):
+                _refuse_ruined(setup, phase, writer, step)
                 saved_at = time.monotonic()
-                processes.on_main(partial(_save, setup, phase, step, skipped, best, updates.optimizer, path))
+                make = partial(_state, setup.net, phase, step, skipped, best, updates.optimizer, writer.path)
+                writer.keep_state(make, config.run.keep_states)
+            if stopping and sound is not None:
+                logger.info("the last batch was skipped, so no state is saved here: --resume takes the one before")
             if stopping:
                 raise Stopped(f"step {step.number} of phase {phase.name}")
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
@@ -137,15 +162,15 @@ def _take_up(state: PhaseState, phase: Phase, net: Network, optimizer: torch.opt
     restore_optimizer(optimizer, state.optimizer)
 
 
-def _save(
-    setup: Setup,
+def _state(
+    net: Network,
     phase: Phase,
     step: Step,
     skipped: int,
     best: Best | None,
     optimizer: torch.optim.Optimizer,
     path: Path,
-) -> None:
+) -> PhaseState:
     here = Progress(
         phase=phase.name,
         step=step.number,
@@ -156,8 +181,7 @@ def _save(
         usual_loss=step.guard.usual,
     )
     kept = {} if best is None else best.weights
-    state = PhaseState(here, setup.net.state_dict(), optimizer_tensors(optimizer), kept)
-    save_state(path, state, setup.config.run.keep_states)
+    return PhaseState(here, net.state_dict(), optimizer_tensors(optimizer), kept)
 
 
 def _record(setup: Setup, phase: Phase, step: Step, tracker: Tracker) -> None:
@@ -169,10 +193,34 @@ def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker
     limit = setup.config.optim.skip_limit
     logger.warning(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
     tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.metrics["loss"])
-    if skipped > limit:
-        setup.runtime.processes.refuse(
-            RunError(f"{step.refused}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit")
+
+
+def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: Step) -> None:
+    """End the run if a weight or a statistic is not finite, in any process."""
+    if any(setup.runtime.processes.any(not_finite(setup.net) is not None)):
+        why = f"weights after step {step.number} of phase {phase.name} are not finite"
+        _give_up(setup, phase, writer, step.number - 1, why)
+
+
+def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str) -> NoReturn:
+    """End the run, with the states set aside that it could not go on from.
+
+    The state of the last step before the trouble is among them: the next loss was that of its weights.
+
+    Args:
+        setup: The run's setup.
+        phase: The phase.
+        writer: What writes into the run folder.
+        sound: Steps of the phase that were taken before the trouble.
+        why: What it is.
+    """
+    writer.set_aside_after(phase.first_step + sound - 1)
+    setup.runtime.processes.refuse(
+        DivergedError(
+            f"{why}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit, and accept it with"
+            " --allow-change: --resume goes back before the first of these batches"
         )
+    )
 
 
 def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:

@@ -20,6 +20,7 @@ from ofav2.training.phases import Phase
 from ofav2.training.resuming import candidates
 from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup, phase_weights
+from ofav2.training.step import DivergedError, not_finite
 from ofav2.training.teacher import choose_teacher, prepare_teacher
 from ofav2.training.writer import RunWriter
 from supernets.multi_exit import MultiExit
@@ -52,7 +53,8 @@ def run_phase(
         What the run records of it.
 
     Raises:
-        RunError: If too many batches had an unusable loss, or the folder can't be written to.
+        DivergedError: If too many batches had an unusable loss, or weights are not finite.
+        RunError: If the folder can't be written to.
         Stopped: If the run was told to stop.
     """
     net = setup.net
@@ -65,15 +67,25 @@ def run_phase(
         weights=setup.weights,
         evaluator=setup.evaluator,
         precision=setup.config.teacher.precision,
+        file_sha256=setup.teacher_sha256,
     )
     if phase_teacher.record.reason:
         logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
     if isinstance(net, supernets.Supernet) and "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
-    learn(setup, phase, objective, path=writer.path, tracker=tracker, state=state, stop=stop)
+    learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
 
     score, mean = _evaluate(setup, phase, tracker)
+    if broken := not_finite(net):
+        # Weights may be finite and so large that no statistics are.
+        writer.set_aside_after(phase.first_step)
+        setup.runtime.processes.refuse(
+            DivergedError(
+                f"phase {phase.name} left values that are not finite ({broken}); lower phases.{phase.name}.lr, and"
+                " accept it with --allow-change: --resume trains the phase again"
+            )
+        )
     record = PhaseRecord(
         name=phase.name,
         space=phase.evaluated,
@@ -82,7 +94,9 @@ def run_phase(
         teacher=phase_teacher.record,
         ensemble_score=score,
         mean_corner_score=mean,
+        # Both are known once it is saved.
         metrics_bytes=0,
+        sha256="0" * 64,
     )
     return writer.keep_phase(record, net, tracker)
 

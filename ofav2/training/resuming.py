@@ -1,7 +1,7 @@
 """Find where a run goes on: with the same recipe and data, from the newest state that can be read."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,18 +14,23 @@ from ofav2.runs.records import PhaseRecord, RunRecord, lasting, new_record, with
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import cut_metrics
 from ofav2.training.setup import Setup, check_progress, refuse_changes
+from ofav2.training.step import DivergedError
 from ofav2.training.teacher import score_order
 
 logger = logging.getLogger(__name__)
 
 
-def same_recipe(path: Path, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]) -> Config:
+def same_recipe(
+    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
+) -> Config:
     """Return the recipe that a run is to go on with, which is the one that it kept but for allowed changes.
+
+    `run.json` holds it as well, so a `recipe.yaml` that was edited is a change.
 
     Raises:
         RunError: If something else changed; the message shows how.
     """
-    kept = recipe.load(str(path / folder.RECIPE))
+    kept = recipe.parse(record.recipe, f"recipe in {path / folder.RECORD}")
     config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
     if not config.run.threads:
         # The number that the run chose when it began.
@@ -47,8 +52,20 @@ def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
         config: The recipe as it was given.
         setup: What was made of it, with the number of threads that was chosen.
     """
-    record = new_record(name, config, setup.task, setup.data, setup.net, setup.runtime.processes.count)
-    return replace(record, chosen_threads=_chosen_threads(config, setup))
+    return replace(_record_now(name, config, setup), chosen_threads=_chosen_threads(config, setup))
+
+
+def _record_now(name: str, config: Config, setup: Setup) -> RunRecord:
+    return new_record(
+        name,
+        config,
+        setup.task,
+        setup.data,
+        setup.net,
+        recipe=recipe.dump(setup.config),
+        processes=setup.runtime.processes.count,
+        teacher_sha256=setup.teacher_sha256,
+    )
 
 
 def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
@@ -63,7 +80,7 @@ def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence
     Raises:
         RunError: If data, supernet or phases changed; the message shows how.
     """
-    now = new_record(record.name, config, setup.task, setup.data, setup.net)
+    now = _record_now(record.name, config, setup)
     refuse_changes(lasting(record), lasting(now), allow)
     check_progress(record.phases, setup.plan)
     if record.status == "finished":
@@ -74,10 +91,25 @@ def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence
             f"processes: {count}, before: {record.processes}; batches, sub-networks and learning rates stay the same,"
             " batch norm sees other parts of a batch"
         )
+    if record.versions != now.versions:
+        logger.warning(
+            f"versions: {_differing(now.versions, record.versions)}; sums may be added in another order, so the"
+            " run ends with other last bits"
+        )
+        earlier = (*record.earlier_versions, record.versions)
+        record = replace(record, versions=now.versions, earlier_versions=earlier)
     # The number that the run chose when it began, as long as the recipe has it.
     kept = record.chosen_threads if record.chosen_threads == config.run.threads else None
     chosen = _chosen_threads(config, setup) or kept
     return with_lasting(replace(record, processes=count, chosen_threads=chosen), now)
+
+
+def _differing(now: Mapping[str, str | None], before: Mapping[str, str | None]) -> str:
+    """Return what differs, as `torch 2.12.0, before 2.11.0`."""
+    names = [name for name in {**now, **before} if now.get(name) != before.get(name)]
+    return "; ".join(
+        f"{name} {now.get(name) or 'not installed'}, before {before.get(name) or 'none'}" for name in names
+    )
 
 
 def _chosen_threads(config: Config, setup: Setup) -> int | None:
@@ -97,35 +129,35 @@ def rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, Phas
 
 
 def _rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:
-    finished, state = _restore(setup, path, record.phases)
+    finished, state = _restore(setup, path, record)
     last = finished[-1] if finished else None
     cut_metrics(path, state.progress.metrics_bytes if state else last.metrics_bytes if last else 0)
     set_aside_after(path, state.progress.global_step if state else last.end if last else 0)
     return replace(record, phases=finished), state
 
 
-def _restore(
-    setup: Setup, path: Path, finished: tuple[PhaseRecord, ...]
-) -> tuple[tuple[PhaseRecord, ...], PhaseState | None]:
+def _restore(setup: Setup, path: Path, record: RunRecord) -> tuple[tuple[PhaseRecord, ...], PhaseState | None]:
     """Load what the last finished phase left into the supernet.
 
     Returns:
         The finished phases, and the state of the one in progress. A finished phase whose checkpoint is damaged and
         still needed is left out, with those after it, and so trained again.
     """
-    begun = bool(finished)
+    finished = record.phases
+    begun, diverged = bool(finished), record.status == f"failed: {DivergedError.__name__}"
     while (damaged := _first_damaged(path, finished, setup)) is not None:
         finished = finished[:damaged]
     if finished:
         last = folder.checkpoint_path(path, finished[-1].name)
-        tensors, _ = checkpoint.load(last)
+        tensors, _ = checkpoint.load(last, finished[-1].sha256)
         checkpoint.fill(setup.net, tensors, str(last))
     if len(finished) == len(setup.plan.phases):
         return finished, None
-    state = load_newest(path, setup.plan.phases[len(finished)].name)
-    if begun or state:
+    state = load_newest(path, setup.plan.phases[len(finished)].name, record.states)
+    if begun or state or diverged:
         where = f"step {state.progress.step}" if state else "its start"
-        logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}")
+        why = ", before the batches that were skipped" if diverged else ""
+        logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}{why}")
     return finished, state
 
 
@@ -139,7 +171,7 @@ def _first_damaged(path: Path, finished: Sequence[PhaseRecord], setup: Setup) ->
     for number, phase in enumerate(finished):
         if phase.name in needed or phase is finished[-1]:
             try:
-                checkpoint.load(folder.checkpoint_path(path, phase.name))
+                checkpoint.load(folder.checkpoint_path(path, phase.name), phase.sha256)
             except RunError as error:
                 logger.warning(f"{error}; going back to the phase before it")
                 return number

@@ -46,7 +46,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
         setup = settle_threads(prepare(config, processes))
         with new_run(config, recipe_name, run_dir, processes) as writer:
-            record = first_record(writer.path.name, config, setup)
+            record = first_record(writer.name, config, setup)
             writer.write(folder.RECIPE, recipe.dump(setup.config))
             writer.write(folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
             return _run_phases(setup, writer, writer.keep(record))
@@ -78,9 +78,15 @@ def resume(
         refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
         with old_run(path, processes) as writer:
             record = writer.read()
-            config = processes.on_main(lambda: same_recipe(path, recipe_name, overrides, allow))
+            if not processes.on_main((path / folder.RECIPE).exists):
+                logger.warning(f"{path / folder.RECIPE} is missing: it is written again, from {folder.RECORD}")
+                writer.write(folder.RECIPE, record.recipe)
+            config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
             setup = settle_threads(prepare(config, processes))
             record = processes.on_main(lambda: next_record(record, config, setup, allow))
+            if not processes.on_main((path / folder.SPLIT).exists):
+                logger.warning(f"{path / folder.SPLIT} is missing: it is written again, from the same data")
+                writer.write(folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
             if record.status == "finished":
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
@@ -118,12 +124,14 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
         try:
             for phase in setup.plan.phases[len(record.phases) :]:
                 finished = run_phase(setup, phase, record.phases, state, writer=writer, tracker=tracker, stop=stop)
-                record, state = writer.keep(replace(record, phases=(*record.phases, finished))), None
+                # States were saved meanwhile, which the file on the disk names.
+                record = replace(writer.read(), phases=(*record.phases, finished))
+                record, state = writer.keep(record), None
             record = replace(record, test=evaluate_on_test(setup, tracker), status="finished")
         except Stopped:
-            writer.keep(replace(record, status="stopped"))
+            writer.keep_status("stopped")
             raise
         except Exception as error:
-            writer.keep_failure(record, error)
+            writer.keep_failure(error)
             raise
     return Run(writer.path, writer.keep(record))

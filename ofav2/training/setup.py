@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 import distill
+from ofav2 import files
 from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
@@ -39,6 +41,8 @@ class Setup:
     """Weights of the exits."""
     external: Mapping[str, nn.Module]
     """Teachers from timm, by policy."""
+    teacher_sha256: str | None
+    """Checksum of the file that one of them has its weights from."""
     runtime: Runtime
     """Device, precision and processes."""
     task: Task
@@ -61,7 +65,7 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
     opened = processes.local_main_first if config.data.download else processes.on_all
     data = opened(lambda: open_data(config.data))
     setup = processes.on_all(lambda: _build(config, data, processes))
-    record = new_record("", config, setup.task, data, setup.net)
+    record = new_record("", config, setup.task, data, setup.net, recipe="", teacher_sha256=setup.teacher_sha256)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
 
@@ -79,8 +83,9 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
         phase_weights(config, phase.config, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
+    sha256 = files.sha256(Path(config.teacher.checkpoint)) if external and config.teacher.checkpoint else None
     evaluator = open_evaluator(config, data, task, runtime)
-    return Setup(config, data, net, plan, weights, external, runtime, task, evaluator)
+    return Setup(config, data, net, plan, weights, external, sha256, runtime, task, evaluator)
 
 
 def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:

@@ -9,10 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from ofav2.data import Batch
+from ofav2.errors import RunError
 from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime, seed_torch
 from ofav2.training.objectives import Losses, Objective
 from ofav2.training.optim import Updates
+
+
+class DivergedError(RunError):
+    """A training has no usable loss, or no finite weights, any more; other settings may help from before that."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class Guard:
     def after(self, loss: float) -> "Guard":
         """Return the guard that has seen a usable loss."""
         return replace(self, usual=loss if self.usual is None else 0.95 * self.usual + 0.05 * loss)
+
+
+def not_finite(module: nn.Module) -> str | None:
+    """Return the name of a module's first weight or statistic with a value that is not finite; None if all are."""
+    tensors = module.state_dict().items()
+    return next((name for name, tensor in tensors if tensor.is_floating_point() and not tensor.isfinite().all()), None)
 
 
 def train_steps(

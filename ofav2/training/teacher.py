@@ -11,7 +11,7 @@ from torch.fx import GraphModule
 
 import distill
 import supernets
-from ofav2.config.schema import Config
+from ofav2.config.schema import Config, TeacherConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
@@ -42,22 +42,44 @@ def external_teachers(
 
     Raises:
         DistillError: If a teacher is unknown, can't be loaded, or has other outputs.
-        UserError: If a teacher can't take images of the recipe's resolutions.
+        UserError: If a file's normalisation is missing, or a teacher can't take images of the recipe's resolutions.
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
+    if not names:
+        return {}
+    file = _teacher_file(config.teacher)
+    classes = data.classes if len(data.classes) == task.outputs else task.outputs
+    images = distill.Normalisation(tuple(data.mean), tuple(data.std))
     teachers = {
-        name: runtime.place(
-            distill.external_teacher(
-                name, classes=task.outputs, channels=data.channels, checkpoint=config.teacher.checkpoint
-            )
-        )
-        for name in names
+        name: runtime.place(distill.external_teacher(name, classes=classes, images=images, file=file)) for name in names
     }
     resolutions = config.data.resolutions
     for name, module in teachers.items():
         for resolution in sorted({min(resolutions), max(resolutions)}):
             _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
     return teachers
+
+
+def _teacher_file(config: TeacherConfig) -> distill.TeacherFile | None:
+    """Return the file of the recipe's external teacher; None for timm's own weights, which say their normalisation."""
+    if config.checkpoint is None:
+        if config.mean is not None or config.std is not None:
+            raise UserError(
+                "teacher.mean and teacher.std are those of teacher.checkpoint (null): leave them out, timm has its own"
+            )
+        return None
+    if config.mean is None or config.std is None:
+        missing = "teacher.mean" if config.mean is None else "teacher.std"
+        raise UserError(
+            f"{missing} (null): a teacher.checkpoint does not say how its images were normalised; give the mean and std"
+            " that it was trained with, as in teacher.mean=[0.485,0.456,0.406] teacher.std=[0.229,0.224,0.225]"
+        )
+    if len(config.mean) != len(config.std):
+        raise UserError(
+            f"teacher.std ({len(config.std)} numbers): must have as many as teacher.mean, {len(config.mean)}; give one"
+            " per channel of the images"
+        )
+    return distill.TeacherFile(Path(config.checkpoint), distill.Normalisation(config.mean, config.std))
 
 
 def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:
@@ -82,6 +104,7 @@ def choose_teacher(
     weights: distill.ExitWeights,
     evaluator: Evaluator,
     precision: str | None = None,
+    file_sha256: str | None = None,
 ) -> PhaseTeacher:
     """Return the teacher of a phase by its policy.
 
@@ -95,7 +118,8 @@ def choose_teacher(
         external: Teachers from timm by policy.
         weights: Weights of the exits.
         evaluator: What measures an external teacher, and where it runs.
-        precision: Arithmetic of the teacher's forward pass; None takes the run's, in which it is measured either way.
+        precision: Arithmetic of the teacher's forward pass; None takes the run's. It is measured in float32 either way.
+        file_sha256: Checksum of the file that an external teacher has its weights from.
     """
     compiler = evaluator.runtime.compiler
     arithmetic = replace(evaluator.runtime, precision=precision or evaluator.runtime.precision).autocast
@@ -106,7 +130,7 @@ def choose_teacher(
         (score,) = evaluator.exit_scores(module, max(net.space.resolution), evaluator.data.val)
         metric = evaluator.task.metrics[0]
         reason = f"{phase.teacher} is the recipe's; its validation {metric.name} is {metric.show(score)}"
-        record = TeacherRecord(phase.teacher, name=phase.teacher, score=score, reason=reason)
+        record = TeacherRecord(phase.teacher, name=phase.teacher, score=score, reason=reason, sha256=file_sha256)
         forward = compiled("teacher", module, module, compiler)
         return PhaseTeacher(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
     choice = distill.choose(phase.teacher, candidates, score_order(evaluator.task))

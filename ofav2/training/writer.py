@@ -1,9 +1,10 @@
 """Write a run's files into its folder. Of several processes the first one writes, and all go on with its record."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from torch import nn
 
@@ -12,8 +13,11 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
+from ofav2.runs.state import PhaseState, save_state, set_aside_after, state_names
 from ofav2.runs.tracking import Tracker, flushed_bytes, open_tracker, untracked
 from ofav2.runtime.processes import Processes
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,8 @@ class RunWriter:
     """The run folder."""
     processes: Processes
     """The processes that train the run together."""
+    lock: folder.Lock | None
+    """The folder's lock, in the first process."""
 
     def read(self) -> RunRecord:
         """Return what `run.json` holds."""
@@ -31,7 +37,7 @@ class RunWriter:
 
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
-        self.processes.on_main(lambda: files.write_text(self.path / name, text))
+        self._on_main(lambda: files.write_text(self.path / name, text))
 
     def keep(self, record: RunRecord) -> RunRecord:
         """Write `run.json`; return the first process's record."""
@@ -40,14 +46,34 @@ class RunWriter:
             write_run(self.path, record)
             return record
 
-        return self.processes.on_main(write)
+        return self._on_main(write)
 
-    def keep_failure(self, record: RunRecord, error: Exception) -> None:
+    def keep_status(self, status: str) -> None:
+        """Write into `run.json` how the run stands."""
+        self._on_main(lambda: write_run(self.path, replace(read_run(self.path), status=status)))
+
+    def keep_failure(self, error: Exception) -> None:
         """Write into `run.json` that the run failed, if the folder can still be written to."""
         # A folder that can't be written may be what failed, and that is what the user has to hear of.
         with suppress(RunError):
-            if self.processes.rank == 0:
-                write_run(self.path, replace(record, status=f"failed: {type(error).__name__}"))
+            if self.lock is not None:
+                self.lock.require()
+                failed = f"failed: {type(error).__name__}"
+                write_run(self.path, replace(read_run(self.path), status=failed))
+
+    def keep_state(self, make: Callable[[], PhaseState], keep: int) -> None:
+        """Save a state, which the first process makes, beside the newest `keep - 1` older ones; `run.json` names it."""
+
+        def bind(name: str, sha256: str) -> None:
+            record, there = read_run(self.path), state_names(self.path)
+            known = {old: digest for old, digest in record.states.items() if old in there}
+            write_run(self.path, replace(record, states={**known, name: sha256}))
+
+        self._on_main(lambda: save_state(self.path, make(), keep, bind))
+
+    def set_aside_after(self, global_step: int) -> None:
+        """Set the states aside that are beyond a step."""
+        self._on_main(lambda: set_aside_after(self.path, global_step))
 
     def keep_phase(self, record: PhaseRecord, net: nn.Module, tracker: Tracker) -> PhaseRecord:
         """Save what a phase left; return its record, with what had been measured by then."""
@@ -55,19 +81,34 @@ class RunWriter:
         def save() -> PhaseRecord:
             target = folder.checkpoint_path(self.path, record.name)
             described = {"phase": record.name, "steps": record.end, "ensemble_score": record.ensemble_score}
-            checkpoint.save(target, net.state_dict(), described)
-            tracker.artifact(checkpoint.file_paths(target), f"{self.path.name}-{record.name}", "model")
-            return replace(record, metrics_bytes=flushed_bytes(self.path))
+            sha256 = checkpoint.save(target, net.state_dict(), described)
+            tracker.artifact(checkpoint.file_paths(target), f"{self.name}-{record.name}", "model")
+            return replace(record, metrics_bytes=flushed_bytes(self.path), sha256=sha256)
 
-        return self.processes.on_main(save)
+        return self._on_main(save)
 
     def tracker(self, config: Config, record: RunRecord) -> AbstractContextManager[Tracker]:
         """Track the run for as long as the context is open; in other processes, keep nothing."""
         if self.processes.rank:
             return untracked()
         return open_tracker(
-            self.path, config.tracking, name=self.path.name, recipe=asdict(config), run_id=record.wandb_run_id
+            self.path, config.tracking, name=self.name, recipe=asdict(config), run_id=record.wandb_run_id
         )
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, which may have been given as `.`."""
+        return self.path.resolve().name
+
+    def _on_main(self, do: Callable[[], T]) -> T:
+        """Return what the first process finds when it writes, as long as the folder is this run's alone."""
+
+        def checked() -> T:
+            assert self.lock is not None, "held by the first process"
+            self.lock.require()
+            return do()
+
+        return self.processes.on_main(checked)
 
 
 @contextmanager
@@ -87,8 +128,8 @@ def new_run(config: Config, recipe_name: str, run_dir: str | Path | None, proces
         RunError: If the folder can't be used.
     """
     path = processes.on_main(lambda: _new_folder(config, recipe_name, run_dir))
-    with _locked(path, processes):
-        yield RunWriter(path, processes)
+    with _locked(path, processes) as lock:
+        yield RunWriter(path, processes, lock)
 
 
 @contextmanager
@@ -103,16 +144,22 @@ def old_run(run_dir: str | Path, processes: Processes) -> Iterator[RunWriter]:
     """
     path = Path(run_dir)
     processes.on_main(lambda: read_run(path))
-    with _locked(path, processes):
-        yield RunWriter(path, processes)
+    with _locked(path, processes) as lock:
+        yield RunWriter(path, processes, lock)
 
 
 @contextmanager
-def _locked(path: Path, processes: Processes) -> Iterator[None]:
-    """Hold the folder's lock in the first process, for all."""
+def _locked(path: Path, processes: Processes) -> Iterator[folder.Lock | None]:
+    """Hold the folder's lock in the first process, for all.
+
+    Yields:
+        The lock; None in other processes.
+    """
+    locks: list[folder.Lock] = []
     with ExitStack() as held:
-        processes.on_main(lambda: held.enter_context(folder.lock(path)))
-        yield
+        # A lock is an open file, which can't be told to other processes.
+        processes.on_main(lambda: locks.append(held.enter_context(folder.lock(path))))
+        yield locks[0] if locks else None
 
 
 def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) -> Path:

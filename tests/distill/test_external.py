@@ -10,11 +10,22 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
-from distill import DistillError, external_teacher
+from distill import DistillError, Normalisation, TeacherFile, external_teacher
 
 TINY = "test_efficientnet"
+MEAN, STD = (0.5, 0.4, 0.3, 0.6, 0.7), (0.25, 0.3, 0.2, 0.35, 0.15)
+
+
+def ours(channels: int = 3) -> Normalisation:
+    return Normalisation(MEAN[:channels], STD[:channels])
+
+
+def normalised(pixels: Tensor, how: Normalisation) -> Tensor:
+    """Pixels in 0..1 as the input of a network, channel by channel."""
+    return torch.stack([(pixels[:, c] - mean) / how.std[c] for c, mean in enumerate(how.mean)], 1)
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +82,8 @@ def save_under_model(state: dict[str, Tensor], folder: Path) -> Path:
 
 
 def load(path: Path | str, classes: int = 7, channels: int = 3, model: str = TINY) -> nn.Module:
-    return external_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=str(path))
+    file = TeacherFile(Path(path), ours(channels))
+    return external_teacher(f"timm:{model}", classes=classes, images=ours(channels), file=file)
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_pth, save_wrapped, save_under_model])
@@ -88,6 +100,24 @@ def test_a_checkpoint_gives_the_same_network_ready_to_teach(
     assert not logits.requires_grad
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("channels", [3, 1])
+def test_images_are_rescaled_to_the_normalisation_that_a_file_was_trained_on(channels: int, tmp_path: Path) -> None:
+    original, own = tiny(channels=channels), Normalisation((0.1, 0.2, 0.3)[:channels], (0.9, 0.8, 0.7)[:channels])
+    path = save_pth(original.state_dict(), tmp_path)
+    teacher = external_teacher(f"timm:{TINY}", classes=7, images=ours(channels), file=TeacherFile(path, own))
+    pixels = torch.rand(2, channels, 48, 48, generator=torch.Generator().manual_seed(1))
+    expected = original(normalised(pixels, own))
+    torch.testing.assert_close(teacher(normalised(pixels, ours(channels))), expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(original(normalised(pixels, ours(channels))), expected, rtol=1e-2, atol=1e-2)
+    assert not teacher.training
+
+
+def test_a_normalisation_of_other_channels_is_refused(tmp_path: Path) -> None:
+    file = TeacherFile(save_pth(tiny().state_dict(), tmp_path), ours(1))
+    with pytest.raises(DistillError, match=r"mean and std have 1 numbers and the images 3 channels"):
+        external_teacher(f"timm:{TINY}", classes=7, images=ours(3), file=file)
 
 
 def test_the_global_random_state_is_left_alone(tmp_path: Path) -> None:
@@ -226,9 +256,9 @@ def test_missing_files_and_unknown_kinds_are_refused(tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("no_building")
 def test_unknown_names_are_refused_before_anything_is_built(name: str, message: str) -> None:
-    for checkpoint in (None, "nowhere.pth"):
+    for file in (None, TeacherFile(Path("nowhere.pth"), ours())):
         with pytest.raises(DistillError, match=message):
-            external_teacher(name, classes=10, channels=3, checkpoint=checkpoint)
+            external_teacher(name, classes=10, images=ours(), file=file)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +275,7 @@ def test_timms_weights_that_do_not_fit_are_refused_before_any_download(
     model: str, classes: int, channels: int, message: str
 ) -> None:
     with pytest.raises(DistillError, match=message):
-        external_teacher(f"timm:{model}", classes=classes, channels=channels, checkpoint=None)
+        external_teacher(f"timm:{model}", classes=classes, images=ours(channels), file=None)
 
 
 def serve(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
@@ -259,18 +289,44 @@ def serve(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
 
 
 @pytest.mark.parametrize("channels", [3, 1])
-def test_timms_own_weights_keep_their_classifier(
+def test_timms_own_weights_get_images_as_they_were_trained_on(
     channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = tiny(classes=1000)
     serve(monkeypatch, save_safetensors(original.state_dict(), tmp_path))
     before = torch.get_rng_state()
-    teacher = external_teacher(f"timm:{TINY}", classes=1000, channels=channels, checkpoint=None)
-    images = torch.rand(2, channels, 48, 48, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(teacher(images), original(images.expand(2, 3, 48, 48)), rtol=1e-4, atol=1e-4)
+    teacher = external_teacher(f"timm:{TINY}", classes=1000, images=ours(channels), file=None)
+    pixels = torch.rand(2, channels, 48, 48, generator=torch.Generator().manual_seed(1))
+    about = timm.get_pretrained_cfg(TINY)
+    assert about is not None
+    own = Normalisation(tuple(about.mean), tuple(about.std))
+    expected = original(normalised(pixels.expand(2, 3, 48, 48), own))
+    torch.testing.assert_close(teacher(normalised(pixels, ours(channels))), expected, rtol=1e-4, atol=1e-4)
     assert torch.equal(torch.get_rng_state(), before)
     assert not any(parameter.requires_grad for parameter in teacher.parameters())
     assert not teacher.training
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda names: names, None),
+        (lambda names: [f"class {number}" for number in range(1000)], None),
+        (lambda names: names[::-1], r"class 0 of the data is '(n\d+)', and its own is (?!'\1')'n\d+'"),
+        (lambda names: [*names[:998], names[999], names[998]], r"class 998 of the data"),
+        (lambda names: [f"n{number:08}" for number in range(1000)], r"class 0 of the data is 'n00000000'"),
+    ],
+)
+def test_classes_in_another_order_than_timms_are_refused(
+    change: Callable[[list[str]], list[str]], message: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, save_safetensors(tiny(classes=1000).state_dict(), tmp_path))
+    classes = change(list(ImageNetInfo().label_names()))
+    if message is None:
+        external_teacher(f"timm:{TINY}", classes=classes, images=ours(), file=None)
+        return
+    with pytest.raises(DistillError, match=message):
+        external_teacher(f"timm:{TINY}", classes=classes, images=ours(), file=None)
 
 
 @pytest.mark.parametrize("error", [OSError("no route\nto host"), RuntimeError("invalid hash"), ValueError()])
@@ -280,6 +336,6 @@ def test_a_failing_download_names_the_next_step(error: Exception, monkeypatch: p
 
     monkeypatch.setattr(timm, "create_model", fail)
     with pytest.raises(DistillError, match=r"could not load its weights .*or give a checkpoint file") as refusal:
-        external_teacher(f"timm:{TINY}", classes=1000, channels=3, checkpoint=None)
+        external_teacher(f"timm:{TINY}", classes=1000, images=ours(), file=None)
     assert refusal.value.__cause__ is error
     assert "\n" not in str(refusal.value)

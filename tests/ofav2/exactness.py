@@ -27,10 +27,10 @@ def assert_same_run(run: Path, straight: Path) -> None:
 
 
 def timeless(run: Path) -> RunRecord:
-    """What `run.json` says, without the run's name, time of birth, and lengths of files."""
+    """What `run.json` says, without the run's name, time of birth, settings, states, and lengths of files."""
     record = read_run(run)
     phases = tuple(replace(phase, metrics_bytes=0) for phase in record.phases)
-    return replace(record, name="", created="2026-01-01", phases=phases)
+    return replace(record, name="", created="2026-01-01", recipe="", states={}, phases=phases)
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:

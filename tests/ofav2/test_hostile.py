@@ -73,6 +73,10 @@ def sign(tensor_file: Path, facts_file: Path, content: bytes) -> None:
 def sign_checkpoint(run: Path, name: str, content: bytes) -> None:
     tensors, facts = checkpoint.file_paths(run / folder.CHECKPOINTS / name)
     sign(tensors, facts, content)
+    record, sha256 = read_run(run), hashlib.sha256(content).hexdigest()
+    phases = tuple(replace(phase, sha256=sha256) if phase.name == name else phase for phase in record.phases)
+    states = {**record.states, name: sha256} if name in record.states else record.states
+    write_run(run, replace(record, phases=phases, states=states))
 
 
 def unfinished(run: Path, phases: int = 1) -> Path:
@@ -166,6 +170,8 @@ def test_a_teacher_from_a_pickle_does_not_run(tmp_path: Path) -> None:
         "data.resolutions=[32]",
         "phases.kernel.teacher=timm:test_resnet",
         f"teacher.checkpoint={tmp_path / 'teacher.pth'}",
+        "teacher.mean=[0.5,0.5,0.5]",
+        "teacher.std=[0.5,0.5,0.5]",
     ]
     arguments = ["train", tiny.written(tmp_path, tiny.TWO), *settings, "--run-dir", str(tmp_path / "run")]
     assert main(arguments) == 2

@@ -648,20 +648,87 @@ def test_a_skipped_batch_is_named_counted_and_resumed_past(
     assert "batch skipped (2 of at most 2 in this phase)" in notes()
 
 
-def test_one_unusable_batch_too_many_stops_the_run_where_it_can_be_resumed(
-    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_one_unusable_batch_too_many_stops_the_run_which_resumes_before_the_first_of_them(
+    recipes: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    notes: Notes,
 ) -> None:
     run = tmp_path / "run"
-    poison(monkeypatch, lambda batch: batch >= 1)
-    settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2"]
+    poisoned = poison(monkeypatch, lambda batch: batch >= 2)
+    settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2", "run.keep_states=9"]
     assert main(["train", recipes["short"], *settings, "--run-dir", str(run)]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "step 3 of phase full" in error
+    assert "step 4 of phase full" in error
     assert "lower phases.full.lr" in error
-    assert states(run) == ["state-000000002.json", "state-000000003.json"]
-    states_left = [checkpoint.load(run / "checkpoints" / f"state-{step:09d}")[0] for step in (2, 3)]
-    assert tiny.same_bits(*states_left), "a batch that is skipped changes nothing, of statistics and optimiser too"
-    assert torch.isfinite(torch.cat([tensor.flatten() for tensor in states_left[1].values()])).all()
+    assert read_run(run).status == "failed: DivergedError"
+    # The loss of the first bad batch was that of the weights after step 2.
+    assert states(run) == ["aside-000000002.json", "state-000000001.json"]
+    poisoned.clear()
+    monkeypatch.undo()
+    notes()
+    assert_accepted(run, overrides=["phases.full.lr=0.0001"], allow=["phases.full.lr"])
+    assert "going on with phase full from step 1, before the batches that were skipped" in notes()
+
+
+def test_no_state_is_saved_while_batches_are_skipped(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, lambda batch: batch in (1, 2))
+    saved: list[str] = []
+    save = ofav2.training.writer.save_state
+
+    def note(path: Path, state: Any, *given: Any) -> None:
+        saved.append(f"{state.progress.phase} {state.progress.step}")
+        save(path, state, *given)
+
+    monkeypatch.setattr(ofav2.training.writer, "save_state", note)
+    settings = ["run.save_steps=2", "phases.full.epochs=0.06", "optim.skip_limit=2"]
+    ofav2.train(recipes["short"], settings, tmp_path / "run")
+    # The one that was due at step 2 comes with the next batch that trains.
+    assert saved == ["full 4", "full 6", "kernel 2", "kernel 4"]
+
+
+def test_a_phase_that_diverged_can_be_gone_on_with_at_a_lower_rate(recipes: dict[str, str], tmp_path: Path) -> None:
+    """Weights that were driven too far are in no state that is left; with a lower rate, the run ends."""
+    run = tmp_path / "run"
+    settings = [
+        "optim.name=sgd",
+        "optim.loss_jump=0",
+        "phases.full.lr=1e6",
+        "phases.full.epochs=0.2",
+        "run.save_steps=2",
+    ]
+    with pytest.raises(RunError, match="--resume goes back before the first of these batches"):
+        ofav2.train(recipes["short"], settings, run)
+    assert ofav2.resume(run, overrides=["phases.full.lr=0.001"], allow=["phases.full.lr"]).record.status == "finished"
+
+
+@pytest.mark.parametrize("place", [("full", 2), ("kernel", 1)])
+def test_weights_that_are_not_finite_are_in_no_state_and_end_the_run(
+    place: tuple[str, int], recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nets: list[Any] = []
+    prepare = ofav2.training.run.prepare
+
+    def keep(*given: Any) -> Any:
+        setup = prepare(*given)
+        nets.append(setup.net)
+        return setup
+
+    def ruin() -> None:
+        with torch.no_grad():
+            next(nets[-1].parameters())[0] = float("inf")
+
+    monkeypatch.setattr(ofav2.training.run, "prepare", keep)
+    with monkeypatch.context() as patch:
+        before_yielding(patch, at(*place), ruin)
+        with pytest.raises(RunError, match=rf"weights after step {place[1]} of phase {place[0]} are not finite"):
+            ofav2.train(recipes["short"], EVERY_STEP, tmp_path / "run")
+    for path in (tmp_path / "run" / "checkpoints").glob("state-*.safetensors"):
+        assert all(tensor.isfinite().all() for tensor in checkpoint.load(path.with_suffix(""))[0].values())
+    assert ofav2.resume(tmp_path / "run").record.status == "finished"
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> list[int]:
@@ -676,6 +743,82 @@ def poison(monkeypatch: pytest.MonkeyPatch, where: Callable[[int], bool]) -> lis
 
     monkeypatch.setattr(ofav2.training.phase, "Joint", Poisoned)
     return batches
+
+
+# What belongs to a run
+
+
+def test_a_state_of_another_run_is_passed_over(
+    stopped: Path, straight: Path, recipes: dict[str, str], notes: Notes
+) -> None:
+    other = stopped.parent / "other"
+    with stopped_after(at("kernel", 2)):
+        ofav2.train(recipes["short"], ["run.save_steps=1", "run.keep_states=4", "run.seed=9"], other)
+    for file in checkpoint.file_paths(stopped / "checkpoints" / "state-000000004"):
+        shutil.copy(other / "checkpoints" / file.name, file)
+    ofav2.resume(stopped)
+    assert "state-000000004.safetensors is not the one that run.json names" in notes()
+    assert_same_run(stopped, straight)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_trained_again(
+    stopped: Path, straight: Path, recipes: dict[str, str], notes: Notes
+) -> None:
+    other = ofav2.train(recipes["short"], [*STRAIGHT, "run.seed=9"], stopped.parent / "other").folder
+    finished = Path(shutil.copytree(straight, stopped.parent / "finished"))
+    for run in (stopped, finished):
+        for file in checkpoint.file_paths(run / "checkpoints" / "full"):
+            shutil.copy(other / "checkpoints" / file.name, file)
+    with pytest.raises(RunError, match=r"full\.safetensors is not the one that run\.json names"):
+        ofav2.load_supernet(finished, "full")
+    ofav2.resume(stopped)
+    assert "full.safetensors is not the one that run.json names" in notes()
+    assert_same_run(stopped, straight)
+
+
+def test_other_versions_are_said_and_kept(stopped: Path, notes: Notes) -> None:
+    before = read_run(stopped).versions
+    change_facts(stopped, lambda facts: facts["versions"].update(torch="1.0"))
+    ofav2.resume(stopped)
+    assert f"versions: torch {before['torch']}, before 1.0; sums may be added in another order" in notes()
+    record = read_run(stopped)
+    assert record.versions == before
+    assert record.earlier_versions == ({**before, "torch": "1.0"},)
+
+
+@pytest.mark.parametrize("name", [folder.RECIPE, folder.SPLIT])
+def test_a_recipe_or_split_that_is_lost_is_written_again(
+    name: str, stopped: Path, straight: Path, notes: Notes
+) -> None:
+    text = (stopped / name).read_text()
+    (stopped / name).unlink()
+    assert_accepted(stopped)
+    assert f"{name} is missing: it is written again, from " in notes()
+    assert (stopped / name).read_text() == text
+    ofav2.resume(stopped)
+    assert_same_run(stopped, straight)
+    # Of a finished run as well.
+    (stopped / name).unlink()
+    ofav2.resume(stopped)
+    assert (stopped / name).exists()
+
+
+def test_a_recipe_that_was_edited_is_a_change(stopped: Path) -> None:
+    file = stopped / "recipe.yaml"
+    file.write_text(file.read_text().replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(RunError, match=r"phases\.kernel\.lr was 0\.001, is 0\.002"):
+        ofav2.resume(stopped)
+
+
+def test_a_lock_that_is_removed_ends_the_run_at_the_next_save(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    before_yielding(monkeypatch, at("full", 2), lambda: (run / folder.LOCK).unlink())
+    with pytest.raises(RunError, match=r"lost its \.lock while it was written"):
+        ofav2.train(recipes["short"], EVERY_STEP, run)
+    assert states(run) == ["state-000000001.json"]
+    assert read_run(run).status == "training", "another process may write there by now"
 
 
 # One writer

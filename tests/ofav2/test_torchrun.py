@@ -23,6 +23,7 @@ from ofav2.runs.records import read_run
 from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.signals import Lost, Stopped
 from ofav2.training import loop as learn
+from ofav2.training import writer
 from ofav2.training.run import train_or_resume
 from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, run_apart
@@ -180,7 +181,7 @@ def test_a_folder_that_the_first_process_cannot_write_ends_all(
     def full(*arguments: Any) -> None:
         raise RunError("disk full")
 
-    monkeypatch.setattr(learn, "save_state", full)
+    monkeypatch.setattr(writer, "save_state", full)
     path = tmp_path / "run"
     first, second = started(2, two, path)
     assert (type(first.error), str(first.error)) == (RunError, "disk full")
@@ -190,7 +191,7 @@ def test_a_folder_that_the_first_process_cannot_write_ends_all(
 
 def test_too_many_unusable_batches_are_told_by_the_first_process(two: str, tmp_path: Path) -> None:
     ended = started(2, two, tmp_path / "run", "phases.full.lr=1e30", "optim.skip_limit=0")
-    assert kinds(ended) == ["RunError", "Lost"]
+    assert kinds(ended) == ["DivergedError", "Lost"]
 
 
 def test_a_folder_in_use_is_told_by_the_first_process(two: str, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: what each verb shows, and one clear line, with a next step, for whatever cannot be done."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import torch
 from torchvision.io import write_png
 
 import ofav2
+import ofav2.nas.latency_table
 from ofav2.cli import main as cli
 from ofav2.cli.main import main
 from ofav2.config import recipe
@@ -608,6 +610,107 @@ def test_a_real_process_lists_and_refuses(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert re.match(r"ofav2: data\.batchsize \(3\): no such key here .*did you mean data\.batch_size\?", done.stderr)
     assert list(tmp_path.iterdir()) == []
+
+
+class Lost(io.StringIO):
+    """A stream that can't be written to."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__()
+        self.error = error
+
+    def write(self, text: str) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize("stderr", [Lost(BrokenPipeError()), Lost(OSError(28, "No space left on device")), None])
+def test_a_training_goes_on_without_a_reader_of_its_notes(
+    stderr: Lost | None, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "stderr", stderr)
+    assert main(["train", two, "--run-dir", str(tmp_path / "run")]) == 0
+    assert read_run(tmp_path / "run").status == "finished"
+    assert capsys.readouterr().out == f"{tmp_path / 'run'}\n"
+    assert main(["train", two, "--run-dir", str(tmp_path / "run")]) == 2
+
+
+def test_an_extraction_is_written_even_if_the_reader_of_its_table_has_left(
+    tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", Lost(BrokenPipeError()))
+    limits = ["--max-macs", "1G", "--candidates", "1", "--formats", "none"]
+    assert main(["extract", str(tiny_run.folder), *limits, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "subnet.json").exists()
+
+
+@pytest.mark.parametrize("stdout", [Lost(OSError(28, "No space left on device")), None])
+def test_a_result_that_can_not_be_written_is_no_success(
+    stdout: Lost | None, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(sys, "stdout", stdout)
+    assert main(["recipes"]) == 74
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r"ofav2: stdout can't be written \((No space left on device|it is closed)\)", line)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "said"),
+    [
+        (">&-", 74, r"ofav2: stdout can't be written \((it is closed|Bad file descriptor)\): .*"),
+        (">/dev/full", 74, r"ofav2: stdout can't be written \(No space left on device\): .*"),
+        (">/dev/null 2>&-", 0, ""),
+        (">/dev/null 2>/dev/full", 0, ""),
+        ("nowhere 2>&-", 2, ""),
+    ],
+)
+def test_a_real_process_without_streams(redirection: str, code: int, said: str) -> None:
+    command = f"{sys.executable} -m ofav2 recipes {redirection}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=120, check=False
+    )
+    assert done.returncode == code
+    assert re.fullmatch(said, done.stderr.rstrip("\n"))
+
+
+def test_a_closed_stderr_is_no_name_for_the_next_file() -> None:
+    """A library that writes to stderr would write into a run's `metrics.jsonl`."""
+    code = (
+        "import os; from ofav2.cli import console; console.occupy_standard_files(); file = open(os.devnull);"
+        " os._exit(0 if file.fileno() > 2 else 1)"
+    )
+    command = f"{sys.executable} -c '{code}' <&- 2>&-"
+    assert subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, timeout=120, check=False).returncode == 0
+
+
+def test_a_killed_process_that_reads_images_gets_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(error: str) -> None:
+        raise RuntimeError(error)
+
+    monkeypatch.setattr(recipe, "names", lambda: fail("DataLoader worker (pid 7) is killed by signal: Killed. "))
+    assert main(["recipes"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "is gone (DataLoader worker (pid 7) is killed by signal: Killed.)" in line
+    assert "lower data.workers" in line
+    monkeypatch.setattr(recipe, "names", lambda: fail("a bug of ours"))
+    with pytest.raises(RuntimeError, match="a bug of ours"):
+        main(["recipes"])
+
+
+@pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "2"), ("RANK", "x")])
+def test_an_environment_that_is_no_torchruns_gets_one_line(
+    name: str, value: str, two: str, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(name, value)
+    assert f"{name} ({value})" in refusal(capsys, "train", two, "--run-dir", str(tmp_path / "run"))
+
+
+def test_latencies_are_not_measured_for_a_file_that_can_not_be_written(
+    tiny_run: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ofav2.nas.latency_table, "build_table", None)
+    said = refusal(capsys, "latency", str(tiny_run.folder), "--table", "/proc/table.json")
+    assert said.startswith("/proc/table.json cannot be written")
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

@@ -463,6 +463,8 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("phases.full.dropout", ("0", "0.99"), ("1", "-0.1")),
     ("teacher.policy", ("best",), ("''",)),
     ("teacher.checkpoint", ("null", "a.pth"), ("''",)),
+    ("teacher.mean", ("null", "[0.5]", "[0, 0.5, 0.5, 1]"), ("[]", "[0, 0.5, 1.1]", "[-0.1]")),
+    ("teacher.std", ("null", "[0.5]", "[0.1, 0.5, 0.5, 1]"), ("[]", "[0, 0.5, 1]", "[1.1]")),
     ("teacher.kd_ratio", ("0", "2"), ("-1",)),
     ("optim.momentum", ("0", "0.99"), ("1", "-0.1")),
     ("optim.betas", ("[0, 0.99]",), ("[0, 1]", "[-0.1, 0.9]")),
@@ -475,9 +477,9 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("evaluation.batch_size", ("1",), ("0",)),
     ("evaluation.calibration_images", ("2",), ("1", "0")),
     ("evaluation.calibration_batch", ("2",), ("1", "0")),
-    ("tracking.project", ("a",), ("''",)),
+    ("tracking.project", ("ofav2", "a b.c-d_e=f", "x" * 128), ("''", "a/b", "a#b", "a:b", "'a?'", "'a%'", "x" * 129)),
     ("tracking.entity", ("null", "a"), ("''",)),
-    ("tracking.tags", ("[]", "[a]"), ("['']",)),
+    ("tracking.tags", ("[]", "[a]", f"[{'x' * 64}]"), ("['']", f"[{'x' * 65}]")),
     ("tracking.every_steps", ("1",), ("0",)),
 )
 
@@ -504,7 +506,7 @@ def leaves(kind: type[Any], key: str = "") -> Iterator[tuple[str, Any]]:
 
 @pytest.mark.parametrize(
     ("text", "values"),
-    [("48..64 step 4", (48, 52, 56, 60, 64)), ("16..16 step 1", (16,)), ("  16 .. 24  step 8 ", None)],
+    [("48..64 step 4", (48, 52, 56, 60, 64)), ("16..16 step 1", (16,)), ("16 .. 24  step 8", None)],
 )
 def test_whole_numbers_may_be_given_as_a_range(text: str, values: tuple[int, ...] | None) -> None:
     if values is None:

@@ -1,6 +1,7 @@
 """What an extraction writes: each file computes what the network does, all of them are there or none."""
 
 import copy
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
@@ -94,6 +95,28 @@ def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_pa
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     for key, batch in batches.items():
         torch.testing.assert_close(list(exit_logits(found[key])), list(logits(extracted, batch)))
+
+
+def test_every_file_says_how_it_is_used(extracted: Extracted) -> None:
+    given, names = extracted.record.input, extracted.record.exports.outputs
+    expected = {
+        "channels": 3,
+        "resolution": 16,
+        "mean": list(given.mean),
+        "std": list(given.std),
+        "eval_crop": given.eval_crop,
+        "task": "classification",
+        "classes": list(extracted.record.classes),
+        "outputs": list(names),
+    }
+    assert ofav2.load_subnet(extracted.folder).meta["usage"] == expected
+    files = {"usage.json": ""}
+    torch.export.load(extracted.folder / "model.pt2", extra_files=files)
+    assert json.loads(files["usage.json"]) == expected
+    session = onnxruntime.InferenceSession(extracted.folder / "model.onnx", providers=["CPUExecutionProvider"])
+    found = session.get_modelmeta().custom_metadata_map
+    assert {name: found[name] if name == "task" else json.loads(found[name]) for name in expected} == expected
+    assert [output.name for output in session.get_outputs()] == expected["outputs"]
 
 
 def test_the_module_returns_the_chosen_exits(extracted: Extracted) -> None:
@@ -205,7 +228,7 @@ def test_an_extraction_leaves_a_folder_with_something_in_it_alone(opened: Opened
 
 
 def test_a_disk_that_is_full_leaves_nothing(opened: OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
+    def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.export, "save", full)

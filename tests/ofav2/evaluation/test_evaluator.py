@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from functools import partial
 from typing import Any
@@ -19,8 +20,10 @@ from ofav2.data.views import evaluation_view
 from ofav2.evaluation import evaluator as evaluation
 from ofav2.evaluation.evaluator import Score, mean_score, nested_groups
 from ofav2.evaluation.recalibration import adopt_statistics, recalibrate
+from ofav2.exits.collect import predict_exits
+from ofav2.tasks.classification import Classification
 from supernets import Subnet, Supernet
-from tests.ofav2.tiny import bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
+from tests.ofav2.tiny import CPU, bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
 from tests.supernets.randomise import randomise
 
 B = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
@@ -225,6 +228,32 @@ def test_scores_are_those_of_a_plain_loop_image_by_image() -> None:
         with torch.no_grad():
             hits += int(module(image).argmax().item() == label)
     assert score == Score(score.subnet, hits / 17, 17)
+
+
+class Mean(Classification):
+    """A task whose metric is the mean of the logits, which shows every bit of them."""
+
+    def tally(self, output: Tensor, target: Tensor) -> Tensor:
+        return torch.stack([output.double().sum(), torch.tensor(output.numel(), dtype=torch.float64)])
+
+
+def test_a_runs_precision_is_that_of_training_and_changes_no_score() -> None:
+    """What is written is float32, so a network that was measured in bfloat16 would be another one."""
+    net, data = tiny_net("ee_dp"), tiny_data()
+    found = []
+    for precision in ("float32", "bfloat16"):
+        runtime = replace(CPU, precision=precision)
+        evaluator = tiny_evaluator(data, task=Mean(5), runtime=runtime)
+        module = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
+        scores = {score.subnet: score.value for score in evaluator.scores(net, relatives(net), data.val)}
+        ensemble = evaluator.ensemble_score(module, B, 16, data.val)
+        predicted, _ = predict_exits(module, evaluator, data.val, 16)
+        with runtime.autocast():
+            narrow = module(evaluator.sample_inputs(16))[-1].dtype
+        found.append((scores, evaluator.exit_scores(module, 16, data.val), ensemble, predicted.tolist(), bits(module)))
+    assert narrow == torch.bfloat16, "or the run's precision would mean nothing"
+    assert found[0][:-1] == found[1][:-1]
+    assert same_bits(found[0][-1], found[1][-1])
 
 
 def test_the_supernet_is_untouched_by_evaluating() -> None:

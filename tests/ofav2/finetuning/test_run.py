@@ -328,7 +328,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be made"):
+    with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be written"):
         finetune(extracted, out=tmp_path / "file" / "out")
 
 

@@ -197,6 +197,23 @@ def test_artifacts_only_when_enabled(tmp_path: Path, enabled: bool) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["lr=0.01-full", "größe/full", "x" * 200])
+def test_a_run_folder_of_any_name_has_artifacts(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path, TrackingConfig(mode="offline", artifacts=True)) as tracker:
+        tracker.artifact([tmp_path / "metrics.jsonl"], name, "model")
+    (artifact,) = of_type(wandb_records(tmp_path), "artifact")
+    assert artifact.name == tracking.artifact_name(name)
+    assert warnings_of(caplog) == []
+
+
+def test_the_recipes_rules_for_wandb_are_wandbs_own() -> None:
+    for config in (OFFLINE, TrackingConfig(project="x" * 128, tags=("t" * 64,))):
+        wandb.Settings(project=config.project, run_tags=config.tags)
+    for project, tags in (("a/b", ()), ("x" * 129, ()), ("a", ("t" * 65,)), ("a", ("",))):
+        with pytest.raises((wandb.errors.UsageError, ValueError)):
+            wandb.Settings(project=project, run_tags=tags)
+
+
 def test_a_run_is_resumed_under_its_id(tmp_path: Path) -> None:
     with opened(tmp_path, run_id="abc123") as tracker:
         tracker.log("train", global_step=30, phase="depth", loss=0.5)
@@ -287,6 +304,18 @@ def test_wandb_that_fails_midway_costs_one_warning(
     assert kinds == ["train", *["table", "scatter", "train"] * 3]
     steps = [row["global_step"] for row in history(wandb_records(tmp_path)) if "full/train/loss" in row]
     assert steps == [0], "W&B stays off, and keeps what it had"
+
+
+def test_a_failed_artifact_turns_off_artifacts_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with opened(tmp_path, TrackingConfig(mode="offline", artifacts=True)) as tracker:
+        for step in range(3):
+            tracker.artifact([tmp_path / ("nowhere" if step == 1 else "metrics.jsonl")], f"phase-{step}", "model")
+            tracker.log("train", global_step=step, phase="full", loss=1.0)
+    (warning,) = warnings_of(caplog)
+    assert warning.startswith("W&B artifacts are off for the rest of this run (ValueError: ")
+    records = wandb_records(tmp_path)
+    assert [row["global_step"] for row in history(records)] == [0, 1, 2]
+    assert [artifact.name for artifact in of_type(records, "artifact")] == ["phase-0"]
 
 
 def test_wandb_that_cannot_finish_costs_one_warning(

@@ -176,6 +176,19 @@ def test_the_full_phase_trains_the_supernets_own_parameters(compiler: Compiler) 
     assert same_bits(bits(other), bits(plain))
 
 
+def test_the_full_phase_is_one_graph_as_a_run_on_the_cpu_trains_it(notes: Notes) -> None:
+    """A kernel that asked for the number of threads once broke it, and every run fell back to eager."""
+    plain, other = (CPU.place(tiny_net("se_b", depth=(1,))) for _ in range(2))
+    for net in (plain, other):
+        CPU.use_cpu_kernels(net)
+    assert isinstance(plain, Supernet)
+    assert isinstance(other, Supernet)
+    assert trained(other, dynamo, (16,)) == pytest.approx(trained(plain, None, (16,)), rel=1e-4)
+    told = notes()
+    assert "largest network compiled for 16 pixels" in told
+    assert "can't be compiled" not in told
+
+
 def test_another_network_than_the_compiled_one_is_refused() -> None:
     net = tiny_net("ee_d")
     exits = compiled_exits(net, net.space.largest(), eager)

@@ -8,9 +8,11 @@ import itertools
 import logging
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -388,6 +390,36 @@ def test_an_environment_that_is_no_torchruns_is_refused(value: str, monkeypatch:
         pass
 
 
+def test_a_machine_that_nobody_knows_is_said_at_once_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+
+    def unknown(host: str, *_: object) -> None:
+        asked.append(host)
+        if len(asked) < 3:
+            raise socket.gaierror(-2, "Name or service not known")
+
+    waited: list[float] = []
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(time, "sleep", waited.append)
+    processes_module._await_name("first.example")
+    assert asked == ["first.example"] * 3
+    assert len(waited) == 2
+    assert len(caplog.records) == 1
+    assert "MASTER_ADDR (first.example) is no machine that is known here" in caplog.text
+    monkeypatch.setattr(processes_module, "NAME_PATIENCE", timedelta(0))
+    asked.clear()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "first.example")
+    with (
+        pytest.raises(UserError, match=r"MASTER_ADDR \(first\.example\) .* give the first process's machine"),
+        process_group(),
+    ):
+        pass
+
+
 def test_only_the_first_process_logs_and_joining_twice_is_joining_once(capfd: pytest.CaptureFixture[str]) -> None:
     def job() -> Any:
         with console.show_logs(), process_group() as processes:
@@ -538,8 +570,8 @@ def test_processes_that_disagree_are_refused_with_what_differs(
 ) -> None:
     describe = prepare.new_record
 
-    def described(name: str, config: Config, *more: Any) -> RunRecord:
-        record = describe(name, config, *more)
+    def described(name: str, config: Config, *more: Any, **named: Any) -> RunRecord:
+        record = describe(name, config, *more, **named)
         # Instead of several data sets and versions; the learning rate says which.
         other = {
             0.5: replace(record, data=replace(record.data, fingerprint="other")),

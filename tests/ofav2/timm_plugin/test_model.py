@@ -145,6 +145,13 @@ def test_dropout_acts_in_training_alone(single: Path) -> None:
         ({"global_pool": "max"}, r"global_pool \('max'\) must be avg"),
         ({"num_classes": -1}, r"num_classes \(-1\)"),
         ({"pretrained_cfg": {"url": "x"}}, "pretrained_cfg has no effect"),
+        ({"drop_path_rate": 0.1}, r"drop_path_rate \(0\.1\) is not there for ofav2_subnet: leave it out"),
+        ({"output_stride": 8}, r"output_stride \(8\) is not there"),
+        ({"out_indices": (1, 2)}, r"out_indices \(\(1, 2\)\) has no effect without features_only"),
+        ({"features_only": True, "out_indices": (1, 6)}, r"out_indices \(\(1, 6\)\) must be out of .* 0 to 5"),
+        ({"features_only": True, "out_indices": ()}, r"out_indices \(\(\)\) must be out of"),
+        ({"features_only": True, "out_indices": 7}, r"out_indices \(7\) must be out of"),
+        ({"features_only": True, "in_chans": 1}, r"in_chans \(1\) must be the network's 3"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(single: Path, settings: dict[str, Any], message: str) -> None:
@@ -162,6 +169,48 @@ def test_settings_that_timms_scripts_always_give_are_taken(single: Path) -> None
     model.set_grad_checkpointing(False)
     with pytest.raises(UserError, match="gradient checkpointing"):
         model.set_grad_checkpointing()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_features_are_those_that_the_exits_read(seed: int, tmp_path: Path) -> None:
+    net = tiny.tiny_net("ee_dp").eval()
+    subnet = net.space.sample(np.random.default_rng([seed]))
+    folder = written(tmp_path / "subnet", net, subnet)
+    backbone = create(folder, features_only=True).eval()
+    own = net.extract(subnet, exits="all")
+    read: list[Tensor] = []
+    for exit in range(1, subnet.height + 1):
+        own.get_submodule(f"exits.{exit}.widen.conv").register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    batch = torch.randn((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        own(batch)
+        found = backbone(batch)
+    assert len(found) == subnet.height + 1
+    assert all(map(torch.equal, found[1:], read))
+    info = backbone.feature_info
+    assert [one.shape[1] for one in found] == info.channels()
+    assert [64 // one.shape[2] for one in found] == info.reduction()
+    assert not any("exits" in name for name in backbone.state_dict())
+
+
+def test_features_are_chosen_by_their_indices(single: Path) -> None:
+    with torch.inference_mode():
+        found = create(single, features_only=True).eval()(images())
+        for indices, names in (((0, 2), (0, 2)), ((-1,), (5,)), (2, (4, 5)), ((3, 1), (3, 1))):
+            part = create(single, features_only=True, out_indices=indices).eval()
+            some = part(images())
+            assert all(map(torch.equal, some, (found[index] for index in names)))
+            assert len(some) == len(names)
+            assert part.feature_info.channels() == [one.shape[1] for one in some]
+
+
+def test_a_network_with_several_exits_is_a_backbone_too(tmp_path: Path) -> None:
+    net = tiny.tiny_net("ee_b").eval()
+    several = written(tmp_path / "all", net, net.space.largest(), exits=(1, 5))
+    single = written(tmp_path / "last", net, net.space.largest())
+    with torch.inference_mode():
+        first, second = (create(folder, features_only=True).eval()(images()) for folder in (several, single))
+    assert all(map(torch.equal, first, second))
 
 
 def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:

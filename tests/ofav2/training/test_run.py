@@ -423,7 +423,16 @@ def test_a_run_that_blows_up_names_the_step_and_the_sub_networks(tmp_path: Path)
     ) as caught:
         train_two(tmp_path, *overrides)
     assert len(str(caught.value).splitlines()) == 1
-    assert "RunError" in read_run(tmp_path / "run").status
+    assert read_run(tmp_path / "run").status == "failed: DivergedError"
+
+
+@pytest.mark.parametrize("lr", ["1e30", "1e38"])
+def test_a_phase_with_weights_that_compute_nothing_never_finishes(lr: str, tmp_path: Path) -> None:
+    """So few steps that none has an unusable loss, or too few to stop the run."""
+    overrides = ["optim.name=sgd", f"phases.full.lr={lr}", "optim.skip_limit=100"]
+    with pytest.raises(RunError, match=r"not finite.*lower phases\.full\.lr"):
+        train_two(tmp_path, *overrides)
+    assert read_run(tmp_path / "run").phases == ()
 
 
 # W&B

@@ -12,7 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import distill
+import ofav2
 from distill import TeacherCandidate
+from ofav2 import files
 from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import RunError, UserError
@@ -29,7 +31,8 @@ from ofav2.training.teacher import (
     score_order,
 )
 from supernets import Supernet
-from tests.ofav2.tiny import CPU, bits, data_config, same_bits, tiny_data, tiny_evaluator, tiny_net
+from tests.ofav2 import tiny
+from tests.ofav2.tiny import CPU, MEAN, STD, bits, data_config, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 TINY_TIMM = "test_efficientnet"
 DATA = tiny_data()
@@ -201,7 +204,7 @@ def plan_with_teachers(*policies: str) -> Plan:
 
 def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Path) -> None:
     policy = f"timm:{TINY_TIMM}"
-    config = TeacherConfig(checkpoint=timm_file)
+    config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
     external = externals(plan_with_teachers(policy), config, DATA, (16, 20))
     evaluator, net = tiny_evaluator(DATA), tiny_net()
     phase_teacher = choose(policy, tmp_path, net, external=external, evaluator=evaluator, candidates=[])
@@ -216,16 +219,74 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
     assert TOP1.show(score) in (reason or "")
 
 
+def test_a_timm_teacher_is_measured_and_teaches_with_its_own_normalisation(timm_file: str, tmp_path: Path) -> None:
+    policy = f"timm:{TINY_TIMM}"
+    mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+    given = externals(plan_with_teachers(policy), TeacherConfig(checkpoint=timm_file, mean=mean, std=std), DATA, (20,))
+    # The same network on images that are normalised so from the start.
+    alike = replace(DATA, mean=mean, std=std)
+    plain = externals(plan_with_teachers(policy), TeacherConfig(checkpoint=timm_file, mean=mean, std=std), alike, (20,))
+    pixels = DATA.val.images.read(0)[None].float()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            given[policy](DATA.normalise(pixels)), plain[policy](alike.normalise(pixels)), rtol=1e-4, atol=1e-4
+        )
+    scores = [
+        tiny_evaluator(data).exit_scores(found[policy], 20, data.val) for data, found in ((DATA, given), (alike, plain))
+    ]
+    assert scores[0] == scores[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"^teacher\.mean \(null\): a teacher\.checkpoint does not say"),
+        ({"mean": MEAN}, r"^teacher\.std \(null\): a teacher\.checkpoint does not say"),
+        ({"mean": MEAN, "std": (0.5,)}, r"^teacher\.std \(1 numbers\): must have as many as teacher\.mean, 3"),
+        ({"checkpoint": None, "mean": MEAN, "std": STD}, r"are those of teacher\.checkpoint \(null\): leave them out"),
+    ],
+)
+def test_a_teachers_file_needs_its_normalisation(timm_file: str, changes: dict[str, Any], message: str) -> None:
+    config = replace(TeacherConfig(checkpoint=timm_file), **changes)
+    with pytest.raises(UserError, match=message):
+        externals(plan_with_teachers(f"timm:{TINY_TIMM}"), config, DATA, (16,))
+
+
 def test_external_teachers_are_built_once_and_only_where_a_phase_names_one(timm_file: str) -> None:
     policy = f"timm:{TINY_TIMM}"
-    config = TeacherConfig(checkpoint=timm_file)
+    config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
     built = externals(plan_with_teachers(policy, "best", policy, "none"), config, DATA, (16,))
     assert list(built) == [policy]
     assert externals(plan_with_teachers("best", "none"), config, DATA, (16,)) == {}
 
 
+def test_the_teachers_file_is_recorded_and_another_one_is_a_change(tmp_path: Path) -> None:
+    def teacher(seed: int) -> None:
+        torch.manual_seed(seed)
+        save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "teacher.safetensors")
+
+    with torch.random.fork_rng():
+        teacher(0)
+    sha256 = files.sha256(tmp_path / "teacher.safetensors")
+    settings = [
+        "data.resolutions=[32]",
+        "phases.kernel.teacher=timm:test_resnet",
+        f"teacher.checkpoint={tmp_path / 'teacher.safetensors'}",
+        "teacher.mean=[0.5,0.5,0.5]",
+        "teacher.std=[0.5,0.5,0.5]",
+    ]
+    run = ofav2.train(tiny.written(tmp_path, tiny.TWO), settings, tmp_path / "run")
+    assert run.record.teacher_sha256 == sha256
+    assert [phase.teacher.sha256 for phase in run.record.phases] == [None, sha256]
+    with torch.random.fork_rng():
+        teacher(1)
+    with pytest.raises(RunError, match=r"teacher\.checkpoint\.sha256 was .* with --allow-change teacher\.checkpoint"):
+        ofav2.resume(run.folder)
+    ofav2.resume(run.folder, allow=["teacher.checkpoint"])
+
+
 def test_a_teacher_of_other_classes_is_refused(timm_file: str) -> None:
-    config = TeacherConfig(checkpoint=timm_file)
+    config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
     with pytest.raises(distill.DistillError, match="5 classes"):
         externals(plan_with_teachers(f"timm:{TINY_TIMM}"), config, tiny_data(classes=6), (16,))
 
