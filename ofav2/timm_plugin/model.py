@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
+from supernets import Architecture
 
 
 class TimmSubnet(nn.Module):
@@ -118,9 +119,10 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
 
     Raises:
         RunError: If the folder holds no extracted network.
-        UserError: If the network returns the logits of several exits.
+        UserError: If the network returns the logits of several exits, or is a network of timm with exits.
     """
     record = single_exit(directory)
+    _require_supernets(record, directory)
     features, head, classifier = _split(load_subnet(directory), record.subnet.height)
     return TimmSubnet(features, head, classifier, timm_cfg(record) | dict(overlay), drop_rate)
 
@@ -138,9 +140,10 @@ def open_features(
 
     Raises:
         RunError: If the folder holds no extracted network.
-        UserError: If it has no such features.
+        UserError: If it has no such features, or is a network of timm with exits.
     """
     record = describe_subnet(directory)
+    _require_supernets(record, directory)
     module, height = load_subnet(directory), record.subnet.height
     indices = _indices(out_indices, height + 1)
     nodes = list(module.graph.nodes)
@@ -194,6 +197,14 @@ def single_exit(directory: str | Path) -> SubnetRecord:
             " extract it again without --exits"
         )
     return record
+
+
+def _require_supernets(record: SubnetRecord, directory: str | Path) -> None:
+    if not isinstance(record.architecture, Architecture):
+        raise UserError(
+            f"sub-network ({directory}) is timm's {record.architecture.name} with exits, and ofav2_subnet is for those"
+            " of a supernet: load it with ofav2.load_subnet"
+        )
 
 
 def timm_cfg(record: SubnetRecord) -> dict[str, Any]:

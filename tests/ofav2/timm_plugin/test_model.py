@@ -1,6 +1,7 @@
 """timm's own code takes an extracted network: configuration, transforms, validation, a training step, a new head."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 import ofav2
 import ofav2.timm_plugin
+import ofav2.timm_plugin.model
 import supernets
 from ofav2.errors import RunError, UserError
 from tests.ofav2 import tiny
@@ -218,6 +220,16 @@ def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
         timm.create_model("ofav2_subnet")
     with pytest.raises(RunError, match=r"has no subnet\.json"):
         create(tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{}, {"features_only": True}])
+def test_a_network_of_timm_itself_is_refused(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = SimpleNamespace(architecture=SimpleNamespace(name="resnet18"), exits="last")
+    monkeypatch.setattr(ofav2.timm_plugin.model, "describe_subnet", lambda _: found)
+    with pytest.raises(UserError, match=r"is timm's resnet18 with exits, .*: load it with ofav2\.load_subnet"):
+        create(tmp_path, **settings)
 
 
 def test_several_exits_are_refused(tmp_path: Path) -> None:
