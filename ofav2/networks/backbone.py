@@ -323,8 +323,11 @@ def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor
             logits = net(images)
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise _too_small(arch.name, arch.resolution, error) from error
+    except Exception as error:
+        # Each model of timm has code of its own, with errors of its own.
+        raise _refusal(arch.name, _first_line(error)) from error
     if not isinstance(logits, Tensor) or logits.shape != (len(images), arch.num_classes):
         raise _refusal(arch.name, "it returns no logits of classes")
     strides = {feature.module: feature.reduction for feature in _features(net, arch.name)}
