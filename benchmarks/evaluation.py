@@ -25,7 +25,7 @@ from benchmarks.sides import Times, report, time_sides
 from ofav2.cli import console
 from ofav2.config.schema import DataConfig, EvaluationConfig
 from ofav2.data import ImageData, Split, open_data
-from ofav2.data.images import FileImages
+from ofav2.data.cache import CheckedImages
 from ofav2.data.views import short_side
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
@@ -206,8 +206,9 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
         return len(self.split)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if isinstance(self.split.images, FileImages):
-            image = Image.open(self.split.images.path(index)).convert("RGB")
+        images = self.split.images
+        if isinstance(images, CheckedImages) and not images.decoded:
+            image = Image.open(images.files.path(index)).convert("RGB")
         else:
             image = transforms.functional.to_pil_image(self.split.image(index))
         return self.transform(image), int(self.split.labels[index])

@@ -8,7 +8,7 @@ import pytest
 import ofav2
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
-from ofav2.data import ImageData
+from ofav2.data import ImageData, SplitRecord
 from ofav2.runs import folder
 from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
@@ -18,7 +18,7 @@ CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000, 
 TRAIN_IMAGES = 16
 
 
-def faked(config: DataConfig) -> ImageData:
+def faked(config: DataConfig, split: SplitRecord | None) -> ImageData:
     """Noise with the data set's classes."""
     return tiny.tiny_data(classes=CLASSES[config.name], train=TRAIN_IMAGES, val=6, test=5)
 

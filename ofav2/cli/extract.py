@@ -74,6 +74,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.data import refuse_inside
     from ofav2.deploy.artifact import RECORD
     from ofav2.deploy.extract import extract_into
     from ofav2.evaluation.opened_run import open_run
@@ -84,6 +85,7 @@ def _run(arguments: argparse.Namespace) -> None:
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
         run = open_run(arguments.run)
+        refuse_inside(run.data.trees, Path(arguments.out), "output folder")
         space = run.loaded.net.space
         ranking = _choose(arguments, run, constraints) if constraints else None
         named = chosen or (space.largest() if arguments.largest else space.smallest())

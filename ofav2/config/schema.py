@@ -56,12 +56,13 @@ class DataConfig:
     download: bool = False
     """Whether torchvision may download the data set into `root` where it offers that."""
     cache: str | None = None
-    """Folder in which a data set of image files is kept decoded, so that files are decoded once; null decodes them
-    anew each time they are used."""
+    """Folder in which a data set of image files is kept decoded, so that files are read and decoded once; null reads
+    all of them at each start, and decodes them anew each time they are used."""
     cache_gib: float = 16.0
     """Largest data set, decoded, in GiB, that is kept there; a larger one is streamed from its files."""
     bad_images: Literal["refuse", "skip"] = "refuse"
-    """Whether an image that cannot be decoded, or cannot be rightly labelled, ends the run or is left out."""
+    """Whether an image ends the command or is left out that cannot be decoded, cannot be rightly labelled, or is gone
+    though a run was trained with it."""
     resolutions: tuple[int, ...] = (64,)
     """Square image sides in pixels of which each training batch draws one, as a list or a range such as
     `48..64 step 4`; a single one: no elastic resolution."""

@@ -1,11 +1,11 @@
 """Open data sets by name, split them, and make batches of a resolution.
 
 Reading order: `catalogue` (names, opening), `splits` (what a data set is), `readers/arrays` and `readers/folders` (how
-each is listed), `images` (one image), `cache` (decoding once), `checks` (bad images and doubles), `views` (cropping and
-resizing), `augment` (what torchvision does to a batch), `loaders` (batches).
+each is listed), `images` (one image), `digests` (what identifies files), `cache` (decoding once), `checks` (bad images
+and doubles), `views` (cropping and resizing), `augment` (what torchvision does to a batch), `loaders` (batches).
 """
 
-from ofav2.data.catalogue import names, open_data
+from ofav2.data.catalogue import names, open_data, refuse_inside
 from ofav2.data.loaders import (
     Batch,
     Request,
@@ -15,7 +15,7 @@ from ofav2.data.loaders import (
     steps_per_epoch,
     train_batches,
 )
-from ofav2.data.splits import ImageData, Split, join, split_record
+from ofav2.data.splits import ImageData, Split, SplitRecord, join, read_split, split_record, write_split
 from ofav2.data.views import normalise
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "ImageData",
     "Request",
     "Split",
+    "SplitRecord",
     "batch_resolution",
     "calibration_batches",
     "eval_batches",
@@ -30,7 +31,10 @@ __all__ = [
     "names",
     "normalise",
     "open_data",
+    "read_split",
+    "refuse_inside",
     "split_record",
     "steps_per_epoch",
     "train_batches",
+    "write_split",
 ]

@@ -1,26 +1,29 @@
 """Decode files once: keep a data set's pixels in one memory-mapped file, with facts about each image.
 
-An entry of the cache is a folder `NAME-KEY`, whose key is a digest of the files' paths, sizes and times of change:
+An entry of the cache is a folder `NAME-KEY`, whose key is a digest of the images' names and contents:
 
     pixels.bin   all images, one after another, as uint8 (H, W, 3); missing where they were only looked at
-    index.npz    per image: where its pixels begin, its height and width, a digest of its file
-    about.json   format, key, root, sizes, and the images that cannot be decoded, with the reason
+    index.npz    per image: where its pixels begin, height and width, digests of its file and of its pixels
+    about.json   the folder it was made from, sizes, and the images that cannot be decoded, with the reason
 
-An entry appears whole or not at all. Of several processes that open a data set at once one decodes, the others wait.
+An entry appears whole or not at all, and is then only read; so one on a read-only disk serves as well. Of several
+processes that open a data set at once one decodes, the others wait.
 """
 
-import fcntl
 import hashlib
+import io
 import logging
+import mmap
 import os
+import re
 import shutil
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -29,39 +32,89 @@ import torch
 from torch import Tensor
 
 from ofav2 import files
-from ofav2.data.images import FileImages, Indices, Pixels, Size, decode
+from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
+from ofav2.data.images import FileImages, Indices, Pixels, Size, decode, digest_of
+from ofav2.data.turns import CacheError, free_turn, turn, unusable
 from ofav2.errors import RunError, UserError
 from ofav2.progress import log_progress
+from ofav2.typed_json import Count, Sha256, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "ofav2-images/1"
+FORMAT = "ofav2-images/2"
 PIXELS, INDEX, ABOUT = "pixels.bin", "index.npz", "about.json"
 SAMPLE = 64
 """Images from which the size of a data set is estimated."""
 CHUNK = 32
 """Images that a thread decodes at a time."""
+CHECKED = 2**25
+"""Bytes of pixels that are compared with their digests when an entry is opened: of a larger one, others each time."""
+OLD_ENTRIES = 1
+"""Entries of a folder that are kept beside a new one, if they only lack images, or only have further ones."""
+_COLUMNS = MappingProxyType({"offsets": ("int64", ()), "shapes": ("int64", (2,)), "checks": ("uint64", ())})
+"""What `index.npz` has of each image beside the digest of its file: type and shape."""
+_STAGING = re.compile(r"\.(?P<entry>[a-z0-9_]+-[0-9a-f]{16})-[a-z0-9_]+")
+
+
+@dataclass(frozen=True)
+class About:
+    """What `about.json` holds."""
+
+    key: Sha256
+    """Digest of the images' names and contents."""
+    root: str
+    """The folder that it was made from, see `root_key`."""
+    bytes: Count
+    """Size of all pixels."""
+    kept: bool
+    """Whether they are kept, in `pixels.bin`."""
+    bad: Mapping[int, str]
+    """Why an image cannot be decoded, by its number."""
+    index_sha256: Sha256
+    """Checksum of `index.npz`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Decoded images in a file."""
+
+    pixels: Tensor
+    """uint8, one image after another, mapped from the file."""
+    file: mmap.mmap | None
+    """The file; None where it is empty."""
+    offsets: Indices
+    """Where each image begins (N,)."""
+
+    def require_whole(self) -> None:
+        """Refuse a file that was cut off meanwhile: the system would end the process that reads on.
+
+        Raises:
+            RunError: It was.
+        """
+        if self.file is not None and self.file.size() < len(self.pixels):
+            raise RunError(
+                f"data.cache: {PIXELS} was cut off to {self.file.size()} bytes of {len(self.pixels)} while in use;"
+                " start again, and it is decoded anew"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """An entry of the cache, opened: of all images of a data set, in the order of its listing."""
+    """What is known of all images of a data set, in the order of its listing."""
 
-    pixels: Tensor | None
-    """uint8, one image after another, mapped from the file; None where images were only looked at."""
-    offsets: Indices
-    """Where each image begins (N,)."""
-    shapes: npt.NDArray[np.int64]
-    """Height and width of each (N, 2); of one that cannot be decoded, 0."""
-    digests: npt.NDArray[np.uint64]
+    digests: Digests
     """A digest of each file's bytes (N,)."""
-    bad: Mapping[int, str]
+    shapes: npt.NDArray[np.int64] | None = None
+    """Height and width of each (N, 2); of one that cannot be decoded, 0. None where no image was decoded."""
+    kept: Kept | None = None
+    """Their pixels; None where they were only looked at."""
+    bad: Mapping[int, str] = field(default_factory=dict)
     """Why an image cannot be decoded, by its number."""
 
 
 @dataclass(frozen=True, eq=False)
 class CheckedImages:
-    """Image files that were decoded once, and whose pixels are read from the cache where they fitted in."""
+    """Image files whose contents are known, and whose pixels are read from the cache where they are kept there."""
 
     files: FileImages
     store: Store
@@ -71,16 +124,18 @@ class CheckedImages:
     @property
     def decoded(self) -> bool:
         """Whether pixels are at hand."""
-        return self.store.pixels is not None
+        return self.store.kept is not None
 
     @property
     def size(self) -> Size | None:
-        """The size that all images have; None where sizes differ."""
+        """The size that all images have; None where sizes differ or are not known."""
+        if self.store.shapes is None:
+            return None
         shapes = self.store.shapes[self.positions]
         return (int(shapes[0, 0]), int(shapes[0, 1])) if len(shapes) and (shapes == shapes[0]).all() else None
 
     @property
-    def digests(self) -> npt.NDArray[np.uint64]:
+    def digests(self) -> Digests:
         """A digest of each file's bytes (N,)."""
         return self.store.digests[self.positions]
 
@@ -91,12 +146,13 @@ class CheckedImages:
 
     def look(self, indices: Indices) -> Pixels:
         """Return images where they are kept."""
-        pixels, positions = self.store.pixels, self.positions[indices]
-        if pixels is None:
+        kept, shapes, positions = self.store.kept, self.store.shapes, self.positions[indices]
+        if kept is None or shapes is None:
             return self.files.look(indices)
-        sizes = self.store.shapes[positions]
+        kept.require_whole()
+        sizes = shapes[positions]
         strides = np.array([1, 0, 3]) + np.array([0, 3, 0]) * sizes[:, 1:]
-        return Pixels([pixels] * len(positions), self.store.offsets[positions], strides, sizes)
+        return Pixels([kept.pixels] * len(positions), kept.offsets[positions], strides, sizes)
 
     def take(self, indices: Indices) -> "CheckedImages":
         """Return the images at `indices`, in that order."""
@@ -104,7 +160,7 @@ class CheckedImages:
 
     def identity(self) -> bytes:
         """Return the files' identity: images are the same, wherever their pixels come from."""
-        return self.files.identity()
+        return self.files.identity_by(self.digests)
 
     def names(self) -> list[str]:
         """Return the images' paths relative to their folder."""
@@ -112,12 +168,13 @@ class CheckedImages:
 
 
 def open_store(
-    trees: Sequence[FileImages], *, name: str, root: Path, cache: Path, budget: int, check: bool
+    trees: Sequence[FileImages], digests: Digests, *, name: str, root: Path, cache: Path, budget: int, check: bool
 ) -> Store | None:
     """Open a data set's entry in the cache; make it first where there is none.
 
     Args:
         trees: The data set's files.
+        digests: Digests of their bytes (N,).
         name: Name of the data set.
         root: Its folder.
         cache: The folder of all entries.
@@ -128,15 +185,20 @@ def open_store(
         The entry; None for a data set over the budget that was not to be checked.
 
     Raises:
-        UserError: The cache cannot be read or written, or its disk is full.
+        UserError: The cache cannot be read or written, its disk is full, or the system refuses to read an image.
     """
-    key = _key(name, trees)
+    key = _key(name, trees, digests)
     entry = cache / f"{name}-{key[:16]}"
-    with _turn(cache, entry.name):
-        _sweep(cache, entry)
-        store = _load(entry, key, budget)
+    # An entry that is there needs no turn, and so no right to write.
+    store = _load(entry, key, digests, budget)
+    if store is not None:
+        return store
+    with turn(cache, entry.name):
+        _sweep(cache, entry.name)
+        store = _load(entry, key, digests, budget)
         if store is not None:
             return store
+        shutil.rmtree(entry, ignore_errors=True)
         expected = _estimate(trees)
         if expected > budget and not check:
             logger.info(
@@ -144,96 +206,116 @@ def open_store(
                 "decoded anew each time they are used"
             )
             return None
-        _make(entry, trees, {"key": key, "name": name, "root": str(root.resolve())}, budget, expected <= budget)
-        _remove_stale(entry, name, root)
-        store = _load(entry, key, budget)
-    assert store is not None, "it was just made"
+        _make(entry, trees, digests, key, root, budget if expected <= budget else -1)
+        _remove_stale(entry, name, root, digests)
+        store = _load(entry, key, digests, budget)
+    if store is None:
+        raise CacheError(f"data.cache ({cache}): what was just written reads otherwise; check the disk")
     return store
 
 
-def _key(name: str, trees: Sequence[FileImages]) -> str:
-    digest = hashlib.sha256(f"{FORMAT} {name}".encode())
+def _key(name: str, trees: Sequence[FileImages], digests: Digests) -> str:
+    found = hashlib.sha256(f"{FORMAT} {name}".encode())
+    start = 0
     for tree in trees:
-        digest.update(f"{len(tree.paths)} images\n".encode())
-        digest.update(tree.identity())
-    return digest.hexdigest()
+        end = start + len(tree.paths)
+        found.update(f"{end - start} images\n".encode())
+        found.update(tree.identity_by(digests[start:end]))
+        start = end
+    return found.hexdigest()
 
 
-@contextmanager
-def _turn(cache: Path, name: str) -> Iterator[None]:
-    """Wait until no other process makes the entry; the system ends the turn of one that is killed."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        handle = (cache / f".{name}.lock").open("a", encoding="utf-8")
-    except OSError as error:
-        raise _unusable(cache, error) from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info(f"cache {cache / name}: another process is at it, waiting")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        except OSError as error:
-            raise _unusable(cache, error) from error
-        yield
+def _sweep(cache: Path, own: str) -> None:
+    """Remove what killed processes left of entries that no process makes now; the turn at one's own is taken."""
+    for left in cache.iterdir():
+        named = _STAGING.fullmatch(left.name)
+        if not named or not left.is_dir():
+            continue
+        if named["entry"] == own:
+            _remove_leftover(left)
+            continue
+        with free_turn(cache, named["entry"]) as free:
+            if free:
+                _remove_leftover(left)
 
 
-def _unusable(cache: Path, error: OSError) -> UserError:
-    return UserError(
-        f"data.cache ({cache}): cannot be used ({error.strerror}); give a folder that you may write to, on a disk with "
-        "space, or set data.cache=null"
-    )
+def _remove_leftover(left: Path) -> None:
+    logger.warning(f"cache {left}: was left half-written; removed")
+    shutil.rmtree(left, ignore_errors=True)
 
 
-def _sweep(cache: Path, entry: Path) -> None:
-    """Remove files of the entry that a killed process wrote, as no other one makes it now."""
-    for partial in cache.glob(f".{entry.name}-*"):
-        logger.warning(f"cache {entry}: was left half-written; decoding again")
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _load(entry: Path, key: str, budget: int) -> Store | None:
+def _load(entry: Path, key: str, digests: Digests, budget: int) -> Store | None:
     """Open an entry; None, with a log line, if it is damaged, or holds no pixels although they would fit now."""
     if not entry.exists():
         return None
     try:
-        about = files.read_json(entry / ABOUT)
-        store = _open(entry, about, key)
-    except (RunError, OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        about = read_record(entry / ABOUT, About, FORMAT, "it is made again")
+        if not about.kept and about.bytes <= budget:
+            return None
+        return _open(entry, about, key, digests)
+    except (RunError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         logger.warning(f"cache {entry}: is damaged ({error}); decoding again")
-        shutil.rmtree(entry, ignore_errors=True)
         return None
-    if store.pixels is None and about["bytes"] <= budget:
-        shutil.rmtree(entry, ignore_errors=True)
-        return None
-    return store
 
 
-def _open(entry: Path, about: Mapping[str, Any], key: str) -> Store:
-    if (about["format"], about["key"]) != (FORMAT, key):
+def _open(entry: Path, about: About, key: str, digests: Digests) -> Store:
+    if about.key != key:
         raise ValueError(f"{ABOUT} is of other images")
-    content = (entry / INDEX).read_bytes()
-    if hashlib.sha256(content).hexdigest() != about["index_sha256"]:
-        raise ValueError(f"{INDEX} has changed")
-    with np.load(entry / INDEX, allow_pickle=False) as index:
-        offsets, shapes, digests = index["offsets"], index["shapes"], index["digests"]
-    bad = {int(number): str(reason) for number, reason in about["bad"].items()}
-    return Store(_map(entry / PIXELS, about["bytes"]) if about["kept"] else None, offsets, shapes, digests, bad)
+    index = _read_index(entry / INDEX, about.index_sha256)
+    if not np.array_equal(index["digests"], digests):
+        raise ValueError(f"{INDEX} is of other images")
+    offsets, shapes, checks = (_column(index[name], digests, *kind) for name, kind in _COLUMNS.items())
+    # Numbers that are made up may be so large that whole ones would turn around.
+    if (offsets < 0).any() or (shapes < 0).any() or (offsets + 3.0 * shapes[:, 0] * shapes[:, 1] > about.bytes).any():
+        raise ValueError(f"{INDEX} has images that lie outside {PIXELS}")
+    kept = _map(entry / PIXELS, about.bytes, offsets) if about.kept else None
+    if kept is not None:
+        _check_some(kept, offsets + 3 * shapes.prod(1), checks)
+    return Store(index["digests"], shapes, kept, about.bad)
 
 
-def _map(path: Path, size: int) -> Tensor:
-    found = path.stat().st_size
-    if found != size:
-        raise ValueError(f"{PIXELS} has {found} bytes instead of {size}")
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8) if size else torch.zeros(0).byte()
+def _column(found: npt.NDArray[Any], digests: Digests, kind: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    if found.dtype.name != kind or found.shape != (len(digests), *shape):
+        raise ValueError(f"{INDEX} has a table of {found.dtype} of shape {found.shape}")
+    return found
+
+
+def _read_index(path: Path, sha256: str) -> Mapping[str, npt.NDArray[Any]]:
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path.name} has changed")
+    with np.load(io.BytesIO(content), allow_pickle=False) as index:
+        return dict(index)
+
+
+def _map(path: Path, size: int, offsets: Indices) -> Kept:
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno()).st_size
+        if found != size:
+            raise ValueError(f"{path.name} has {found} bytes instead of {size}")
+        if not size:
+            return Kept(torch.zeros(0, dtype=torch.uint8), None, offsets)
+        # A private mapping, though nothing is written to it: torch warns of memory that can't be written to.
+        mapped = mmap.mmap(file.fileno(), size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return Kept(torch.frombuffer(mapped, dtype=torch.uint8), mapped, offsets)
+
+
+def _check_some(kept: Kept, ends: Indices, checks: Digests) -> None:
+    """Compare some images' pixels, others each time, with their digests."""
+    order = np.random.default_rng().permutation(len(checks))
+    chosen = order[np.cumsum((ends - kept.offsets)[order]) <= CHECKED]
+    pixels = kept.pixels.numpy()
+    for start, end, check in zip(
+        kept.offsets[chosen].tolist(), ends[chosen].tolist(), checks[chosen].tolist(), strict=True
+    ):
+        if digest_of(pixels[start:end].data) != check:
+            raise ValueError(f"{PIXELS} has changed")
 
 
 def _estimate(trees: Sequence[FileImages]) -> int:
     """Estimate the bytes of all images, from some that lie evenly among them."""
     paths = [(tree, index) for tree in trees for index in _evenly(len(tree.paths), SAMPLE)]
-    sizes = [
-        found.pixels.size for found in (_look(tree.path(index)) for tree, index in paths) if found.pixels is not None
-    ]
+    sizes = [found.pixels.size for found in (_look(tree, index) for tree, index in paths) if found.pixels is not None]
     return int(sum(sizes) / max(len(sizes), 1) * sum(len(tree.paths) for tree in trees))
 
 
@@ -242,59 +324,83 @@ def _evenly(count: int, groups: int) -> list[int]:
 
 
 class _Look(NamedTuple):
-    """What decoding one file gave: pixels uint8 (H, W, 3), or why there are none; and a digest of its bytes."""
+    """What decoding one file gave."""
 
     pixels: npt.NDArray[np.uint8] | None
+    """uint8 (H, W, 3); None where it cannot be decoded."""
     reason: str
+    """Why not."""
     digest: int
+    """A digest of the file's bytes."""
+    check: int
+    """A digest of the pixels, or of no bytes."""
 
 
-def _look(path: Path) -> _Look:
+def _look(tree: FileImages, index: int) -> _Look:
+    content = file_content(tree.path(index), int(tree.stamps[index, 0]))
+    digest = digest_of(content)
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        return _Look(None, error.strerror or "cannot be read", 0)
-    digest = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
-    try:
-        return _Look(decode(content).permute(1, 2, 0).contiguous().numpy(), "", digest)
+        pixels = decode(content).permute(1, 2, 0).contiguous().numpy()
     except ValueError as error:
-        return _Look(None, str(error), digest)
+        return _Look(None, str(error), digest, digest_of(b""))
+    return _Look(pixels, "", digest, digest_of(pixels.tobytes()))
 
 
-def _make(entry: Path, trees: Sequence[FileImages], about: Mapping[str, Any], budget: int, keep: bool) -> None:
-    """Decode all files into an entry; over the budget, go on without keeping pixels."""
+def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, root: Path, budget: int) -> None:
+    """Decode all files into an entry; over the budget in bytes, go on without keeping pixels."""
     try:
         with files.making(entry) as staging:
-            index, facts = _decode_all(staging / PIXELS, trees, str(about["name"]), budget if keep else -1)
-            np.savez(staging / INDEX, allow_pickle=False, **index)
+            found = _decode_all(staging / PIXELS, trees, digests, entry.name.rpartition("-")[0], budget)
+            np.savez(
+                staging / INDEX,
+                allow_pickle=False,
+                offsets=found.offsets,
+                shapes=found.shapes,
+                digests=digests,
+                checks=found.checks,
+            )
             sha256 = hashlib.sha256((staging / INDEX).read_bytes()).hexdigest()
-            files.write_json(staging / ABOUT, {"format": FORMAT, **about, **facts, "index_sha256": sha256})
+            about = About(key, root_key(root), found.bytes, found.kept, found.bad, sha256)
+            write_record(staging / ABOUT, about, FORMAT)
             for path in (*staging.iterdir(), staging):
                 files.flush_to_disk(path)
         files.flush_to_disk(entry.parent)
     except OSError as error:
-        raise _unusable(entry.parent, error) from error
+        raise unusable(entry.parent, error) from error
+    except UnreadableError:
+        raise
     except UserError as error:
         # `making` turns what the system refuses into its own words, which name a folder that the user gave.
-        raise (_unusable(entry.parent, error.__cause__) if isinstance(error.__cause__, OSError) else error) from error
+        raise (unusable(entry.parent, error.__cause__) if isinstance(error.__cause__, OSError) else error) from error
 
 
-def _decode_all(
-    path: Path, trees: Sequence[FileImages], name: str, budget: int
-) -> tuple[dict[str, npt.NDArray[Any]], dict[str, Any]]:
+class _Decoded(NamedTuple):
+    """What decoding all files gave, per image where nothing else is said."""
+
+    offsets: Indices
+    shapes: npt.NDArray[np.int64]
+    checks: Digests
+    bad: dict[int, str]
+    bytes: int
+    """Size of all pixels."""
+    kept: bool
+    """Whether they were written."""
+
+
+def _decode_all(path: Path, trees: Sequence[FileImages], digests: Digests, name: str, budget: int) -> _Decoded:
     """Decode all files in parallel and write their pixels in order, up to a budget in bytes; over it none are kept."""
-    total = sum(len(tree.paths) for tree in trees)
+    total = len(digests)
     offsets, shapes = np.zeros(total, dtype=np.int64), np.zeros((total, 2), dtype=np.int64)
-    digests = np.zeros(total, dtype=np.uint64)
-    bad: dict[str, str] = {}
+    checks = np.zeros(total, dtype=np.uint64)
+    bad: dict[int, str] = {}
     end, kept = 0, budget >= 0
     verb = "decoding" if kept else "looking at"
     with path.open("wb") as file, log_progress(f"{verb} {name}", total) as advance:
         for number, found in enumerate(_looks(trees)):
-            digests[number] = found.digest
-            offsets[number] = end
+            _require_same(found.digest, digests, number, trees)
+            offsets[number], checks[number] = end, found.check
             if found.pixels is None:
-                bad[str(number)] = found.reason
+                bad[number] = found.reason
             else:
                 shapes[number] = found.pixels.shape[:2]
                 end += found.pixels.size
@@ -303,7 +409,13 @@ def _decode_all(
             advance()
     if not kept:
         path.unlink()
-    return {"offsets": offsets, "shapes": shapes, "digests": digests}, {"bytes": end, "kept": kept, "bad": bad}
+    return _Decoded(offsets, shapes, checks, bad, end, kept)
+
+
+def _require_same(digest: int, digests: Digests, number: int, trees: Sequence[FileImages]) -> None:
+    if digest != digests[number]:
+        ((path, _),) = located(trees, [number])
+        raise UnreadableError(f"image {path}: changed while it was read; start again when nothing writes to data.root")
 
 
 def _write(file: IO[bytes], pixels: npt.NDArray[np.uint8], kept: bool) -> None:
@@ -330,21 +442,33 @@ def _looks(trees: Sequence[FileImages]) -> Iterator[_Look]:
 
 
 def _look_at_chunk(tree: FileImages, start: int) -> list[_Look]:
-    return [_look(tree.path(index)) for index in range(start, min(start + CHUNK, len(tree.paths)))]
+    return [_look(tree, index) for index in range(start, min(start + CHUNK, len(tree.paths)))]
 
 
-def _remove_stale(entry: Path, name: str, root: Path) -> None:
-    """Remove entries of what lay at the data set's root before its files changed."""
-    for other in sorted(entry.parent.glob(f"{name}-*")):
-        if other == entry:
+def _remove_stale(entry: Path, name: str, root: Path, digests: Digests) -> None:
+    """Remove entries of what lay at the data set's root before its files changed.
+
+    The newest of those that only lack images, or only have further ones, is kept: a run goes on seeing the images that
+    it began with after others were added.
+    """
+    others = sorted(entry.parent.glob(f"{name}-*"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
+    kept = 0
+    for other in others:
+        if other == entry or not _STAGING.fullmatch(f".{other.name}-x"):
             continue
         try:
-            about = files.read_json(other / ABOUT)
-        except RunError:
+            about = read_record(other / ABOUT, About, FORMAT, "")
+            theirs = _read_index(other / INDEX, about.index_sha256)["digests"]
+        except (RunError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue
-        if about.get("root") == str(root.resolve()):
-            logger.info(f"cache {other}: was made before files below {root} changed; removed")
-            shutil.rmtree(other, ignore_errors=True)
+        if about.root != root_key(root):
+            continue
+        nested = bool(np.isin(theirs, digests).all() or np.isin(digests, theirs).all())
+        if nested and kept < OLD_ENTRIES:
+            kept += 1
+            continue
+        logger.info(f"cache {other}: was made before files below {root} changed; removed")
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def _gib(size: int) -> str:

@@ -1,15 +1,29 @@
 """List the data sets by name, and open one."""
 
 import difflib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
 from ofav2.data.checks import checked_files, log_duplicates
 from ofav2.data.readers import arrays, folders
-from ofav2.data.splits import Colour, ImageData, Listed, divide, fingerprint
+from ofav2.data.splits import (
+    Colour,
+    ImageData,
+    Listed,
+    SplitRecord,
+    divide,
+    fingerprint,
+    first_other_class,
+    restore,
+    select,
+)
 from ofav2.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -22,11 +36,18 @@ class Entry:
     std: Colour
     rooted: bool = True
     downloads: bool = False
-    files: bool = False
+    trees: tuple[str, ...] = ()
+    """Folders below `data.root` in which everything is taken for classes and images; none where images are no files."""
+
+    @property
+    def files(self) -> bool:
+        """Whether the images are files."""
+        return bool(self.trees)
 
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SPLITS = ("train", "val")
 
 # Digits: over all 1,797 images. CIFAR: over the training images. Tiny ImageNet: as in the OFAv2 paper. A folder of
 # unknown images takes ImageNet's, as is usual.
@@ -34,9 +55,11 @@ ENTRIES = (
     Entry("digits", arrays.read_digits, (0.3053,) * 3, (0.3759,) * 3, rooted=False),
     Entry("cifar10", arrays.read_cifar10, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), downloads=True),
     Entry("cifar100", arrays.read_cifar100, (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762), downloads=True),
-    Entry("tiny_imagenet", folders.read_tiny_imagenet, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), files=True),
-    Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD, files=True),
-    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, files=True),
+    Entry(
+        "tiny_imagenet", folders.read_tiny_imagenet, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), trees=SPLITS
+    ),
+    Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD, trees=SPLITS),
+    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, trees=(".",)),
 )
 
 
@@ -45,27 +68,38 @@ def names() -> tuple[str, ...]:
     return tuple(entry.name for entry in ENTRIES)
 
 
-def open_data(config: DataConfig) -> ImageData:
+def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData:
     """Open a data set and split it; images are decoded later, one by one, or come from the recipe's cache.
 
     Validation images are held out of the training images, class by class, by `split_seed`, unless the data set brings
-    its own; they are never test images.
+    its own; they are never test images. A run's own split is taken as it is: images that it does not know are left out.
 
     Args:
         config: The recipe's data part.
+        split: The split of a run that was trained before; None draws one.
 
     Raises:
         UserError: A setting is impossible, the name is unknown, the folder is not as the data set needs it, an image
-            cannot be used, or the cache cannot be written.
+            cannot be used, or the cache cannot be written; or the data set lacks classes or images of the split.
     """
     entry = _entry(config.name)
     check_data(config)
     _refuse_idle_settings(entry, config)
+    trees = _trees(entry, config)
+    if config.cache is not None:
+        refuse_inside(trees, Path(config.cache), "data.cache")
     listed = entry.read(config)
     skipped: tuple[str, ...] = ()
+    if split:
+        listed, skipped = _known(listed, split, config)
     if entry.files:
-        listed, skipped = checked_files(listed, config, folders.root_of(config))
-    parts = divide(listed, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.split_seed)
+        listed, unusable = checked_files(listed, config, folders.root_of(config))
+        skipped = tuple(dict.fromkeys((*skipped, *unusable)))
+    if split:
+        parts = restore(listed, split)
+    else:
+        fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
+        parts = divide(listed, **fractions, seed=config.split_seed)
     if entry.files:
         log_duplicates(parts)
     return ImageData(
@@ -78,9 +112,58 @@ def open_data(config: DataConfig) -> ImageData:
         val=parts.val,
         test=parts.test,
         fingerprint=fingerprint(entry.name, listed.classes, (parts.train, parts.val, parts.test)),
-        drawn=parts.drawn,
+        origins=parts.origins,
         skipped=skipped,
+        trees=trees,
     )
+
+
+def refuse_inside(trees: Sequence[Path], path: Path, what: str) -> None:
+    """Refuse to write to a folder whose content would be taken for classes and images.
+
+    Args:
+        trees: The folders of a data set, as `ImageData` has them.
+        path: The folder to write to.
+        what: Its name in the message.
+
+    Raises:
+        UserError: It lies in one of the trees, and no part of its path there begins with a dot.
+    """
+    inside = path.expanduser().resolve()
+    for tree in trees:
+        if inside.is_relative_to(tree) and not any(part[0] == "." for part in inside.relative_to(tree).parts):
+            raise UserError(
+                f"{what} ({path}): lies in {tree}, where it would be taken for images; give a folder outside of it"
+            )
+
+
+def _trees(entry: Entry, config: DataConfig) -> tuple[Path, ...]:
+    return tuple((folders.root_of(config) / tree).resolve() for tree in entry.trees)
+
+
+def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
+    """Return the images that a run knows, and what was left out of those that it was to know.
+
+    Raises:
+        UserError: Classes are others, or images are missing and `data.bad_images` is `refuse`.
+    """
+    if difference := first_other_class(split.classes, listed.classes):
+        raise UserError(f"data set ({config.name}): {difference}; restore the classes that the run was trained with")
+    listed, missing, unknown = select(listed, split)
+    if unknown:
+        logger.info(f"{config.name}: images that the run was not trained with, left out: {_counted(unknown)}")
+    if missing and config.bad_images == "refuse":
+        raise UserError(
+            f"data set ({config.name}): images that the run was trained with are missing: {_counted(missing)};"
+            " put them back, or leave them out by data.bad_images=skip"
+        )
+    if missing:
+        logger.warning(f"{config.name}: images that the run was trained with are missing: {_counted(missing)}")
+    return listed, (*split.skipped, *(f"image {name}: is missing" for name in missing))
+
+
+def _counted(images: Sequence[str]) -> str:
+    return f"{len(images)} (the first: {images[0]})"
 
 
 def _entry(name: str) -> Entry:

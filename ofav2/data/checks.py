@@ -1,6 +1,8 @@
 """Find bad images of a data set: broken, mislabelled, duplicated, or in more than one split."""
 
+import errno
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ofav2.config.schema import DataConfig
-from ofav2.data.cache import CheckedImages, open_store
+from ofav2.data.cache import CheckedImages, Store, open_store
+from ofav2.data.digests import UnreadableError, content_digests
 from ofav2.data.images import FileImages, Indices
 from ofav2.data.splits import Listed, Parts, Split
 from ofav2.errors import UserError
@@ -31,34 +34,31 @@ def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Liste
         root: The data set's folder.
 
     Returns:
-        The data set, and what was left out and why.
+        The data set, and what was left out and why; paths are relative to the data set's folder, which may be moved.
 
     Raises:
-        UserError: An image cannot be used and `data.bad_images` is `refuse`; or a split lost all images of a class.
+        UserError: An image cannot be used and `data.bad_images` is `refuse`; a split lost all images of a class; or the
+            system refuses to read an image.
     """
     listed, doubtful = _settled(listed, _without_file(listed) | _with_two_labels(listed), config)
-    skipped = listed.mislabelled + doubtful
-    if config.cache is not None:
-        listed, broken = _settled(*_looked_at(listed, config, root), config)
-        skipped += broken
+    listed, broken = _settled(*_looked_at(listed, config, root), config)
+    skipped = listed.mislabelled + doubtful + broken
     if skipped:
         logger.warning(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
         _require_classes(listed)
-    return listed, skipped
+    return listed, tuple(reason.replace(f"{root}{os.sep}", "") for reason in skipped)
 
 
 def log_duplicates(parts: Parts) -> None:
     """Log which images are there twice, where that may be an accident."""
     splits = (parts.train, parts.val, parts.test)
-    files = [_files(split) for split in splits]
+    files = [_checked(split).files for split in splits]
     names = _Names(files)
     nodes = np.concatenate([tree.nodes for tree in files])
     same_file = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
     _log_pair(_first_pair(same_file), names, "are one file under two names")
-    digests = [split.images.digests for split in splits if isinstance(split.images, CheckedImages)]
-    if not digests:
-        return
-    same_bytes = np.unique(np.concatenate(digests), return_inverse=True)[1]
+    digests = np.concatenate([_checked(split).digests for split in splits])
+    same_bytes = np.unique(digests, return_inverse=True)[1]
     in_train = np.repeat([True, False, False], [len(split) for split in splits])
     _log_pair(
         _first_pair(same_bytes, in_train),
@@ -103,23 +103,40 @@ def _log_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> N
         logger.warning(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
 
 
-def _files(split: Split) -> FileImages:
-    images = split.images.files if isinstance(split.images, CheckedImages) else split.images
-    assert isinstance(images, FileImages), "a data set of files"
-    return images
+def _checked(split: Split) -> CheckedImages:
+    assert isinstance(split.images, CheckedImages), "an opened data set of files"
+    return split.images
 
 
 def _trees(listed: Listed) -> list[FileImages]:
-    return [_files(split) for split in listed.splits]
+    trees = [split.images for split in listed.splits if isinstance(split.images, FileImages)]
+    assert len(trees) == len(listed.splits), "a data set of files as it is listed"
+    return trees
 
 
 def _without_file(listed: Listed) -> Reasons:
     """Find links that lead nowhere."""
     return {
-        (position, int(index)): f"image {files.path(int(index))}: cannot be read (no such file)"
+        (position, int(index)): _broken_link(files.path(int(index)))
         for position, files in enumerate(_trees(listed))
         for index in np.flatnonzero(files.stamps[:, 0] < 0)
     }
+
+
+def _broken_link(path: Path) -> str:
+    """Return why a file of which the system reported nothing is no image.
+
+    Raises:
+        UnreadableError: That is the system's fault, so the image may be whole.
+    """
+    try:
+        path.stat()
+        reason, links = "it was just written", False
+    except OSError as error:
+        reason, links = error.strerror or "no reason given", error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+    if not links:
+        raise UnreadableError(f"image {path}: cannot be read ({reason}); see that it can be, and start again")
+    return f"image {path}: cannot be read ({reason})"
 
 
 def _with_two_labels(listed: Listed) -> Reasons:
@@ -146,19 +163,9 @@ def _with_two_labels(listed: Listed) -> Reasons:
 
 
 def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, Reasons]:
-    """Return the data set from the cache, and which images of it cannot be decoded."""
-    assert config.cache is not None
+    """Return the data set with what is known of its images' contents, and which of them cannot be decoded."""
     trees = _trees(listed)
-    store = open_store(
-        trees,
-        name=config.name,
-        root=root,
-        cache=Path(config.cache).expanduser(),
-        budget=int(config.cache_gib * 2**30),
-        check=config.bad_images == "skip",
-    )
-    if store is None:
-        return listed, {}
+    store = _open_store(trees, config, root)
     starts = np.cumsum([0, *(len(files.paths) for files in trees)])
     splits = [
         replace(split, images=CheckedImages(files, store, np.arange(start, start + len(split))))
@@ -169,7 +176,22 @@ def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, 
         position = int(np.searchsorted(starts, number, side="right")) - 1
         index = number - int(starts[position])
         bad[position, index] = f"image {trees[position].path(index)}: cannot be decoded ({reason})"
-    return _with_splits(listed, splits), bad
+    return listed.with_splits(splits), bad
+
+
+def _open_store(trees: Sequence[FileImages], config: DataConfig, root: Path) -> Store:
+    cache = Path(config.cache).expanduser() if config.cache is not None else None
+    digests = content_digests(trees, name=config.name, root=root, cache=cache)
+    found = cache and open_store(
+        trees,
+        digests,
+        name=config.name,
+        root=root,
+        cache=cache,
+        budget=int(config.cache_gib * 2**30),
+        check=config.bad_images == "skip",
+    )
+    return found or Store(digests)
 
 
 def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
@@ -186,12 +208,7 @@ def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, 
     for position, split in enumerate(listed.splits):
         good = [index for index in range(len(split)) if (position, index) not in bad]
         splits.append(split.take(split.name, np.array(good, dtype=np.int64)))
-    return _with_splits(listed, splits), reasons
-
-
-def _with_splits(listed: Listed, splits: Sequence[Split]) -> Listed:
-    named = {split.name: split for split in splits}
-    return listed._replace(train=named["train"], val=named.get("val"), test=named.get("test"))
+    return listed.with_splits(splits), reasons
 
 
 def _require_classes(listed: Listed) -> None:

@@ -5,7 +5,8 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +15,15 @@ from torch import Tensor
 from ofav2.data.images import Images, Indices, JoinedImages
 from ofav2.data.views import normalise
 from ofav2.errors import UserError
+from ofav2.messages import show
 from ofav2.rng import generator
+from ofav2.typed_json import Count, Form, read_record, write_record
 
 Colour = tuple[float, float, float]
+SplitName = Annotated[str, Form("train|val|test", "train, val or test")]
 
-SPLIT_FORMAT = "ofav2-split/1"
-"""Format version of what `split_record` gives."""
+SPLIT_FORMAT = "ofav2-split/2"
+"""Format version of `split.json`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +68,80 @@ class Listed(NamedTuple):
         """The splits that there are."""
         return tuple(split for split in (self.train, self.val, self.test) if split is not None)
 
+    def with_splits(self, splits: Sequence[Split]) -> "Listed":
+        """Return the same with other splits."""
+        named = {split.name: split for split in splits}
+        return self._replace(train=named["train"], val=named.get("val"), test=named.get("test"))
+
+
+class Origin(NamedTuple):
+    """Where a split's images stand in the data set as it was listed."""
+
+    listed: SplitName
+    """The listed split that they are taken from."""
+    indices: Indices
+    """Their indices there (N,)."""
+
 
 class Parts(NamedTuple):
-    """A data set's three splits, and which images of the training images, as listed, were drawn out for a split."""
+    """A data set's three splits, and by name, where their images were listed."""
 
     train: Split
     val: Split
     test: Split
-    drawn: Mapping[str, Indices]
+    origins: Mapping[str, Origin]
+
+
+@dataclass(frozen=True)
+class SplitMembers:
+    """The images of a split."""
+
+    listed: SplitName
+    """The split of the data set, as it was listed, that they are taken from."""
+    files: tuple[str, ...] | None
+    """Their paths below that split's folder; None where images are no files."""
+    indices: tuple[Count, ...] | None
+    """Their indices in that split; None where images are files."""
+
+    def __post_init__(self) -> None:
+        """Refuse a split without images, or with one twice."""
+        members = self.members
+        if (self.files is None) == (self.indices is None) or not members or len(set(members)) != len(members):
+            raise ValueError("a split must have files or indices, each once")
+
+    @property
+    def members(self) -> tuple[str, ...] | tuple[int, ...]:
+        """What names the images: paths or indices."""
+        return self.files or self.indices or ()
+
+
+@dataclass(frozen=True)
+class SplitRecord:
+    """Which images a run was trained, validated and tested with: what `split.json` holds."""
+
+    fingerprint: str
+    """Digest of images, labels and splits."""
+    classes: tuple[str, ...]
+    """Names of the classes, in the order of the labels."""
+    train: SplitMembers
+    """The training images."""
+    val: SplitMembers
+    """The validation images."""
+    test: SplitMembers
+    """The test images."""
+    skipped: tuple[str, ...]
+    """Images that were left out because they could not be used, and why."""
+
+    def __post_init__(self) -> None:
+        """Refuse an image in two splits."""
+        named = [(members.listed, member) for members in self.by_name.values() for member in members.members]
+        if len(set(named)) != len(named):
+            raise ValueError("an image is in two splits")
+
+    @property
+    def by_name(self) -> Mapping[str, SplitMembers]:
+        """The splits by name."""
+        return {"train": self.train, "val": self.val, "test": self.test}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,8 +150,8 @@ class ImageData:
 
     `mean` and `std` are those to normalise with, per channel, in 0..1. `fingerprint` is a hexadecimal digest of the
     images, the labels and the split: equal fingerprints mean that runs saw and were evaluated on the same images.
-    `drawn` has, by split, the indices of the listed training images that were held out for it; a split that the data
-    set brings itself is not there. `skipped` says which images were left out, and why.
+    `origins` says where the images of each split were listed; a split that is not there is one that was listed so.
+    `skipped` says which images were left out, and why. `trees` are folders in which everything is taken for images.
     """
 
     name: str
@@ -93,8 +163,9 @@ class ImageData:
     val: Split
     test: Split
     fingerprint: str
-    drawn: Mapping[str, Indices] = field(default_factory=dict)
+    origins: Mapping[str, Origin] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
+    trees: tuple[Path, ...] = ()
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W), uint8 or floats in 0..255, as a network's normalised input."""
@@ -115,16 +186,74 @@ def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: i
     """
     train, test, val = listed.train, listed.test, listed.val
     indices = np.arange(len(train))
-    drawn = {}
+    origins = {split.name: Origin(split.name, np.arange(len(split))) for split in listed.splits}
     if test is None:
         kept, held = hold_out(train, fraction=test_fraction, held="test", classes=listed.classes, seed=seed)
-        drawn["test"] = indices[held]
+        origins["test"] = Origin("train", indices[held])
         train, test, indices = train.take("train", kept), train.take("test", held), indices[kept]
     if val is None:
         kept, held = hold_out(train, fraction=val_fraction, held="val", classes=listed.classes, seed=seed)
-        drawn["val"] = indices[held]
-        train, val = train.take("train", kept), train.take("val", held)
-    return Parts(train, val, test, drawn)
+        origins["val"] = Origin("train", indices[held])
+        train, val, indices = train.take("train", kept), train.take("val", held), indices[kept]
+    return Parts(train, val, test, origins | {"train": Origin("train", indices)})
+
+
+class Selected(NamedTuple):
+    """The images of a data set that a run knows."""
+
+    listed: Listed
+    """The data set without all others."""
+    missing: tuple[str, ...]
+    """Images that the run knows and that are not there: paths, or indices in a list."""
+    unknown: tuple[str, ...]
+    """Images that are there, and that the run does not know."""
+
+
+def select(listed: Listed, record: SplitRecord) -> Selected:
+    """Leave all images out that a run does not know."""
+    splits: list[Split] = []
+    missing: list[str] = []
+    unknown: list[str] = []
+    for name in ("train", "val", "test"):
+        split = next((split for split in listed.splits if split.name == name), None)
+        known = [one for members in record.by_name.values() if members.listed == name for one in members.members]
+        index_of = _index_of(split) if split else {}
+        missing += [str(one) for one in known if one not in index_of]
+        if split:
+            unknown += [str(one) for one in index_of.keys() - set(known)]
+            splits.append(
+                split.take(name, np.array(sorted(index_of[one] for one in known if one in index_of), np.int64))
+            )
+    # Of images that are no files, the order in a package names them: all of them have to stay.
+    chosen = listed if record.train.files is None else listed.with_splits(splits)
+    return Selected(chosen, tuple(sorted(missing)), tuple(sorted(unknown)))
+
+
+def restore(listed: Listed, record: SplitRecord) -> Parts:
+    """Split a data set as a run did; images that are not there any more are left out.
+
+    Raises:
+        UserError: Of a split no image is left.
+    """
+    index_of = {split.name: _index_of(split) for split in listed.splits}
+    splits = {split.name: split for split in listed.splits}
+    parts: dict[str, Split] = {}
+    origins: dict[str, Origin] = {}
+    for name, members in record.by_name.items():
+        there = index_of.get(members.listed, {})
+        indices = np.array([there[one] for one in members.members if one in there], dtype=np.int64)
+        if not len(indices):
+            raise UserError(f"split {name}: none of the run's images is left; put them back, or train again")
+        parts[name] = splits[members.listed].take(name, indices)
+        origins[name] = Origin(members.listed, indices)
+    return Parts(parts["train"], parts["val"], parts["test"], origins)
+
+
+def _index_of(split: Split) -> Mapping[str | int, int]:
+    """Return the index of each image, by its path or by the index itself."""
+    names = split.images.names()
+    members: Sequence[str | int] = range(len(split)) if names is None else names
+    return {one: index for index, one in enumerate(members)}
 
 
 def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Indices, Indices]:
@@ -159,20 +288,49 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 
-def split_record(data: ImageData) -> dict[str, Any]:
-    """Return what a run keeps of its split, as plain values.
+def split_record(data: ImageData) -> SplitRecord:
+    """Return what a run keeps of its split."""
+    train, val, test = (_members(data, split) for split in (data.train, data.val, data.test))
+    return SplitRecord(data.fingerprint, tuple(data.classes), train, val, test, data.skipped)
 
-    `drawn` has, by split, the indices of the images held out for it, as the data set lists its training images, and
-    where they are files `files` has their paths below the data set's folder of training images.
+
+def _members(data: ImageData, split: Split) -> SplitMembers:
+    origin = data.origins.get(split.name) or Origin(split.name, np.arange(len(split)))
+    files = split.images.names()
+    if files is None:
+        return SplitMembers(origin.listed, None, tuple(origin.indices.tolist()))
+    return SplitMembers(origin.listed, tuple(files), None)
+
+
+def read_split(path: Path) -> SplitRecord:
+    """Read a run's `split.json`.
+
+    Raises:
+        RunError: The file is missing, damaged, or of another format version.
     """
-    held = {"val": data.val, "test": data.test}
-    record: dict[str, Any] = {"format": SPLIT_FORMAT, "fingerprint": data.fingerprint}
-    for name, indices in data.drawn.items():
-        record[name] = {"indices": indices.tolist()}
-        paths = held[name].images.names()
-        if paths is not None:
-            record[name]["files"] = paths
-    return record
+    return read_record(path, SplitRecord, SPLIT_FORMAT, "restore the file from a copy, or train again")
+
+
+def write_split(path: Path, record: SplitRecord) -> None:
+    """Write a run's `split.json`.
+
+    Raises:
+        RunError: The file can't be written.
+    """
+    write_record(path, record, SPLIT_FORMAT)
+
+
+def first_other_class(before: Sequence[str], now: Sequence[str]) -> str | None:
+    """Return the first difference of two lists of classes, as the end of a sentence; None for none."""
+    gone = [show(name) for name in before if name not in now]
+    new = [show(name) for name in now if name not in before]
+    if gone or new:
+        parts = (f"class {gone[0]} is missing" if gone else "", f"class {new[0]} was not there before" if new else "")
+        return ", and ".join(part for part in parts if part)
+    for label, (old, name) in enumerate(zip(before, now, strict=True)):
+        if old != name:
+            return f"class {label} was {show(old)}, and is {show(name)} now"
+    return None
 
 
 def join(first: Split, second: Split, name: str) -> Split:

@@ -19,7 +19,7 @@ from supernets import SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 
-FORMAT = "ofav2-subnet/2"
+FORMAT = "ofav2-subnet/3"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -60,7 +60,7 @@ class Provenance:
     checkpoint_sha256: Sha256
     """Checksum of that phase's weights."""
     data_fingerprint: str
-    """Digest of the images, labels and splits that it was measured on."""
+    """Digest of the images, labels and splits that the run was trained with."""
     versions: Mapping[str, str | None]
     """Versions that the run was trained with."""
     recipe: str
@@ -103,6 +103,8 @@ class ExtractionRecord:
     """Another network of the space, whose logits must differ; None if there is none."""
     canary_gap: float | None
     """By how much they do."""
+    data_fingerprint: str
+    """Digest of the images, labels and splits that it was measured on: the run's own, unless files have changed."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +257,13 @@ class SubnetRecord:
 
     @property
     def data_fingerprint(self) -> str:
-        """Digest of the images that it was last trained and tested on."""
+        """Digest of the images that it was last trained on."""
         return self.finetuning[-1].data_fingerprint if self.finetuning else self.provenance.data_fingerprint
+
+    @property
+    def measured_fingerprint(self) -> str:
+        """Digest of the images that its scores were measured on."""
+        return self.extraction.data_fingerprint if self.extraction else self.data_fingerprint
 
 
 def usage(given: InputRecord, task: str, classes: Sequence[str], outputs: Sequence[str]) -> dict[str, Any]:

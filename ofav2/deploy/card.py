@@ -88,6 +88,8 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"- run {_code(origin.run)}, phase {_code(origin.phase)}"
     yield f"- checkpoint SHA-256 `{origin.checkpoint_sha256}`"
     yield f"- data fingerprint {_code(origin.data_fingerprint)}"
+    if record.extraction and record.measured_fingerprint != origin.data_fingerprint:
+        yield f"- its images have changed since: measured on those of fingerprint {_code(record.measured_fingerprint)}"
     if found := record.choice:
         limits = ", ".join(f"{name} {value:,}" for name, value in found.limits.named.items()) or "none"
         count, seed = found.candidates, found.seed

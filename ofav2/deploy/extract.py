@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ofav2.data import refuse_inside
 from ofav2.deploy.agreement import largest_gap, require_same
 from ofav2.deploy.artifact import RECORD, ChoiceRecord, ExtractionRecord, InputRecord, Provenance, SubnetRecord, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
@@ -60,6 +61,7 @@ def extract(
         UserError: If the folder is not empty or can't be written, or a format does not exist.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
+    refuse_inside(run.data.trees, Path(out), "output folder")
     with interruptible(), making(Path(out), RECORD) as staging:
         return extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
 
@@ -91,6 +93,7 @@ def extract_into(
         supernet_gap=gap,
         canary=canary,
         canary_gap=canary_gap,
+        data_fingerprint=run.data.fingerprint,
     )
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)
@@ -126,7 +129,7 @@ def _provenance(run: OpenedRun) -> Provenance:
         run=run.loaded.record.name,
         phase=run.loaded.phase,
         checkpoint_sha256=run.loaded.sha256,
-        data_fingerprint=run.data.fingerprint,
+        data_fingerprint=run.loaded.record.data.fingerprint,
         versions=run.loaded.record.versions,
         recipe=run.recipe,
     )

@@ -7,12 +7,14 @@ from pathlib import Path
 from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data
+from ofav2.data.splits import first_other_class
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
 from ofav2.messages import short, show
 from ofav2.networks.build import build_network
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.split import kept_split, require_drawn_again
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Task
@@ -112,11 +114,11 @@ class OpenedRun:
 def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     """Open a run's supernet and its data set, by the run's own recipe.
 
-    Other images, or other splits, than the run was trained on give a warning.
+    The split is the run's: images that were added since are left out. Changed images give a warning.
 
     Raises:
         RunError: If the folder is no run, or its task, classes or normalisation are others than it was trained with.
-        UserError: If its data set can't be opened.
+        UserError: If its data set can't be opened, has other classes, or lacks images that the run was trained with.
     """
     loaded = load_run(run, phase)
     config = recipe.load(str(Path(run) / folder.RECIPE))
@@ -124,14 +126,17 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
         # That was the fastest number where and when the run was trained.
         config = replace(config, run=replace(config.run, threads=0))
     runtime = open_runtime(config.run)
-    data = open_data(config.data)
+    split = kept_split(Path(run), loaded.record)
+    data = open_data(config.data, split)
+    if split is None:
+        require_drawn_again(Path(run), loaded.record, data.fingerprint)
     task = make_task(config.task, data, config.optim)
     _refuse_others(loaded.record, config, data, task)
     same_data = data.fingerprint == loaded.record.data.fingerprint
     if not same_data:
         logger.warning(
-            f"data set ({data.name}) holds other images, or other splits, than {run} was trained on: images that it has"
-            " seen may be among those that it is measured on"
+            f"data set ({data.name}) holds other images, or other labels, than {run} was trained on: what is measured"
+            " now is not what was measured then"
         )
     runtime.place(loaded.net)
     if not config.run.threads:
@@ -143,11 +148,14 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
 def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Task) -> None:
     """Refuse what would give wrong scores without a word: outputs, or inputs, that mean something else than before."""
     known = record.data
+    if difference := first_other_class(known.classes, data.classes):
+        raise RunError(
+            f"data set ({data.name}): {difference}; restore the classes that run {record.name} was trained with"
+        )
     for what, before, now in (
         ("task", record.task, task.name),
         ("metric", record.metric, task.metrics[0]),
         ("outputs", record.architecture.num_classes, task.outputs),
-        ("classes", known.classes, tuple(data.classes)),
         ("channels", known.channels, data.channels),
         ("mean", known.mean, tuple(data.mean)),
         ("std", known.std, tuple(data.std)),

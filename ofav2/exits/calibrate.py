@@ -13,6 +13,7 @@ from torch.fx import GraphModule
 
 from ofav2.config import recipe
 from ofav2.data import Batch, ImageData, Split, open_data
+from ofav2.data.splits import first_other_class
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
@@ -222,6 +223,8 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
     require_classes(task)
+    if difference := first_other_class(record.classes, data.classes):
+        raise UserError(f"data set ({data.name}): {difference}; restore the classes that the network was trained with")
     if data.fingerprint != record.provenance.data_fingerprint:
         raise UserError(
             f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"

@@ -15,7 +15,7 @@ from torch import nn
 
 from ofav2 import files
 from ofav2.config import recipe
-from ofav2.data import ImageData, join
+from ofav2.data import ImageData, join, refuse_inside
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import (
     RECORD,
@@ -84,6 +84,7 @@ def finetune(
         # A folder that can't be written is better known before the trainings than after.
         with making(path, RECORD) as staging:
             tuning = prepare(directory, overrides, file)
+            refuse_inside(tuning.data.trees, path, "output folder")
             _introduce(tuning)
             found = search(tuning)
             metric = tuning.task.metrics[0]
@@ -143,7 +144,7 @@ def _finetuning(tuning: Tuning, found: Search, final: Sequence[Epoch], test: Exi
         epochs=found.best(tuning.task.metrics[0]).epochs,
         search=found,
         final=tuple(final),
-        test_before=source.scores["test"] if source.data_fingerprint == data.fingerprint else None,
+        test_before=source.scores["test"] if source.measured_fingerprint == data.fingerprint else None,
         test=test,
         versions=versions(),
         recipe=recipe.dump(tuning.config),

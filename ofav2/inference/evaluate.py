@@ -107,7 +107,7 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
         top1=dict(zip(source.record.exit_indices, (predicted == targets).mean(1).tolist(), strict=True)),
         confusion=confusion,
         classes=class_scores(confusion, source.record.classes),
-        same_images=data.fingerprint == source.record.data_fingerprint,
+        same_images=data.fingerprint == source.record.measured_fingerprint,
     )
 
 

@@ -17,7 +17,7 @@ import supernets
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, UnlockConfig
-from ofav2.data import ImageData
+from ofav2.data import ImageData, refuse_inside, split_record, write_split
 from ofav2.errors import UserError
 from ofav2.output_folder import making
 from ofav2.runs import checkpoint, folder
@@ -56,6 +56,7 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
             found = supernets.infer_ofa_options(state)
             config = _fitted(recipe.load(recipe_name, overrides), found, source)
             setup = prepare(config)
+            refuse_inside(setup.data.trees, target, "output folder")
             _check_data(setup.data, found, source)
             assert isinstance(setup.net, supernets.Supernet)
             supernets.load_ofa_state_dict(setup.net, state)
@@ -63,6 +64,7 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
             raise UserError(f"checkpoint ({source}): {error}") from error
         files.write_text(staging / folder.RECIPE, recipe.dump(config))
         files.write_text(staging / folder.METRICS, "")
+        write_split(staging / folder.SPLIT, split_record(setup.data))
         described = {"phase": PHASE, "steps": 0}
         sha256 = checkpoint.save(folder.checkpoint_path(staging, PHASE), setup.net.state_dict(), described)
         record = _describe(target.resolve().name, setup, source, sha256)

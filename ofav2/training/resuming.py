@@ -8,9 +8,11 @@ from pathlib import Path
 import distill
 from ofav2.config import recipe
 from ofav2.config.schema import Config
+from ofav2.data import SplitRecord
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, lasting, new_record, with_lasting
+from ofav2.runs.split import kept_split
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import cut_metrics
 from ofav2.training.setup import Setup, check_progress, refuse_changes
@@ -18,6 +20,9 @@ from ofav2.training.step import DivergedError
 from ofav2.training.teacher import score_order
 
 logger = logging.getLogger(__name__)
+
+_DRAWING = ("name", "val_fraction", "test_fraction", "split_seed")
+"""Settings of a recipe's data part that a split is drawn by."""
 
 
 def same_recipe(
@@ -42,6 +47,21 @@ def same_recipe(
             " ends with other last bits"
         )
     return config
+
+
+def same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[str]) -> SplitRecord | None:
+    """Return the split that a run is to go on with; None if it has to be drawn.
+
+    That is so where its file is lost, where settings that draw it have changed, and where other images are accepted.
+
+    Raises:
+        RunError: If `split.json` is damaged, or another run's.
+    """
+    kept = recipe.parse(record.recipe, f"recipe in {path / folder.RECORD}").data
+    changed = any(getattr(kept, name) != getattr(config.data, name) for name in _DRAWING)
+    if changed or not {"data", "data.fingerprint"}.isdisjoint(allow):
+        return None
+    return kept_split(path, record)
 
 
 def first_record(name: str, config: Config, setup: Setup) -> RunRecord:

@@ -1,20 +1,19 @@
 """Run the main path: for each phase choose the teacher, train, evaluate, save. Read this file first."""
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ofav2.config import recipe
-from ofav2.data import split_record
+from ofav2.data import refuse_inside
 from ofav2.errors import UserError
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import Stopped, stop_requests
 from ofav2.training.phase import evaluate_on_test, run_phase
-from ofav2.training.resuming import first_record, next_record, rewind, same_recipe
+from ofav2.training.resuming import first_record, next_record, rewind, same_recipe, same_split
 from ofav2.training.setup import Setup, prepare, refuse_disagreement
 from ofav2.training.threads import settle_threads
 from ofav2.training.writer import RunWriter, new_run, old_run
@@ -45,10 +44,12 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     with process_group() as processes:
         config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
         setup = settle_threads(prepare(config, processes))
+        target = Path(run_dir or config.run.folder)
+        processes.on_main(lambda: refuse_inside(setup.data.trees, target, "run folder"))
         with new_run(config, recipe_name, run_dir, processes) as writer:
             record = first_record(writer.name, config, setup)
             writer.write(folder.RECIPE, recipe.dump(setup.config))
-            writer.write(folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
+            writer.keep_split(setup.data)
             return _run_phases(setup, writer, writer.keep(record))
 
 
@@ -82,11 +83,11 @@ def resume(
                 logger.warning(f"{path / folder.RECIPE} is missing: it is written again, from {folder.RECORD}")
                 writer.write(folder.RECIPE, record.recipe)
             config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
-            setup = settle_threads(prepare(config, processes))
+            split = processes.on_main(lambda: same_split(path, record, config, allow))
+            setup = settle_threads(prepare(config, processes, split))
             record = processes.on_main(lambda: next_record(record, config, setup, allow))
-            if not processes.on_main((path / folder.SPLIT).exists):
-                logger.warning(f"{path / folder.SPLIT} is missing: it is written again, from the same data")
-                writer.write(folder.SPLIT, json.dumps(split_record(setup.data)) + "\n")
+            if split is None and setup.data.fingerprint == record.data.fingerprint:
+                writer.keep_split(setup.data)
             if record.status == "finished":
                 logger.info(f"{path} is finished already")
                 return Run(path, record)

@@ -10,7 +10,7 @@ from torch import nn
 import distill
 from ofav2 import files
 from ofav2.config.schema import Config, PhaseConfig
-from ofav2.data import ImageData, open_data, steps_per_epoch
+from ofav2.data import ImageData, SplitRecord, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
@@ -51,19 +51,20 @@ class Setup:
     """What measures sub-networks."""
 
 
-def prepare(config: Config, processes: Processes = SINGLE_PROCESS) -> Setup:
+def prepare(config: Config, processes: Processes = SINGLE_PROCESS, split: SplitRecord | None = None) -> Setup:
     """Build what a recipe describes, and refuse what can't be trained.
 
     Args:
         config: The recipe.
         processes: The processes that are to train it together.
+        split: The split of a run that goes on; None draws one.
 
     Raises:
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
     opened = processes.local_main_first if config.data.download else processes.on_all
-    data = opened(lambda: open_data(config.data))
+    data = opened(lambda: open_data(config.data, split))
     setup = processes.on_all(lambda: _build(config, data, processes))
     record = new_record("", config, setup.task, data, setup.net, recipe="", teacher_sha256=setup.teacher_sha256)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})

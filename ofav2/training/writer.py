@@ -10,6 +10,7 @@ from torch import nn
 
 from ofav2 import files
 from ofav2.config.schema import Config
+from ofav2.data import ImageData, split_record, write_split
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
@@ -38,6 +39,10 @@ class RunWriter:
     def write(self, name: str, text: str) -> None:
         """Write a text file of the folder."""
         self._on_main(lambda: files.write_text(self.path / name, text))
+
+    def keep_split(self, data: ImageData) -> None:
+        """Write `split.json`."""
+        self.processes.on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
 
     def keep(self, record: RunRecord) -> RunRecord:
         """Write `run.json`; return the first process's record."""

@@ -98,8 +98,8 @@ def _weightless(monkeypatch: pytest.MonkeyPatch) -> None:
         with torch.device("meta"):
             return create(*arguments, **named)
 
-    def read_once(config: Any) -> Any:
-        return digits if config == recipe.load("digits").data else open_data(config)
+    def read_once(config: Any, split: Any) -> Any:
+        return digits if config == recipe.load("digits").data else open_data(config, split)
 
     monkeypatch.setattr(supernets, "create", on_paper)
     monkeypatch.setattr(ofav2.training.setup, "open_data", read_once)

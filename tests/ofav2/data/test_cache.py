@@ -1,9 +1,11 @@
 """Decoded once, images are the same as decoded anew; an entry of the cache is whole, or not there."""
 
 import errno
+import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +16,11 @@ import torch
 
 from ofav2 import data
 from ofav2.config.schema import DataConfig
-from ofav2.data import Batch, ImageData, cache
-from ofav2.data.cache import CheckedImages
-from ofav2.errors import UserError
+from ofav2.data import Batch, ImageData, cache, turns
+from ofav2.errors import RunError, UserError
 from ofav2.rng import Stream
 from tests.notes import Notes
+from tests.ofav2.changes import flip_a_bit
 
 SIZES = ((12, 10), (5, 40), (64, 9), (1, 1), (30, 30))
 
@@ -41,7 +43,8 @@ def entries(config: DataConfig) -> list[Path]:
 
 def leftovers(config: DataConfig) -> list[Path]:
     assert config.cache is not None
-    return [path for path in Path(config.cache).iterdir() if path.name.startswith(".") and path.suffix != ".lock"]
+    kept = (".lock", ".digests")
+    return [path for path in Path(config.cache).iterdir() if path.name.startswith(".") and path.suffix not in kept]
 
 
 def everything(opened: ImageData) -> list[torch.Tensor]:
@@ -50,6 +53,10 @@ def everything(opened: ImageData) -> list[torch.Tensor]:
 
 def trained_on(opened: ImageData, config: DataConfig) -> list[Batch]:
     return list(data.train_batches(opened, config, Stream(1, "full"), range(9)))
+
+
+def refuse_to_decode(content: bytes) -> torch.Tensor:
+    raise AssertionError("decoded again")
 
 
 def same(first: list[Batch], second: list[Batch]) -> bool:
@@ -81,10 +88,7 @@ def test_a_recipe_sees_the_same_samples_with_and_without_a_cache(
 def test_the_second_time_nothing_is_decoded(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = everything(data.open_data(config))
 
-    def refuse(content: bytes) -> torch.Tensor:
-        raise AssertionError("decoded again")
-
-    monkeypatch.setattr(cache, "decode", refuse)
+    monkeypatch.setattr(cache, "decode", refuse_to_decode)
     assert all(map(torch.equal, everything(data.open_data(config)), first))
 
 
@@ -138,9 +142,25 @@ def spoil_index(entry: Path) -> None:
     (entry / cache.INDEX).write_bytes(content)
 
 
-def spoil_about(entry: Path) -> None:
-    about = json.loads((entry / cache.ABOUT).read_text())
-    (entry / cache.ABOUT).write_text(json.dumps({**about, "key": "0" * 64}))
+def about_with(**changed: object) -> Callable[[Path], None]:
+    def spoil(entry: Path) -> None:
+        about = json.loads((entry / cache.ABOUT).read_text())
+        (entry / cache.ABOUT).write_text(json.dumps({**about, **changed}))
+
+    return spoil
+
+
+def index_with(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[Path], None]:
+    """Change the index as someone would who knows of the checksum."""
+
+    def spoil(entry: Path) -> None:
+        with np.load(entry / cache.INDEX) as kept:
+            index = {name: kept[name].copy() for name in kept}
+        change(index)
+        np.savez(entry / cache.INDEX, **index)  # type: ignore[arg-type]
+        about_with(index_sha256=hashlib.sha256((entry / cache.INDEX).read_bytes()).hexdigest())(entry)
+
+    return spoil
 
 
 @pytest.mark.parametrize(
@@ -148,7 +168,21 @@ def spoil_about(entry: Path) -> None:
     [
         shorten,
         spoil_index,
-        spoil_about,
+        about_with(key="0" * 64),
+        about_with(bad=[1]),
+        about_with(bad={"x": "y"}),
+        about_with(bytes="many"),
+        about_with(kept="yes"),
+        about_with(format="ofav2-images/1"),
+        index_with(lambda index: index["offsets"].__setitem__(3, 10**9)),
+        index_with(lambda index: index["offsets"].__setitem__(3, -(10**9))),
+        index_with(lambda index: index["shapes"].__setitem__(3, 10**4)),
+        index_with(lambda index: index["shapes"].__setitem__(3, 2**32)),
+        index_with(lambda index: index["digests"].__setitem__(3, 7)),
+        index_with(lambda index: index.pop("checks")),
+        index_with(lambda index: index.update(offsets=index["offsets"][:-1])),
+        index_with(lambda index: index.update(shapes=index["shapes"].astype(np.float64))),
+        lambda entry: flip_a_bit(entry / cache.PIXELS, 1000),
         lambda entry: (entry / cache.PIXELS).unlink(),
         lambda entry: (entry / cache.INDEX).unlink(),
         lambda entry: (entry / cache.ABOUT).unlink(),
@@ -173,11 +207,81 @@ def test_a_damaged_entry_is_said_and_made_again(
 def test_what_a_killed_process_left_is_said_and_removed(config: DataConfig, notes: Notes) -> None:
     data.open_data(config)
     (entry,) = entries(config)
-    entry.rename(entry.with_name(f".{entry.name}-abc"))
+    left = entry.rename(entry.with_name(f".{entry.name}-abc"))
     data.open_data(config)
-    assert f"cache {entry}: was left half-written" in notes()
+    assert f"cache {left}: was left half-written; removed" in notes()
     assert entries(config) == [entry]
     assert not leftovers(config)
+
+
+def test_what_killed_processes_left_of_other_images_is_removed_unless_it_is_being_made(
+    config: DataConfig, image: Callable[..., None], notes: Notes
+) -> None:
+    data.open_data(config)
+    (entry,) = entries(config)
+    left, made = (entry.with_name(f".imagefolder-{digit * 16}-abcd_123") for digit in "56")
+    other = entry.with_name(".of-someone-else")
+    for folder in (left, made, other):
+        folder.mkdir()
+        (folder / cache.PIXELS).write_bytes(b"x")
+    image(Path(str(config.root)) / "cat" / "extra.png", (9, 9))
+    with turns.turn(entry.parent, made.name[1:].rpartition("-")[0]):
+        data.open_data(config)
+    assert f"cache {left}: was left half-written; removed" in notes()
+    assert sorted(leftovers(config)) == sorted([made, other])
+
+
+def test_a_complete_cache_on_a_read_only_disk_is_used(
+    config: DataConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = data.open_data(config)
+    # The same files elsewhere: nothing is remembered of their folder, and nothing can be.
+    shutil.copytree(tmp_path / "images", tmp_path / "copy")
+    monkeypatch.setattr(turns, "_lock_file", lambda cache, name: Path("/proc/self/no/lock"))
+    monkeypatch.setattr(cache, "decode", refuse_to_decode)
+    for root in ("images", "copy"):
+        opened = data.open_data(replace(config, root=str(tmp_path / root)))
+        assert all(map(torch.equal, everything(opened), everything(before)))
+    with pytest.raises(UserError, match=r"data\.cache \(.*cannot be used"):
+        data.open_data(replace(config, cache=str(tmp_path / "empty")))
+
+
+def test_pixels_that_are_cut_off_in_use_end_the_run_with_a_line(config: DataConfig) -> None:
+    opened = data.open_data(config)
+    (entry,) = entries(config)
+    opened.train.image(0)
+    shorten(entry)
+    with pytest.raises(RunError, match=r"^data\.cache: pixels\.bin was cut off to 100 bytes of \d+ while in use"):
+        opened.train.image(0)
+
+
+def test_an_entry_that_is_removed_or_made_again_in_use_stays_readable(config: DataConfig) -> None:
+    opened = data.open_data(config)
+    before = everything(opened)
+    (entry,) = entries(config)
+    shutil.rmtree(entry)
+    assert all(map(torch.equal, everything(opened), before))
+    data.open_data(config)
+    assert all(map(torch.equal, everything(opened), before))
+
+
+def test_beside_the_newest_entry_of_a_folder_one_with_fewer_or_more_images_stays(
+    config: DataConfig, image: Callable[..., None]
+) -> None:
+    cat = Path(str(config.root)) / "cat"
+    data.open_data(config)
+    counts = []
+    for number in range(3):
+        image(cat / f"extra{number}.png", (9, 9 + number))
+        data.open_data(config)
+        counts.append(len(entries(config)))
+    (cat / "extra2.png").unlink()
+    data.open_data(config)
+    assert counts == [2, 2, 2], "the one before, as a run may have begun with it"
+    assert len(entries(config)) == 2
+    image(cat / "extra1.png", (5, 5))
+    data.open_data(config)
+    assert len(entries(config)) == 1, "those with an image that is gone are of no use"
 
 
 @pytest.mark.parametrize("written", [0, 300])
@@ -252,14 +356,13 @@ def test_of_processes_that_open_a_data_set_at_once_one_decodes_it(config: DataCo
 
 def test_a_set_over_the_budget_is_streamed_and_said(config: DataConfig, notes: Notes) -> None:
     opened = data.open_data(replace(config, cache_gib=1e-7))
-    assert not isinstance(opened.train.images, CheckedImages)
+    assert not opened.train.images.decoded
     assert "decoded, more than data.cache_gib (" in notes()
     assert not entries(config)
 
 
 def test_a_larger_budget_keeps_what_was_only_looked_at(config: DataConfig) -> None:
     looked_at = data.open_data(replace(config, cache_gib=1e-7, bad_images="skip"))
-    assert isinstance(looked_at.train.images, CheckedImages)
     assert not looked_at.train.images.decoded
     (entry,) = entries(config)
     assert not (entry / cache.PIXELS).exists()

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.errors import UserError
 from ofav2.messages import show
+from tests.ofav2.data.conftest import write_image
 
 DIGITS = DataConfig(name="digits", resolutions=(16,))
 
@@ -131,6 +133,30 @@ def test_an_impossible_setting_is_refused_by_key_and_value(key: str, value: Any)
         data.open_data(replace(DIGITS, **{key: value}))
     assert str(caught.value).startswith(f"data.{key} ({show(value)}): ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("inside", "refused"),
+    [("images", True), ("images/runs/a", True), ("images/.runs/a", False), ("elsewhere", False), ("images2", False)],
+)
+def test_nothing_is_written_to_where_images_are_looked_for(inside: str, refused: bool, tmp_path: Path) -> None:
+    for name in ("ant", "bee"):
+        write_image(tmp_path / "images" / name / "0.png")
+        write_image(tmp_path / "images" / name / "1.png")
+        write_image(tmp_path / "images" / name / "2.png")
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    config = replace(DIGITS, name="imagefolder", root=str(tmp_path / "link"), batch_size=2)
+    opened = data.open_data(config)
+    kept = replace(config, cache=str(tmp_path / inside))
+    if refused:
+        with pytest.raises(UserError, match=r"^data\.cache .*: lies in .*images, where it would be taken for images"):
+            data.open_data(kept)
+        with pytest.raises(UserError, match=r"^run folder .*give a folder outside of it"):
+            data.refuse_inside(opened.trees, tmp_path / inside, "run folder")
+        assert not (tmp_path / inside / "imagefolder").exists()
+    for _ in range(0 if refused else 2):
+        assert data.open_data(kept).fingerprint == opened.fingerprint
+    assert data.open_data(config).fingerprint == opened.fingerprint
 
 
 def test_settings_without_effect_are_refused(tmp_path: Any) -> None:

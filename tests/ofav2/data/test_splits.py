@@ -1,6 +1,8 @@
 """Holding out: nothing lost, nothing shared, every class in its share, and the same again."""
 
+import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ofav2.data.images import ArrayImages, file_images
-from ofav2.data.splits import Split, fingerprint, hold_out, join
-from ofav2.errors import UserError
+from ofav2.data.splits import (
+    ImageData,
+    Listed,
+    Split,
+    SplitMembers,
+    SplitRecord,
+    divide,
+    fingerprint,
+    first_other_class,
+    hold_out,
+    join,
+    read_split,
+    restore,
+    select,
+    split_record,
+    write_split,
+)
+from ofav2.errors import RunError, UserError
 
 
 def numbered(labels: list[int]) -> Split:
@@ -139,3 +157,125 @@ def test_joined_splits_are_told_apart() -> None:
     there, back = join(kept, held, "train"), join(held, kept, "train")
     assert there.images.identity() == join(kept, held, "train").images.identity()
     assert len({split.images.identity() for split in (there, back, there.take("some", np.array([1, 2])))}) == 3
+
+
+# The split that a run keeps
+
+
+def listed_files(folder: Path, *names: str) -> Split:
+    """A listed split of files, of which half have the label 0 and half the label 1."""
+    return Split("train", np.arange(len(names)) % 2, file_images(folder, names))
+
+
+def opened(listed: Listed) -> ImageData:
+    train, val, test, origins = divide(listed, val_fraction=0.25, test_fraction=0.25, seed=3)
+    colour = (0.5, 0.5, 0.5)
+    return ImageData("some", ("a", "b"), 3, colour, colour, train, val, test, "ab" * 32, origins, ("image x: empty",))
+
+
+NAMES = [f"{number:02d}.png" for number in range(20)]
+
+
+def all_names(*splits: Split) -> list[list[str] | None]:
+    return [split.images.names() for split in splits]
+
+
+def test_a_run_keeps_its_split_of_files_by_name(tmp_path: Path) -> None:
+    data = opened(Listed(("a", "b"), listed_files(tmp_path, *NAMES)))
+    write_split(tmp_path / "split.json", split_record(data))
+    record = read_split(tmp_path / "split.json")
+    assert record == split_record(data)
+    assert (record.fingerprint, record.classes, record.skipped) == (data.fingerprint, data.classes, data.skipped)
+    assert [list(one.files or ()) for one in record.by_name.values()] == all_names(data.train, data.val, data.test)
+    assert {one.listed for one in record.by_name.values()} == {"train"}
+
+
+def test_images_that_a_run_does_not_know_are_left_out_and_those_it_misses_are_named(tmp_path: Path) -> None:
+    data = opened(Listed(("a", "b"), listed_files(tmp_path, *NAMES)))
+    record = split_record(data)
+    # Labels follow the files' places here, so two images before the others change none.
+    now = Listed(("a", "b"), listed_files(tmp_path, "+.png", "00+.png", *NAMES[:-2], "21.png"))
+    found = select(now, record)
+    assert (found.missing, found.unknown) == (("18.png", "19.png"), ("+.png", "00+.png", "21.png"))
+    assert found.listed.train.images.names() == NAMES[:-2]
+    parts = restore(found.listed, record)
+    before = all_names(data.train, data.val, data.test)
+    assert all_names(parts.train, parts.val, parts.test) == [
+        [name for name in names or [] if name not in found.missing] for names in before
+    ]
+    assert parts.train.labels.tolist() == [NAMES.index(name) % 2 for name in parts.train.images.names() or []]
+
+
+def test_splits_that_a_data_set_brings_are_kept_apart_by_where_they_are_listed(tmp_path: Path) -> None:
+    test = Split("test", np.array([0, 1]), file_images(tmp_path / "test", NAMES[:2]))
+    data = opened(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES), test=test))
+    record = split_record(data)
+    assert [one.listed for one in record.by_name.values()] == ["train", "train", "test"]
+    more = Split("test", np.array([0, 1, 1]), file_images(tmp_path / "test", NAMES[:3]))
+    found = select(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES), test=more), record)
+    assert (found.missing, found.unknown) == ((), (NAMES[2],))
+    parts = restore(found.listed, record)
+    assert all_names(parts.train, parts.val, parts.test) == all_names(data.train, data.val, data.test)
+    gone = select(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES)), record)
+    assert gone.missing == tuple(NAMES[:2])
+    with pytest.raises(UserError, match="split test: none of the run's images is left"):
+        restore(gone.listed, record)
+
+
+def test_a_run_keeps_its_split_of_arrays_by_place() -> None:
+    listed = Listed(("a", "b"), numbered([0, 1] * 10))
+    data = opened(listed)
+    record = split_record(data)
+    assert record.train.files is None
+    found = select(listed, record)
+    assert (found.missing, found.unknown) == ((), ())
+    parts = restore(found.listed, record)
+    assert [indices(one) for one in parts[:3]] == [indices(one) for one in (data.train, data.val, data.test)]
+    assert [members.indices for members in record.by_name.values()] == [tuple(indices(one)) for one in parts[:3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda record: record["val"]["files"].append(record["test"]["files"][0]), "an image is in two splits"),
+        (lambda record: record["val"]["files"].append(record["val"]["files"][0]), "val: a split must have"),
+        (lambda record: record["val"].update(files=[]), "val: a split must have files or indices, each once"),
+        (lambda record: record["val"].update(indices=[1]), "val: a split must have files or indices, each once"),
+        (lambda record: record["val"].update(listed="../val"), "val.listed"),
+        (lambda record: record["val"].update(files=[1]), "val.files"),
+        (lambda record: record.pop("test"), "test is missing"),
+        (lambda record: record.update(format="ofav2-split/1"), "format .* must be 'ofav2-split/2'"),
+    ],
+)
+def test_a_damaged_split_is_refused_in_a_line(
+    change: Callable[[dict[str, object]], object], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "split.json"
+    write_split(path, split_record(opened(Listed(("a", "b"), listed_files(tmp_path, *NAMES)))))
+    plain = json.loads(path.read_text())
+    change(plain)
+    path.write_text(json.dumps(plain))
+    with pytest.raises(RunError, match=message) as error:
+        read_split(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_members_are_paths_or_indices() -> None:
+    part = SplitMembers("train", None, (0, 3))
+    record = SplitRecord("ab", ("a",), part, SplitMembers("train", None, (1,)), SplitMembers("test", None, (1,)), ())
+    assert (part.members, record.by_name["test"].members) == ((0, 3), (1,))
+
+
+@pytest.mark.parametrize(
+    ("now", "difference"),
+    [
+        (("ant", "bee", "cat"), None),
+        (("bee", "cat", "zebra"), 'class "ant" is missing, and class "zebra" was not there before'),
+        (("ant", "cat"), 'class "bee" is missing'),
+        (("ant", "bee", "cat", "dog"), 'class "dog" was not there before'),
+        (("ant", "cat", "bee"), 'class 1 was "bee", and is "cat" now'),
+    ],
+)
+def test_the_first_other_class_is_named(now: tuple[str, ...], difference: str | None) -> None:
+    assert first_other_class(("ant", "bee", "cat"), now) == difference

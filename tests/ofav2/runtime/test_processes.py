@@ -541,7 +541,7 @@ def three_by_three(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[
     path = tiny.written(tmp_path, tiny.TWO)
     # Loaded before the processes fork, or each would wait for scikit-learn.
     images = data.open_data(recipe.load(path).data)
-    monkeypatch.setattr(prepare, "open_data", lambda config: images)
+    monkeypatch.setattr(prepare, "open_data", lambda config, split: images)
 
     def attempt(processes: Processes, settings: Sequence[str]) -> Exception | None:
         try:

@@ -20,7 +20,7 @@ import ofav2.training.loop
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
-from ofav2.data import ImageData, Split, open_data
+from ofav2.data import ImageData, Split, SplitRecord, open_data
 from ofav2.data.images import Images, Indices, Pixels, pixels_of
 from ofav2.errors import RunError
 from ofav2.evaluation import corners
@@ -236,8 +236,8 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     seen: dict[str, list[bool]] = {"train": [], "val": [], "test": []}
     key = tmp_path / "run" / "checkpoints" / "kernel.json"
 
-    def watched(config: DataConfig) -> ImageData:
-        data = open_data(config)
+    def watched(config: DataConfig, split: SplitRecord | None) -> ImageData:
+        data = open_data(config, split)
         splits = {
             name: Split(name, split.labels, Watched(split.images, key, seen[name]))
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))

@@ -13,7 +13,7 @@ from PIL import Image
 from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
-from ofav2.data.images import FileImages
+from ofav2.data.cache import CheckedImages
 from ofav2.errors import UserError
 
 WNIDS = ("n01", "n02", "n03")
@@ -24,8 +24,8 @@ def open_at(name: str, root: Path, val_fraction: float = 0.25, test_fraction: fl
 
 
 def files(split: Split) -> list[str]:
-    assert isinstance(split.images, FileImages)
-    return [str(split.images.path(i)) for i in range(len(split))]
+    assert isinstance(split.images, CheckedImages)
+    return [str(split.images.files.path(i)) for i in range(len(split))]
 
 
 def refusal(name: str, root: Path) -> str:
@@ -246,8 +246,11 @@ def test_the_fingerprint_notices_changed_added_and_moved_images(tmp_path: Path, 
     root.rename(tmp_path / "there")
     root = tmp_path / "there"
     assert open_at("imagefolder", root).fingerprint == first
-    status = (root / "a/000.jpg").stat()
-    os.utime(root / "a/000.jpg", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    os.utime(root / "a/000.jpg")
+    assert open_at("imagefolder", root).fingerprint == first, "times say nothing about images"
+    content = bytearray((root / "a/000.jpg").read_bytes())
+    content[-20] ^= 1
+    (root / "a/000.jpg").write_bytes(content)
     second = open_at("imagefolder", root).fingerprint
     shutil.copy(root / "a/000.jpg", root / "a/007.jpg")
     third = open_at("imagefolder", root).fingerprint
