@@ -1,0 +1,1 @@
+"""Search any space of genes for the best trade-offs between a measured metric and exact costs."""

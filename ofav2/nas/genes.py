@@ -1,0 +1,249 @@
+"""Write the networks of a supernet as genes, with vectorised exact costs and limits, as the search engine needs them.
+
+Genes are indices into the space's choices: resolution, height, then for each stage its depth, and for each of its
+blocks kernel, expand and level. What does not run has gene 0, so equal networks have equal genes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ofav2.nas.candidates import feasible
+from ofav2.nas.cost_model import CostModel, Price
+from ofav2.nas.engine.problem import Floats, Genes, Mask
+from ofav2.nas.limits import Limits
+from supernets import BlockChoice, Space, Subnet
+from supernets.parts import BlockPart, ExitPart, StemPart
+from supernets.subnet_cost import Position
+
+RESOLUTION, HEIGHT = 0, 1
+"""Columns of the genes of a whole network."""
+_NETWORK, _BLOCK = 2, 3
+
+
+@dataclass(frozen=True)
+class GeneSpace:
+    """The networks of a space that keep some limits, as genes.
+
+    Args:
+        space: The networks.
+        model: What they cost; with a latency table where latency counts.
+        limits: The most that a network may cost.
+        cost_names: Names of the costs that are minimised.
+
+    Raises:
+        UserError: If no network can keep the limits; the message says what can be kept.
+    """
+
+    space: Space
+    model: CostModel
+    limits: Limits
+    cost_names: tuple[str, ...]
+
+    @cached_property
+    def choices(self) -> tuple[int, ...]:
+        """How many choices each gene has."""
+        space = self.space
+        block = (len(space.kernel), len(space.expand), len(space.levels))
+        return (
+            len(space.resolution),
+            len(space.height),
+            *((len(space.depth), *(block * space.blocks)) * space.stages),
+        )
+
+    def active(self, genes: Genes) -> Mask:
+        """Return which genes have an effect, (N, genes)."""
+        space, count = self.space, len(genes)
+        heights, depths = np.array(space.height), np.array(space.depth)
+        mbconv = np.array(["mbconv" in level for level in space.levels])
+        stages = self._stages(genes)
+        runs = np.arange(space.stages) < heights[genes[:, HEIGHT]][:, None]
+        blocks = runs[:, :, None] & (np.arange(space.blocks) < depths[stages[:, :, 0]][:, :, None])
+        kept = blocks & mbconv[self._blocks(stages)[..., 2]]
+        of_blocks = np.stack([kept, kept, blocks], -1).reshape(count, space.stages, -1)
+        of_stages = np.concatenate([runs[:, :, None], of_blocks], -1).reshape(count, -1)
+        return np.concatenate([np.ones((count, _NETWORK), bool), of_stages], 1)
+
+    def canonical(self, genes: Genes) -> Genes:
+        """Return the same networks, (N, genes), with 0 for genes without effect."""
+        return np.where(self.active(genes), genes, 0)
+
+    def encode(self, subnet: Subnet) -> NDArray[np.int64]:
+        """Return the genes (genes,) of a network of the space."""
+        space = self.space
+        space.check(subnet)
+        genes = [space.resolution.index(subnet.resolution), space.height.index(subnet.height)]
+        for stage in range(space.stages):
+            blocks = subnet.blocks(stage) if stage < subnet.height else ()
+            genes.append(space.depth.index(len(blocks)) if blocks else 0)
+            for block in range(space.blocks):
+                genes += self._block_genes(blocks[block]) if block < len(blocks) else (0, 0, 0)
+        return np.array(genes, np.int64)
+
+    def decode(self, genes: NDArray[np.int64]) -> Subnet:
+        """Return the network of a vector of genes (genes,)."""
+        space = self.space
+        stages = self._stages(genes[None])[0]
+        blocks = self._blocks(stages[None])[0]
+        return Subnet(
+            resolution=space.resolution[genes[RESOLUTION]],
+            height=space.height[genes[HEIGHT]],
+            depth=tuple(space.depth[index] for index in stages[:, 0]),
+            kernel=tuple(tuple(space.kernel[index] for index in stage) for stage in blocks[..., 0]),
+            expand=tuple(tuple(space.expand[index] for index in stage) for stage in blocks[..., 1]),
+            level=tuple(tuple(space.levels[index] for index in stage) for stage in blocks[..., 2]),
+        )
+
+    def costs(self, genes: Genes) -> Floats:
+        """Return the costs to minimise, (N, costs): exact, as whole numbers."""
+        return self._costs(genes, self.cost_names).astype(np.float64)
+
+    def keeps_limits(self, genes: Genes) -> Mask:
+        """Return which canonical networks keep the limits, (N,)."""
+        named = self.limits.named
+        kept = self._costs(genes, tuple(named)) <= np.array(list(named.values()), np.int64)
+        return np.asarray(kept.all(1))
+
+    def repair(self, genes: Genes, rng: np.random.Generator) -> Genes:
+        """Return canonical networks that keep the limits; those that are and do are returned as they are.
+
+        Of a network that is over a limit, one gene after the other, in random order, takes the value that it has in a
+        cheapest network of the same resolution and exit, until the limits are kept. Where even that one misses, the
+        network moves to a resolution and exit that can keep them.
+        """
+        genes = self.canonical(genes)
+        if not self.limits.named:
+            return genes
+        over = np.flatnonzero(~self.keeps_limits(genes))
+        if len(over):
+            genes[over] = self._moved(genes[over], rng)
+        return genes
+
+    def anchors(self) -> Genes:
+        """Return the cheapest network of each resolution and exit, and the largest ones as far as limits allow."""
+        rng = np.random.default_rng(0)
+        cheapest = [group[0] for group in self._cheapest.values()]
+        largest = np.array(
+            [
+                self.encode(self.space.restrict(resolution=(resolution,), height=(height,)).largest())
+                for resolution, height in product(self.space.resolution, self.space.height)
+            ]
+        )
+        return np.unique(np.concatenate([np.array(cheapest), self.repair(largest, rng)]), axis=0)
+
+    def nested(self, body: NDArray[np.int64]) -> Genes:
+        """Return the network cut at each exit of the space that is on its way, itself included; all keep the limits."""
+        cut = np.repeat(body[None], int(body[HEIGHT]) + 1, axis=0)
+        cut[:, HEIGHT] = np.arange(len(cut))
+        cut = self.canonical(cut)
+        return cut[self.keeps_limits(cut)] if self.limits.named else cut
+
+    def _moved(self, genes: Genes, rng: np.random.Generator) -> Genes:
+        """Return networks (N, genes), all over a limit, moved towards cheapest ones until they keep the limits."""
+        places = list(self._cheapest)
+        anchors = []
+        for row in genes:
+            place = (int(row[RESOLUTION]), int(row[HEIGHT]))
+            if place not in self._cheapest:
+                place = places[int(rng.integers(len(places)))]
+            group = self._cheapest[place]
+            anchors.append(group[int(rng.integers(len(group)))])
+        anchor = np.array(anchors)
+        start = np.where(self.active(genes), genes, anchor)
+        start[:, :_NETWORK] = anchor[:, :_NETWORK]
+        count, width = start.shape
+        order = rng.permuted(np.tile(np.arange(width), (count, 1)), axis=1)
+        # All ways at once: step k has the anchor's value in the first k genes of the order.
+        taken = order[:, None, :] < np.arange(width + 1)[None, :, None]
+        ways = np.where(taken, anchor[:, None, :], start[:, None, :]).reshape(-1, width)
+        ways = self.canonical(ways)
+        keeps = self.keeps_limits(ways).reshape(count, width + 1)
+        assert keeps[:, -1].all(), "the anchor itself keeps the limits"
+        return ways.reshape(count, width + 1, width)[np.arange(count), keeps.argmax(1)]
+
+    @cached_property
+    def _cheapest(self) -> Mapping[tuple[int, int], Genes]:
+        """Cheapest networks that keep the limits, by the genes of resolution and height."""
+        found = feasible(self.model, self.space, self.limits)
+        space = self.space
+        return {
+            (space.resolution.index(resolution), space.height.index(height)): np.array(
+                [self.encode(one.subnet) for one in ones]
+            )
+            for (resolution, height), ones in sorted(found.items())
+        }
+
+    def _costs(self, genes: Genes, names: Sequence[str]) -> NDArray[np.int64]:
+        """Return whole numbers (N, names)."""
+        space, tables = self.space, self._tables
+        columns = [Price._fields.index(name) for name in names]
+        resolution, height = genes[:, RESOLUTION], genes[:, HEIGHT]
+        stages = self._stages(genes)
+        blocks = self._blocks(stages)
+        runs = np.arange(space.stages) < np.array(space.height)[height][:, None]
+        active = runs[:, :, None] & (np.arange(space.blocks) < np.array(space.depth)[stages[:, :, 0]][:, :, None])
+        row, stage, block = np.nonzero(active)
+        chosen = blocks[active]
+        parts = tables.blocks[
+            resolution[row], stage, stages[row, stage, 0], block, chosen[:, 0], chosen[:, 1], chosen[:, 2]
+        ][:, columns]
+        ends = tables.ends[resolution, height][..., columns]  # (N, stem and exit, costs)
+        found = np.empty((len(genes), len(names)), np.int64)
+        starts = np.concatenate([[0], np.cumsum(active.sum((1, 2)))[:-1]])
+        for column, name in enumerate(names):
+            add = np.maximum if name == "memory" else np.add
+            if len(genes):
+                found[:, column] = add(add.reduceat(parts[:, column], starts), add.reduce(ends[..., column], axis=1))
+        return found
+
+    @cached_property
+    def _tables(self) -> "_Tables":
+        """Prices of all parts: by resolution, stage, depth, block, kernel, expand, level; and of stem and exits."""
+        space, model, arch = self.space, self.model, self.model.architecture
+        block_shape = (len(space.kernel), len(space.expand), len(space.levels))
+        shape = (len(space.resolution), space.stages, len(space.depth), space.blocks, *block_shape, len(Price._fields))
+        blocks = np.zeros(shape, np.int64)
+        ends = np.zeros((len(space.resolution), len(space.height), 2, len(Price._fields)), np.int64)
+        for r, resolution in enumerate(space.resolution):
+            for h, height in enumerate(space.height):
+                after = arch.stage_side(height, resolution)
+                ends[r, h] = model.part(StemPart(), resolution), model.part(ExitPart(height), after)
+            for stage, (d, depth) in product(range(max(space.height)), enumerate(space.depth)):
+                side = arch.stage_side(stage, resolution)
+                for block in range(depth):
+                    for choice in space.block_choices:
+                        part = BlockPart(stage, block > 0, choice)
+                        price = model.block(part, Position(block, depth), side)
+                        kernel, expand, level = self._block_genes(choice)
+                        if choice.kernel:
+                            blocks[r, stage, d, block, kernel, expand, level] = price
+                        else:
+                            blocks[r, stage, d, block, :, :, level] = price
+                    side = arch.block_side(stage, block, side)
+        return _Tables(blocks, ends)
+
+    def _block_genes(self, choice: BlockChoice) -> tuple[int, int, int]:
+        space = self.space
+        return (
+            space.kernel.index(choice.kernel) if choice.kernel else 0,
+            space.expand.index(choice.expand) if choice.expand else 0,
+            space.levels.index(choice.level),
+        )
+
+    def _stages(self, genes: Genes) -> Genes:
+        """Return the genes by stage, (N, stages, 1 + 3 * blocks): depth first."""
+        return genes[:, _NETWORK:].reshape(len(genes), self.space.stages, 1 + _BLOCK * self.space.blocks)
+
+    def _blocks(self, stages: Genes) -> Genes:
+        """Return the genes by block, (N, stages, blocks, 3): kernel, expand, level."""
+        return stages[:, :, 1:].reshape(len(stages), self.space.stages, self.space.blocks, _BLOCK)
+
+
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    blocks: NDArray[np.int64]
+    ends: NDArray[np.int64]

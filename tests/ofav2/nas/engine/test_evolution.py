@@ -1,0 +1,49 @@
+"""Evolution: what it breeds is canonical and within the limits, and better than what it started from."""
+
+import numpy as np
+import pytest
+
+from ofav2.nas.engine.evolution import evolve
+from ofav2.nas.engine.fronts import hypervolume
+from ofav2.nas.engine.problem import Floats, Genes
+from ofav2.nas.engine.start import first_bodies, spread_networks
+from tests.ofav2.nas.engine.tables import SmallTable
+
+
+@pytest.mark.parametrize("costs", [1, 2, 3])
+def test_only_canonical_networks_within_the_limits_are_ever_looked_at(costs: int) -> None:
+    table, rng = SmallTable(most=12.0, costs_count=costs), np.random.default_rng(0)
+    looked: list[Genes] = []
+
+    def objectives(genes: Genes) -> Floats:
+        looked.append(genes)
+        return np.concatenate([table.true(genes)[:, None], table.costs(genes)], 1)
+
+    start = np.unique(spread_networks(table, rng, 20), axis=0)
+    found = evolve(table, objectives, start, generations=8, rng=rng)
+    every = np.concatenate(looked)
+    assert (table.canonical(every) == every).all()
+    assert (table.costs(every)[:, 0] <= 12.0).all()
+    reference = objectives(table.everything()).max(0) + 1
+    assert hypervolume(objectives(found), reference) > hypervolume(objectives(start), reference)
+
+
+@pytest.mark.parametrize("costs", [1, 2])
+def test_equal_generators_breed_equal_populations(costs: int) -> None:
+    table = SmallTable(costs_count=costs)
+
+    def bred(seed: int) -> list[list[int]]:
+        rng = np.random.default_rng(seed)
+        start = np.unique(spread_networks(table, rng, 20), axis=0)
+        objectives = lambda genes: np.concatenate([table.true(genes)[:, None], table.costs(genes)], 1)  # noqa: E731
+        return evolve(table, objectives, start, generations=3, rng=rng).tolist()  # type: ignore[no-any-return]
+
+    assert bred(1) == bred(1) != bred(2)
+
+
+def test_first_bodies_differ_hold_the_anchors_and_are_as_many_as_asked_for() -> None:
+    table = SmallTable()
+    for count in (1, 4, 20):
+        bodies = first_bodies(table, np.random.default_rng(0), count)
+        assert len(bodies) == len(np.unique(bodies, axis=0)) == count
+    assert {row.tobytes() for row in table.anchors()} <= {row.tobytes() for row in bodies}
