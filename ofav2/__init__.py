@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
     from ofav2.inference.evaluate import ClassReport, evaluate_network
     from ofav2.nas.candidates import Candidate, Ranking, choose
+    from ofav2.nas.found import Finalist, Found, load_search
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.nas.limits import Limits, parse_limits
+    from ofav2.nas.search import resume_search, search
     from ofav2.networks.backbone import attach_exits
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
@@ -48,6 +50,8 @@ __all__ = (
     "Cost",
     "EarlyExits",
     "ExitPolicy",
+    "Finalist",
+    "Found",
     "Latency",
     "LatencyTable",
     "Limits",
@@ -74,6 +78,7 @@ __all__ = (
     "load_classifier",
     "load_early_exits",
     "load_exit_policy",
+    "load_search",
     "load_subnet",
     "load_supernet",
     "load_table",
@@ -85,7 +90,9 @@ __all__ = (
     "parse_limits",
     "predict_latency",
     "resume",
+    "resume_search",
     "save_table",
+    "search",
     "stage_costs",
     "subnet_cost",
     "train",
@@ -121,6 +128,11 @@ _HOMES = MappingProxyType(
         "measure_table": "ofav2.nas.latency_table",
         "predict_latency": "ofav2.nas.latency_table",
         "save_table": "ofav2.nas.latency_table",
+        "Finalist": "ofav2.nas.found",
+        "Found": "ofav2.nas.found",
+        "load_search": "ofav2.nas.found",
+        "search": "ofav2.nas.search",
+        "resume_search": "ofav2.nas.search",
         "Limits": "ofav2.nas.limits",
         "parse_limits": "ofav2.nas.limits",
         "attach_exits": "ofav2.networks.backbone",

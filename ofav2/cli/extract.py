@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
+    from ofav2.nas.limits import Limits
     from supernets import Exits
 
 _CHOICE = (
@@ -28,10 +29,14 @@ examples:
   ofav2 extract runs/digits --subnet mine.json --out mine
   ofav2 extract runs/digits --largest --exits 2,4 --out exits
   ofav2 extract runs/digits --max-macs 2M --max-params 200k --out small
+  ofav2 extract runs/digits --from-search runs/digits/search --max-macs 2M --out found
+  ofav2 extract runs/digits --from-search runs/digits/search --knee --out knee
   ofav2 extract runs/digits --max-latency 2ms --exit 3..5 --resolution 16 --candidates 50 --out quick
 
 Limits (and --exit, --resolution, --candidates) rank random networks that keep them on validation and take the best:
 counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s (needs `ofav2 latency RUN` once).
+
+--from-search takes the best confirmed network of a search's front that keeps the limits, without measuring others.
 
 It writes model.safetensors, subnet.json, model.onnx, model.pt2 and model_card.md, each checked on real images;
 --formats onnx writes of the last three the ONNX file alone.
@@ -50,6 +55,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--largest", action="store_true", help="the largest sub-network that was trained")
     which.add_argument("--smallest", action="store_true", help="the smallest one")
     which.add_argument("--subnet", metavar="FILE", help="the one that this JSON file describes")
+    which.add_argument("--from-search", metavar="DIR", help="one of the front that `ofav2 search` found")
+    front = parser.add_mutually_exclusive_group()
+    front.add_argument("--knee", action="store_true", help="with --from-search: the best compromise of the front")
+    front.add_argument("--number", metavar="N", type=int, help="with --from-search: number of the front's table")
     _add_choice(parser)
     parser.add_argument(
         "--exits", metavar="WHICH", default="last", help="logits to return: last (default), all, or exits such as 2,4"
@@ -81,13 +90,14 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.runtime.signals import interruptible
 
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
-    constraints = _constraints(arguments)
+    found = _from_search(arguments)
+    constraints = None if found else _constraints(arguments)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
         run = open_run(arguments.run)
         refuse_inside(run.data.trees, Path(arguments.out), "output folder")
         space = run.loaded.net.space
-        ranking = _choose(arguments, run, constraints) if constraints else None
+        ranking = _choose(arguments, run, constraints) if constraints else found
         named = chosen or (space.largest() if arguments.largest else space.smallest())
         subnet = ranking.best.subnet if ranking else named
         written = extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
@@ -110,7 +120,6 @@ def _run(arguments: argparse.Namespace) -> None:
 def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
     """Return the constraints on the network to choose, checked against the run; None if the network is named."""
     from ofav2.nas.constraints import constrain
-    from ofav2.nas.limits import parse_limits
 
     given = [name for name in _CHOICE if getattr(arguments, name) is not None]
     named = [name for name in ("largest", "smallest", "subnet") if getattr(arguments, name)]
@@ -120,19 +129,42 @@ def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
         raise UserError("no network is named: give --largest, --smallest, --subnet FILE, or limits such as --max-macs")
     if not given:
         return None
-    limits = parse_limits(
+    return constrain(
+        arguments.run,
+        _limits(arguments),
+        exits=arguments.exit,
+        resolutions=arguments.resolution,
+        table=arguments.latency_table,
+    )
+
+
+def _limits(arguments: argparse.Namespace) -> "Limits":
+    from ofav2.nas.limits import parse_limits
+
+    return parse_limits(
         params=arguments.max_params,
         macs=arguments.max_macs,
         memory=arguments.max_memory,
         latency=arguments.max_latency,
     )
-    return constrain(
-        arguments.run,
-        limits,
-        exits=arguments.exit,
-        resolutions=arguments.resolution,
-        table=arguments.latency_table,
-    )
+
+
+def _from_search(arguments: argparse.Namespace) -> "Ranking | None":
+    """Return the choice of a network from a search; None if no search is named."""
+    from ofav2.nas.found import choose_finalist, load_search
+
+    picks = [name for name in ("knee", "number") if getattr(arguments, name)]
+    if arguments.from_search is None:
+        if picks:
+            raise UserError(f"{_option(picks[0])} takes a network from a search: name it with --from-search DIR")
+        return None
+    others = [name for name in _CHOICE if not name.startswith("max_") and getattr(arguments, name) is not None]
+    limited = [name for name in _CHOICE if name.startswith("max_") and getattr(arguments, name) is not None]
+    unused = others or (limited if picks else [])
+    if unused:
+        raise UserError(f"{_option(unused[0])} has no effect on a search that is done: leave it out")
+    found = load_search(arguments.from_search)
+    return choose_finalist(found, arguments.run, _limits(arguments), knee=arguments.knee, number=arguments.number)
 
 
 def _option(name: str) -> str:

@@ -30,6 +30,7 @@ from ofav2.cli import (
     predict,
     recipes,
     report,
+    search,
     settings,
     train,
 )
@@ -54,6 +55,7 @@ VERBS = tuple(
         plan,
         train,
         evaluate,
+        search,
         extract,
         predict,
         calibrate,

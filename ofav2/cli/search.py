@@ -1,0 +1,102 @@
+"""`ofav2 search`: find the best trade-offs between a run's metric and costs."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from ofav2.cli import console
+from ofav2.cli.verb import Verb
+from ofav2.errors import UserError
+from ofav2.tables import table
+
+if TYPE_CHECKING:
+    from ofav2.nas.found import Found
+
+_EPILOG = """\
+examples:
+  ofav2 search runs/digits --measurements 40
+  ofav2 search runs/digits --objectives top-1,params,macs --max-macs 3M --exit 2..4 --out small-search
+  ofav2 search --resume runs/digits/search      go on with a search that stopped
+
+A measurement scores a network at all its exits, on half of the validation images. The networks that no other one beats
+are confirmed on the other half. Counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s.
+
+next: ofav2 extract RUN --from-search DIR --max-macs 2M --out OUT
+"""
+
+_NEW = (
+    *("objectives", "max_macs", "max_params", "max_memory", "max_latency", "exit", "resolution", "latency_table"),
+    *("measurements", "minutes", "seed", "out"),
+)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder")
+    parser.add_argument("--resume", metavar="DIR", help="go on with the search in this folder")
+    parser.add_argument(
+        "--objectives",
+        metavar="NAMES",
+        help="the metric and one or more of macs, params, memory, latency (default: the metric,macs)",
+    )
+    parser.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
+    parser.add_argument("--max-params", metavar="2M", help="parameters")
+    parser.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
+    parser.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
+    parser.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
+    parser.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
+    parser.add_argument("--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: the run's)")
+    parser.add_argument("--measurements", metavar="N", type=int, help="networks to measure (default: 300)")
+    parser.add_argument("--minutes", metavar="M", type=float, help="time after which no other network is measured")
+    parser.add_argument("--seed", metavar="N", type=int, help="seed of the search (default: 0)")
+    parser.add_argument("--out", metavar="DIR", help="folder to make (default: `search` in the run folder)")
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.nas.limits import parse_limits
+    from ofav2.nas.search import resume_search, search
+
+    given = [name for name in ("run", *_NEW) if getattr(arguments, name) is not None]
+    if arguments.resume is not None:
+        if given:
+            raise UserError(f"--resume goes on with a search as it was begun: leave out {given[0].replace('_', '-')}")
+        _show(resume_search(arguments.resume))
+        return
+    if arguments.run is None:
+        raise UserError("RUN is missing: name a run folder, or a search with --resume DIR")
+    limits = parse_limits(
+        params=arguments.max_params,
+        macs=arguments.max_macs,
+        memory=arguments.max_memory,
+        latency=arguments.max_latency,
+    )
+    found = search(
+        arguments.run,
+        objectives=arguments.objectives.split(",") if arguments.objectives is not None else None,
+        limits=limits,
+        exits=arguments.exit,
+        resolutions=arguments.resolution,
+        table=arguments.latency_table,
+        measurements=300 if arguments.measurements is None else arguments.measurements,
+        minutes=arguments.minutes,
+        seed=arguments.seed or 0,
+        out=arguments.out,
+    )
+    _show(found)
+
+
+def _show(found: "Found") -> None:
+    from ofav2.nas.found import FRONT_COLUMNS, front_rows
+
+    front, record = found.front, found.record
+    title = f"front of {front.networks} networks, {front.measured} measurements: {record.limits}"
+    console.show(table(title, FRONT_COLUMNS, front_rows(found)))
+    show = record.metric.show
+    console.say(
+        f"optimism: {record.metric.name} is {show(front.optimism)} ± {show(front.optimism_error)} better on the"
+        f" {record.search_images} images of the search than on {record.confirmation_images} others\n"
+        f"made {found.folder}\n"
+        f"next: ofav2 extract {record.run} --from-search {found.folder} --knee --out knee\n"
+        "      ofav2 finetune knee --out tuned"
+    )
+
+
+VERB = Verb("search", "Find the best trade-offs between a run's metric and costs.", _EPILOG, _add_arguments, _run)

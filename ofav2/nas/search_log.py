@@ -1,0 +1,148 @@
+"""Store a search as lines of JSON: an event per line, appended, never changed; read them to go on.
+
+A line of kind `picked` lists the bodies that a round is going to measure, why, and what was predicted of them. A line
+of kind `measured` has the networks that a measurement of a body scored. A line of kind `learned` ends a round.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ofav2 import files
+from ofav2.errors import RunError
+from ofav2.nas.engine.loop import Event, Learned, Measured, Picked
+from ofav2.nas.genes import GeneSpace
+from ofav2.nas.measured import append_line
+from ofav2.tasks.base import Metric
+from supernets import SpaceError, Subnet
+
+ARCHIVE = "archive.jsonl"
+"""Name of the file in a search folder."""
+
+
+class SearchLog:
+    """The events of a search in its folder."""
+
+    def __init__(self, folder: Path, genes: GeneSpace, metric: Metric) -> None:
+        """Use a folder; networks are written as sub-networks, losses as the metric's values."""
+        self._path = folder / ARCHIVE
+        self._genes = genes
+        self._metric = metric
+        self._bodies: list[Subnet] = []
+
+    def append(self, event: Event) -> None:
+        """Write an event.
+
+        Raises:
+            RunError: If the file can't be written.
+        """
+        append_line(self._path, self._line(event))
+
+    def read(self) -> list[Event]:
+        """Return all events; a last line that was cut, as a killed search leaves it, is removed from the file.
+
+        Raises:
+            RunError: If the file can't be read, or a line is no event of this search.
+        """
+        lines = whole_lines(self._path)
+        _keep(self._path, sum(len(line) + 1 for line in lines))
+        events: list[Event] = []
+        for number, line in enumerate(lines, 1):
+            try:
+                events.append(self._event(files.parse_json(line)))
+            except (ValueError, KeyError, TypeError, IndexError, SpaceError) as error:
+                raise RunError(f"{self._path}: line {number} is no line of this search: start a new one") from error
+        return events
+
+    def _line(self, event: Event) -> dict[str, Any]:
+        if isinstance(event, Picked):
+            self._bodies = [self._genes.decode(body) for body in event.bodies]
+            predicted = [self._values(losses) for losses in event.predicted]
+            return {
+                "kind": "picked",
+                "round": event.round,
+                "bodies": [body.to_dict() for body in self._bodies],
+                "why": list(event.why),
+                "predicted": predicted,
+            }
+        if isinstance(event, Measured):
+            body = self._genes.encode(self._bodies[event.body])
+            nested = self._genes.nested(body)
+            return {
+                "kind": "measured",
+                "round": event.round,
+                "body": event.body,
+                "networks": [
+                    {"subnet": subnet.to_dict(), "value": value, **self._genes.model.price(subnet)._asdict()}
+                    for subnet, value in zip(map(self._genes.decode, nested), self._values(event.losses), strict=True)
+                ],
+            }
+        return {
+            "kind": "learned",
+            "round": event.round,
+            "networks": event.networks,
+            "hypervolume": event.hypervolume,
+            "reference": list(event.reference),
+            "tau": event.tau,
+        }
+
+    def _event(self, line: dict[str, Any]) -> Event:
+        kind, number = line["kind"], line["round"]
+        if kind == "picked":
+            self._bodies = [Subnet.from_dict(fields) for fields in line["bodies"]]
+            bodies = np.array([self._genes.encode(body) for body in self._bodies], np.int64)
+            return Picked(number, bodies, tuple(line["why"]), tuple(self._losses(row) for row in line["predicted"]))
+        if kind == "measured":
+            return Measured(number, line["body"], self._losses(one["value"] for one in line["networks"]))
+        if kind == "learned":
+            reference = tuple(map(float, line["reference"]))
+            return Learned(number, line["networks"], line["hypervolume"], reference, line["tau"])
+        raise KeyError(kind)
+
+    def _values(self, losses: Iterable[float]) -> list[float]:
+        return [-self._metric.rank(float(loss)) for loss in losses]
+
+    def _losses(self, values: Iterable[float]) -> Any:
+        return np.array([-self._metric.rank(value) for value in values], np.float64)
+
+
+def measured_networks(folder: Path) -> Iterator[tuple[int, Subnet, float]]:
+    """Yield round, network and value of everything that a search measured, each network once, in order.
+
+    Raises:
+        RunError: If the archive can't be read.
+    """
+    seen: set[Subnet] = set()
+    for number, line in enumerate(whole_lines(folder / ARCHIVE), 1):
+        try:
+            entry = files.parse_json(line)
+            for one in entry["networks"] if entry["kind"] == "measured" else ():
+                subnet = Subnet.from_dict(one["subnet"])
+                if subnet not in seen:
+                    seen.add(subnet)
+                    yield entry["round"], subnet, float(one["value"])
+        except (ValueError, KeyError, TypeError, SpaceError) as error:
+            raise RunError(f"{folder / ARCHIVE}: line {number} is no line of a search: start a new one") from error
+
+
+def whole_lines(path: Path) -> list[bytes]:
+    """Return a file's lines without a last one that has no end yet; no lines of a missing file.
+
+    Raises:
+        RunError: If the file can't be read.
+    """
+    try:
+        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
+
+
+def _keep(path: Path, size: int) -> None:
+    try:
+        if path.exists() and path.stat().st_size > size:
+            with path.open("r+b") as lines:
+                lines.truncate(size)
+    except OSError as error:
+        raise RunError(f"{path} cannot be cut ({error.strerror}); check that it is a file you may change") from error

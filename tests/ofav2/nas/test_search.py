@@ -1,0 +1,291 @@
+"""A search of a run: what it writes, how it goes on, what it refuses, and what is extracted from it."""
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ofav2
+from ofav2.cli.main import main
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.evaluator import Evaluator
+from ofav2.nas.cost_model import CostModel
+from ofav2.nas.found import FRONT, choose_finalist
+from ofav2.nas.halves import halve
+from ofav2.nas.limits import Limits
+from ofav2.nas.measured import STORE
+from ofav2.nas.objectives import read_objectives
+from ofav2.nas.search_log import ARCHIVE, measured_networks
+from ofav2.runs.records import Run
+from ofav2.tasks.base import Metric
+from supernets import Subnet
+from tests.ofav2.tiny import tiny_data
+from tests.shared import made_once
+from tests.test_architecture import ROOT
+
+MEASUREMENTS = 11
+TOP1, ERROR = Metric("top-1", "%", True), Metric("error", "", False)
+
+
+@pytest.fixture(scope="module")
+def searched(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny run with a finished search in it; to look at only."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(tiny_run.folder, path)
+        ofav2.search(path, measurements=MEASUREMENTS, limits=Limits(params=60_000))
+
+    return made_once(tmp_path_factory, "searched", make)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / ARCHIVE).read_text(encoding="utf-8").splitlines()]
+
+
+def test_the_archive_holds_every_measured_network_with_what_it_costs_and_why(searched: Path) -> None:
+    found = ofav2.load_search(searched / "search")
+    lines = lines_of(found.folder)
+    picked = [line for line in lines if line["kind"] == "picked"]
+    measured = [line for line in lines if line["kind"] == "measured"]
+    assert sum(len(line["bodies"]) for line in picked) == len(measured) == found.front.measured == MEASUREMENTS
+    assert {why for line in picked for why in line["why"]} <= {"first", "gain", "spread"}
+    model = CostModel(found.record.architecture)
+    networks = [one for line in measured for one in line["networks"]]
+    for one in networks:
+        subnet = Subnet.from_dict(one["subnet"])
+        price = model.price(subnet)
+        assert [one[name] for name in ("params", "macs", "memory")] == [price.params, price.macs, price.memory]
+        assert price.params <= 60_000
+    assert found.front.networks == len({json.dumps(one["subnet"]) for one in networks})
+    assert len(networks) > MEASUREMENTS, "a measurement scores a body at all its exits"
+
+
+def test_values_are_those_of_the_evaluator_on_either_half(searched: Path, opened: ofav2.OpenedRun) -> None:
+    found = ofav2.load_search(searched / "search")
+    halves = halve(opened.data.val, opened.evaluator.seed)
+    assert len(halves.search) == found.record.search_images
+    subnets = [one.subnet for one in found.front.finalists]
+    for split, name in zip(halves, ("searched", "confirmed"), strict=True):
+        expected = {score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, split)}
+        assert {one.subnet: getattr(one, name) for one in found.front.finalists} == expected
+
+
+def test_optimism_is_the_mean_difference_of_the_halves(searched: Path) -> None:
+    front = ofav2.load_search(searched / "search").front
+    gaps = [one.searched - one.confirmed for one in front.finalists]
+    assert front.optimism == pytest.approx(np.mean(gaps))
+    macs = [one.macs for one in front.finalists]
+    assert macs == sorted(macs)
+
+
+def test_halves_share_no_image_and_hold_each_label_evenly() -> None:
+    val = replace(tiny_data().val, labels=np.repeat(np.arange(4), [6, 6, 6, 5]))
+    halves = halve(val, 3)
+    images = [split.image(index).numpy().tobytes() for split in halves for index in range(len(split))]
+    assert len(images) == len(set(images)) == 23
+    for split in halves:
+        assert all(abs(int((split.labels == label).sum()) - 3) <= 1 for label in range(4))
+    again = halve(val, 3)
+    assert again.search.labels.tolist() == halves.search.labels.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.6, 0.8, 1.0])
+def test_a_killed_search_goes_on_to_the_same_bytes(share: float, searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    folder = run / "search"
+    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    (folder / "search.json").write_text(json.dumps(record | {"run": str(run)}), encoding="utf-8")
+    whole = (folder / ARCHIVE).read_bytes()
+    front = (folder / FRONT).read_bytes()
+    # Cut in the middle of a line; once, without what was measured before.
+    (folder / ARCHIVE).write_bytes(whole[: int(share * len(whole))])
+    (folder / FRONT).unlink()
+    if share == 0.6:
+        (run / STORE).unlink()
+    ofav2.resume_search(folder)
+    assert (folder / ARCHIVE).read_bytes() == whole
+    assert (folder / FRONT).read_bytes() == front
+
+
+def test_a_later_search_measures_nothing_twice(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[Subnet] = []
+    scores = Evaluator.scores
+
+    def counted(self: Any, net: Any, subnets: Any, split: Any) -> Any:
+        chosen = list(subnets)
+        measured.extend(chosen if split.name == "search" else ())
+        return scores(self, net, chosen, split)
+
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    monkeypatch.setattr(Evaluator, "scores", counted)
+    again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
+    assert measured == []
+    assert again.folder == run / "search-2"
+    assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
+    other = ofav2.search(run, measurements=MEASUREMENTS, seed=1, out=tmp_path / "other")
+    known = {subnet for _, subnet, _ in measured_networks(run / "search")}
+    assert measured
+    assert not known & set(measured)
+    assert {subnet for _, subnet, _ in measured_networks(other.folder)} >= set(measured)
+
+
+def test_a_cut_line_of_what_was_measured_is_said_and_measured_again(
+    searched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    (run / STORE).write_bytes((run / STORE).read_bytes()[:-9])
+    again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
+    assert "can't be read and is left out" in caplog.text
+    assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
+
+
+def test_other_objectives_and_a_part_of_the_space_can_be_searched(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    found = ofav2.search(
+        run, objectives=("memory", "top-1", "params"), exits="2..3", measurements=6, out=tmp_path / "out"
+    )
+    assert found.record.costs == ("params", "memory")
+    assert {one.subnet.height for one in found.front.finalists} <= {2, 3}
+
+
+@pytest.mark.parametrize("metric", [TOP1, ERROR])
+def test_the_order_of_objectives_changes_nothing(metric: Metric) -> None:
+    assert read_objectives(("macs", metric.name, "params"), metric, False) == ("params", "macs")
+    assert read_objectives((metric.name, "params", "macs"), metric, False) == ("params", "macs")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("top-1", "speed"), r"objective \(speed\) is unknown: use top-1, params, macs, memory, latency"),
+        (("top-1", "macs", "macs"), r"objective \(macs\) is given twice: name each once"),
+        (("macs", "params"), r"objectives \(macs, params\) must be top-1 and at least one of"),
+        (("top-1",), r"objectives \(top-1\) must be top-1 and at least one of"),
+        (("top-1", "latency"), "objective latency needs a latency table"),
+    ],
+)
+def test_wrong_objectives_are_refused(names: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_objectives(names, TOP1, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measurements": 0}, r"measurements \(0\) must be a whole number from 1 to 100000"),
+        ({"minutes": -1.0}, r"minutes \(-1.0\) must be a number over zero"),
+        ({"seed": -1}, r"seed \(-1\) must be a whole number from 0 up"),
+        ({"limits": Limits(macs=10)}, r"limit macs \(10\) is less than any network needs"),
+        ({"objectives": ("top-1", "top-1")}, r"objective \(top-1\) is given twice"),
+        ({"exits": "9"}, r"exit \(9\) was not trained"),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_written(
+    arguments: dict[str, Any], message: str, searched: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        ofav2.search(searched, out=tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_search_of_other_weights_does_not_go_on(searched: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
+    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    (folder / FRONT).unlink()
+    with pytest.raises(UserError, match=r"has not finished: go on with `ofav2 search --resume"):
+        ofav2.load_search(folder)
+    changed = record | {"run": str(searched), "weights": "0" * 64}
+    (folder / "search.json").write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(RunError, match="is of other weights than run"):
+        ofav2.resume_search(folder)
+
+
+def test_a_line_that_is_none_of_a_search_is_refused(searched: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
+    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    (folder / "search.json").write_text(json.dumps(record | {"run": str(searched)}), encoding="utf-8")
+    (folder / FRONT).unlink()
+    (folder / ARCHIVE).write_bytes(b'{"kind": "picked", "round": 0, "bodies": 3}\n')
+    with pytest.raises(RunError, match="line 1 is no line of this search"):
+        ofav2.resume_search(folder)
+
+
+def test_the_best_is_the_best_confirmed_one_within_limits(searched: Path) -> None:
+    found = ofav2.load_search(searched / "search")
+    finalists = found.front.finalists
+    assert found.best().confirmed == max(one.confirmed for one in finalists)
+    least = min(one.macs for one in finalists)
+    assert found.best(Limits(macs=least)).macs == least
+    with pytest.raises(UserError, match="are kept by no network of the front: the least there is macs"):
+        found.best(Limits(macs=least - 1))
+    assert found.knee() in finalists
+    choice = choose_finalist(found, searched, Limits(), number=1)
+    assert choice.best.subnet == finalists[0].subnet
+    assert len(choice.ranked) == len(finalists)
+    with pytest.raises(UserError, match=r"number \(0\) is not on the front"):
+        choose_finalist(found, searched, Limits(), number=0)
+
+
+def test_the_command_searches_goes_on_and_extracts(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = Path(shutil.copytree(searched, tmp_path / "run")), tmp_path / "out"
+    assert main(["search", str(run), "--measurements", "5", "--max-params", "60k", "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "front of" in said.out
+    assert "optimism: top-1 is" in said.err
+    assert f"next: ofav2 extract {run} --from-search {out} --knee --out knee" in said.err
+    assert main(["search", "--resume", str(out)]) == 0
+    capsys.readouterr()
+    extract = ["extract", str(run), "--from-search", str(out), "--formats", "none", "--out"]
+    assert main([*extract, str(tmp_path / "knee"), "--knee"]) == 0
+    record = ofav2.describe_subnet(tmp_path / "knee")
+    assert record.subnet == ofav2.load_search(out).knee().subnet
+    assert record.choice is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["search"], "RUN is missing"),
+        (["search", "RUN", "--resume", "x"], "--resume goes on with a search as it was begun: leave out run"),
+        (["extract", "RUN", "--knee", "--out", "x"], "--knee takes a network from a search"),
+        (
+            ["extract", "RUN", "--from-search", "s", "--seed", "1", "--out", "x"],
+            "--seed has no effect on a search that is done",
+        ),
+        (
+            ["extract", "RUN", "--from-search", "s", "--knee", "--max-macs", "1M", "--out", "x"],
+            "--max-macs has no effect on a search that is done",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
+    shutil.copytree(searched, tmp_path / "runs" / "digits")
+    shutil.rmtree(tmp_path / "runs" / "digits" / "search")
+    monkeypatch.chdir(tmp_path)
+    shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    commands = [shlex.split(line, comments=True)[1:] for line in shell.splitlines()]
+    assert {command[0] for command in commands} == {"search", "extract"}
+    for command in commands:
+        if command[0] == "extract":
+            command += ["--formats", "none"]
+        assert main([word if word != "40" else "6" for word in command]) == 0, command
+    (python,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {"ofav2": ofav2}
+    exec(python.replace("measurements=40", "measurements=6"), names)
+    assert names["best"] in names["found"].front.finalists
