@@ -1,5 +1,6 @@
 """A search of a run: what it writes, how it goes on, what it refuses, and what is extracted from it."""
 
+import errno
 import json
 import re
 import shlex
@@ -14,7 +15,7 @@ import pytest
 import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import Evaluator
+from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.found import FRONT, choose_finalist
 from ofav2.nas.halves import halve
@@ -143,6 +144,43 @@ def test_a_cut_line_of_what_was_measured_is_said_and_measured_again(
     again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
     assert "can't be read and is left out" in caplog.text
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
+
+
+def test_a_score_that_is_not_finite_is_refused_and_not_kept(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, net: Any, subnets: Any, split: Any) -> Any:
+        return (Score(subnet, float("nan"), len(split)) for subnet in subnets)
+
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    (run / STORE).unlink()
+    monkeypatch.setattr(Evaluator, "scores", broken)
+    with pytest.raises(RunError, match="has no finite top-1"):
+        ofav2.search(run, measurements=MEASUREMENTS, out=tmp_path / "out")
+    assert not (run / STORE).exists()
+    assert [line["kind"] for line in lines_of(tmp_path / "out")] == ["picked"]
+
+
+def test_a_full_disk_ends_a_search_which_goes_on_when_there_is_room(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    opened, writes = Path.open, []
+
+    def full(self: Path, *arguments: Any, **more: Any) -> Any:
+        writes.append(self.name)
+        if writes.count(ARCHIVE) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(self, *arguments, **more)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(RunError, match=r"archive.jsonl cannot be written \(No space left on device\)"):
+            ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000), out=out)
+    assert len(lines_of(out)) == 3
+    ofav2.resume_search(out)
+    assert (out / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
 
 
 def test_other_objectives_and_a_part_of_the_space_can_be_searched(searched: Path, tmp_path: Path) -> None:
