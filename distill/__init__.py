@@ -5,6 +5,7 @@ exit and first exit first, so any network with one or more classifiers can be tr
 
 - `weights`: how much each exit counts, as exact fractions;
 - `losses`: the ensemble of exits, the teacher's target, the joint loss and the student's loss;
+- `learned`: weights of an ensemble, learned on outputs that no exit was trained on;
 - `policies`: which of the networks that earlier phases left becomes the next teacher, and why;
 - `external`: a teacher from timm.
 
@@ -18,6 +19,7 @@ One training step of an elastic phase reads::
 
 from distill.errors import DistillError
 from distill.external import Normalisation, TeacherFile, external_teacher, read_state_dict
+from distill.learned import learned_weights
 from distill.losses import (
     Distance,
     Target,
@@ -53,6 +55,7 @@ __all__ = (
     "exit_weights",
     "external_teacher",
     "joint_loss",
+    "learned_weights",
     "mse",
     "policies",
     "read_state_dict",
