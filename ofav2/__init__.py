@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
-    from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
+    from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_ensemble, load_subnet
     from ofav2.deploy.extract import extract
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ofav2.exits.early import EarlyExits, ExitPolicy, Prediction, early_exits
     from ofav2.exits.exit_agreement import Agreement, measure_exits
     from ofav2.exits.policy_file import load_early_exits, load_exit_policy
+    from ofav2.exits.prune import PruneStudy, prune_exits
     from ofav2.finetuning.run import finetune
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
     from ofav2.inference.evaluate import ClassReport, evaluate_network
@@ -57,6 +58,7 @@ __all__ = (
     "Limits",
     "OpenedRun",
     "Prediction",
+    "PruneStudy",
     "Ranking",
     "Run",
     "RunError",
@@ -77,6 +79,7 @@ __all__ = (
     "layer_costs",
     "load_classifier",
     "load_early_exits",
+    "load_ensemble",
     "load_exit_policy",
     "load_search",
     "load_subnet",
@@ -89,6 +92,7 @@ __all__ = (
     "open_run",
     "parse_limits",
     "predict_latency",
+    "prune_exits",
     "resume",
     "resume_search",
     "save_table",
@@ -147,6 +151,9 @@ _HOMES = MappingProxyType(
         "calibrate_exits": "ofav2.exits.calibrate",
         "load_early_exits": "ofav2.exits.policy_file",
         "load_exit_policy": "ofav2.exits.policy_file",
+        "PruneStudy": "ofav2.exits.prune",
+        "prune_exits": "ofav2.exits.prune",
+        "load_ensemble": "ofav2.deploy.artifact",
         "load_subnet": "ofav2.deploy.artifact",
         "load_supernet": "ofav2.evaluation.opened_run",
         "finetune": "ofav2.finetuning.run",

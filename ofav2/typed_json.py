@@ -55,6 +55,8 @@ Positive = Annotated[int, Within(1, 2**63 - 1)]
 """A number of things of which there is at least one."""
 Share = Annotated[float, Within(0, 1)]
 """A part of a whole."""
+Weight = Annotated[float, Within(1e-9, 1)]
+"""A part of a sum of 1 that is not nothing."""
 Sha256 = Annotated[str, Form("[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")]
 """The checksum of a file."""
 

@@ -85,6 +85,8 @@ class Step(NamedTuple):
     """Sizes of the tensors that it makes, in values. Tensors are counted in this order, from 0: the input."""
     reads: tuple[int, ...]
     """Tensors that it reads, by index."""
+    node: str
+    """Name of the graph's node."""
 
 
 def graph_cost(module: GraphModule, shape: Sequence[int]) -> Cost:
@@ -276,7 +278,8 @@ class _Pricer(Interpreter):
         name, params = str(n.target) if n.op == "call_module" else n.name, self._new_params(n)
         for operation in self._operations(n, result):
             reads = self._numbers(operation.given)
-            self.steps.append(Step(name, params, operation.macs - before, self._new(operation.made), reads))
+            made = self._new(operation.made)
+            self.steps.append(Step(name, params, operation.macs - before, made, reads, n.name))
             params, before = 0, operation.macs
         return result
 

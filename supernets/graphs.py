@@ -1,4 +1,4 @@
-"""Work on recorded graphs: split at outputs, cut in two, fold norms into convolutions.
+"""Work on recorded graphs: split at outputs, keep some outputs, cut in two, fold norms into convolutions.
 
 Part k computes output k and hands on what later parts still read; weights are shared with the network, not copied. The
 graph's own nodes are sorted into parts, so nothing is written twice and it does not matter where the graph came from.
@@ -7,6 +7,7 @@ graph's own nodes are sorted into parts, so nothing is written twice and it does
 import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -38,7 +39,7 @@ def split(module: GraphModule) -> tuple[GraphModule, ...]:
         GraphError: If the network has several inputs or returns no tuple of tensors, or if a part would write in place
             into what another one reads: they would see other values than in the whole network.
     """
-    outputs, homes = _outputs(module), _homes(module)
+    outputs, homes = output_nodes(module), _homes(module)
     _refuse_shared_writes(module, homes)
     last = {node: _last_reader(node, homes, outputs) for node in homes}
 
@@ -67,26 +68,84 @@ def alone(module: GraphModule, index: int) -> GraphModule:
     Raises:
         GraphError: As for `split`.
     """
-    needed = set(_ancestors(_outputs(module)[index]))
+    needed = set(_ancestors(output_nodes(module)[index]))
     nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
-    return _part(module, [_input(module)], nodes, _outputs(module)[index])
+    return _part(module, [_input(module)], nodes, output_nodes(module)[index])
 
 
-def keep(module: GraphModule, places: Sequence[int]) -> GraphModule:
+def keep(module: GraphModule, indices: Sequence[int]) -> GraphModule:
     """Return the network with some of its outputs: images -> a tuple of them; weights are shared.
+
+    What only other outputs need is left out. The outputs that stay are the same to the bit.
 
     Args:
         module: As for `split`.
-        places: Which outputs, from 0, one or more.
+        indices: Which outputs, from 0, ascending.
 
     Raises:
-        GraphError: As for `split`.
+        GraphError: If the network has several inputs or returns no tuple of tensors, or if an output that is left out
+            writes in place into what another one reads.
     """
-    outputs = _outputs(module)
-    chosen = tuple(outputs[place] for place in places)
-    needed = {node for output in chosen for node in _ancestors(output)}
-    nodes = [node for node in module.graph.nodes if node in needed and node.op != "placeholder"]
-    return _part(module, [_input(module)], nodes, chosen)
+    bits, outputs = needed_by(module), output_nodes(module)
+    _refuse_shared_writes(module, bits)
+    wanted = sum(1 << index for index in set(indices))
+    nodes = [node for node in module.graph.nodes if bits.get(node, 0) & wanted and node.op != "placeholder"]
+    return _part(module, [_input(module)], nodes, tuple(outputs[index] for index in indices))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The part of a network that the same outputs need."""
+
+    outputs: int
+    """These outputs as bits: bit k is output k, from 0."""
+    module: GraphModule
+    """Takes the values named `takes`, returns a tuple of those named `gives`."""
+    takes: tuple[str, ...]
+    """Values that it reads; the network's input has the name of its placeholder."""
+    gives: tuple[str, ...]
+    """Values that others read, or that the network returns."""
+
+
+def pieces(module: GraphModule) -> tuple[Piece, ...]:
+    """Cut a network into pieces, each of what the same outputs need; in an order in which they can run.
+
+    A network with some of the outputs consists of the pieces that any of them needs: the stages that lead to them, and
+    their heads. Weights are shared.
+
+    Args:
+        module: As for `split`.
+
+    Raises:
+        GraphError: As for `keep`.
+    """
+    bits, outputs = needed_by(module), set(output_nodes(module))
+    _refuse_shared_writes(module, bits)
+    running = [node for node in module.graph.nodes if node in bits and node.op not in ("placeholder", "get_attr")]
+    found = []
+    # What a piece reads comes from pieces that more outputs need.
+    for group in sorted(dict.fromkeys(bits[node] for node in running), key=lambda group: -group.bit_count()):
+        nodes = [node for node in running if bits[node] == group]
+        own = set(nodes)
+        read = dict.fromkeys(given for node in nodes for given in node.all_input_nodes)
+        takes = [node for node in read if node not in own and node.op != "get_attr"]
+        gives = [node for node in nodes if node in outputs or any(user in bits for user in {*node.users} - own)]
+        part = _part(module, takes, nodes, tuple(gives))
+        found.append(Piece(group, part, tuple(node.name for node in takes), tuple(node.name for node in gives)))
+    return tuple(found)
+
+
+def needed_by(module: GraphModule) -> dict[Node, int]:
+    """Return the outputs that need each node, as bits: bit k is output k, from 0. What no output needs is missing.
+
+    Raises:
+        GraphError: If the network returns no tuple of tensors.
+    """
+    bits: dict[Node, int] = {}
+    for index, output in enumerate(output_nodes(module)):
+        for node in _ancestors(output):
+            bits[node] = bits.get(node, 0) | 1 << index
+    return bits
 
 
 def _input(module: GraphModule) -> Node:
@@ -96,7 +155,12 @@ def _input(module: GraphModule) -> Node:
     return inputs[0]
 
 
-def _outputs(module: GraphModule) -> tuple[Node, ...]:
+def output_nodes(module: GraphModule) -> tuple[Node, ...]:
+    """Return the nodes whose values the network returns.
+
+    Raises:
+        GraphError: If it returns no tuple of tensors.
+    """
     (output,) = module.graph.find_nodes(op="output")
     (value,) = output.args
     if not isinstance(value, Sequence) or not value or not all(isinstance(node, Node) for node in value):
@@ -107,7 +171,7 @@ def _outputs(module: GraphModule) -> tuple[Node, ...]:
 def _homes(module: GraphModule) -> dict[Node, int]:
     """Return the part in which each node runs: that of the first output that needs it; the images are there before."""
     homes = {_input(module): -1}
-    for index, output in enumerate(_outputs(module)):
+    for index, output in enumerate(output_nodes(module)):
         for node in _ancestors(output):
             homes.setdefault(node, index)
     return homes
@@ -148,7 +212,8 @@ def _part(
     return GraphModule(module, graph, class_name="Part").train(module.training)
 
 
-def _refuse_shared_writes(module: GraphModule, homes: dict[Node, int]) -> None:
+def _refuse_shared_writes(module: GraphModule, homes: Mapping[Node, int]) -> None:
+    """Refuse nodes that write in place into what a node of another home reads."""
     for node in module.graph.nodes:
         written = node.all_input_nodes[:1] if _writes(module, node) else []
         if any(homes.get(user) != homes.get(node) for target in written for user in target.users):

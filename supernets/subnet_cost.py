@@ -43,18 +43,6 @@ class PartCost:
     """Its cost; memory counts everything that is alive while the part runs."""
 
 
-@dataclass(frozen=True)
-class ExitMacs:
-    """Multiply-adds of an image that takes an exit."""
-
-    exit: int
-    """The exit, from 1."""
-    alone: int
-    """Stem, stages up to the exit, and its own head: a network of that exit alone."""
-    passed: int
-    """The same with the heads of all earlier exits, which the image has passed."""
-
-
 def subnet_cost(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> Cost:
     """Return the cost of a sub-network as it is extracted.
 
@@ -96,22 +84,6 @@ def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
         logits = BYTES * done * arch.num_classes
         parts.append(PartCost(f"exit {exit}", _beside(own, sum(waiting[done + 1 :]) + logits)))
     return tuple(parts)
-
-
-def exit_macs(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
-    """Return the multiply-adds of one image by the exit that it takes, ascending.
-
-    Args:
-        arch: The supernet's architecture.
-        subnet: A network of its space.
-        exits: Exits that it is extracted with, as in `Supernet.extract`; stages after the last of them don't count.
-    """
-    macs = [part.cost.macs for part in stage_costs(arch, subnet, exits)]
-    bodies, heads = macs[: 1 + subnet.height], macs[1 + subnet.height :]
-    return tuple(
-        ExitMacs(exit, sum(bodies[: 1 + exit]) + heads[index], sum(bodies[: 1 + exit]) + sum(heads[: index + 1]))
-        for index, exit in enumerate(_exits(arch, subnet, exits))
-    )
 
 
 def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:

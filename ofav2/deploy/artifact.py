@@ -10,14 +10,16 @@ from torch.fx import GraphModule
 
 from ofav2.errors import RunError
 from ofav2.nas.limits import Limits
+from ofav2.nas.machine import Machine
 from ofav2.networks.build import build_network
 from ofav2.runs import checkpoint
 from ofav2.runs.records import SplitSizes
 from ofav2.tasks.base import Metric
-from ofav2.typed_json import Count, Positive, Sha256, read_record, to_plain, write_record
+from ofav2.typed_json import Count, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
 from supernets import SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
+from supernets.ensembles import ensemble_alone
 
 FORMAT = "ofav2-subnet/3"
 RECORD = "subnet.json"
@@ -192,6 +194,69 @@ class FinetuningRecord:
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """How many images are classified rightly."""
+
+    top1: Share
+    """Share (0..1) whose class is right."""
+    top5: Share
+    """Share (0..1) whose class is among the five most likely ones."""
+
+
+@dataclass(frozen=True)
+class SubsetRecord:
+    """Some of a network's exits, and their ensemble."""
+
+    exits: tuple[Positive, ...]
+    """The exits, by number."""
+    weights: tuple[Weight, ...]
+    """Weights of their logits; they sum to 1."""
+    val: Accuracy
+    """The ensemble on validation; learned weights were learned on other images than they are measured on."""
+    cost: Cost
+    """What a network of these exits costs per image."""
+    nanoseconds: tuple[Count, ...]
+    """Predicted time per image at each of the batches: the sum of its pieces' measured times."""
+
+
+@dataclass(frozen=True)
+class PruningRecord:
+    """How exits were chosen among those of a network (AEP)."""
+
+    source_sha256: Sha256
+    """Checksum of the weights of the network with all exits."""
+    ensemble: str
+    """Where the weights come from: a scheme, numbers, or `learned`."""
+    rule: str
+    """The rule that chose."""
+    images: Positive
+    """Validation images."""
+    scale: float | None
+    """Factor of the logits whose softmax is calibrated on validation; None of weights that were not learned."""
+    chosen: SubsetRecord
+    """What was chosen: this network."""
+    whole: SubsetRecord
+    """All exits."""
+    last: SubsetRecord
+    """The last exit alone."""
+    test: Mapping[str, Accuracy]
+    """The three on test, by these names."""
+    nanoseconds: Mapping[str, tuple[Count, ...]]
+    """Measured time per image of the three at each of the batches."""
+    front: tuple[SubsetRecord, ...]
+    """Subsets that no other one beats in top-1, multiply-adds and parameters, the cheapest first."""
+    machine: Machine
+    """Where times were measured."""
+    batches: tuple[Positive, ...]
+    """Images per call that they were measured at."""
+
+    def __post_init__(self) -> None:
+        """Refuse measurements of other subsets."""
+        if {*self.test} != {"chosen", "whole", "last"} or {*self.nanoseconds} != {*self.test}:
+            raise ValueError("test and nanoseconds must have chosen, whole and last")
+
+
+@dataclass(frozen=True)
 class SubnetRecord:
     """What an extracted network is, what it costs and reaches, and where it came from."""
 
@@ -199,6 +264,8 @@ class SubnetRecord:
     """Its choices."""
     exits: Literal["last"] | tuple[int, ...]
     """Exits whose outputs it returns: one tensor for `last`, or a tuple with one per number."""
+    ensemble: tuple[Weight, ...] | None
+    """Weights of the exits' logits in their ensemble, which sum to 1; None of exits that are used one by one."""
     architecture: AnyArchitecture
     """The supernet, or network with exits, that it is a part of."""
     task: str
@@ -219,6 +286,8 @@ class SubnetRecord:
     """How it was taken out of its supernet; None once it was fine-tuned."""
     choice: ChoiceRecord | None
     """How it was chosen; None if it was named, and once it was fine-tuned."""
+    pruning: PruningRecord | None
+    """How its exits were chosen; None if they were named, and once it was fine-tuned."""
     provenance: Provenance
     """Where it came from."""
     finetuning: tuple[FinetuningRecord, ...]
@@ -242,6 +311,9 @@ class SubnetRecord:
             raise ValueError(f"classes has {len(self.classes)} names for {self.architecture.num_classes} classes")
         if any(tuple(scores) != self.exit_indices for scores in self.scores.values()) or "test" not in self.scores:
             raise ValueError("scores must have those on test, each with one per exit")
+        _check_ensemble(self.ensemble, self.exits)
+        if self.pruning and self.pruning.chosen.exits != self.exit_indices:
+            raise ValueError(f"pruning chose the exits {self.pruning.chosen.exits}, and not {self.exit_indices}")
         if (self.extraction is None) != bool(self.finetuning):
             raise ValueError("extraction must be there until the network is fine-tuned, and no longer")
 
@@ -276,6 +348,15 @@ def usage(given: InputRecord, task: str, classes: Sequence[str], outputs: Sequen
         outputs: Names of its outputs, one per exit.
     """
     return {**to_plain(given), "task": task, "classes": list(classes), "outputs": list(outputs)}
+
+
+def _check_ensemble(weights: tuple[float, ...] | None, exits: Literal["last"] | tuple[int, ...]) -> None:
+    if weights is None:
+        return
+    if exits == "last" or len(exits) < 2 or len(weights) != len(exits):
+        raise ValueError(f"ensemble has {len(weights)} weights: several exits have one each, a single one has none")
+    if abs(sum(weights) - 1) > 1e-6:
+        raise ValueError(f"ensemble sums to {sum(weights):g}, and not to 1")
 
 
 def describe_subnet(directory: str | Path) -> SubnetRecord:
@@ -324,5 +405,31 @@ def load_subnet(directory: str | Path) -> GraphModule:
         raise RunError(f"{path / RECORD} describes no network: {error}; extract it again") from error
     module = net.extract(record.subnet, record.exits)
     checkpoint.fill(module, checkpoint.read_tensors(path / WEIGHTS, record.sha256, RECORD), str(path))
-    module.meta["usage"] = usage(record.input, record.task, record.classes, record.exports.outputs)
+    outputs = record.exports.outputs[: len(record.exit_indices)]
+    module.meta["usage"] = usage(record.input, record.task, record.classes, outputs)
     return module
+
+
+def load_ensemble(directory: str | Path) -> GraphModule:
+    """Read a network of `ofav2 prune` as one with a single output, the ensemble of its exits.
+
+    Args:
+        directory: The folder with `subnet.json` and `model.safetensors`. A network with one exit is taken as it is.
+
+    Returns:
+        The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes).
+
+    Raises:
+        RunError: If a file is missing, damaged or foreign, or the network has several exits without weights.
+    """
+    module, record = load_subnet(directory), describe_subnet(directory)
+    if record.exits == "last":
+        return module
+    if record.ensemble is None:
+        raise RunError(
+            f"network ({directory}) has several exits and no weights for their ensemble: choose them with `ofav2 prune"
+            f" {directory} --out DIR`"
+        )
+    merged = ensemble_alone(module, record.ensemble)
+    merged.meta["usage"] = usage(record.input, record.task, record.classes, ("logits",))
+    return merged

@@ -52,6 +52,10 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
         yield f"    - type: {_quoted(metric)}"
         yield f"      name: {_quoted(f'{record.metric.title}, exit {exit}')}"
         yield f"      value: {score!r}"
+    if record.pruning and record.ensemble:
+        yield f"    - type: {_quoted(metric)}"
+        yield f"      name: {_quoted(f'{record.metric.title}, ensemble of exits')}"
+        yield f"      value: {record.pruning.test['chosen'].top1!r}"
 
 
 def _page(record: SubnetRecord) -> Iterator[str]:
@@ -72,6 +76,9 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"| peak activation memory per image | {cost.memory:,} bytes |"
     yield f"| sub-network | {_code(record.name)} |"
     yield f"| outputs of exits | {', '.join(map(str, record.scores['test']))} |"
+    if record.ensemble:
+        terms = zip(record.ensemble, record.exit_indices, strict=True)
+        yield f"| ensemble | {' + '.join(f'{weight:.4g} x exit {exit}' for weight, exit in terms)} |"
     yield ""
     yield f"## {record.metric.title}"
     yield ""
@@ -94,6 +101,8 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         limits = ", ".join(f"{name} {value:,}" for name, value in found.limits.named.items()) or "none"
         count, seed = found.candidates, found.seed
         yield f"- the best on validation of {count} random networks (seed {seed}); limits: {limits}"
+    if pruning := record.pruning:
+        yield f"- exits chosen on validation: {pruning.rule}; weights: {_code(pruning.ensemble)}"
     for step in record.finetuning:
         yield (
             f"- fine-tuned from weights SHA-256 `{step.source_sha256}` on {_code(step.data)}, fingerprint"
@@ -136,6 +145,9 @@ def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Ite
     for exit in after["test"]:
         shown = (record.metric.show(score[exit]) for score in (after["val"], after["test"], before["test"]))
         yield f"| {exit} | {' | '.join(shown)} |"
+    if record.ensemble and (pruning := record.pruning):
+        accuracies = (record.metric.show(found.top1) for found in (pruning.chosen.val, pruning.test["chosen"]))
+        yield f"| ensemble | {' | '.join(accuracies)} | – |"
 
 
 def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:

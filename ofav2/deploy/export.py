@@ -33,9 +33,17 @@ Form = Callable[[Tensor], Sequence[Tensor]]
 """A network in some form: images (N, C, H, W) -> logits (N, classes) per exit."""
 
 
-def output_names(exits: Sequence[int], single: bool) -> tuple[str, ...]:
-    """Names of the ONNX file's outputs: `logits`, or `exit_2`, `exit_4`, … for a network that returns several."""
-    return ("logits",) if single else tuple(f"exit_{exit}" for exit in exits)
+def output_names(exits: Sequence[int], *, single: bool, ensemble: bool = False) -> tuple[str, ...]:
+    """Names of the ONNX file's outputs: `logits`, or `exit_2`, `exit_4`, … for a network that returns several.
+
+    Args:
+        exits: The exits, by number.
+        single: Whether the network returns one tensor.
+        ensemble: Whether the exits' ensemble is returned as well, as `logits`.
+    """
+    if single:
+        return ("logits",)
+    return (*(f"exit_{exit}" for exit in exits), *(("logits",) if ensemble else ()))
 
 
 def check_formats(formats: Sequence[str]) -> None:

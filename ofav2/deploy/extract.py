@@ -7,12 +7,22 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from ofav2.data import refuse_inside
 from ofav2.deploy.agreement import largest_gap, require_same
-from ofav2.deploy.artifact import RECORD, ChoiceRecord, ExtractionRecord, InputRecord, Provenance, SubnetRecord, usage
+from ofav2.deploy.artifact import (
+    RECORD,
+    ChoiceRecord,
+    ExportRecord,
+    ExtractionRecord,
+    InputRecord,
+    Provenance,
+    SubnetRecord,
+    usage,
+)
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.write import write_description, write_network
+from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.candidates import Ranking
@@ -76,11 +86,37 @@ def extract_into(
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:
     """Write a sub-network into an empty folder, of `output_folder.making`; see `extract`."""
-    net, evaluator = run.loaded.net, run.evaluator
     check_formats(formats)
-    net.space.check(subnet)
-    names = output_names(net.chosen_exits(subnet, exits), exits == "last")
+    run.loaded.net.space.check(subnet)
+    run.loaded.net.chosen_exits(subnet, exits)
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")
+    module, images, taken = take_out(run, subnet, exits, ranking)
+    about = usage(taken.input, taken.task, taken.classes, taken.exports.outputs)
+    exports, sha256 = write_network(staging, module, images, about, formats)
+    record = replace(taken, formats=tuple(formats), exports=exports, sha256=sha256)
+    write_description(staging, record)
+    return record
+
+
+def take_out(
+    run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ranking | None = None
+) -> tuple[GraphModule, Tensor, SubnetRecord]:
+    """Take a sub-network out of its supernet: check it, recalibrate it and measure it; nothing is written.
+
+    Args:
+        run: The opened run.
+        subnet: A network of the run's space.
+        exits: As for `extract`.
+        ranking: As for `extract`.
+
+    Returns:
+        The network, images to compare forms of it on, and its record, without exported files.
+
+    Raises:
+        SpaceError, RunError: As for `extract`.
+    """
+    net, evaluator = run.loaded.net, run.evaluator
+    net.space.check(subnet)
     module = run.runtime.place(net.extract(subnet, exits))
     images = evaluator.sample_inputs(subnet.resolution)[:COMPARED]
     gap = _check_same(net, module, subnet, exits, images)
@@ -97,31 +133,29 @@ def extract_into(
     )
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)
-    run_record, data = run.loaded.record, run.loaded.record.data
-    given = InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop)
-    about = usage(given, run_record.task, data.classes, names)
-    exports, sha256 = write_network(staging, module, images, about, formats)
+    run_record, data, indices = run.loaded.record, run.loaded.record.data, net.chosen_exits(subnet, exits)
     record = SubnetRecord(
         subnet=subnet,
-        exits=exits if exits == "last" else net.chosen_exits(subnet, exits),
+        exits=exits if exits == "last" else indices,
+        ensemble=None,
         architecture=net.architecture,
         task=run_record.task,
         metric=run_record.metric,
-        input=given,
+        input=InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop),
         data=data.name,
         classes=data.classes,
         cost=network_cost(net.architecture, subnet, exits),
         scores=scores,
         extraction=extraction,
         choice=_choice(ranking) if ranking else None,
+        pruning=None,
         provenance=_provenance(run),
         finetuning=(),
-        formats=tuple(formats),
-        exports=exports,
-        sha256=sha256,
+        formats=(),
+        exports=ExportRecord(output_names(indices, single=exits == "last"), (), {}),
+        sha256=weights_sha256(module),
     )
-    write_description(staging, record)
-    return record
+    return module, images, record
 
 
 def _provenance(run: OpenedRun) -> Provenance:

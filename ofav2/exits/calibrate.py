@@ -9,17 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
-from ofav2.config import recipe
-from ofav2.data import Batch, ImageData, Split, open_data
-from ofav2.data.splits import first_other_class
+from ofav2.data import Batch, Split
 from ofav2.deploy.agreement import require_same
-from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
-from ofav2.evaluation.evaluator import Evaluator, open_evaluator
-from ofav2.exits.collect import require_classes, split_inputs
-from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
+from ofav2.exits.collect import split_inputs
+from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy
+from ofav2.exits.opened import OpenedExits, open_exits
 from ofav2.exits.policy_file import (
     EARLY_RECORD,
     CurveRecord,
@@ -27,21 +23,16 @@ from ofav2.exits.policy_file import (
     Outcome,
     Timed,
     TimesRecord,
-    several_exits,
     write_early_record,
 )
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
-from ofav2.nas.latency import Machine, stream_times, this_machine
-from ofav2.networks.cost import network_exit_macs
+from ofav2.nas.latency import stream_times
+from ofav2.nas.machine import Machine, this_machine
 from ofav2.output_folder import check_writable
 from ofav2.progress import log_progress
 from ofav2.rng import generator
-from ofav2.runtime.device import Runtime, open_runtime
-from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.classification import confidence_of, predict
-from ofav2.tasks.registry import make_task
 from supernets.graphs import alone
-from supernets.subnet_cost import ExitMacs
 
 logger = logging.getLogger(__name__)
 
@@ -55,29 +46,6 @@ SHOWN = 7
 """Thresholds that are timed, about evenly spaced in cost, besides the chosen one."""
 KEPT = 200
 """Thresholds that are kept for the curve, at most."""
-_CHANGEABLE = ("data.root", "data.download", "data.workers", "run.device", "run.threads", "evaluation.batch_size")
-
-
-@dataclass(frozen=True)
-class OpenedExits:
-    """An extracted network with several exits, and the data that it was trained on."""
-
-    folder: Path
-    """Where it lies."""
-    net: EarlyExits
-    """The network, on the runtime's device."""
-    module: GraphModule
-    """The same weights as the module that returns all exits at once."""
-    record: SubnetRecord
-    """What `subnet.json` says."""
-    macs: tuple[ExitMacs, ...]
-    """What each exit costs."""
-    data: ImageData
-    """The data set."""
-    evaluator: Evaluator
-    """What prepares images."""
-    runtime: Runtime
-    """Device and precision."""
 
 
 @dataclass(frozen=True)
@@ -200,43 +168,6 @@ def calibrate_exits(
     )
     write_early_record(opened.folder, _record(opened, study))
     return study
-
-
-def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedExits:
-    """Open an extracted network with several exits, with the data set that its own recipe names.
-
-    Raises:
-        RunError, UserError: As for `calibrate_exits`.
-    """
-    path = Path(directory)
-    for text in overrides:
-        if text.partition("=")[0] not in _CHANGEABLE:
-            raise UserError(f"setting ({text}) does not belong here: of the network's recipe, {', '.join(_CHANGEABLE)}")
-    exits, module, record = several_exits(path), load_subnet(path), describe_subnet(path)
-    if record.finetuning:
-        raise UserError(
-            f"network ({path}) was fine-tuned on its validation images too, which are to choose the threshold:"
-            " calibrate it as it was extracted"
-        )
-    config = recipe.parse(record.provenance.recipe, f"recipe in {path}/subnet.json", overrides)
-    runtime = open_runtime(config.run)
-    data = open_data(config.data)
-    task = make_task(config.task, data, config.optim)
-    require_classes(task)
-    if difference := first_other_class(record.classes, data.classes):
-        raise UserError(f"data set ({data.name}): {difference}; restore the classes that the network was trained with")
-    if data.fingerprint != record.provenance.data_fingerprint:
-        raise UserError(
-            f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
-            " ones that it knows: give the folder of that one as data.root=PATH"
-        )
-    runtime.place(module)
-    if not config.run.threads:
-        images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))
-        choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
-    net = early_exits(module, exits)
-    costs = network_exit_macs(record.architecture, record.subnet, exits)
-    return OpenedExits(path, net, module, record, costs, data, open_evaluator(config, data, task, runtime), runtime)
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:

@@ -1,13 +1,15 @@
 """Collect every exit's outputs on a split, once for all uses."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ofav2.data import Batch, Split, eval_batches
-from ofav2.errors import UserError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
+from ofav2.exits.subsets import ExitBatch
 from ofav2.tasks.base import Task
 from ofav2.tasks.classification import Classification, predict
 from supernets.outputs import exit_logits
@@ -49,6 +51,35 @@ def predict_exits(module: nn.Module, evaluator: Evaluator, split: Split, resolut
             predicted.append(torch.stack([predict(logits).cpu() for logits in exit_logits(module(images))]))
             targets.append(target.cpu())
     return torch.cat(predicted, 1), torch.cat(targets)
+
+
+def exit_batches(
+    module: nn.Module, exits: Sequence[int], evaluator: Evaluator, split: Split, resolution: int
+) -> Iterator[ExitBatch]:
+    """Yield every exit's logits on a split, batch by batch, as they are evaluated.
+
+    Args:
+        module: Images (N, C, H, W) -> logits (N, classes) per exit, in evaluation mode.
+        exits: The exits' numbers, for messages.
+        evaluator: What poses images.
+        split: The images.
+        resolution: Their side in pixels.
+
+    Raises:
+        RunError: If a logit is not finite, since no image has a class then.
+    """
+    for images, target in evaluator.inputs(split, resolution):
+        with torch.inference_mode(), evaluator.runtime.autocast():
+            outputs = exit_logits(module(images))
+        # Half precision is widened, as in an ensemble.
+        wide = [logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu().numpy() for logits in outputs]
+        for exit, logits in zip(exits, wide, strict=True):
+            if not np.isfinite(logits).all():
+                raise RunError(
+                    f"exit {exit} gives logits that are not finite on {split.name} images: train again with a lower"
+                    " learning rate, or extract the network without this exit"
+                )
+        yield ExitBatch(np.stack(wide), target.cpu().numpy())
 
 
 def require_classes(task: Task) -> None:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from numbers import Real
 
@@ -79,21 +80,25 @@ class EarlyExits(nn.Module):
 
     Called like a module it returns the logits of all exits; `predict` lets images exit early.
 
-    With `ensemble`, exit k returns the mean of the logits of exits 1 … k, exit i weighing i (AEP's ascending
-    weights, which OFAv2's ENS-KD uses as well; the first k of them are the ascending weights of k exits).
+    With `ensemble`, exit k returns the weighted mean of the logits of exits 1 … k.
 
     Args:
         parts: One part per exit, as `split` makes them.
         exits: The exits' indices, ascending.
+        weights: Weights of the exits in the ensemble, the first one over 0; None weighs exit i with i (AEP's ascending
+            weights, which OFAv2's ENS-KD uses as well; the first k of them are the ascending weights of k exits).
     """
 
-    def __init__(self, parts: Sequence[nn.Module], exits: Sequence[int]) -> None:
+    def __init__(
+        self, parts: Sequence[nn.Module], exits: Sequence[int], weights: Sequence[float] | None = None
+    ) -> None:
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.exits = tuple(exits)
-        weights = exit_weights("ascending", len(self.exits)).ensemble
-        self._shares = tuple(map(float, weights))
-        self._sums = tuple(map(float, accumulate(weights)))
+        fractions = exit_weights("ascending", len(self.exits)).ensemble if weights is None else map(Fraction, weights)
+        shares = tuple(fractions)
+        self._shares = tuple(map(float, shares))
+        self._sums = tuple(map(float, accumulate(shares)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the logits of every exit, (N, classes) each; no image exits early."""
@@ -184,13 +189,16 @@ class EarlyExits(nn.Module):
         return total / self._sums[position], total
 
 
-def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> EarlyExits:
+def early_exits(
+    module: GraphModule, exits: Sequence[int] | None = None, weights: Sequence[float] | None = None
+) -> EarlyExits:
     """Make a network whose images can exit early, from one with several outputs; weights are shared.
 
     Args:
         module: Images (N, C, H, W) -> a tuple of logits (N, classes), the earliest exit first: what `load_subnet` gives
             for several exits, or any other `torch.fx` graph.
         exits: The exits' indices; None counts them from 1.
+        weights: Weights of the exits in the ensemble, as for `EarlyExits`.
 
     Raises:
         UserError: If it has only one exit, or can't be split (see `split`).
@@ -201,7 +209,11 @@ def early_exits(module: GraphModule, exits: Sequence[int] | None = None) -> Earl
         raise UserError("network has one exit, so images can't exit early: extract it with --exits all")
     if len(indices) != len(parts):
         raise UserError(f"exits ({show(list(indices))}) must be one number per output of the network, {len(parts)}")
-    return EarlyExits(parts, indices).train(module.training)
+    if weights is not None and (len(weights) != len(parts) or min(weights) < 0 or weights[0] == 0):
+        raise UserError(
+            f"weights ({show(list(weights))}) must be one number of at least 0 per exit, {len(parts)}, the first over 0"
+        )
+    return EarlyExits(parts, indices, weights).train(module.training)
 
 
 def _gathered(exited: Sequence[tuple[Tensor | None, Tensor, int]]) -> Prediction:

@@ -6,9 +6,9 @@ from pathlib import Path
 from ofav2.deploy.artifact import describe_subnet, load_subnet
 from ofav2.errors import RunError
 from ofav2.exits.early import EarlyExits, ExitPolicy, early_exits
-from ofav2.nas.latency import Machine
+from ofav2.nas.machine import Machine
 from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
-from supernets.subnet_cost import ExitMacs
+from supernets.output_costs import ExitMacs
 
 EARLY_RECORD = "early_exits.json"
 EARLY_FORMAT = "ofav2-early-exits/2"
@@ -117,7 +117,8 @@ def load_early_exits(directory: str | Path) -> EarlyExits:
     """Read an extracted sub-network with several exits as one that images can exit early.
 
     Args:
-        directory: The folder of `ofav2 extract --exits all`, or of chosen exits.
+        directory: The folder of `ofav2 extract --exits all`, of chosen exits, or of `ofav2 prune`, whose ensemble's
+            weights the network then has.
 
     Returns:
         The network in evaluation mode, on the CPU.
@@ -125,7 +126,8 @@ def load_early_exits(directory: str | Path) -> EarlyExits:
     Raises:
         RunError: If a file is missing, damaged or foreign, or the network has one exit.
     """
-    return early_exits(load_subnet(directory), several_exits(directory))
+    exits = several_exits(directory)
+    return early_exits(load_subnet(directory), exits, describe_subnet(directory).ensemble)
 
 
 def several_exits(directory: str | Path) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import islice
 
 from torch import nn
+from torch.fx import GraphModule
 
 from ofav2.data import ImageData, steps_per_epoch, train_batches
 from ofav2.deploy.artifact import Epoch, Search, Validation
@@ -45,7 +46,7 @@ def search(tuning: Tuning) -> Search:
     return found
 
 
-def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module, list[Epoch]]:
+def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[GraphModule, list[Epoch]]:
     """Run the second training: from the same weights, with the first one's learning rates, for so many epochs.
 
     Args:
@@ -65,7 +66,8 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[nn.Module
         for epoch in train(tuning, module, data, "final", epochs):
             done.append(epoch)
             advance(loss=epoch.loss)
-    return module.eval(), done
+    module.eval()
+    return module, done
 
 
 def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs: int) -> Iterator[Epoch]:

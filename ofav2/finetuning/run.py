@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch.fx import GraphModule
 
 from ofav2 import files
 from ofav2.config import recipe
@@ -152,17 +152,17 @@ def _finetuning(tuning: Tuning, found: Search, final: Sequence[Epoch], test: Exi
 
 
 def _write(
-    tuning: Tuning, module: nn.Module, staging: Path, done: FinetuningRecord, formats: Sequence[str]
+    tuning: Tuning, module: GraphModule, staging: Path, done: FinetuningRecord, formats: Sequence[str]
 ) -> SubnetRecord:
     source, data = tuning.source.record, tuning.data
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
-    names = output_names(source.exit_indices, source.exits == "last")
+    names = output_names(source.exit_indices, single=source.exits == "last", ensemble=source.ensemble is not None)
     given = InputRecord(
         data.channels, tuning.resolution, tuple(data.mean), tuple(data.std), tuning.config.data.eval_crop
     )
     about = usage(given, tuning.task.name, data.classes, names)
-    exports, sha256 = write_network(staging, module, images, about, formats)
+    exports, sha256 = write_network(staging, module, images, about, formats, source.ensemble)
     written = replace(
         source,
         architecture=tuning.arch,
@@ -175,6 +175,7 @@ def _write(
         scores={"test": done.test},
         extraction=None,
         choice=None,
+        pruning=None,
         finetuning=(*source.finetuning, done),
         formats=tuple(formats),
         exports=exports,

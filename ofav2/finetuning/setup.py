@@ -3,9 +3,11 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from pathlib import Path
 
 from torch import nn
+from torch.fx import GraphModule
 
 import distill
 from ofav2.config import recipe
@@ -29,7 +31,7 @@ class Source:
 
     record: SubnetRecord
     """What its `subnet.json` says."""
-    module: nn.Module
+    module: GraphModule
     """The network."""
     settings: TuningConfig
     """The settings of a fine-tuning of which nobody changes any."""
@@ -47,7 +49,7 @@ class Tuning:
     """The data set."""
     arch: AnyArchitecture
     """The architecture of a supernet that holds the network, with the data set's classes."""
-    start: nn.Module
+    start: GraphModule
     """The network that both trainings start from, on the runtime's device."""
     exits: tuple[int, ...]
     """The exits whose logits it returns, by number."""
@@ -112,11 +114,17 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         arch=net.architecture,
         start=start,
         exits=exits,
-        weights=distill.exit_weights(config.finetune.exit_weights, len(exits)),
+        weights=_weights(config, source.record),
         task=task,
         runtime=runtime,
         evaluator=open_evaluator(config, data, task, runtime),
     )
+
+
+def _weights(config: TuningConfig, record: SubnetRecord) -> distill.ExitWeights:
+    """Return the exits' weights: those of the settings, but in the ensemble those that the network has, if any."""
+    weights = distill.exit_weights(config.finetune.exit_weights, len(record.exit_indices))
+    return replace(weights, ensemble=tuple(map(Fraction, record.ensemble))) if record.ensemble else weights
 
 
 def _settle_threads(config: TuningConfig, start: nn.Module, data: ImageData, runtime: Runtime) -> TuningConfig:

@@ -52,14 +52,15 @@ class Classified:
     probabilities: tuple[float, ...]
     """Their probabilities, in 0..1."""
     exit: int
-    """The exit that answered, by number."""
+    """The exit that answered, by number; of an ensemble, the last one."""
 
 
 @dataclass(frozen=True)
 class Classifier:
     """An extracted network with its classes and its preparation of images.
 
-    With several exits and a calibrated policy, confident images exit early. Otherwise the last exit answers.
+    With several exits and a calibrated policy, confident images exit early. Otherwise the ensemble answers, where
+    `ofav2 prune` gave them weights, or else the last exit.
     """
 
     record: SubnetRecord
@@ -127,8 +128,10 @@ def load_classifier(directory: str | Path) -> Classifier:
     if record.task != classification.NAME:
         raise UserError(f"network ({directory}) was trained for task {record.task}: only classes can be predicted")
     module = load_subnet(directory)
-    policy = load_exit_policy(directory) if (Path(directory) / EARLY_RECORD).exists() else ExitPolicy(NEVER)
-    net = early_exits(module, record.exit_indices) if len(record.exit_indices) > 1 else module
+    calibrated = (Path(directory) / EARLY_RECORD).exists()
+    policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
+    several = len(record.exit_indices) > 1
+    net = early_exits(module, record.exit_indices, record.ensemble) if several else module
     return Classifier(record, net, policy, Transform(record.input))
 
 

@@ -16,6 +16,7 @@ from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
+from supernets.ensembles import with_ensemble
 
 _CHANGEABLE = ("data.", "run.device", "run.threads", "finetune.eval_batch_size")
 
@@ -52,9 +53,9 @@ class ClassReport:
     top1: dict[int, float]
     """Top-1 (0..1) by exit."""
     confusion: npt.NDArray[np.int64]
-    """Images of class i that the last exit takes for class j: (classes, classes)."""
+    """Images of class i that are taken for class j, by the last exit or the exits' ensemble: (classes, classes)."""
     classes: tuple[ClassScore, ...]
-    """The last exit's results by class, in the order of the logits."""
+    """The same results by class, in the order of the logits."""
     same_images: bool
     """Whether these are the images that the network was tested on when it was written."""
 
@@ -65,8 +66,8 @@ class ClassReport:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the last exit's top-1, from the number of images alone."""
-        share = [*self.top1.values()][-1]
+        """Standard error of the top-1 in `classes`, from the number of images alone."""
+        share = sum(found.right for found in self.classes) / self.images
         return float(np.sqrt(share * (1 - share) / self.images))
 
 
@@ -99,12 +100,14 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
         choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
     images_of = data.test if split == "test" else data.val
     evaluator = open_evaluator(config, data, task, runtime)
-    predicted, targets = (found.numpy() for found in predict_exits(module, evaluator, images_of, resolution))
+    weights, exits = source.record.ensemble, source.record.exit_indices
+    form = with_ensemble(module, weights) if weights else module
+    predicted, targets = (found.numpy() for found in predict_exits(form, evaluator, images_of, resolution))
     confusion = confusion_matrix(predicted[-1], targets, len(data.classes))
     return ClassReport(
         split=split,
         images=len(targets),
-        top1=dict(zip(source.record.exit_indices, (predicted == targets).mean(1).tolist(), strict=True)),
+        top1=dict(zip(exits, (predicted == targets).mean(1)[: len(exits)].tolist(), strict=True)),
         confusion=confusion,
         classes=class_scores(confusion, source.record.classes),
         same_images=data.fingerprint == source.record.measured_fingerprint,

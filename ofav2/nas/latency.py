@@ -1,34 +1,20 @@
 """Measure a network's latency: warmed up, repeated, with its spread, device and threads."""
 
-import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ofav2.errors import UserError
+from ofav2.nas.machine import Machine, this_machine
+from supernets.graphs import Piece
 
 THREADS = 1024
 """More threads than any machine has cores are a slip."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a latency belongs to."""
-
-    device: str
-    """`cpu` or `cuda`."""
-    name: str
-    """Name of the processor or graphics card."""
-    threads: int
-    """Threads that torch computes with on the CPU."""
-    torch: str
-    """Version of torch."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +96,32 @@ def stream_times(
     return tuple(np.median(times, 0).sum(1).tolist())
 
 
+def piece_times(pieces: Sequence[Piece], images: Tensor, rounds: int) -> dict[int, int]:
+    """Return the nanoseconds of each piece of a network, by the outputs that need it.
+
+    The pieces take turns, so that a busy moment is no single one's; the median of the rounds counts.
+
+    Args:
+        pieces: What `supernets.graphs.pieces` made of a network with one input.
+        images: (N, C, H, W) on the device that is timed.
+        rounds: How often each piece is timed, after a first call.
+    """
+    times: dict[int, list[int]] = {piece.outputs: [] for piece in pieces}
+    (given,) = {name for piece in pieces for name in piece.takes} - {name for piece in pieces for name in piece.gives}
+    with torch.inference_mode():
+        for _ in range(rounds + 1):
+            values = {given: images}
+            for piece in pieces:
+                taken = [values[name] for name in piece.takes]
+                _finish(images.device)
+                start = time.perf_counter_ns()
+                made = piece.module(*taken)
+                _finish(images.device)
+                times[piece.outputs].append(time.perf_counter_ns() - start)
+                values.update(zip(piece.gives, made, strict=True))
+    return {outputs: int(np.median(found[1:])) for outputs, found in times.items()}
+
+
 def call_time(call: Callable[[Tensor], object], images: Tensor) -> int:
     """Return the nanoseconds of one call with these images, to the end of what it started on their device."""
     _finish(images.device)
@@ -136,20 +148,6 @@ def using_threads(count: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def this_machine(device: torch.device) -> Machine:
-    """Return this machine, in its present state."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return Machine(device.type, name, torch.get_num_threads(), torch.__version__)
-
-
 def _finish(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _processor() -> str:
-    """Return the name of the processor; the architecture's where the system has no better one."""
-    facts = Path("/proc/cpuinfo")
-    lines = facts.read_text(encoding="utf-8").splitlines() if facts.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ofav2.config import recipe
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import load_run, require_supernet
-from ofav2.nas.latency import Latency, Machine, call_times, measure_latency, this_machine, using_threads
+from ofav2.nas.latency import Latency, call_times, measure_latency, using_threads
+from ofav2.nas.machine import Machine, this_machine
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.runs import folder

@@ -12,7 +12,7 @@ from supernets.backbone import AnyArchitecture, Backbone
 from supernets.cost import Cost, graph_cost, graph_steps
 from supernets.graphs import alone, keep
 from supernets.mobilenetv3 import choose_exits
-from supernets.subnet_cost import ExitMacs, PartCost, exit_macs, stage_costs, subnet_cost
+from supernets.subnet_cost import PartCost, stage_costs, subnet_cost
 from supernets.taps import HEADS
 
 _ALL_SUBSETS = 5
@@ -33,21 +33,6 @@ def network_cost(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -
         return subnet_cost(arch, subnet, exits)
     chosen = choose_exits(arch.exits, subnet, exits)
     return _cost(arch, subnet.resolution, chosen, exits == "last")
-
-
-def network_exit_macs(arch: AnyArchitecture, subnet: Subnet, exits: Exits) -> tuple[ExitMacs, ...]:
-    """Return the multiply-adds of one image by the exit that it takes, ascending; arguments as for `network_cost`."""
-    if isinstance(arch, Architecture):
-        return exit_macs(arch, subnet, exits)
-    chosen = choose_exits(arch.exits, subnet, exits)
-    return tuple(
-        ExitMacs(
-            exit,
-            _cost(arch, subnet.resolution, (exit,), True).macs,
-            _cost(arch, subnet.resolution, chosen[: place + 1], False).macs,
-        )
-        for place, exit in enumerate(chosen)
-    )
 
 
 def subset_costs(arch: AnyArchitecture, largest: Subnet) -> dict[tuple[int, ...], Cost]:

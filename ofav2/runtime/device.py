@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from ofav2.runtime.compiling import Compiler, inductor
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.runtime.threads import warn_of_too_many
 from supernets import use_cpu_kernels
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Runtime:
             if uses_tf32:
                 _allow_tf32(False)
 
-    def place(self, module: nn.Module) -> nn.Module:
+    def place(self, module: Placed) -> Placed:
         """Move a module to the device, in place, with channels last, the layout that convolutions run fastest in."""
         return module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

@@ -55,7 +55,7 @@ def ofav2_subnet(
         others: Nothing: settings of other networks of timm, such as `drop_path_rate`, are refused unless they are off.
 
     Raises:
-        UserError: If a setting does not fit the network.
+        UserError, GraphError: If a setting does not fit the network, or timm can't have it.
         RunError: If the folder holds no extracted network.
     """
     if subnet_dir is None:

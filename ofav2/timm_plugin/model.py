@@ -14,23 +14,34 @@ from torch.nn import functional
 from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
 from supernets import Architecture
+from supernets.backbone import Backbone
+from supernets.ensembles import JOINED, fold_classifiers
 
 
 class TimmSubnet(nn.Module):
     """A network in timm's three parts: features, head up to the classifier, classifier.
 
-    As in timm's own MobileNetV3, features end before the pooling, and the convolution after it belongs to the head.
+    As in timm's own MobileNetV3, features end before the pooling, and the convolution after it belongs to the head. A
+    pruned network with several exits has one classifier on the joined features of all exits, which are pooled already.
 
     Args:
-        features: Images (N, C, H, W) -> features (N, num_features, h, w).
+        features: Images (N, C, H, W) -> features (N, num_features, h, w), or (N, num_features) of several exits.
         head: Features -> what the classifier reads (N, head_hidden_size).
         classifier: The network's own.
+        num_features: Channels of the features.
         cfg: timm's description of the network: `pretrained_cfg`, also known as `default_cfg`.
         drop_rate: Dropout probability before the classifier.
     """
 
     def __init__(
-        self, features: nn.Module, head: nn.Module, classifier: nn.Linear, cfg: Mapping[str, Any], drop_rate: float
+        self,
+        features: nn.Module,
+        head: nn.Module,
+        classifier: nn.Linear,
+        *,
+        num_features: int,
+        cfg: Mapping[str, Any],
+        drop_rate: float,
     ) -> None:
         super().__init__()
         self.features = features
@@ -40,16 +51,16 @@ class TimmSubnet(nn.Module):
         self.in_chans = int(cfg["input_size"][0])
         self.num_classes = classifier.out_features
         self.head_hidden_size = classifier.in_features
-        self.num_features = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
+        self.num_features = num_features
         self.drop_rate = drop_rate
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, num_features, h, w)."""
+        """(N, C, H, W) -> (N, num_features, h, w), or (N, num_features) of several exits."""
         features: Tensor = self.features(images)
         return features
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(N, num_features, h, w) -> logits (N, classes), or (N, head_hidden_size) with `pre_logits`."""
+        """Features -> logits (N, classes), or (N, head_hidden_size) with `pre_logits`."""
         x = functional.dropout(self.head(features), self.drop_rate, self.training)
         return x if pre_logits else self.classifier(x)
 
@@ -119,12 +130,19 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
 
     Raises:
         RunError: If the folder holds no extracted network.
-        UserError: If the network returns the logits of several exits, or is a network of timm with exits.
+        UserError: If the network returns the logits of several exits, and has no weights for their ensemble.
+        GraphError: If no exit ends in a linear layer.
     """
+    record = describe_subnet(directory)
+    if record.ensemble is not None:
+        return _folded(load_subnet(directory), record, record.ensemble, overlay, drop_rate)
     record = single_exit(directory)
-    _require_supernets(record, directory)
+    if isinstance(record.architecture, Backbone):
+        return _folded(load_subnet(directory), record, (1.0,), overlay, drop_rate)
     features, head, classifier = _split(load_subnet(directory), record.subnet.height)
-    return TimmSubnet(features, head, classifier, timm_cfg(record) | dict(overlay), drop_rate)
+    channels = next(layer for layer in head.modules() if isinstance(layer, nn.Conv2d)).in_channels
+    cfg = timm_cfg(record) | dict(overlay)
+    return TimmSubnet(features, head, classifier, num_features=channels, cfg=cfg, drop_rate=drop_rate)
 
 
 def open_features(
@@ -194,7 +212,7 @@ def single_exit(directory: str | Path) -> SubnetRecord:
     if record.exits != "last":
         raise UserError(
             f"sub-network ({directory}) returns a tuple, one entry per exit, and timm's models one tensor:"
-            " extract it again without --exits"
+            f" extract it again without --exits, or weigh its exits with `ofav2 prune {directory}`"
         )
     return record
 
@@ -202,7 +220,7 @@ def single_exit(directory: str | Path) -> SubnetRecord:
 def _require_supernets(record: SubnetRecord, directory: str | Path) -> None:
     if not isinstance(record.architecture, Architecture):
         raise UserError(
-            f"sub-network ({directory}) is timm's {record.architecture.name} with exits, and ofav2_subnet is for those"
+            f"sub-network ({directory}) is timm's {record.architecture.name} with exits, and features_only is for those"
             " of a supernet: load it with ofav2.load_subnet"
         )
 
@@ -237,6 +255,22 @@ def _split(module: GraphModule, exit: int) -> tuple[GraphModule, GraphModule, nn
     classifier = module.get_submodule(f"exits.{exit}.classifier")
     assert isinstance(classifier, nn.Linear), "every exit ends in a linear layer"
     return _part(module, images, features), _part(module, features, flat), classifier
+
+
+def _folded(
+    module: GraphModule, record: SubnetRecord, weights: Sequence[float], overlay: Mapping[str, Any], drop_rate: float
+) -> TimmSubnet:
+    """Return a network with one classifier, which is on the joined features of all exits."""
+    folded = fold_classifiers(module, weights)
+    (end,) = folded.graph.find_nodes(op="call_module", target=JOINED)
+    (images,) = folded.graph.find_nodes(op="placeholder")
+    classifier = folded.get_submodule(JOINED)
+    assert isinstance(classifier, nn.Linear), "it was just made"
+    features = _part(folded, images, end.all_input_nodes[0])
+    cfg = timm_cfg(record) | dict(overlay)
+    return TimmSubnet(
+        features, nn.Identity(), classifier, num_features=classifier.in_features, cfg=cfg, drop_rate=drop_rate
+    )
 
 
 def _part(module: GraphModule, start: Node, end: Node | tuple[Node, ...]) -> GraphModule:

@@ -1,16 +1,21 @@
 """A network of timm with exits is trained, stopped, resumed, evaluated and extracted as a supernet is."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 
+import distill
 import ofav2
+import ofav2.timm_plugin
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
+from ofav2.exits import calibrate, prune
 from ofav2.nas.constraints import constrain
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import Run, read_run
@@ -214,3 +219,55 @@ def run_folder(exits_run: Run, tmp_path: Path) -> Path:
     path.mkdir()
     (path / "run.json").write_text(json.dumps(json.loads((exits_run.folder / "run.json").read_text())))
     return path
+
+
+# Its exits are pruned
+
+
+@pytest.fixture(scope="module")
+def pruned(exits_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its first two exits, whichever are best; to look at only."""
+    path = tmp_path_factory.mktemp("pruned") / "net"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "ROUNDS", 1)
+        patch.setattr(prune, "choose", lambda table, *_, **__: prune.Choice(table.choices.index((0, 1)), "made up"))
+        study = ofav2.prune_exits(exits_run.folder, out=path, formats=("onnx",))
+    assert len(study.table.choices) == 15
+    assert study.pruning.ensemble == "mixed"
+    return path
+
+
+def test_a_pruned_network_has_the_logits_of_the_whole_one_to_the_bit(pruned: Path, opened: ofav2.OpenedRun) -> None:
+    record = ofav2.describe_subnet(pruned)
+    assert record.exits == (1, 2)
+    assert record.ensemble == pytest.approx((1 / 3, 2 / 3))
+    net, images = opened.loaded.net, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    whole = net.extract(net.space.largest(), "all")
+    with torch.no_grad():
+        exits = opened.runtime.place(ofav2.load_subnet(pruned))(images)
+        assert all(map(torch.equal, exits, opened.runtime.place(whole)(images)[:2]))
+        merged = opened.runtime.place(ofav2.load_ensemble(pruned))(images)
+        assert torch.equal(merged, distill.ensemble(exits, record.ensemble or ()))
+    assert sum(tensor.numel() for tensor in ofav2.load_subnet(pruned).parameters()) == record.cost.params
+
+
+def test_a_pruned_network_is_calibrated_and_taken_by_timm(pruned: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(pruned, tmp_path / "copy"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "TIMED_IMAGES", 4)
+        patch.setattr(calibrate, "ROUNDS", 1)
+        assert ofav2.calibrate_exits(copy, max_macs=10**9, ensemble=True).exits == (1, 2)
+    model = timm.create_model("ofav2_subnet", subnet_dir=str(copy)).eval()
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), ofav2.load_ensemble(copy)(images), rtol=1e-4, atol=1e-5)
+
+
+def test_timm_takes_a_network_of_its_own_with_one_exit(opened: ofav2.OpenedRun, tmp_path: Path) -> None:
+    space, images = opened.loaded.net.space, torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for height in (1, 4):
+        out = tmp_path / str(height)
+        ofav2.extract(opened, replace(space.largest(), height=height), out, formats=())
+        model = timm.create_model("ofav2_subnet", subnet_dir=str(out)).eval()
+        with torch.no_grad():
+            torch.testing.assert_close(model(images), ofav2.load_subnet(out)(images), rtol=1e-4, atol=1e-5)

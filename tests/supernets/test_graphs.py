@@ -1,5 +1,6 @@
-"""A network split at its outputs computes what it did, each operation once, with the same weights."""
+"""A network split at its outputs, or cut to some of them, computes what it did, with the same weights."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, symbolic_trace
 
 from supernets import GraphError
-from supernets.graphs import alone, split
+from supernets.graphs import alone, keep, pieces, split
 from tests.supernets.randomise import exit_choices, images_for, small_net, some_subnets
 
 VARIANTS = ("ee_b", "ee_d", "ee_p", "ee_dp")
@@ -55,6 +56,70 @@ def test_every_layer_runs_once_and_is_shared_and_the_first_part_holds_the_first_
         for name in layers(part):
             assert part.get_submodule(name) is module.get_submodule(name)
     assert sorted(layers(alone(module, 0))) == sorted(layers(parts[0]))
+
+
+def test_a_network_that_keeps_some_outputs_has_only_what_they_need() -> None:
+    net = small_net("ee_dp", width_mult=0.1, depth=(1, 2), dtype=torch.float32)
+    module, images = net.extract(net.space.largest(), "all"), images_for(net, 3)
+    whole = module(images)
+    for places in ((0,), (1, 3), (0, 1, 2, 3, 4)):
+        kept = keep(module, places)
+        assert all(torch.equal(found, whole[place]) for found, place in zip(kept(images), places, strict=True))
+        cut = replace(net.space.largest(), height=places[-1] + 1)
+        alike = net.extract(cut, tuple(place + 1 for place in places))
+        assert {*kept.state_dict()} == {*alike.state_dict()}
+        assert all(kept.get_submodule(name) is module.get_submodule(name) for name in layers(kept))
+
+
+def test_pieces_are_the_stages_and_the_heads() -> None:
+    net = small_net("ee_dp", width_mult=0.1, depth=(1, 2), dtype=torch.float32)
+    module, images = net.extract(net.space.largest(), (1, 3, 4)), images_for(net, 2)
+    cut = pieces(module)
+    assert [piece.outputs for piece in cut] == [0b111, 0b110, 0b100, 0b001, 0b010]
+    run = [name for piece in cut for name in layers(piece.module)]
+    assert len(run) == len(set(run))
+    values: dict[str, Tensor] = {"images": images}
+    for piece in cut:
+        made = piece.module(*(values[name] for name in piece.takes))
+        values.update(zip(piece.gives, made, strict=True))
+    found = [values[f"exits_{exit}_classifier"] for exit in (1, 3, 4)]
+    assert all(map(torch.equal, found, module(images)))
+
+
+class Branches(nn.Module):
+    """The second output's first layer comes before what it and the first output share."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        own = images * 3
+        shared = images + 1
+        return shared * 2, own + shared
+
+
+def test_pieces_come_after_what_they_read() -> None:
+    images, values = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), {}
+    module = symbolic_trace(Branches())
+    values["images"] = images
+    for piece in pieces(module):
+        values.update(zip(piece.gives, piece.module(*(values[name] for name in piece.takes)), strict=True))
+    assert all(any(torch.equal(value, output) for value in values.values()) for output in module(images))
+
+
+class InPlaceHead(nn.Module):
+    """An exit that activates, in place, what the next stage reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stage, self.relu, self.head, self.end = nn.Linear(3, 3), nn.ReLU(True), nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.stage(images)
+        return self.head(self.relu(features)), self.end(features)
+
+
+@pytest.mark.parametrize("cut", [lambda module: keep(module, (1,)), pieces], ids=["keep", "pieces"])
+def test_an_exit_that_writes_into_what_another_one_reads_cannot_be_left_out(cut: Any) -> None:
+    with pytest.raises(GraphError, match=r"works in place \(relu\)"):
+        cut(symbolic_trace(InPlaceHead()))
 
 
 class Odd(nn.Module):

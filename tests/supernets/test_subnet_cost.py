@@ -1,6 +1,5 @@
 """Costs put together from parts are those of the extracted network: recorded whole, counted by torch, and run."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import supernets
-from ofav2.exits.early import NEVER, early_exits
-from supernets import Exits, Subnet, Supernet
+from supernets import Subnet, Supernet
 from supernets.cost import graph_cost, graph_layers
-from supernets.subnet_cost import exit_macs, layer_costs, stage_costs, subnet_cost
+from supernets.subnet_cost import layer_costs, stage_costs, subnet_cost
 from tests.supernets.alive import most_alive
-from tests.supernets.randomise import exit_choices, images_for, small_net, some_subnets
+from tests.supernets.randomise import exit_choices, some_subnets
 
 
 # Odd sides, deep dense stages and a first block without a stride each keep other tensors alive.
@@ -120,28 +118,3 @@ def test_sums_by_stage_and_by_layer_are_the_total() -> None:
         for rows in ([part.cost for part in stages], layers):
             assert (sum(row.params for row in rows), sum(row.macs for row in rows)) == (total.params, total.macs)
         assert max(part.cost.memory for part in stages) == total.memory
-
-
-# Early exits
-
-
-def test_an_image_costs_what_the_parts_up_to_its_exit_do() -> None:
-    """Counted by torch while images exit early, beside the formula."""
-    net = small_net("ee_dp", width_mult=0.1, depth=(1, 2), dtype=torch.float32)
-    images = images_for(net, 1)
-    subnet = replace(net.space.largest(), resolution=32)
-    exit_choices: list[Exits] = ["all", (2, 4)]
-    for exits in exit_choices:
-        indices = net.chosen_exits(subnet, exits)
-        module = net.extract(subnet, exits)
-        early = early_exits(module, indices)
-        costs = exit_macs(net.architecture, subnet, exits)
-        assert [cost.exit for cost in costs] == list(indices)
-        for index, cost in enumerate(costs):
-            never, take = [NEVER] * (len(indices) - 1), [0.0] * (len(indices) - 1)
-            with FlopCounterMode(display=False) as counter:
-                found = early.predict(images, [*never[:index], *take[index:]])
-            assert found.exits.tolist() == [cost.exit]
-            assert counter.get_total_flops() == 2 * cost.passed
-            assert cost.alone == subnet_cost(net.architecture, replace(subnet, height=cost.exit)).macs
-    assert exit_macs(net.architecture, subnet, "all")[-1].passed == subnet_cost(net.architecture, subnet, "all").macs

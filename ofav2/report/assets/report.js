@@ -249,22 +249,6 @@ function cornersFigure(node) {
   })};
 }
 
-function agreementFigure() {
-  const {exits, agree} = payload.exits, names = exits.map(exit => "exit " + exit);
-  const text = agree.map(row => row.map(share => (100 * share).toFixed(1)));
-  return {
-    data: [{
-      type: "heatmap", x: names, y: names, z: agree, text, texttemplate: "%{text}", xgap: 2, ygap: 2, showscale: false,
-      colorscale: [[0, colour("wash")], [1, colour("accent")]], zmin: Math.min(...agree.flat(), .95) - .1, zmax: 1.15,
-      hovertemplate: "%{y} and %{x} agree on %{text} %<extra></extra>", textfont: {size: 12, color: colour("ink")},
-    }],
-    layout: layout({
-      margin: {l: 52, r: 12, t: 12, b: 32},
-      xaxis: axis("", {showgrid: false}), yaxis: axis("", {autorange: "reversed", showgrid: false}),
-    }),
-  };
-}
-
 // What happens at the start
 
 function showTable(index) {

@@ -36,6 +36,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
     return SubnetRecord(
         subnet=subnet,
         exits=exits if exits == "last" else indices,
+        ensemble=None,
         architecture=arch,
         task=NAME,
         metric=TOP1,
@@ -46,6 +47,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         scores=scores,
         extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32),
         choice=None,
+        pruning=None,
         provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, "{}"),
         finetuning=(),
         formats=("onnx", "pt2", "card"),

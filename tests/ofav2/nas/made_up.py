@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ofav2.nas.latency import Machine
 from ofav2.nas.latency_table import LatencyTable, PredictionError
+from ofav2.nas.machine import Machine
 from supernets import Architecture, Space
 from supernets.parts import space_parts
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from ofav2.errors import UserError
-from ofav2.nas.latency import Machine, measure_latency, stream_times, this_machine, using_threads
+from ofav2.nas.latency import measure_latency, stream_times, using_threads
 from ofav2.nas.latency_table import LatencyTable, PredictionError, build_table, load_table, predict_latency, save_table
+from ofav2.nas.machine import Machine, this_machine
 from supernets import Supernet
 from tests.ofav2.tiny import CPU, cut, tiny_net
 

@@ -6,10 +6,11 @@ from itertools import combinations
 import pytest
 
 from ofav2.networks.build import build_network
-from ofav2.networks.cost import network_cost, network_exit_macs, network_parts, subset_costs
+from ofav2.networks.cost import network_cost, network_parts, subset_costs
 from supernets.backbone import Backbone
 from supernets.cost import graph_cost
 from supernets.multi_exit import MultiExit
+from supernets.output_costs import exit_macs
 from tests.ofav2 import tiny
 from tests.ofav2.networks.test_backbone import described
 
@@ -53,7 +54,7 @@ def test_parts_add_up_to_the_whole(arch: Backbone, net: MultiExit) -> None:
 
 def test_an_image_that_passes_exits_pays_for_their_heads(arch: Backbone, net: MultiExit) -> None:
     largest = net.space.largest()
-    for number, cost in enumerate(network_exit_macs(arch, largest, "all"), 1):
+    for number, cost in enumerate(exit_macs(net.extract(largest, "all"), (3, 32, 32), arch.exits), 1):
         subnet = replace(largest, height=number)
         assert cost.alone == network_cost(arch, subnet).macs
         assert cost.passed == network_cost(arch, subnet, "all").macs

@@ -16,7 +16,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import ofav2
-from ofav2.exits import calibrate
+from ofav2.exits import calibrate, prune
+from ofav2.report import subsets
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
@@ -296,3 +297,27 @@ def test_early_exits_are_drawn_and_can_be_read(
     assert [text for text, contrast in browser.execute_script(CONTRASTS) if contrast < 4.5] == []
     assert browser.execute_script("return document.querySelectorAll('#shares .scatterlayer .trace').length") == 5
     assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr[aria-current]")) == 1
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
+def test_subsets_of_exits_are_drawn_and_can_be_read(
+    browser: webdriver.Chrome, subsets_page: Path, width: int, scheme: str
+) -> None:
+    show(browser, subsets_page, width=width, scheme=scheme)
+    assert drawn(browser) == ["macs", "params", "time1", "time64", "agreement"]
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return window.harm") is None
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert [text for text, contrast in browser.execute_script(CONTRASTS) if contrast < 4.5] == []
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#rows tr[aria-current]")) == 1
+
+
+@pytest.fixture(scope="module")
+def subsets_page(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of all subsets of a network's exits, its names hostile."""
+    path = tmp_path_factory.mktemp("pruned") / "net"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prune, "ROUNDS", 1)
+        study = ofav2.prune_exits(tiny_run.folder, out=path, formats=())
+    subsets.write_subsets_page(replace(study, name=HOSTILE, data=HOSTILE), path / subsets.PAGE)
+    return path / subsets.PAGE

@@ -222,14 +222,11 @@ def test_what_is_no_folder_of_ours_is_refused(tmp_path: Path) -> None:
         create(tmp_path)
 
 
-@pytest.mark.parametrize("settings", [{}, {"features_only": True}])
-def test_a_network_of_timm_itself_is_refused(
-    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_a_network_of_timm_itself_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = SimpleNamespace(architecture=SimpleNamespace(name="resnet18"), exits="last")
     monkeypatch.setattr(ofav2.timm_plugin.model, "describe_subnet", lambda _: found)
     with pytest.raises(UserError, match=r"is timm's resnet18 with exits, .*: load it with ofav2\.load_subnet"):
-        create(tmp_path, **settings)
+        create(tmp_path, features_only=True)
 
 
 def test_several_exits_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,396 @@
+"""Prune exits: score every subset of a network's exits on validation, choose one, and write it (AEP).
+
+AEP (Sarti et al., *Anticipate, Ensemble and Prune*, 2023) tries every subset of exits and drops all that the best one
+does not need. Here the front of subsets is kept as well, limits can be set, and the ensemble's weights can be learned.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+import distill
+from ofav2.config import recipe
+from ofav2.data import Split
+from ofav2.deploy.agreement import require_same
+from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
+from ofav2.deploy.export import FORMATS, check_formats, output_names
+from ofav2.deploy.extract import COMPARED, take_out
+from ofav2.deploy.write import write_description, write_network
+from ofav2.errors import UserError
+from ofav2.evaluation.evaluator import Evaluator
+from ofav2.evaluation.opened_run import open_run
+from ofav2.exits.collect import exit_batches, require_classes
+from ofav2.exits.exit_agreement import Agreement, compare_predictions
+from ofav2.exits.opened import open_exits
+from ofav2.exits.scoring import Scored, score_fixed, score_learned
+from ofav2.exits.subsets import Choice, ExitBatch, SubsetTable, choose, joined, tally
+from ofav2.messages import show
+from ofav2.nas.latency import call_time, piece_times
+from ofav2.nas.limits import Limits
+from ofav2.nas.machine import this_machine
+from ofav2.output_folder import check_free, making
+from ofav2.runtime.signals import interruptible
+from supernets import Subnet
+from supernets.cost import Cost
+from supernets.graphs import alone, keep, pieces
+from supernets.output_costs import output_costs
+from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
+
+LEARNED = "learned"
+"""The ensemble whose weights are learned on validation."""
+BATCHES = (1, 64)
+"""Images per call that times are measured at."""
+ROUNDS = 9
+"""How often each call is timed; its median counts."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network with several exits, before any is left out."""
+
+    module: GraphModule
+    """Images -> a tuple of logits, one per exit; on the evaluator's device."""
+    record: SubnetRecord
+    """What it is."""
+    evaluator: Evaluator
+    """What scores it, on the data set that it was trained on."""
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        """Its exits by number."""
+        return self.record.exit_indices
+
+    @property
+    def resolution(self) -> int:
+        """Side of its images in pixels."""
+        return self.record.input.resolution
+
+    def batches(self, split: Split) -> Iterator[ExitBatch]:
+        """Yield all exits' logits on a split."""
+        return exit_batches(self.module, self.exits, self.evaluator, split, self.resolution)
+
+
+@dataclass(frozen=True, eq=False)
+class PruneStudy:
+    """All subsets of a network's exits, and the one that was written."""
+
+    name: str
+    """The network with all exits."""
+    data: str
+    """The data set."""
+    table: SubsetTable
+    """All subsets on validation."""
+    choice: Choice
+    """The one that was written, and the rule that chose it."""
+    whole: int
+    """Place of all exits in the table, without those of no weight."""
+    last: int
+    """Place of the last exit alone."""
+    record: SubnetRecord
+    """What the written network is."""
+    agreement: Agreement
+    """How often exits agree on validation."""
+    nanoseconds: tuple[tuple[int, ...], ...]
+    """Predicted time per image of each subset at each of the batches."""
+
+    @property
+    def compared(self) -> dict[str, int]:
+        """The subsets that are looked at closely, as places in the table by name."""
+        return {"chosen": self.choice.index, "whole": self.whole, "last": self.last}
+
+    @property
+    def pruning(self) -> PruningRecord:
+        """What the written record says of the choice."""
+        assert self.record.pruning, "it was just pruned"
+        return self.record.pruning
+
+
+def prune_columns(study: PruneStudy) -> tuple[str, ...]:
+    """Return the columns of `prune_rows`."""
+    times = (f"ms per image, batch {size}" for size in study.pruning.batches)
+    return ("", "exits", "top-1 %", "top-5 %", "multiply-adds", "parameters", *times)
+
+
+def prune_rows(study: PruneStudy) -> list[tuple[object, ...]]:
+    """Return subsets on validation as rows of a table: the front, all exits, and the last one.
+
+    An arrow marks the chosen one. Times are predicted, as the sum of those of a network's pieces.
+    """
+    table = study.table
+    names = {study.whole: "all exits", study.last: "last exit alone"}
+    places = dict.fromkeys([*table.front(), study.choice.index, study.whole, study.last])
+    return [
+        (
+            f"{'->' if place == study.choice.index else '  '} {names.get(place, '')}".rstrip(),
+            " ".join(map(str, table.named(place))),
+            f"{100 * table.top1(place):.2f}",
+            f"{100 * table.top5(place):.2f}",
+            f"{table.costs[place].macs:,}",
+            f"{table.costs[place].params:,}",
+            *(f"{time / 1e6:.3g}" for time in study.nanoseconds[place]),
+        )
+        for place in places
+    ]
+
+
+def prune_exits(
+    source: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path,
+    subnet: Subnet | None = None,
+    ensemble: str | Sequence[float] | None = None,
+    max_macs: int | None = None,
+    max_params: int | None = None,
+    min_top1: float | None = None,
+    cautious: bool = False,
+    formats: Sequence[str] = FORMATS,
+) -> PruneStudy:
+    """Score every subset of a network's exits on validation, and write the best one as `ofav2 extract` writes networks.
+
+    A subset's logits are the weighted mean of its exits'. AEP's winner is taken, the subset of most top-1, then top-5;
+    of equals, the one of fewest multiply-adds. Test images are looked at once, with the chosen subset, all exits, and
+    the last exit alone.
+
+    Args:
+        source: A run folder, or a folder of `ofav2 extract` with several exits.
+        overrides: Settings of an extracted network's recipe as `key=value`: where images are, and what computes.
+        out: Folder to make; it must not exist, or be empty.
+        subnet: Which sub-network of a run; None takes the largest that was trained.
+        ensemble: A scheme of `distill.schemes()`, one number per exit, or `learned`: weights of least cross-entropy,
+            each half of the validation images scored with weights learned on the other half. None takes the network's
+            own weights, or else those of its recipe.
+        max_macs: Multiply-adds per image, at most.
+        max_params: Parameters, at most.
+        min_top1: Validation top-1 (0..1), at least: the cheapest subset that reaches it is taken.
+        cautious: Whether to take the cheapest subset within one standard error of the best one.
+        formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
+
+    Returns:
+        All subsets, and the written network's record.
+
+    Raises:
+        RunError: If the folder holds no network with several exits, or a written file does not compute what it should.
+        UserError, DistillError, SpaceError: If something given can't be used; the message says what and why.
+    """
+    limits = Limits(params=max_params, macs=max_macs)
+    _check_wishes(min_top1, cautious)
+    check_formats(formats)
+    check_free(Path(out))
+    opened = open_source(source, overrides, subnet)
+    scheme, weights = _weights(opened.record, ensemble)
+    val = opened.evaluator.data.val
+    logger.info(f"scoring {2 ** len(opened.exits) - 1} subsets of exits on {len(val)} validation images")
+    batches = opened.batches(val)
+    scored = score_learned(batches, len(opened.exits)) if weights is None else score_fixed(batches, weights)
+    table = SubsetTable(opened.exits, scored.choices, scored.weights, scored.tally, _costs(opened, scored))
+    choice = choose(table, limits, min_top1=min_top1, cautious=cautious)
+    study = _study(opened, table, scored, choice)
+    singles = [table.choices.index((place,)) for place in table.choices[choice.index]]
+    test = _test(opened, table, [*study.compared.values(), *singles])
+    pruning = _pruning(opened, study, scored, scheme, test[:3])
+    scores = {"val": [table.top1(place) for place in singles], "test": [found.top1 for found in test[3:]]}
+    logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
+    return replace(study, record=_write(opened, study, pruning, scores, Path(out), formats))
+
+
+def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subnet | None = None) -> Source:
+    """Open a network with several exits and its data set, out of a run or from its own folder.
+
+    Raises:
+        RunError, UserError, SpaceError: As for `prune_exits`.
+    """
+    if (Path(source) / RECORD).is_file():
+        if subnet is not None:
+            raise UserError(f"network ({source}) is extracted already, so there is none to choose: leave --subnet out")
+        opened = open_exits(source, overrides)
+        return Source(opened.module, opened.record, opened.evaluator)
+    if overrides:
+        raise UserError(f"setting ({overrides[0]}) belongs to an extracted network: change recipe.yaml in {source}")
+    run = open_run(source)
+    require_classes(run.evaluator.task)
+    if not run.same_data:
+        raise UserError(
+            f"data set ({run.data.name}) is not the one that {source} was trained on, so its validation images may be"
+            " ones that the network knows: restore it, or its place in recipe.yaml"
+        )
+    chosen = subnet or run.loaded.net.space.largest()
+    exits = run.loaded.net.chosen_exits(chosen, "all")
+    if len(exits) < 2:
+        raise UserError(f"network ({chosen}) has one exit, so none to leave out: choose one that ends later")
+    module, _, record = take_out(run, chosen, exits)
+    return Source(module, record, run.evaluator)
+
+
+def _check_wishes(min_top1: float | None, cautious: bool) -> None:
+    if min_top1 is not None and not 0 <= min_top1 <= 1:
+        raise UserError(f"top-1 ({min_top1:g}) must be a share from 0 to 1: divide a percentage by 100")
+    if min_top1 is not None and cautious:
+        raise UserError("a least top-1 and a cautious choice each say how much accuracy to give up: leave one out")
+
+
+def _weights(record: SubnetRecord, ensemble: str | Sequence[float] | None) -> tuple[str, tuple[Fraction, ...] | None]:
+    """Return the name of the ensemble, and its weights; None of weights that are to be learned."""
+    if ensemble == LEARNED:
+        return LEARNED, None
+    if ensemble is None and record.ensemble:
+        return "its own", tuple(map(Fraction, record.ensemble))
+    if isinstance(ensemble, str) and ensemble not in distill.schemes():
+        known = ", ".join((LEARNED, *distill.schemes()))
+        raise UserError(f"ensemble ({show(ensemble)}) is unknown: use one of {known}")
+    scheme = _trained_scheme(record) if ensemble is None else ensemble
+    weights = distill.exit_weights(scheme, len(record.exit_indices)).ensemble
+    return scheme if isinstance(scheme, str) else show(list(map(float, weights))), weights
+
+
+def _trained_scheme(record: SubnetRecord) -> Any:
+    """Return the exit weights of the phase that left the network's weights, as its recipe has them."""
+    config = recipe.parse(record.provenance.recipe, f"recipe in {RECORD}")
+    phase = config.phases.get(record.provenance.phase)
+    own = phase.exit_weights if phase else None
+    return config.teacher.exit_weights if own is None else own
+
+
+def _costs(source: Source, scored: Scored) -> tuple[Cost, ...]:
+    return output_costs(source.module, _shape(source), scored.choices)
+
+
+def _shape(source: Source) -> tuple[int, int, int]:
+    return source.record.input.channels, source.resolution, source.resolution
+
+
+def _study(source: Source, table: SubsetTable, scored: Scored, choice: Choice) -> PruneStudy:
+    predicted, targets = torch.from_numpy(scored.predicted), torch.from_numpy(scored.targets)
+    return PruneStudy(
+        name=source.record.name,
+        data=source.record.data,
+        table=table,
+        choice=choice,
+        whole=scored.whole,
+        last=table.choices.index((len(source.exits) - 1,)),
+        record=source.record,
+        agreement=compare_predictions(predicted, targets, exits=source.exits, phase=source.record.provenance.phase),
+        nanoseconds=_predicted_times(source, table),
+    )
+
+
+def _predicted_times(source: Source, table: SubsetTable) -> tuple[tuple[int, ...], ...]:
+    """Return each subset's time per image at each of the batches, as the sum of its pieces' times."""
+    found, parts = [], pieces(source.module)
+    for size in BATCHES:
+        with source.evaluator.runtime.autocast():
+            times = piece_times(parts, _images(source, size), ROUNDS)
+        bits = [sum(1 << place for place in choice) for choice in table.choices]
+        found.append([round(sum(time for need, time in times.items() if need & own) / size) for own in bits])
+    return tuple(zip(*found, strict=True))
+
+
+def _measured_times(source: Source, networks: Sequence[GraphModule]) -> list[tuple[int, ...]]:
+    """Return each network's time per image at each of the batches; the calls take turns, their median counts."""
+    found = []
+    for size in BATCHES:
+        images = _images(source, size)
+        with torch.inference_mode(), source.evaluator.runtime.autocast():
+            times = [[call_time(network, images) for network in networks] for _ in range(ROUNDS + 1)]
+        found.append([round(time / size) for time in np.median(times[1:], 0)])
+    return list(zip(*found, strict=True))
+
+
+def _images(source: Source, count: int) -> Tensor:
+    """Return so many real images; few are repeated."""
+    images = source.evaluator.sample_inputs(source.resolution)
+    return images.repeat(-(-count // len(images)), 1, 1, 1)[:count]
+
+
+def _pruning(source: Source, study: PruneStudy, scored: Scored, scheme: str, test: Sequence[Accuracy]) -> PruningRecord:
+    table, three = study.table, study.compared
+    times = _measured_times(source, [_network(source.module, table.choices[place]) for place in three.values()])
+    return PruningRecord(
+        source_sha256=source.record.sha256,
+        ensemble=scheme,
+        rule=study.choice.rule,
+        images=table.tally.images,
+        scale=None if scored.scales is None else float(scored.scales[study.choice.index]),
+        chosen=_subset(study, study.choice.index),
+        whole=_subset(study, study.whole),
+        last=_subset(study, study.last),
+        test=dict(zip(three, test, strict=True)),
+        nanoseconds=dict(zip(three, times, strict=True)),
+        front=tuple(_subset(study, place) for place in table.front()),
+        machine=this_machine(source.evaluator.runtime.device),
+        batches=BATCHES,
+    )
+
+
+def _subset(study: PruneStudy, index: int) -> SubsetRecord:
+    table = study.table
+    return SubsetRecord(
+        exits=table.named(index),
+        weights=tuple(table.weights[index, list(table.choices[index])].tolist()),
+        val=Accuracy(table.top1(index), table.top5(index)),
+        cost=table.costs[index],
+        nanoseconds=study.nanoseconds[index],
+    )
+
+
+def _test(source: Source, table: SubsetTable, places: Sequence[int]) -> list[Accuracy]:
+    """Return what subsets reach on test."""
+    rows = table.weights[list(places)]
+    found = joined([tally(batch, rows) for batch in source.batches(source.evaluator.data.test)])
+    return [
+        Accuracy(int(top1) / found.images, int(top5) / found.images)
+        for top1, top5 in zip(found.top1, found.top5, strict=True)
+    ]
+
+
+def _network(module: GraphModule, places: Sequence[int]) -> GraphModule:
+    """Return the network with some of its exits: one tensor for one exit, a tuple for several."""
+    return (alone(module, places[0]) if len(places) == 1 else keep(module, places)).eval()
+
+
+def _write(
+    source: Source,
+    study: PruneStudy,
+    pruning: PruningRecord,
+    scores: Mapping[str, Sequence[float]],
+    out: Path,
+    formats: Sequence[str],
+) -> SubnetRecord:
+    exits, evaluator = pruning.chosen.exits, source.evaluator
+    single = len(exits) == 1
+    network = _network(source.module, study.table.choices[study.choice.index])
+    images = evaluator.sample_inputs(source.resolution)[:COMPARED]
+    weights = None if single else pruning.chosen.weights
+    with interruptible(), making(out, RECORD) as staging:
+        names = output_names(exits, single=single, ensemble=not single)
+        about = usage(source.record.input, source.record.task, source.record.classes, names)
+        exports, sha256 = write_network(staging, network, images, about, formats, weights)
+        record = replace(
+            source.record,
+            subnet=replace(source.record.subnet, height=exits[-1]),
+            exits="last" if single else exits,
+            ensemble=weights,
+            cost=pruning.chosen.cost,
+            scores={split: dict(zip(exits, found, strict=True)) for split, found in scores.items()},
+            pruning=pruning,
+            formats=tuple(formats),
+            exports=exports,
+            sha256=sha256,
+        )
+        write_description(staging, record)
+        with torch.inference_mode():
+            loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
+            kept = exit_logits(source.module(images))
+            expected = [kept[place] for place in study.table.choices[study.choice.index]]
+            require_same(loaded, expected, "pruned network, beside the one with all exits,")
+        return record
