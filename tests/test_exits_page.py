@@ -19,7 +19,7 @@ LESS += ["run.device=cpu", "run.threads=1"]
 
 
 def first_commands() -> list[list[str]]:
-    """The commands that lead from a folder of images to an ONNX file."""
+    """The commands that lead from a folder of images to a pruned ONNX file."""
     shell = next(text for kind, text in BLOCKS if kind == "sh")
     lines = [shlex.split(line) for line in shell.replace("\\\n", " ").splitlines()]
     return [words[1:] for words in lines if words[0] == "ofav2"]
@@ -31,13 +31,13 @@ def test_the_first_commands_lead_from_images_to_an_onnx_file_that_runs(
     monkeypatch.chdir(tmp_path)
     write_classes(tmp_path / "images", {"a": 12, "b": 12})
     commands = first_commands()
-    assert [command[0] for command in commands] == ["plan", "train", "extract"]
+    assert [command[0] for command in commands] == ["plan", "train", "prune"]
     for command in commands:
-        assert main([*command[:2], *(LESS if command[0] != "extract" else []), *command[2:]]) == 0
+        assert main([*command[:2], *(LESS if command[0] != "prune" else []), *command[2:]]) == 0
     (code,) = (text for kind, text in BLOCKS if kind == "python" and "onnxruntime" in text)
     found: dict[str, object] = {}
     exec(code, found)
-    assert found["first"].shape == (1, 2)  # type: ignore[attr-defined]
+    assert found["logits"].shape == (1, 2)  # type: ignore[attr-defined]
 
 
 def test_attaching_exits_works_as_shown() -> None:
