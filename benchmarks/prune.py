@@ -1,4 +1,4 @@
-"""Scoring all subsets of exits, beside a plain loop over them; docs/exits.md has the results.
+"""Scoring all subsets of exits, beside a plain loop over them; docs/log/2026-11-26-pruning.md has the results.
 
 python -m benchmarks.prune                                    # 7 exits, 10,000 images, 200 classes
 python -m benchmarks.prune --exits 5 --images 50000 --classes 1000

@@ -1,4 +1,4 @@
-"""Pruned exits with fixed and learned weights, over seeds; docs/exits.md has the results.
+"""Pruned exits with fixed and learned weights, over seeds; docs/log/2026-11-26-pruning.md has the results.
 
 python -m benchmarks.prune_proof digits --seeds 5
 python -m benchmarks.prune_proof imagefolder --seeds 5 data.root=PATH   # a folder of images by class
