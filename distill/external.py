@@ -4,6 +4,7 @@ Images come normalised as the student's are. The teacher was trained on images n
 rescaled per channel in front of it.
 """
 
+import os.path
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from distill.errors import DistillError, near, shown
+from distill.state_files import is_plain, read_torch_file
 
 if TYPE_CHECKING:
     from timm.models import PretrainedCfg
@@ -210,9 +212,12 @@ def _from_file(model: str, file: TeacherFile, classes: int, channels: int) -> nn
             "channels; give one number per channel"
         )
     state = read_state_dict(file.path, "teacher checkpoint")
+    # On the meta device first: a network that the file does not fit takes no memory.
+    with torch.device("meta"):
+        described = _built(model, classes, channels, pretrained=False)
+    _check_classes(state, described, file.path, model, classes)
+    _check_fits(state, described.state_dict(), file.path, model, channels)
     network = _built(model, classes, channels, pretrained=False)
-    _check_classes(state, network, file.path, model, classes)
-    _check_fits(state, network.state_dict(), file.path, model, channels)
     network.load_state_dict(dict(state))
     _check_finite(network, file.path)
     return network
@@ -239,14 +244,11 @@ def read_state_dict(path: Path, what: str) -> Mapping[str, Tensor]:
     """
     if path.suffix not in (".safetensors", ".pth"):
         raise DistillError(f"{what} ({path}) must end in .safetensors or .pth; save the state dict as one of them")
-    if not path.is_file():
+    # Unlike pathlib's, this takes a name that no file can have for a missing file. A pipe is none, either.
+    if not os.path.isfile(path):
         raise DistillError(f"{what} ({path}) must be a file, and there is none; check the path")
     try:
-        content: object = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
+        content: object = load_file(path) if path.suffix == ".safetensors" else read_torch_file(path)
     except Exception as error:
         # Damaged bytes make the readers fail in every way there is; refused code ends here too, and what torch says to
         # it is how to run that code after all, which must not reach the user.
@@ -263,20 +265,12 @@ def _state_dict(content: object, path: Path, what: str) -> Mapping[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         raise DistillError(f"{what} ({path}) must hold a state dict; save the network's state_dict()")
     for name, value in content.items():
-        if not _is_plain(value):
+        if not is_plain(value):
             raise DistillError(
                 f"{what} ({path}) must hold plain, dense tensors only, which {shown(name)} is not; "
                 "save the network's state_dict(), nothing else beside it"
             )
     return content
-
-
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_complex() or value.is_quantized or value.is_meta or value.is_nested)
-    )
 
 
 def _check_classes(state: Mapping[str, Tensor], network: nn.Module, path: Path, model: str, classes: int) -> None:

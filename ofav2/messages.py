@@ -37,11 +37,16 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def lines(text: str) -> str:
+    """Return text of several lines with all other control characters escaped, so that a terminal obeys none of it."""
+    return "\n".join(map(one_line, text.split("\n")))
+
+
 def cell(value: object) -> str:
     """Return a value in a table or a line of progress: a dash for None, numbers as `number` has them."""
     if value is None:
         return "-"
-    return number(value) if isinstance(value, float) else " ".join(str(value).splitlines())
+    return number(value) if isinstance(value, float) else one_line(" ".join(str(value).splitlines()))
 
 
 def number(value: float) -> str:

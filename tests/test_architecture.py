@@ -78,6 +78,16 @@ OWNERS = MappingProxyType(
 # step's seed, the second one only while a transform draws.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 PRINTERS = "ofav2/cli/"
+# Those that open what is no user's: locks, files of the system, of this package, or just written by the same function.
+OPENERS = (
+    "ofav2/files.py",
+    "ofav2/config/recipe.py",
+    "ofav2/deploy/export.py",
+    "ofav2/nas/machine.py",
+    "ofav2/output_folder.py",
+    "ofav2/report/page.py",
+    "ofav2/runtime/threads.py",
+)
 TORCH_FREE = ("supernets/space.py",)
 DISTRIBUTIONS = MappingProxyType({"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"})
 
@@ -271,6 +281,19 @@ def only_the_command_line_prints(path: str, tree: ast.Module) -> Iterator[str]:
             yield f"{path}:{getattr(node, 'lineno', 1)}: {name} prints; below ofav2/cli, log it"
 
 
+def files_are_opened_in_one_place(path: str, tree: ast.Module) -> Iterator[str]:
+    """`ofav2/files.py` opens regular files alone; a pipe that is opened elsewhere would wait for ever."""
+    if not path.startswith("ofav2/") or path in OPENERS:
+        return
+    for call, name in calls(path, tree):
+        called = call.func.attr if isinstance(call.func, ast.Attribute) else name
+        # Pillow and others are handed what lies in memory.
+        own = name.startswith(("files.", "ofav2.files.", "PIL.Image.", "torch.export."))
+        own = own or [ast.unparse(argument) for argument in call.args[:1]] == ["os.devnull"]
+        if not own and (called in ("open", "read_bytes", "read_text", "memmap", "fromfile") or name == "os.truncate"):
+            yield f"{path}:{call.lineno}: {name} opens a file; `ofav2/files.py` does"
+
+
 RULES: tuple[Rule, ...] = (
     leaves_stand_alone,
     packages_import_downwards,
@@ -281,6 +304,7 @@ RULES: tuple[Rule, ...] = (
     randomness_has_a_generator,
     public_names_have_docstrings,
     only_the_command_line_prints,
+    files_are_opened_in_one_place,
 )
 
 
@@ -396,6 +420,10 @@ BAD = (
     (public_names_have_docstrings, "a.py", "'''A.'''\ndef f(): pass"),
     (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    x = 1"),
     (public_names_have_docstrings, "a.py", "'''A.'''\nclass A:\n    '''A.'''\n    async def f(self): pass"),
+    (files_are_opened_in_one_place, "ofav2/runs/state.py", "path.read_bytes()"),
+    (files_are_opened_in_one_place, "ofav2/runs/state.py", "with open('a') as file: pass"),
+    (files_are_opened_in_one_place, "ofav2/runs/state.py", "(folder / 'a').open('a')"),
+    (files_are_opened_in_one_place, "ofav2/data/cache.py", "import numpy as np\nnp.memmap('a')"),
     (only_the_command_line_prints, "ofav2/training/run.py", "print('a')"),
     (only_the_command_line_prints, "supernets/space.py", "import sys\nsys.stderr.write('a')"),
 )
@@ -413,6 +441,9 @@ GOOD = (
     (libraries_have_one_owner, "ofav2/data/reading.py", "import torchvision"),
     (libraries_have_one_owner, "ofav2/config/recipe.py", "import omegaconf"),
     (search_space_is_torch_free, "supernets/blocks.py", "import torch"),
+    (files_are_opened_in_one_place, "ofav2/runs/state.py", "from ofav2 import files\nfiles.read_bytes(path)"),
+    (files_are_opened_in_one_place, "ofav2/files.py", "open('a')"),
+    (files_are_opened_in_one_place, "ofav2/runs/state.py", "import os\nopen(os.devnull)"),
     (
         nothing_mutable_is_shared,
         "a.py",

@@ -61,7 +61,7 @@ def read_subnet(name: str) -> "Subnet":
     from supernets import Subnet
 
     try:
-        fields = files.parse_json(Path(name).read_bytes())
+        fields = files.parse_json(files.read_bytes(Path(name)))
     except OSError as error:
         raise UserError(f"sub-network file ({name}) can't be read ({error.strerror}): give a JSON file") from error
     except ValueError as error:

@@ -7,6 +7,7 @@ results may leave, as `head` does; where they can't be written for another reaso
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
@@ -14,6 +15,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from ofav2.messages import lines, one_line
 from ofav2.progress import Status
 
 LOGGERS = ("ofav2", "supernets", "distill")
@@ -35,10 +37,23 @@ def show(text: str) -> None:
     Raises:
         UnwrittenError: stdout is closed, or can't be written to. A reader that has left is none of this.
     """
+    _write_result(lines(text))
+
+
+def show_data(text: str) -> None:
+    """Write data for programs (stdout): as they are, but on a terminal without what it would obey, as `ls` does.
+
+    Raises:
+        UnwrittenError: As for `show`.
+    """
+    _write_result(lines(text) if sys.stdout is not None and sys.stdout.isatty() else text)
+
+
+def _write_result(text: str) -> None:
     if sys.stdout is None:
         raise UnwrittenError("it is closed")
     try:
-        _write_line(sys.stdout, text)
+        _write_plainly(sys.stdout, text)
     except BrokenPipeError:
         _lead_nowhere(sys.stdout)
     except OSError as error:
@@ -86,7 +101,10 @@ def show_logs(stream: TextIO | None = None) -> Iterator[None]:
         logger.propagate = False
         logger.addHandler(handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            # Whether an image can be used is said by whoever decodes it, and by name.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     finally:
         for logger, (level, propagate) in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
@@ -126,7 +144,7 @@ class _Bars(logging.Handler):
         if status.state == "started":
             self.drawn[status.description] = _started_bar(status, self.lines.stream)
         progress, task = self.drawn[status.description]
-        progress.update(task, completed=status.done, rate=status.rate, shown=status.values)
+        progress.update(task, completed=status.done, rate=status.rate, shown=one_line(status.values))
         if status.state in ("finished", "stopped"):
             progress.stop()
             del self.drawn[status.description]
@@ -145,7 +163,7 @@ def _started_bar(status: Status, stream: TextIO | None) -> tuple[Progress, TaskI
         redirect_stdout=sys.stdout.isatty(),
     )
     progress.start()
-    return progress, progress.add_task(status.description, total=status.total, rate="", shown="")
+    return progress, progress.add_task(one_line(status.description), total=status.total, rate="", shown="")
 
 
 def _is_watched(stream: TextIO | None) -> bool:
@@ -176,6 +194,11 @@ def _lead_nowhere(stream: TextIO) -> None:
 
 
 def _write_line(stream: TextIO, text: str) -> None:
+    # Names of files, and texts from files, may hold what a terminal obeys.
+    _write_plainly(stream, lines(text))
+
+
+def _write_plainly(stream: TextIO, text: str) -> None:
     # Names of files may hold what the stream's encoding can't write.
     encoding = stream.encoding or "utf-8"
     stream.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")

@@ -16,6 +16,7 @@ import re
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from typing import NoReturn
 
 from ofav2.cli import (
     calibrate,
@@ -195,9 +196,16 @@ def _is_the_users(error: ValueError) -> bool:
     return isinstance(error, SpaceError | GraphError | DistillError)
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse's, whose refusals show arguments without what a terminal would obey: shells write names of files in."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return what the command takes: a parser per verb, with worked examples in its help."""
-    top = argparse.ArgumentParser(
+    top = _Parser(
         prog="ofav2",
         description="Train OFAv2 supernets in phases, and take sub-networks out.",
         epilog=_EPILOG,

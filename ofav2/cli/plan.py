@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,11 @@ from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe
 from ofav2.cli.verb import Verb
 from ofav2.config import recipe
+from ofav2.messages import show
 from ofav2.tables import table
 
 if TYPE_CHECKING:
+    from ofav2.data import ImageData
     from ofav2.training.setup import Setup
     from supernets.multi_exit import MultiExit
 
@@ -48,7 +51,7 @@ def _run(arguments: argparse.Namespace) -> None:
     console.show(
         table(f"{arguments.recipe}: {setup.data.name}, {len(setup.data.train)} training images", columns, rows)
     )
-    for sentence in setup.plan.skipped:
+    for sentence in (*setup.plan.skipped, *_orientation(setup.data, setup.config.data.exif_orientation)):
         console.show(sentence)
     if isinstance(setup.net, MultiExit):
         console.show(_costs(setup, setup.net, arguments.latency))
@@ -80,6 +83,18 @@ def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
         rows.append(row)
     columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in _BATCHES if timed))
     return table(f"{net.architecture.name}: subsets of its {len(net.architecture.exits)} exits", columns, rows)
+
+
+def _orientation(data: "ImageData", upright: bool) -> Iterator[str]:
+    from ofav2.data.orientation import count_turned
+
+    found = count_turned(data)
+    if found.turned:
+        done = "are turned upright" if upright else "stay as they are stored"
+        yield (
+            f"{found.turned} of {found.of} images have an EXIF orientation and {done}"
+            f" (data.exif_orientation={show(upright)})"
+        )
 
 
 VERB = Verb(

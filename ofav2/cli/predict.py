@@ -53,7 +53,7 @@ def _run(arguments: argparse.Namespace) -> None:
             errors.append(found)
             console.say(one_line(str(found)))
         elif show is not None:
-            console.show(show(path, found))
+            console.show_data(show(path, found))
         else:
             rows.append(_row(path, found))
     if rows:

@@ -63,6 +63,8 @@ class DataConfig:
     bad_images: Literal["refuse", "skip"] = "refuse"
     """Whether an image ends the command or is left out that cannot be decoded, cannot be rightly labelled, or is gone
     though a run was trained with it."""
+    exif_orientation: bool = True
+    """Whether images of files are turned upright as their EXIF orientation says; without it they are as stored."""
     resolutions: tuple[int, ...] = (64,)
     """Square image sides in pixels of which each training batch draws one, as a list or a range such as
     `48..64 step 4`; a single one: no elastic resolution."""

@@ -32,8 +32,9 @@ import torch
 from torch import Tensor
 
 from ofav2 import files
+from ofav2.data.decoding import decode
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
-from ofav2.data.images import FileImages, Indices, Pixels, Size, decode, digest_of
+from ofav2.data.images import FileImages, Indices, Pixels, Size, digest_of
 from ofav2.data.turns import CacheError, free_turn, turn, unusable
 from ofav2.errors import RunError, UserError
 from ofav2.progress import log_progress
@@ -281,7 +282,7 @@ def _column(found: npt.NDArray[Any], digests: Digests, kind: str, shape: tuple[i
 
 
 def _read_index(path: Path, sha256: str) -> Mapping[str, npt.NDArray[Any]]:
-    content = path.read_bytes()
+    content = files.read_bytes(path)
     if hashlib.sha256(content).hexdigest() != sha256:
         raise ValueError(f"{path.name} has changed")
     with np.load(io.BytesIO(content), allow_pickle=False) as index:
@@ -289,7 +290,7 @@ def _read_index(path: Path, sha256: str) -> Mapping[str, npt.NDArray[Any]]:
 
 
 def _map(path: Path, size: int, offsets: Indices) -> Kept:
-    with path.open("rb") as file:
+    with files.open_to_read(path) as file:
         found = os.fstat(file.fileno()).st_size
         if found != size:
             raise ValueError(f"{path.name} has {found} bytes instead of {size}")
@@ -340,7 +341,7 @@ def _look(tree: FileImages, index: int) -> _Look:
     content = file_content(tree.path(index), int(tree.stamps[index, 0]))
     digest = digest_of(content)
     try:
-        pixels = decode(content).permute(1, 2, 0).contiguous().numpy()
+        pixels = decode(content, tree.upright).permute(1, 2, 0).contiguous().numpy()
     except ValueError as error:
         return _Look(None, str(error), digest, digest_of(b""))
     return _Look(pixels, "", digest, digest_of(pixels.tobytes()))
@@ -359,7 +360,7 @@ def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, 
                 digests=digests,
                 checks=found.checks,
             )
-            sha256 = hashlib.sha256((staging / INDEX).read_bytes()).hexdigest()
+            sha256 = hashlib.sha256(files.read_bytes(staging / INDEX)).hexdigest()
             about = About(key, root_key(root), found.bytes, found.kept, found.bad, sha256)
             write_record(staging / ABOUT, about, FORMAT)
             for path in (*staging.iterdir(), staging):
@@ -395,7 +396,7 @@ def _decode_all(path: Path, trees: Sequence[FileImages], digests: Digests, name:
     bad: dict[int, str] = {}
     end, kept = 0, budget >= 0
     verb = "decoding" if kept else "looking at"
-    with path.open("wb") as file, log_progress(f"{verb} {name}", total) as advance:
+    with files.open_in_place(path, "ab+") as file, log_progress(f"{verb} {name}", total) as advance:
         for number, found in enumerate(_looks(trees)):
             _require_same(found.digest, digests, number, trees)
             offsets[number], checks[number] = end, found.check

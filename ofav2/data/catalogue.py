@@ -22,6 +22,7 @@ from ofav2.data.splits import (
     select,
 )
 from ofav2.errors import UserError
+from ofav2.messages import show
 
 logger = logging.getLogger(__name__)
 
@@ -181,12 +182,11 @@ def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
     if config.download and not entry.downloads:
         able = ", ".join(other.name for other in ENTRIES if other.downloads)
         raise UserError(f"data.download (true): only {able} can be downloaded; set data.download=false")
-    for key, idle in (("cache", config.cache is not None), ("bad_images", config.bad_images != "refuse")):
-        if idle and not entry.files:
-            usual = "null" if key == "cache" else "refuse"
-            raise UserError(
-                f"data.{key} ({getattr(config, key)}): {entry.name} is no folder of images; set data.{key}={usual}"
-            )
+    for key, usual in (("cache", None), ("bad_images", "refuse"), ("exif_orientation", True)):
+        given = getattr(config, key)
+        if given != usual and not entry.files:
+            shown, step = (show(value).strip('"') for value in (given, usual))
+            raise UserError(f"data.{key} ({shown}): {entry.name} is no folder of images; set data.{key}={step}")
     if config.bad_images == "skip" and config.cache is None:
         raise UserError(
             "data.bad_images (skip): images have to be decoded once to find those that cannot be, and the result kept "

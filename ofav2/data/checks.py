@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -115,7 +116,7 @@ def _trees(listed: Listed) -> list[FileImages]:
 
 
 def _without_file(listed: Listed) -> Reasons:
-    """Find links that lead nowhere."""
+    """Find links that lead nowhere, pipes, devices."""
     return {
         (position, int(index)): _broken_link(files.path(int(index)))
         for position, files in enumerate(_trees(listed))
@@ -130,7 +131,8 @@ def _broken_link(path: Path) -> str:
         UnreadableError: That is the system's fault, so the image may be whole.
     """
     try:
-        path.stat()
+        if not stat.S_ISREG(path.stat().st_mode):
+            return f"image {path}: is no file"
         reason, links = "it was just written", False
     except OSError as error:
         reason, links = error.strerror or "no reason given", error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)

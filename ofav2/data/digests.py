@@ -96,7 +96,7 @@ def file_content(path: Path, size: int) -> bytes:
         UnreadableError: The system refuses, or the file is being written.
     """
     try:
-        content = path.read_bytes()
+        content = files.read_bytes(path)
     except OSError as error:
         raise UnreadableError(
             f"image {path}: cannot be read ({error.strerror}); see that it can be, or remove it"
@@ -132,7 +132,7 @@ def _recall(memory: Path, listing: Listing, trees: Sequence[FileImages]) -> tupl
 def _matching(memory: Path, listing: Listing) -> tuple[Digests, npt.NDArray[np.bool_]]:
     digests, known = np.zeros(len(listing.paths), dtype=np.uint64), np.zeros(len(listing.paths), dtype=bool)
     try:
-        content = memory.read_bytes()
+        content = files.read_bytes(memory)
     except OSError:
         return digests, known
     if content[:32] != hashlib.sha256(content[32:]).digest():

@@ -6,7 +6,7 @@ Python list: counting references writes to every item.
 
 import hashlib
 import os
-import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
-from torchvision.transforms.v2 import functional
 
+from ofav2 import files
+from ofav2.data.decoding import decode
 from ofav2.errors import UserError
 
 Indices = npt.NDArray[np.int64]
@@ -160,6 +160,8 @@ class FileImages:
     """Device and number of each file (N, 2): equal ones are one file under two names."""
     stamps: npt.NDArray[np.int64]
     """Size in bytes, and times of change of content and of status in nanoseconds (N, 3); -1 if there is no file."""
+    upright: bool = True
+    """Whether images are turned as their EXIF orientation says."""
 
     @property
     def decoded(self) -> bool:
@@ -177,7 +179,7 @@ class FileImages:
 
     def read(self, index: int) -> Tensor:
         """Decode image `index` to a uint8 tensor (3, H, W), see `decode_file`."""
-        return decode_file(self.path(index))
+        return decode_file(self.path(index), self.upright)
 
     def look(self, indices: Indices) -> Pixels:
         """Decode images."""
@@ -185,17 +187,17 @@ class FileImages:
 
     def take(self, indices: Indices) -> "FileImages":
         """Return the images at `indices`, in that order."""
-        return FileImages(self.root, self.paths[indices], self.nodes[indices], self.stamps[indices])
+        return FileImages(self.root, self.paths[indices], self.nodes[indices], self.stamps[indices], self.upright)
 
     def identity(self) -> bytes:
         """Return each file's relative path, size and a digest of its bytes, which are read for it."""
-        digests = [digest_of(self.path(index).read_bytes()) for index in range(len(self.paths))]
+        digests = [digest_of(files.read_bytes(self.path(index))) for index in range(len(self.paths))]
         return self.identity_by(np.array(digests, dtype=np.uint64))
 
     def identity_by(self, digests: npt.NDArray[np.uint64]) -> bytes:
         """Return the identity, of digests that are known (N,)."""
         rows = zip(self.paths.tolist(), self.stamps[:, 0].tolist(), digests.tolist(), strict=True)
-        return b"".join(b"%s %d %016x\n" % row for row in rows)
+        return (b"" if self.upright else b"as stored\n") + b"".join(b"%s %d %016x\n" % row for row in rows)
 
     def names(self) -> list[str]:
         """Return the images' paths relative to `root`."""
@@ -253,8 +255,14 @@ class JoinedImages:
         return [both[position] for position in self.positions.tolist()]
 
 
-def file_images(root: Path, paths: Sequence[str]) -> FileImages:
-    """Make `FileImages` of paths relative to `root`."""
+def file_images(root: Path, paths: Sequence[str], upright: bool = True) -> FileImages:
+    """Make `FileImages` of paths relative to `root`.
+
+    Args:
+        root: The folder.
+        paths: Paths of the images.
+        upright: Whether to turn them as their EXIF orientation says.
+    """
     nodes = np.zeros((len(paths), 2), dtype=np.uint64)
     stamps = np.full((len(paths), 3), -1, dtype=np.int64)
     for number, path in enumerate(paths):
@@ -263,9 +271,12 @@ def file_images(root: Path, paths: Sequence[str]) -> FileImages:
         except OSError:
             # A link that leads nowhere is a broken image like others, and named as such by who decodes it.
             continue
+        if not stat.S_ISREG(found.st_mode):
+            continue
         nodes[number] = found.st_dev, found.st_ino
         stamps[number] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    return FileImages(root, np.array([os.fsencode(path) for path in paths], dtype=np.bytes_), nodes, stamps)
+    encoded = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
+    return FileImages(root, encoded, nodes, stamps, upright)
 
 
 def digest_of(content: bytes | memoryview) -> int:
@@ -273,34 +284,14 @@ def digest_of(content: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def decode_file(path: Path) -> Tensor:
-    """Decode a JPEG, PNG or WebP file, see `decode`.
+def decode_file(path: Path, upright: bool = True) -> Tensor:
+    """Decode an image file to a uint8 tensor (3, H, W), see `ofav2.data.decoding.decode`.
 
     Raises:
         UserError: The file cannot be read or decoded.
     """
     try:
-        return decode(path.read_bytes())
+        return decode(files.read_bytes(path), upright)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"image {path}: cannot be decoded ({reason}); replace the file or remove it") from error
-
-
-def decode(content: bytes) -> Tensor:
-    """Decode a JPEG, PNG or WebP file's bytes to a uint8 tensor (3, H, W).
-
-    Grey is repeated, CMYK and palettes are converted, alpha is dropped, 16-bit samples keep their upper half.
-
-    Raises:
-        ValueError: They are no such image, or a part of one.
-    """
-    if not content:
-        raise ValueError("the file is empty")
-    try:
-        image: Tensor = decode_image(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
-        # torchvision puts the line of its own source before the reason.
-        raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])) from error
-    if image.dtype == torch.uint16:
-        image = functional.to_dtype(image, torch.uint8, scale=True)
-    return image

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ofav2 import files
 from ofav2.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ def turn(cache: Path, name: str) -> Iterator[None]:
     """
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        handle = _lock_file(cache, name).open("a", encoding="utf-8")
+        handle = files.open_in_place(_lock_file(cache, name), "ab+")
     except OSError as error:
         raise unusable(cache, error) from error
     with handle:
@@ -49,7 +50,7 @@ def turn(cache: Path, name: str) -> Iterator[None]:
 @contextmanager
 def free_turn(cache: Path, name: str) -> Iterator[bool]:
     """Take a turn without waiting; yield whether it was free."""
-    with _lock_file(cache, name).open("a", encoding="utf-8") as handle:
+    with files.open_in_place(_lock_file(cache, name), "ab+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -4,18 +4,18 @@ import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch.fx import GraphModule
 
 from ofav2.errors import RunError
 from ofav2.nas.limits import Limits
 from ofav2.nas.machine import Machine
-from ofav2.networks.build import build_network
+from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint
-from ofav2.runs.records import SplitSizes
+from ofav2.runs.records import SplitSizes, Spread, check_channels
 from ofav2.tasks.base import Metric
-from ofav2.typed_json import Count, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
+from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
 from supernets import SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
@@ -37,18 +37,16 @@ class InputRecord:
     """Channels of the images."""
     resolution: Positive
     """Side of the square images in pixels."""
-    mean: tuple[float, ...]
+    mean: tuple[Share, ...]
     """Mean to normalise with, per channel, in 0..1."""
-    std: tuple[float, ...]
+    std: tuple[Spread, ...]
     """Standard deviation, likewise."""
-    eval_crop: float
+    eval_crop: Spread
     """Share of the image's side that evaluation looks at."""
 
     def __post_init__(self) -> None:
         """Refuse a normalisation for other channels."""
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) != self.channels:
-                raise ValueError(f"{name} has {len(getattr(self, name))} numbers for {self.channels} channels")
+        check_channels(self.channels, self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ class ExtractionRecord:
 class ExportRecord:
     """How the exported files compare with the network."""
 
-    outputs: tuple[str, ...]
+    outputs: tuple[Annotated[str, Form("[A-Za-z0-9_]+", "the name of an output")], ...]
     """Names of the outputs, one per exit."""
     batches: tuple[Positive, ...]
     """Images per call on which they were compared."""
@@ -292,7 +290,7 @@ class SubnetRecord:
     """Where it came from."""
     finetuning: tuple[FinetuningRecord, ...]
     """The fine-tunings that it went through, oldest first."""
-    formats: tuple[str, ...]
+    formats: tuple[Annotated[str, Form("onnx|pt2|card", "onnx, pt2 or card")], ...]
     """Files beside weights and record: `onnx`, `pt2`, `card`."""
     exports: ExportRecord
     """How the exported files compare with the network."""
@@ -400,10 +398,11 @@ def load_subnet(directory: str | Path) -> GraphModule:
     """
     path, record = Path(directory), describe_subnet(directory)
     try:
-        net = build_network(record.architecture, (record.subnet.resolution,))
+        with without_memory(record.architecture):
+            net = build_network(record.architecture, (record.subnet.resolution,))
+            module = net.extract(record.subnet, record.exits)
     except SpaceError as error:
         raise RunError(f"{path / RECORD} describes no network: {error}; extract it again") from error
-    module = net.extract(record.subnet, record.exits)
     checkpoint.fill(module, checkpoint.read_tensors(path / WEIGHTS, record.sha256, RECORD), str(path))
     outputs = record.exports.outputs[: len(record.exit_indices)]
     module.meta["usage"] = usage(record.input, record.task, record.classes, outputs)

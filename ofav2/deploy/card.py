@@ -64,8 +64,8 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"# {_plain(_name(record))}"
     yield ""
     yield (
-        f"A network for {record.task.replace('_', ' ')}: {_kind(record.architecture)}, trained on {_code(record.data)},"
-        f" whose images have {len(record.classes)} classes."
+        f"A network for {_plain(record.task.replace('_', ' '))}: {_kind(record.architecture)}, trained on"
+        f" {_code(record.data)}, whose images have {len(record.classes)} classes."
     )
     yield ""
     yield "| | |"
@@ -80,7 +80,7 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         terms = zip(record.ensemble, record.exit_indices, strict=True)
         yield f"| ensemble | {' + '.join(f'{weight:.4g} x exit {exit}' for weight, exit in terms)} |"
     yield ""
-    yield f"## {record.metric.title}"
+    yield f"## {_plain(record.metric.title)}"
     yield ""
     yield from _extracted_scores(record, record.extraction) if record.extraction else _fine_tuned_scores(record)
     yield ""
@@ -143,7 +143,7 @@ def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Ite
     yield "|---|---|---|---|"
     before, after = extraction.scores_before, record.scores
     for exit in after["test"]:
-        shown = (record.metric.show(score[exit]) for score in (after["val"], after["test"], before["test"]))
+        shown = (_plain(record.metric.show(score[exit])) for score in (after["val"], after["test"], before["test"]))
         yield f"| {exit} | {' | '.join(shown)} |"
     if record.ensemble and (pruning := record.pruning):
         accuracies = (record.metric.show(found.top1) for found in (pruning.chosen.val, pruning.test["chosen"]))
@@ -159,7 +159,7 @@ def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:
     yield "| exit | test |"
     yield "|---|---|"
     for exit, score in record.scores["test"].items():
-        yield f"| {exit} | {record.metric.show(score)} |"
+        yield f"| {exit} | {_plain(record.metric.show(score))} |"
 
 
 def _usage(record: SubnetRecord) -> Iterator[str]:

@@ -10,8 +10,8 @@ from ofav2.data import ImageData, open_data
 from ofav2.data.splits import first_other_class
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
-from ofav2.messages import short, show
-from ofav2.networks.build import build_network
+from ofav2.messages import show
+from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
@@ -19,6 +19,7 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
+from ofav2.typed_json import to_plain
 from supernets import Supernet
 from supernets.multi_exit import Network
 
@@ -57,7 +58,8 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
     chosen = phase or next(reversed(finished))
     if chosen not in finished:
         raise RunError(f"phase ({chosen}) has left no weights in {path}: choose one of {', '.join(finished)}")
-    net = build_network(record.architecture, record.space.resolution)
+    with without_memory(record.architecture):
+        net = build_network(record.architecture, record.space.resolution)
     net.space = finished[chosen].space
     tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen), finished[chosen].sha256)
     checkpoint.fill(net, tensors, str(path))
@@ -163,7 +165,8 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
     ):
         if before != now:
             raise RunError(
-                f"{what} was {short(show(before))} when run {record.name} was trained, and is {short(show(now))} now:"
+                f"{what} was {show(to_plain(before))} when run {record.name} was trained, and is"
+                f" {show(to_plain(now))} now:"
                 " restore its recipe.yaml, and the images that it was trained on"
             )
 

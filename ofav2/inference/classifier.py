@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ofav2.data.decoding import READABLE
 from ofav2.data.images import decode_file
-from ofav2.data.readers.folders import READABLE
+from ofav2.data.readers.folders import pictures_below
 from ofav2.data.views import evaluation_view, normalise
 from ofav2.deploy.artifact import InputRecord, SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
@@ -76,7 +77,7 @@ class Classifier:
         """Classify images.
 
         Args:
-            images: Files (JPEG, PNG or WebP), or uint8 tensors (3, H, W), RGB.
+            images: Files (JPEG, PNG, WebP, BMP, TIFF), or uint8 tensors (3, H, W), RGB.
             top: How many classes to return of each; of fewer classes, all.
 
         Returns:
@@ -158,7 +159,7 @@ def image_files(paths: Sequence[str]) -> list[Path]:
         path = Path(text)
         # Unlike pathlib's, these take a name that no file can have for a missing one.
         if os.path.isdir(path):
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in READABLE and file.is_file())
+            inside = pictures_below(path)
             if not inside:
                 raise UserError(f"folder {short(text)}: no image in it ({', '.join(READABLE)}); name another one")
             found += inside

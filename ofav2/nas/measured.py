@@ -66,8 +66,8 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
         RunError: If the file can't be written.
     """
     try:
-        with path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(value, allow_nan=False) + "\n")
+        with files.open_in_place(path, "ab+") as lines:
+            lines.write(json.dumps(value, allow_nan=False).encode() + b"\n")
     except OSError as error:
         raise RunError(
             f"{path} cannot be written ({error.strerror}); check its folder's permissions and the disk's free space"
@@ -76,7 +76,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 def _read(path: Path, key: str) -> dict[Subnet, float]:
     try:
-        lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        lines = files.read_bytes(path).splitlines(keepends=True) if path.exists() else []
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
     found: dict[Subnet, float] = {}
@@ -95,7 +95,7 @@ def _read(path: Path, key: str) -> dict[Subnet, float]:
 
 def _end_line(path: Path) -> None:
     try:
-        with path.open("a", encoding="utf-8") as cut:
-            cut.write("\n")
+        with files.open_in_place(path, "ab+") as cut:
+            cut.write(b"\n")
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error

@@ -134,7 +134,7 @@ def whole_lines(path: Path) -> list[bytes]:
         RunError: If the file can't be read.
     """
     try:
-        return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return files.read_bytes(path).split(b"\n")[:-1] if path.exists() else []
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
 
@@ -142,7 +142,7 @@ def whole_lines(path: Path) -> list[bytes]:
 def _keep(path: Path, size: int) -> None:
     try:
         if path.exists() and path.stat().st_size > size:
-            with path.open("r+b") as lines:
+            with files.open_in_place(path, "rb+") as lines:
                 lines.truncate(size)
     except OSError as error:
         raise RunError(f"{path} cannot be cut ({error.strerror}); check that it is a file you may change") from error

@@ -1,7 +1,10 @@
 """Build the network that a recipe, or a record, describes: a supernet, or a network with exits."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from typing import Any
+
+import torch
 
 import supernets
 from ofav2.config.schema import Config
@@ -28,6 +31,14 @@ def build_network(arch: AnyArchitecture, resolutions: tuple[int, ...], seed: int
 
     network, made = make_backbone(arch, seed=seed)
     return MultiExit(network, made, resolutions)
+
+
+def without_memory(arch: AnyArchitecture) -> AbstractContextManager[object]:
+    """Return a context in which a network is built that `checkpoint.fill` fills; a supernet takes no memory in it.
+
+    timm's networks compute numbers while they are built, and take their memory at once.
+    """
+    return torch.device("meta") if isinstance(arch, Architecture) else nullcontext()
 
 
 def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int = 0) -> Supernet:

@@ -127,6 +127,8 @@ def _networks(run: RunSnapshot, line: Mapping[str, Any]) -> Iterator[Measured]:
         row = dict(zip(line["columns"], cells, strict=True))
         subnet = Subnet.from_json(row["subnet"]) if "subnet" in row else _uniform(run.record.space, row)
         run.record.space.check_architecture(subnet)
+        if isinstance(cells[-1], str):
+            raise ValueError(f"{line['columns'][-1]} ({cells[-1]!r}) must be a number")
         if cells[-1] is not None:
             yield Measured(subnet, network_cost(run.record.architecture, subnet), cells[-1])
 

@@ -21,6 +21,8 @@ from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 
 FORMAT = "ofav2-checkpoint/1"
+MAX_BYTES = 2**34
+"""Largest file of tensors that is read."""
 _BOOKKEEPING = ("format", "sha256", "facts_sha256")
 
 
@@ -155,10 +157,16 @@ def require_fit(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], w
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     """Load the tensors of a file into a module; nothing is changed if they do not fit.
 
+    A record may describe a network of any size. A module on the meta device, which has shapes and no memory, gets its
+    memory here, on the CPU, once there are tensors of that size. All its state must be in its state dict.
+
     Raises:
         RunError: Naming the first tensor that does not fit.
     """
-    require_fit(module.state_dict(), tensors, where)
+    state = module.state_dict()
+    require_fit(state, tensors, where)
+    if any(tensor.is_meta for tensor in state.values()):
+        module.to_empty(device="cpu")
     module.load_state_dict(dict(tensors))
 
 
@@ -185,7 +193,7 @@ def _make_folder(path: Path) -> None:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return files.read_bytes(path, MAX_BYTES)
     except FileNotFoundError as error:
         raise RunError(f"{path} is missing; restore it or train again") from error
     except OSError as error:

@@ -17,10 +17,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import TextIOWrapper
 from itertools import count
 from pathlib import Path
 from typing import IO
 
+from ofav2 import files
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.errors import RunError
 
@@ -158,7 +160,7 @@ def lock(folder: Path) -> Iterator[Lock]:
         RunError: The folder is in use, missing, or cannot be locked.
     """
     try:
-        handle = (folder / LOCK).open("a+", encoding="utf-8")
+        handle = TextIOWrapper(files.open_in_place(folder / LOCK, "ab+"), encoding="utf-8", errors="replace")
     except OSError as error:
         raise RunError(
             f"run folder ({folder}) cannot be locked ({error.strerror}); give an existing folder that you may write to"

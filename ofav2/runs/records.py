@@ -13,7 +13,7 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 from ofav2.tasks.base import Metric, Task
-from ofav2.typed_json import Count, Form, Positive, Sha256, read_record, to_plain, write_record
+from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Within, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Space, SpaceError
 from supernets.backbone import AnyArchitecture
 from supernets.multi_exit import Network
@@ -52,6 +52,21 @@ class SkippedImages:
     """The first ones, and why."""
 
 
+Spread = Annotated[float, Within(2**-20, 1)]
+"""A share that something is divided by, or that an image is cut to."""
+
+
+def check_channels(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Refuse a normalisation for another number of channels.
+
+    Raises:
+        ValueError: The message names the one that does not fit.
+    """
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels:
+            raise ValueError(f"{name} has {len(values)} numbers for {channels} channels")
+
+
 @dataclass(frozen=True)
 class DataRecord:
     """A run's data set."""
@@ -62,11 +77,11 @@ class DataRecord:
     """Names of the classes, in the order of the labels."""
     channels: Positive
     """Channels of the images."""
-    mean: tuple[float, ...]
+    mean: tuple[Share, ...]
     """Mean that images are normalised with, per channel, in 0..1."""
-    std: tuple[float, ...]
+    std: tuple[Spread, ...]
     """Standard deviation, likewise."""
-    eval_crop: float
+    eval_crop: Spread
     """Share of the image's side that evaluation looks at."""
     fingerprint: str
     """Digest of images, labels and splits."""
@@ -74,6 +89,10 @@ class DataRecord:
     """Images per split."""
     skipped: SkippedImages
     """Images that were left out."""
+
+    def __post_init__(self) -> None:
+        """Refuse a normalisation for other channels."""
+        check_channels(self.channels, self.mean, self.std)
 
 
 @dataclass(frozen=True)

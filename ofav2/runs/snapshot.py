@@ -1,12 +1,14 @@
 """Read a whole run folder, in any state: training, finished, or broken off."""
 
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.errors import RunError, UserError
@@ -52,9 +54,9 @@ def read_snapshot(run: str | Path) -> RunSnapshot:
         record=record,
         state=_state(path, record.status),
         config=recipe.load(str(path / run_folder.RECIPE)),
-        recipe=(path / run_folder.RECIPE).read_text(encoding="utf-8"),
+        recipe=files.read_bytes(path / run_folder.RECIPE).decode("utf-8"),
         # A run that has only just begun has not opened the file yet.
-        metrics=tuple(read_metrics(path)) if (path / run_folder.METRICS).exists() else (),
+        metrics=tuple(read_metrics(path)) if os.path.lexists(path / run_folder.METRICS) else (),
     )
 
 
@@ -71,7 +73,7 @@ def checked(path: Path) -> Iterator[None]:
         raise RunError(f"{path} lacks {error}: restore the file from a copy, or train again") from error
     except UserError:
         raise
-    except (TypeError, AttributeError, IndexError, ValueError) as error:
+    except (TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
         raise RunError(
             f"{path} holds a value that can't be ({error}): restore the file from a copy, or train again"
         ) from error
@@ -86,10 +88,13 @@ def _state(path: Path, status: str) -> RunStatus:
 
 def _is_locked(path: Path) -> bool:
     try:
-        with (path / run_folder.LOCK).open(encoding="utf-8") as handle:
+        with files.open_to_read(path / run_folder.LOCK) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False
     except BlockingIOError:
         return True
+    except OSError as error:
+        lock = path / run_folder.LOCK
+        raise RunError(f"{lock} cannot be read ({error.strerror}): remove it if no process trains the run") from error
     return False

@@ -13,6 +13,8 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
@@ -21,6 +23,7 @@ from ofav2 import files
 from ofav2.config.schema import TrackingConfig
 from ofav2.errors import RunError
 from ofav2.runs import folder as run_folder
+from ofav2.typed_json import Count, MisfitError, fit
 
 if TYPE_CHECKING:
     import wandb
@@ -236,7 +239,8 @@ def cut_metrics(folder: Path, length: int) -> None:
         if size < length:
             raise RunError(f"{path} has {size} bytes, but the run had written {length}; restore the file")
         if size > length:
-            os.truncate(path, length)
+            with files.open_in_place(path, "rb+") as lines:
+                lines.truncate(length)
     except OSError as error:
         raise RunError(f"{path} cannot be cut ({error.strerror}); check its permissions") from error
 
@@ -254,7 +258,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """
     path = folder / run_folder.METRICS
     try:
-        data = path.read_bytes()
+        data = files.read_bytes(path)
     except OSError as error:
         raise RunError(f"{path} cannot be read ({error.strerror}); give a folder that `ofav2 train` made") from error
     return [_parse_line(path, number, line) for number, line in enumerate(data.split(b"\n")[:-1], start=1)]
@@ -267,15 +271,57 @@ def _parse_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
         raise RunError(f"{path}, line {number}, is no JSON ({error}); restore or delete that line") from error
     if not isinstance(value, dict):
         raise RunError(f"{path}, line {number}, must be a JSON object; restore or delete that line")
+    try:
+        _check_line(value)
+    except MisfitError as error:
+        raise RunError(f"{path}, line {number}: {error}; restore or delete that line") from error
     return value
+
+
+def _check_line(line: dict[str, Any]) -> None:
+    """Refuse a line that `Tracker` does not write, so that readers can rely on its keys and types."""
+    if fit(str, line.get("kind"), "kind") in ("table", "scatter"):
+        fit(_TableLine, {key: line.get(key) for key in ("name", "time", "columns", "rows")})
+        return
+    fit(_Line, {key: line.get(key) for key in ("phase", "global_step", "time")})
+    fit(tuple[str, ...], line.get("nonfinite", []), "nonfinite")
+    for key, value in line.items():
+        if key not in _OWN_KEYS:
+            fit(float | bool | None, value, key)
+
+
+_OWN_KEYS = frozenset({"kind", "phase", "global_step", "time", "nonfinite"})
+
+
+@dataclass(frozen=True)
+class _Line:
+    """What every line of numbers has."""
+
+    phase: str
+    global_step: Count
+    time: float
+
+
+@dataclass(frozen=True)
+class _TableLine:
+    """A table, or a plot of one."""
+
+    name: str
+    time: float
+    columns: tuple[str, ...]
+    rows: tuple[tuple[float | bool | str | None, ...], ...]
+
+    def __post_init__(self) -> None:
+        if any(len(row) != len(self.columns) for row in self.rows):
+            raise ValueError("rows must have a cell for every column")
 
 
 def _open_lines(path: Path) -> TextIO:
     try:
-        with path.open("a+b") as existing:
-            existing.seek(0)
-            existing.truncate(existing.read().rfind(b"\n") + 1)
-        return path.open("a", encoding="utf-8")
+        lines = files.open_in_place(path, "ab+")
+        lines.seek(0)
+        lines.truncate(lines.read().rfind(b"\n") + 1)
+        return TextIOWrapper(lines, encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error
 

@@ -14,11 +14,13 @@ import torch
 from torch import Tensor
 
 import supernets
+from distill.state_files import is_plain, read_torch_file
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, UnlockConfig
 from ofav2.data import ImageData, refuse_inside, split_record, write_split
 from ofav2.errors import UserError
+from ofav2.networks.build import supernet_options
 from ofav2.output_folder import making
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import ImportedWeights, PhaseRecord, Run, RunRecord, TeacherRecord, new_record, write_run
@@ -55,6 +57,7 @@ def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = ()
         try:
             found = supernets.infer_ofa_options(state)
             config = _fitted(recipe.load(recipe_name, overrides), found, source)
+            _check_shapes(config, found, state)
             setup = prepare(config)
             refuse_inside(setup.data.trees, target, "output folder")
             _check_data(setup.data, found, source)
@@ -80,7 +83,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not is_file:
         raise UserError(f"checkpoint ({path}) must be a file, and there is none: check the path")
     try:
-        content: object = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_torch_file(path)
     except Exception as error:
         # Damaged bytes make the reader fail in every way there is; refused code ends here too, and what torch says to
         # it is how to run that code after all, which must not reach the user.
@@ -92,7 +95,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         raise UserError(f"checkpoint ({path}) holds no state dict: save the supernet's state_dict()")
     for name, tensor in state.items():
-        if not _is_plain(tensor):
+        if not (is_plain(tensor) and bool(tensor.isfinite().all())):
             raise UserError(
                 f"checkpoint ({path}) must hold plain tensors with finite values only, which {str(name)[:80]!r} is not:"
                 " save the supernet's state_dict()"
@@ -100,13 +103,15 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     return state
 
 
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_complex() or value.is_quantized or value.is_meta or value.is_nested)
-        and bool(value.isfinite().all())
-    )
+def _check_shapes(config: Config, found: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Compare all tensors with the supernet that some of them tell of, before it takes memory.
+
+    Raises:
+        SpaceError: One does not fit.
+    """
+    options = supernet_options(config, outputs=found["num_classes"], channels=found["in_channels"])
+    with torch.device("meta"):
+        supernets.load_ofa_state_dict(supernets.create(VARIANT, **options), state)
 
 
 def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:

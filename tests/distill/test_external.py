@@ -14,6 +14,7 @@ from timm.data import ImageNetInfo
 from torch import Tensor, nn
 
 from distill import DistillError, Normalisation, TeacherFile, external_teacher
+from tests.memory import GIB, peak
 
 TINY = "test_efficientnet"
 MEAN, STD = (0.5, 0.4, 0.3, 0.6, 0.7), (0.25, 0.3, 0.2, 0.35, 0.15)
@@ -84,6 +85,23 @@ def save_under_model(state: dict[str, Tensor], folder: Path) -> Path:
 def load(path: Path | str, classes: int = 7, channels: int = 3, model: str = TINY) -> nn.Module:
     file = TeacherFile(Path(path), ours(channels))
     return external_teacher(f"timm:{model}", classes=classes, images=ours(channels), file=file)
+
+
+def test_a_large_network_is_compared_with_its_file_before_it_takes_memory(tmp_path: Path) -> None:
+    path = save_safetensors({"head.weight": torch.zeros(7, 1024)}, tmp_path)
+
+    def refuse() -> None:
+        with pytest.raises(DistillError, match="does not fit vit_large_patch16_224"):
+            load(path, model="vit_large_patch16_224")
+
+    # Whole, it has 1.2 GB.
+    assert peak(refuse) < GIB / 4
+
+
+def test_a_number_that_stands_for_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = save_pth(tiny().state_dict() | {"conv_stem.weight": torch.zeros(1).expand(10**5, 10**5)}, tmp_path)
+    with pytest.raises(DistillError, match=r"must hold plain, dense tensors only, which 'conv_stem\.weight' is not"):
+        load(path)
 
 
 @pytest.mark.parametrize("save", [save_safetensors, save_pth, save_wrapped, save_under_model])

@@ -29,6 +29,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import read_run, write_run
 from ofav2.runs.state import load_newest
+from supernets.architecture import architecture, variant
+from tests.memory import GIB, peak
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
@@ -203,6 +205,25 @@ def test_signed_tensors_that_do_not_fit_are_refused(change: Any, run: Path, subn
 def wrong(file: Path, change: Any) -> bytes:
     tensors = load(file.read_bytes())
     return save({key: value.contiguous() for key, value in change(tensors, min(tensors)).items()})
+
+
+def widened(facts: dict[str, Any]) -> None:
+    """Describe the same network 20 times as wide as the paper's, which takes gigabytes."""
+    given = facts["architecture"]
+    options = {name: given[name] for name in ("num_classes", "stem_stride", "in_channels")}
+    choices = {name: tuple(given[name]) for name in ("kernel", "expand", "depth")}
+    flags = variant(given["variant"])._asdict()
+    wide = architecture(given["variant"], width_mult=20.0, **options, **choices, **flags)
+    facts["architecture"] = wide.to_dict()
+
+
+def test_a_network_is_compared_with_its_file_before_it_takes_memory(run: Path, subnet: Path) -> None:
+    change_facts(run, widened)
+    described = json.loads((subnet / "subnet.json").read_bytes())
+    widened(described)
+    (subnet / "subnet.json").write_text(json.dumps(described))
+    assert peak(lambda: refused(lambda: ofav2.load_supernet(run))) < GIB / 4
+    assert peak(lambda: refused(lambda: ofav2.load_subnet(subnet))) < GIB / 4
 
 
 @pytest.mark.parametrize("group", ["net", "best", "optimizer"])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ofav2.messages import duration
+from ofav2.messages import cell, duration, lines, one_line
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ from ofav2.messages import duration
 )
 def test_durations_read_as_a_person_says_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_control_characters_are_written_out() -> None:
+    text = "größe 名前 \x1b]0;title\x07\r\n\u2028\u202e\ud800"
+    written = "größe 名前 \\x1b]0;title\\x07\\r{}\\u2028\\u202e\\ud800"
+    assert one_line(text) == written.format("\\n")
+    assert lines(text) == written.format("\n")
+    assert cell("a\nb\x1b") == "a b\\x1b"

@@ -1,22 +1,72 @@
 """Read folders of image files: Tiny ImageNet, ImageNet, and any folder of classes.
 
-Classes are numbered in the sorted order of their folders. Names with a leading dot are always passed over, and so are
-files that are no images; anything else that a layout does not have is refused, since it would go missing unseen.
+Classes are numbered in the sorted order of their folders. Nothing goes missing unseen: what is known to be harmless is
+passed over, what is no picture is counted in a log line, and a picture that can't be used is refused or left out by
+name. Files of unknown suffixes are looked into.
 """
 
+import logging
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
+from ofav2 import files
 from ofav2.config.schema import DataConfig
+from ofav2.data import decoding
 from ofav2.data.images import file_images
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
+from ofav2.messages import one_line
 
-READABLE = (".jpg", ".jpeg", ".png", ".webp")
-UNREADABLE = (".bmp", ".gif", ".heic", ".jp2", ".pgm", ".ppm", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
+READABLE = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""Suffixes of images."""
+UNREADABLE = MappingProxyType(
+    {
+        **{".gif": "GIF", ".dib": "DIB", ".avif": "AVIF", ".heic": "HEIC", ".heif": "HEIC", ".jxl": "JPEG XL"},
+        **dict.fromkeys((".jp2", ".j2k", ".jpx"), "JPEG 2000"),
+        **dict.fromkeys((".pbm", ".pgm", ".ppm", ".pnm"), "PNM"),
+        **{".ico": "ICO", ".psd": "PSD", ".svg": "SVG", ".tga": "TGA", ".exr": "OpenEXR", ".hdr": "HDR", ".eps": "EPS"},
+        # These begin as TIFF does, and what a TIFF decoder finds in them is a small preview.
+        **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".rw2"), "camera raw"),
+    }
+)
+"""Suffixes of pictures that are not read, and what they are."""
+
+HARMLESS_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
+"""Folders that systems put beside images."""
+HARMLESS_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
+"""Files that systems put beside images, in small letters."""
+HARMLESS_SUFFIXES = frozenset(
+    {
+        *(".txt", ".md", ".rst", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html", ".pdf", ".log"),
+        *(".aae", ".xmp"),
+    }
+)
+"""Suffixes of texts, and of what photo software notes beside an image."""
+
+
+_FORMATS = ", ".join(decoding.READABLE)
+_IMAGE, _HARMLESS, _UNKNOWN = "image", "harmless", "unknown"
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """What lies in a data set's folders and is not among its images."""
+
+    unusable: tuple[str, ...] = ()
+    """Why a picture can't be used, and what to do, for each."""
+    ignored: tuple[str, ...] = ()
+    """Paths of files that are no pictures, and not known to be harmless."""
+
+    def __add__(self, other: "_Rest") -> "_Rest":
+        return _Rest(self.unusable + other.unusable, self.ignored + other.ignored)
 
 
 def root_of(config: DataConfig) -> Path:
@@ -39,10 +89,13 @@ def read_imagefolder(config: DataConfig) -> Listed:
     splits = _splits_at(root)
     whole = root / "train" if splits else root
     classes = _class_names(whole)
-    train = _class_tree(whole, "train", classes)
-    _refuse_other_splits(root, splits, classes)
-    val, test = (_class_tree(root / name, name, classes) if name in splits else None for name in ("val", "test"))
-    return Listed(classes, train, val, test)
+    train, rest = _class_tree(whole, "train", classes, config)
+    rest += _beside_splits(root, splits, classes)
+    found: dict[str, Split] = {}
+    for name in splits[1:]:
+        found[name], more = _class_tree(root / name, name, classes, config)
+        rest += more
+    return _settled(Listed(classes, train, found.get("val"), found.get("test")), rest, config)
 
 
 def read_imagenet(config: DataConfig) -> Listed:
@@ -50,8 +103,9 @@ def read_imagenet(config: DataConfig) -> Listed:
     root = root_of(config)
     _require_entries(root, ("train", "val"))
     classes = _class_names(root / "train")
-    train = _class_tree(root / "train", "train", classes)
-    return Listed(classes, train, test=_class_tree(root / "val", "test", classes))
+    train, rest = _class_tree(root / "train", "train", classes, config)
+    test, more = _class_tree(root / "val", "test", classes, config)
+    return _settled(Listed(classes, train, test=test), rest + more + _beside(root), config)
 
 
 def read_tiny_imagenet(config: DataConfig) -> Listed:
@@ -64,11 +118,44 @@ def read_tiny_imagenet(config: DataConfig) -> Listed:
     _require_entries(root, ("train", "val", "wnids.txt"))
     wnids = tuple(sorted(set(_lines(root / "wnids.txt"))))
     _require_same(_class_names(root / "train"), wnids, root / "train", source="wnids.txt")
-    train = _class_tree(root / "train", "train", wnids, inner="images")
-    test, mislabelled = _annotated(root / "val", "test", wnids)
-    if mislabelled and config.bad_images == "refuse":
-        raise UserError(f"{mislabelled[0]}; unpack the archive again, or leave such images out by data.bad_images=skip")
-    return Listed(_readable_names(root / "words.txt", wnids), train, test=test, mislabelled=mislabelled)
+    train, rest = _class_tree(root / "train", "train", wnids, config, inner="images")
+    test, more = _annotated(root / "val", "test", wnids, config)
+    names = _readable_names(root / "words.txt", wnids)
+    return _settled(Listed(names, train, test=test), rest + more + _beside(root) + _beside(root / "val"), config)
+
+
+def _settled(listed: Listed, rest: _Rest, config: DataConfig) -> Listed:
+    """Say what is no picture; refuse pictures that can't be used, or leave them out, as the recipe says."""
+    _log_ignored(config.name, rest.ignored)
+    if rest.unusable and config.bad_images == "refuse":
+        others = f" (and {len(rest.unusable) - 1} more such images)" if len(rest.unusable) > 1 else ""
+        raise UserError(f"{rest.unusable[0]}{others}, or leave such images out by data.bad_images=skip")
+    return listed._replace(mislabelled=rest.unusable)
+
+
+def pictures_below(folder: Path) -> list[Path]:
+    """Return all pictures in a folder, at any depth, sorted by path; decoding says of some that they can't be read.
+
+    Files that are no pictures are counted in a log line.
+    """
+    kinds = {
+        Path(parent, name): _kind(Path(parent, name))
+        for parent, folders, names in os.walk(folder)
+        for name in names
+        if not any(_is_hidden(part) for part in Path(parent).relative_to(folder).parts)
+    }
+    _log_ignored(str(folder), [str(path) for path, kind in kinds.items() if kind == _UNKNOWN])
+    return sorted(path for path, kind in kinds.items() if kind not in (_UNKNOWN, _HARMLESS))
+
+
+def _log_ignored(name: str, ignored: Sequence[str]) -> None:
+    if ignored:
+        first = one_line(min(ignored))
+        logger.warning(f"{name}: files that are no pictures, left out: {len(ignored)} (the first: {first})")
+
+
+def _is_hidden(folder: str) -> bool:
+    return folder.startswith(".") or folder in HARMLESS_FOLDERS
 
 
 def _splits_at(root: Path) -> tuple[str, ...]:
@@ -77,55 +164,67 @@ def _splits_at(root: Path) -> tuple[str, ...]:
     return tuple(present) if "train" in present else ()
 
 
-def _refuse_other_splits(root: Path, splits: Sequence[str], classes: Sequence[str]) -> None:
-    """Refuse folders beside train that look like splits under another name, or like a split without its classes."""
+def _beside_splits(root: Path, splits: Sequence[str], classes: Sequence[str]) -> _Rest:
+    """Return what lies beside the split folders, if there are any; folders without a class among it are logged.
+
+    Raises:
+        UserError: A folder looks like a split under another name, or like a split without its classes.
+    """
     if not splits:
-        return
-    for name in _folders(root):
-        looks_like_split = name in ("val", "test") or not set(classes).isdisjoint(_folders(root / name))
-        if looks_like_split and name not in splits:
+        return _Rest()
+    others = [name for name in _folders(root) if name not in splits]
+    for name in others:
+        if name in ("val", "test") or not set(classes).isdisjoint(map(_composed, _folders(root / name))):
             raise UserError(
                 f"folder {root / name}: beside train, splits are folders called val and test that hold class folders; "
                 "rename it, fill it, or move it out of data.root"
             )
+    if others:
+        logger.warning(f"folders beside train that are not read: {len(others)} (the first: {root / others[0]})")
+    return _beside(root)
 
 
-def _class_tree(folder: Path, split: str, classes: Sequence[str], *, inner: str = "") -> Split:
+def _class_tree(
+    folder: Path, split: str, classes: Sequence[str], config: DataConfig, *, inner: str = ""
+) -> tuple[Split, _Rest]:
     """Read a split whose images lie in one folder per class, or in the folder `inner` of that."""
-    _require_same(_folders(folder), classes, folder)
+    folders = _class_folders(folder)
+    _require_same(tuple(folders), classes, folder)
+    rest = _beside(folder)
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        files = _image_files(folder / name / inner)
-        paths += [os.path.join(name, inner, file) for file in files]
-        labels += [label] * len(files)
-    return Split(split, np.array(labels, dtype=np.int64), file_images(folder, paths))
+        images, more = _image_files(folder / folders[name] / inner)
+        paths += [os.path.join(folders[name], inner, image) for image in images]
+        labels += [label] * len(images)
+        rest += more
+        if inner:
+            rest += _beside(folder / folders[name])
+    found = file_images(folder, paths, config.exif_orientation)
+    return Split(split, np.array(labels, dtype=np.int64), found), rest
 
 
-def _annotated(folder: Path, split: str, wnids: Sequence[str]) -> tuple[Split, tuple[str, ...]]:
-    """Read a split whose images lie in one folder and whose classes are written in a file (name, tab, class, tab …).
-
-    Returns:
-        The images with a class, and why others are none of them.
-    """
+def _annotated(folder: Path, split: str, wnids: Sequence[str], config: DataConfig) -> tuple[Split, _Rest]:
+    """Read a split whose images lie in one folder and whose classes are written in a file (name, tab, class, tab …)."""
     annotations = folder / "val_annotations.txt"
     labels, wrong = _annotations(annotations, wnids)
-    present = _image_files(folder / "images")
+    present, rest = _image_files(folder / "images")
     missing = sorted(set(labels) - set(present))
-    wrong += [f"folder {folder / 'images'}: image {file!r} of {annotations.name} is missing" for file in missing]
+    wrong += [f"folder {folder / 'images'}: image {image!r} of {annotations.name} is missing" for image in missing]
     unknown = sorted(set(present) - set(labels))
     wrong += [
-        f"folder {folder / 'images'}: image {file!r} is not in {annotations.name}, or wrongly" for file in unknown
+        f"folder {folder / 'images'}: image {image!r} is not in {annotations.name}, or wrongly" for image in unknown
     ]
-    files = [file for file in present if file in labels]
-    lacking = sorted(set(wnids) - {wnids[labels[file]] for file in files})
+    images = [image for image in present if image in labels]
+    lacking = sorted(set(wnids) - {wnids[labels[image]] for image in images})
     if lacking and not wrong:
         raise UserError(
             f"file {annotations}: class {lacking[0]!r} has no image; every class needs one; unpack the archive again"
         )
-    paths = [os.path.join("images", file) for file in files]
-    found = Split(split, np.array([labels[file] for file in files], dtype=np.int64), file_images(folder, paths))
-    return found, tuple(wrong)
+    paths = [os.path.join("images", image) for image in images]
+    found = file_images(folder, paths, config.exif_orientation)
+    reasons = tuple(f"{reason}; unpack the archive again" for reason in wrong)
+    return Split(split, np.array([labels[image] for image in images], dtype=np.int64), found), rest + _Rest(reasons)
 
 
 def _annotations(file: Path, wnids: Sequence[str]) -> tuple[dict[str, int], list[str]]:
@@ -153,16 +252,35 @@ def _readable_names(words: Path, wnids: Sequence[str]) -> tuple[str, ...]:
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = _folders(folder)
+    names = tuple(_class_folders(folder))
     if len(names) < 2:
         found = f"the only one is {names[0]!r}" if names else "there is none"
         raise UserError(
             f"folder {folder}: two or more class folders are needed, and {found}; "
             "set data.root to the data set's own folder, with each class's images in a folder of their own"
         )
-    # They are written to the run's facts and shown on its page.
+    # They are written to the run's record and shown on its page.
     _require_printable(folder, names)
     return names
+
+
+def _class_folders(folder: Path) -> Mapping[str, str]:
+    """Return the folders of classes by the classes' names, sorted.
+
+    Systems store accented letters in two forms that look the same; a class is named in the composed one (NFC).
+    """
+    found: dict[str, str] = {}
+    for name in sorted(_folders(folder), key=_composed):
+        if _composed(name) in found:
+            raise UserError(
+                f"folder {folder}: class {_composed(name)!r} is there in two Unicode forms; merge the two folders"
+            )
+        found[_composed(name)] = name
+    return found
+
+
+def _composed(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
 
 
 def _require_printable(folder: Path, names: Sequence[str]) -> None:
@@ -171,29 +289,74 @@ def _require_printable(folder: Path, names: Sequence[str]) -> None:
             raise UserError(f"folder {folder}: {name!r} is no name that can be printed; rename it")
 
 
-def _image_files(folder: Path) -> tuple[str, ...]:
-    """List a folder's images, sorted."""
-    folders, files = _entries(folder)
+def _image_files(folder: Path) -> tuple[tuple[str, ...], _Rest]:
+    """List a folder's images, sorted, and what else lies there."""
+    folders, names = _entries(folder)
     if folders:
         raise UserError(
             f"folder {folder}: images lie directly in a class folder, and this one holds the folder {folders[0]!r}; "
             "move its images up, or set data.root to the folder whose folders are train or the classes"
         )
-    for file in files:
-        if file.lower().endswith(UNREADABLE):
-            raise UserError(f"image {folder / file}: read are {', '.join(READABLE)}; convert it, for instance to PNG")
-    images = tuple(file for file in files if file.lower().endswith(READABLE))
+    images, rest = _sorted_out(folder, names)
+    if not images and rest.unusable:
+        raise UserError(f"{rest.unusable[0]}; no other image is in that folder")
     if not images:
-        raise UserError(f"folder {folder}: no image in it ({', '.join(READABLE)}); add images or remove the folder")
-    # torchvision opens no file whose name is not UTF-8.
+        raise UserError(f"folder {folder}: no image in it ({_FORMATS}); add images or remove the folder")
+    # Records and messages name them.
     _require_printable(folder, images)
-    return images
+    return images, rest
+
+
+def _beside(folder: Path) -> _Rest:
+    """Return what lies in a folder that should hold folders alone; a picture there has no class."""
+    images, rest = _sorted_out(folder, _entries(folder)[1])
+    step = "move it into the folder of its class, or away"
+    stray = tuple(
+        f"image {one_line(str(folder / name))}: lies beside the folders of classes; {step}" for name in images
+    )
+    return _Rest(stray) + rest
+
+
+def _sorted_out(folder: Path, names: Sequence[str]) -> tuple[tuple[str, ...], _Rest]:
+    """Tell images from other pictures, and these from what is no picture."""
+    images, unusable, ignored = [], [], []
+    for name in names:
+        kind = _kind(folder / name)
+        if kind == _IMAGE:
+            images.append(name)
+        elif kind == _UNKNOWN:
+            ignored.append(str(folder / name))
+        elif kind != _HARMLESS:
+            unusable.append(f"image {one_line(str(folder / name))}: {kind} is not read; convert it to PNG or JPEG")
+    return tuple(images), _Rest(tuple(unusable), tuple(ignored))
+
+
+def _kind(path: Path) -> str:
+    """Tell by its suffix, and else by its first bytes, what a file is; of a picture that is not read, its format."""
+    suffix = path.suffix.lower()
+    if path.name.startswith("._") or path.name.lower() in HARMLESS_FILES or suffix in HARMLESS_SUFFIXES:
+        return _HARMLESS
+    if path.name.startswith("."):
+        return _UNKNOWN if suffix in READABLE or suffix in UNREADABLE else _HARMLESS
+    if suffix in READABLE or suffix in UNREADABLE:
+        return UNREADABLE.get(suffix, _IMAGE)
+    found = _content(path)
+    return _IMAGE if found in decoding.READABLE else found or _UNKNOWN
+
+
+def _content(path: Path) -> str | None:
+    """Return the picture format of a file; None if it has none, or can't be read."""
+    try:
+        with files.open_to_read(path) as file:
+            return decoding.format_of(file.read(decoding.START))
+    except OSError:
+        return None
 
 
 def _require_entries(root: Path, needed: Sequence[str]) -> None:
     """Refuse a folder that lacks an entry, and name the folder inside it that has them all, where there is one."""
-    folders, files = _entries(root)
-    missing = [name for name in needed if name not in folders + files]
+    folders, names = _entries(root)
+    missing = [name for name in needed if name not in folders + names]
     if not missing:
         return
     inside = [name for name in folders if all((root / name / entry).exists() for entry in needed)]
@@ -217,20 +380,22 @@ def _folders(folder: Path) -> tuple[str, ...]:
 
 
 def _entries(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """List a folder's folders and files, each sorted, without names that begin with a dot."""
+    """List a folder's folders, without hidden and harmless ones, and its files, each sorted."""
     try:
         with os.scandir(folder) as entries:
-            kinds = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            kinds = sorted((entry.name, entry.is_dir()) for entry in entries)
     except OSError as error:
         reason = error.strerror or "no reason given"
         raise UserError(f"folder {folder}: cannot be read ({reason}); check data.root and the layout there") from error
-    return tuple(name for name, is_dir in kinds if is_dir), tuple(name for name, is_dir in kinds if not is_dir)
+    folders = (name for name, is_dir in kinds if is_dir and not _is_hidden(name))
+    return tuple(folders), tuple(name for name, is_dir in kinds if not is_dir)
 
 
 def _lines(file: Path) -> tuple[str, ...]:
-    """Read a text file's lines, without empty ones."""
+    """Read a text file's lines, without empty ones, and without the mark that Windows puts at the beginning."""
     try:
-        text = file.read_text(encoding="utf-8")
+        text = files.read_bytes(file).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"file {file}: cannot be read ({error}); unpack the archive again") from error
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise UserError(f"file {file}: cannot be read ({reason}); unpack the archive again") from error
     return tuple(line for line in text.splitlines() if line.strip())

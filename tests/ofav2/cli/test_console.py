@@ -40,6 +40,13 @@ def test_notes_go_to_stderr_and_results_to_stdout(capsys: pytest.CaptureFixture[
     assert capsys.readouterr() == ("a result\n", "[bold]run[/bold] made in runs/digits\n")
 
 
+def test_a_terminal_is_given_nothing_to_obey(capsys: pytest.CaptureFixture[str]) -> None:
+    console.show("a\x1b[2J\nb\r\x07")
+    with console.show_logs():
+        notes.info("c\u202ed\x9b")
+    assert capsys.readouterr() == ("a\\x1b[2J\nb\\r\\x07\n", "c\\u202ed\\x9b\n")
+
+
 def test_what_is_logged_goes_to_stderr_as_it_is_and_once(capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.StreamHandler(sys.stderr)
     logging.getLogger().addHandler(root)

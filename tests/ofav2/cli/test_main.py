@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import write_png
 
 import ofav2
@@ -24,6 +25,7 @@ from ofav2.config import recipe
 from ofav2.runs import folder
 from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
+from tests.ofav2.data.conftest import write_classes
 
 ROOT = Path(__file__).resolve().parents[3]
 VERBS = tuple(verb.name for verb in cli.VERBS)
@@ -250,6 +252,20 @@ def test_a_plan_shows_every_phase_and_writes_nothing(
     assert "in all 108 steps of 16 images" in out
     assert f"next: ofav2 train {two} phases.full.epochs=1" in err
     assert [path.name for path in tmp_path.iterdir()] == ["recipes"]
+
+
+def test_a_plan_counts_photos_that_are_turned(tmp_path: Path, capsys: Capture) -> None:
+    write_classes(tmp_path / "images", {"cat": 20, "dog": 20})
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for path in sorted((tmp_path / "images" / "cat").iterdir())[:3]:
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+    text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {tmp_path / 'images'}")
+    out, _ = run_ok(capsys, "plan", tiny.written(tmp_path, text))
+    assert "3 of 40 images have an EXIF orientation and are turned upright (data.exif_orientation=true)" in out
+    out, _ = run_ok(capsys, "plan", tiny.written(tmp_path, text), "data.exif_orientation=false")
+    assert "3 of 40 images have an EXIF orientation and stay as they are stored (data.exif_orientation=false)" in out
 
 
 def test_the_demos_plan_has_all_six_phases(capsys: Capture) -> None:

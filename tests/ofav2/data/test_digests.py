@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofav2 import data
+from ofav2 import data, files
 from ofav2.config.schema import DataConfig
 from ofav2.data import digests, turns
 from ofav2.data.cache import CheckedImages
@@ -169,15 +169,15 @@ def test_an_image_that_the_system_refuses_to_read_is_refused_and_not_remembered(
     bad_images: str, config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, bad_images=bad_images)  # type: ignore[arg-type]
-    read_bytes = Path.read_bytes
+    read_bytes = files.read_bytes
 
-    def refused(path: Path) -> bytes:
+    def refused(path: Path, most: int = files.MAX_BYTES) -> bytes:
         if path.name == "005.png":
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return read_bytes(path, most)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "read_bytes", refused)
+        patch.setattr(files, "read_bytes", refused)
         with pytest.raises(UserError, match=r"image .*005\.png: cannot be read \(Permission denied\)"):
             data.open_data(config)
     opened = data.open_data(config)

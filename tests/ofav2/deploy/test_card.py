@@ -1,5 +1,6 @@
 """The model card: front matter that the Hub reads, whatever names a run brings along."""
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -73,6 +74,23 @@ HOSTILE = (
     "é 日本 😀 \u2028 \x85 \x00 \ud800",
     "`code` | <script>alert(1)</script>",
 )
+
+
+CODE = "x\n```\n\n```python\nimport os; os.system('ls')\n```\n# x\n| a | b |"
+
+
+def test_no_text_of_a_record_becomes_code_or_a_line_of_its_own() -> None:
+    metric = replace(RECORD.metric, name=CODE, unit=CODE)
+    origin = replace(RECORD.provenance, phase=CODE, data_fingerprint=CODE, versions={"torch": CODE, "ofav2": CODE})
+    hostile = replace(RECORD, task=CODE, metric=metric, data=CODE, provenance=origin)
+    text, plain = model_card(hostile), model_card(RECORD)
+    assert python_of(text) == python_of(plain)
+    assert len(text.splitlines()) <= len(plain.splitlines())
+    yaml.safe_load(text.split("\n---\n", 1)[0].removeprefix("---\n"))
+
+
+def python_of(card: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", card, re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -101,7 +101,9 @@ def test_networks_that_are_not_uniform_bring_their_description(run_copy: Path) -
 
     def add(lines: list[dict[str, object]]) -> None:
         rows = [[subnet.to_json(), 1, number / 5] for number, subnet in enumerate(drawn)]
-        lines.append({"kind": "table", "name": "chosen", "columns": ["subnet", "macs", "top-1"], "rows": rows})
+        lines.append(
+            {"kind": "table", "name": "chosen", "time": 1.5, "columns": ["subnet", "macs", "top-1"], "rows": rows}
+        )
 
     change_lines(run_copy, add)
     found = {network.subnet: network.score for network in tables(read_snapshot(run_copy))[-1].networks}

@@ -212,6 +212,16 @@ def test_a_killed_process_frees_the_folder(tmp_path: Path) -> None:
         assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
+def test_a_link_in_the_place_of_the_lock_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(victim)
+    with pytest.raises(RunError, match="cannot be locked \\(is a link"), folder.lock(tmp_path / "run"):
+        pass
+    assert victim.read_text() == "precious"
+
+
 def test_a_folder_that_cannot_be_locked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError) as error, folder.lock(tmp_path / "nowhere"):
         pytest.fail("locked nothing")

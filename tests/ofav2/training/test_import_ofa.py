@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from ofav2.evaluation.opened_run import open_run
 from ofav2.report.single import write_report
 from ofav2.runs.snapshot import read_snapshot
 from ofav2.training.import_ofa import import_ofa
+from tests.memory import GIB, peak
 from tests.ofav2 import tiny
 from tests.supernets.randomise import randomise
 
@@ -137,6 +139,10 @@ HOSTILE = {
     "other names": (lambda path: saved(path, torch.nn.Conv2d(3, 8, 3).state_dict()), "has 0 blocks"),
     "a name too many": (lambda path: changed(path, "fc.weight", torch.zeros(2)), r"fc\.weight is no tensor"),
     "other width": (lambda path: changed(path, "first_conv.conv.weight", torch.zeros(48, 3, 3, 3)), "width multiplier"),
+    "one number for many": (
+        lambda path: changed(path, "classifier.linear.weight", torch.zeros(1).expand(10**5, 10**5)),
+        "plain tensors",
+    ),
     "other shape": (lambda path: changed(path, "blocks.3.conv.depth_conv.bn.bn.bias", torch.zeros(5)), "has shape"),
     "other classes": (
         lambda path: saved(path, peer(classes=4).state_dict()),
@@ -164,6 +170,24 @@ def test_what_is_no_checkpoint_for_this_recipe_is_one_line_and_nothing_is_writte
     assert set(tmp_path.iterdir()) == before
     assert main(["import-ofa", str(given), recipe_file, "--out", str(tmp_path / "run")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_few_large_shapes_take_no_memory(recipe_file: str, tmp_path: Path) -> None:
+    """The tensors that tell of the supernet's size are large, and all others are small."""
+    state = peer().state_dict()
+    state["first_conv.conv.weight"] = torch.zeros(160, 3, 3, 3)
+    state["classifier.linear.weight"] = torch.zeros(10, 12800)
+    for block, width in zip(range(1, 10, 2), (240, 400, 800, 1120, 1600), strict=True):
+        name = next(name for name in state if re.match(rf"blocks\.{block}\..*point_linear\.conv\.", name))
+        state[name] = torch.zeros(width, 3, 1, 1)
+    path = saved(tmp_path / "given.pth", state)
+    assert path.stat().st_size < 2**21
+
+    def refuse() -> None:
+        with pytest.raises(UserError, match="has shape"):
+            import_ofa(path, recipe_file, ["supernet.expand=[1]"], out=tmp_path / "run")
+
+    assert peak(refuse) < GIB / 4
 
 
 def test_too_small_a_resolution_is_refused(checkpoint: Path, recipe_file: str, tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +16,17 @@ from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.data.cache import CheckedImages
+from ofav2.data.orientation import count_turned
+from ofav2.data.readers.folders import pictures_below
 from ofav2.errors import UserError
+from tests.notes import Notes
 
 WNIDS = ("n01", "n02", "n03")
 
 
-def open_at(name: str, root: Path, val_fraction: float = 0.25, test_fraction: float = 0.2) -> ImageData:
-    return data.open_data(DataConfig(name=name, root=str(root), val_fraction=val_fraction, test_fraction=test_fraction))
+def open_at(name: str, root: Path, **changes: Any) -> ImageData:
+    settings: dict[str, Any] = {"val_fraction": 0.25, "test_fraction": 0.2}
+    return data.open_data(DataConfig(name=name, root=str(root), **(settings | changes)))
 
 
 def files(split: Split) -> list[str]:
@@ -38,6 +44,11 @@ def refusal(name: str, root: Path) -> str:
 def emptied(folder: Path) -> None:
     shutil.rmtree(folder)
     folder.mkdir()
+
+
+def only(folder: Path, name: str) -> None:
+    emptied(folder)
+    (folder / name).write_bytes(b"picture")
 
 
 def replaced_by_a_file(folder: Path) -> None:
@@ -261,7 +272,16 @@ def test_the_fingerprint_notices_changed_added_and_moved_images(tmp_path: Path, 
 
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty class": (lambda root: (root / "train/c").mkdir(), "train/c: no image in it"),
-    "class of other files": (lambda root: (root / "train/a/x.bmp").write_bytes(b"BM"), "x.bmp: read are .jpg"),
+    "picture of another format": (lambda root: (root / "train/a/x.gif").write_bytes(b"GIF89a"), "x.gif: GIF is not"),
+    "class of other pictures": (lambda root: only(root / "train/a", "x.heic"), "x.heic: HEIC is not read"),
+    "picture beside classes": (
+        lambda root: shutil.copy(root / "val/a/000.jpg", root / "val"),
+        "val/000.jpg: lies beside",
+    ),
+    "picture beside splits": (
+        lambda root: shutil.copy(root / "val/a/000.jpg", root),
+        "000.jpg: lies beside the folders",
+    ),
     "class with folders": (lambda root: (root / "train/a/deep").mkdir(), "train/a: images lie directly in"),
     "class missing from val": (lambda root: shutil.rmtree(root / "val/b"), "val: class 'b' of train is missing"),
     "class missing from train": (lambda root: shutil.rmtree(root / "train/b"), "'a'"),
@@ -288,6 +308,167 @@ def test_a_hostile_folder_is_refused(case: str, tmp_path: Path, classes: Callabl
     message = refusal("imagefolder", root)
     assert told in message
     assert str(root) in message
+
+
+def names(opened: ImageData) -> list[str]:
+    listed = [split.images.names() or [] for split in (opened.train, opened.val, opened.test)]
+    return sorted(Path(file).name for part in listed for file in part)
+
+
+def test_images_of_any_suffix_are_found(tmp_path: Path, classes: Callable[..., None]) -> None:
+    classes(tmp_path, {"a": 8, "b": 8})
+    renamed = ["0.jfif", "1.jpe", "2", "3.JPG", "4.bak", "5.png", "6.x y", "7.jpg_large"]
+    for number, name in enumerate(renamed):
+        (tmp_path / "a" / f"{number:03d}.jpg").rename(tmp_path / "a" / name)
+    opened = open_at("imagefolder", tmp_path)
+    assert names(opened) == sorted(renamed + [f"{number:03d}.jpg" for number in range(8)])
+    assert all(opened.train.image(index).shape == (3, 10, 12) for index in range(len(opened.train)))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".TIFF"])
+def test_bmp_and_tiff_are_read(suffix: str, tmp_path: Path, classes: Callable[..., None]) -> None:
+    classes(tmp_path, {"a": 4, "b": 4}, suffix)
+    train = open_at("imagefolder", tmp_path).train
+    with Image.open(files(train)[0]) as reference:
+        assert np.array_equal(train.image(0).permute(1, 2, 0).numpy(), np.asarray(reference))
+
+
+HARMLESS = ("Thumbs.db", "desktop.ini", ".DS_Store", "._000.jpg", "readme.txt", "labels.csv", "a.xmp", ".hidden")
+
+
+def test_what_is_harmless_is_passed_over_in_silence(tmp_path: Path, classes: Callable[..., None], notes: Notes) -> None:
+    classes(tmp_path, {"a": 4, "b": 4})
+    for folder in (tmp_path, tmp_path / "a"):
+        for name in HARMLESS:
+            (folder / name).write_bytes(b"x")
+        for name in ("__MACOSX", "@eaDir", ".git"):
+            (folder / name).mkdir()
+    assert len(names(open_at("imagefolder", tmp_path))) == 8
+    assert notes() == ""
+
+
+def test_what_is_no_picture_is_counted_aloud(tmp_path: Path, classes: Callable[..., None], notes: Notes) -> None:
+    classes(tmp_path, {"a": 4, "b": 4})
+    (tmp_path / "a" / "notes.docx").write_bytes(b"PK")
+    (tmp_path / "a" / "\x1b[2J").write_bytes(b"x")
+    (tmp_path / "images.zip").write_bytes(b"PK")
+    (tmp_path / "b" / ".hidden.jpg").write_bytes(b"x")
+    os.mkfifo(tmp_path / "b" / "pipe")
+    assert len(names(open_at("imagefolder", tmp_path))) == 8
+    said = notes()
+    assert "imagefolder: files that are no pictures, left out: 5 (the first: " in said
+    assert "\x1b" not in said
+
+
+def test_folders_beside_splits_are_counted_aloud(tmp_path: Path, classes: Callable[..., None], notes: Notes) -> None:
+    classes(tmp_path / "train", {"a": 6, "b": 6})
+    classes(tmp_path, {"extra": 3})
+    open_at("imagefolder", tmp_path)
+    assert f"folders beside train that are not read: 1 (the first: {tmp_path / 'extra'})" in notes()
+
+
+def test_pictures_that_cannot_be_used_are_left_out_on_request(tmp_path: Path, classes: Callable[..., None]) -> None:
+    root = tmp_path / "images"
+    classes(root, {"a": 6, "b": 6})
+    (root / "a" / "x.gif").write_bytes(b"GIF89a")
+    (root / "b" / "y").write_bytes(b"\0\0\0\x1cftypavif" + bytes(9))
+    (root / "b" / "photo.nef").write_bytes(b"II*\0")
+    shutil.copy(root / "a" / "000.jpg", root)
+    told = refusal("imagefolder", root)
+    assert told.startswith(f"image {root / '000.jpg'}: lies beside the folders of classes; ")
+    assert told.endswith("(and 3 more such images), or leave such images out by data.bad_images=skip")
+    opened = open_at("imagefolder", root, bad_images="skip", cache=str(tmp_path / "cache"))
+    assert len(names(opened)) == 12
+    assert sorted(reason.split(": ")[1].split(";")[0] for reason in opened.skipped) == [
+        "AVIF is not read",
+        "GIF is not read",
+        "camera raw is not read",
+        "lies beside the folders of classes",
+    ]
+
+
+def test_all_pictures_below_a_folder_are_found(tmp_path: Path, classes: Callable[..., None], notes: Notes) -> None:
+    classes(tmp_path, {"a": 2, ".hidden": 2, "__MACOSX": 2})
+    classes(tmp_path / "a" / "deep", {"b": 1})
+    (tmp_path / "a" / "000.jpg").rename(tmp_path / "a" / "photo")
+    for name in ("x.gif", "readme.txt", "movie.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    found = pictures_below(tmp_path)
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/001.jpg", "a/deep/b/000.jpg", "a/photo", "x.gif"]
+    assert f"{tmp_path}: files that are no pictures, left out: 1 (the first: {tmp_path / 'movie.mp4'})" in notes()
+
+
+def test_a_picture_that_is_a_pipe_does_not_hang(tmp_path: Path, classes: Callable[..., None]) -> None:
+    root = tmp_path / "images"
+    classes(root, {"a": 6, "b": 6})
+    os.mkfifo(root / "a" / "pipe.jpg")
+    (root / "b" / "zero.jpg").symlink_to("/dev/zero")
+    assert "pipe.jpg: is no file (and 1 more such images)" in refusal("imagefolder", root)
+    opened = open_at("imagefolder", root, bad_images="skip", cache=str(tmp_path / "cache"))
+    assert (len(names(opened)), len(opened.skipped)) == (12, 2)
+
+
+# Texts and names
+
+
+def test_the_mark_that_windows_puts_before_a_text_is_no_part_of_it(tiny: Path) -> None:
+    before = open_at("tiny_imagenet", tiny)
+    for name in ("words.txt", "wnids.txt", "val/val_annotations.txt"):
+        (tiny / name).write_bytes(b"\xef\xbb\xbf" + (tiny / name).read_bytes())
+    after = open_at("tiny_imagenet", tiny)
+    assert after.classes == before.classes
+    assert after.fingerprint == before.fingerprint
+
+
+def test_the_first_class_of_a_marked_text_keeps_its_name(tiny: Path) -> None:
+    (tiny / "words.txt").write_bytes("\ufeffn01\tgoldfish\n".encode())
+    assert open_at("tiny_imagenet", tiny).classes == ("goldfish", "n02", "n03")
+
+
+def test_class_names_that_look_equal_are_equal(tmp_path: Path, classes: Callable[..., None]) -> None:
+    composed, apart = (unicodedata.normalize(form, "été") for form in ("NFC", "NFD"))
+    assert composed != apart
+    classes(tmp_path / "train", {composed: 4, "b": 4})
+    classes(tmp_path / "val", {apart: 3, "b": 3})
+    classes(tmp_path / "test", {apart: 2, "b": 2})
+    opened = open_at("imagefolder", tmp_path)
+    assert opened.classes == ("b", composed)
+    assert [np.bincount(split.labels).tolist() for split in (opened.train, opened.val, opened.test)] == [
+        [4, 4],
+        [3, 3],
+        [2, 2],
+    ]
+    assert opened.test.image(3).shape == (3, 10, 12)
+
+
+def test_a_class_in_two_unicode_forms_is_refused(tmp_path: Path, classes: Callable[..., None]) -> None:
+    classes(tmp_path, {unicodedata.normalize(form, "été"): 4 for form in ("NFC", "NFD")} | {"b": 4})
+    assert "class 'été' is there in two Unicode forms; merge the two folders" in refusal("imagefolder", tmp_path)
+
+
+# Orientation
+
+
+def test_photos_are_turned_upright_unless_told_otherwise(tmp_path: Path, classes: Callable[..., None]) -> None:
+    root = tmp_path / "images"
+    classes(root, {"a": 6, "b": 6})
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for path in sorted((root / "a").iterdir())[:3]:
+        with Image.open(path) as image:
+            image.save(path, exif=exif)
+    for cache in (None, str(tmp_path / "cache")):
+        upright = open_at("imagefolder", root, cache=cache)
+        stored = open_at("imagefolder", root, cache=cache, exif_orientation=False)
+        for opened, count in ((upright, 3), (stored, 0)):
+            splits = (opened.train, opened.val, opened.test)
+            shapes = [tuple(split.image(index).shape) for split in splits for index in range(len(split))]
+            assert shapes.count((3, 12, 10)) == count
+            assert shapes.count((3, 10, 12)) == 12 - count
+        assert upright.fingerprint != stored.fingerprint
+        assert count_turned(upright) == count_turned(stored) == (3, 12)
+    with pytest.raises(UserError, match=r"data\.exif_orientation \(false\): digits is no folder of images"):
+        data.open_data(DataConfig("digits", exif_orientation=False))
 
 
 def test_a_class_with_too_few_images_to_split_is_refused(tmp_path: Path, classes: Callable[..., None]) -> None:
