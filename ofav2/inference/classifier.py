@@ -12,10 +12,11 @@ from ofav2.data.decoding import READABLE
 from ofav2.data.images import decode_file
 from ofav2.data.readers.folders import pictures_below
 from ofav2.data.views import evaluation_view, normalise
-from ofav2.deploy.artifact import InputRecord, SubnetRecord, describe_subnet, load_subnet
+from ofav2.deploy.artifact import InputRecord, SubnetRecord, describe_subnet
 from ofav2.errors import UserError
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_RECORD, load_exit_policy
+from ofav2.finetuning.setup import open_source
 from ofav2.messages import short
 from ofav2.tasks import classification
 from supernets.outputs import exit_logits
@@ -72,6 +73,8 @@ class Classifier:
     """When images exit a network with several exits."""
     transform: Transform
     """Prepares an image."""
+    upright: bool
+    """Whether files are turned as their EXIF orientation says, as they were in training (`data.exif_orientation`)."""
 
     def __call__(self, images: Sequence[str | Path | Tensor], top: int = 5) -> list[Classified]:
         """Classify images.
@@ -98,7 +101,7 @@ class Classifier:
         Raises:
             UserError: It can't be read or decoded; the message names it.
         """
-        return self.transform(image if isinstance(image, Tensor) else decode_file(Path(image)))
+        return self.transform(image if isinstance(image, Tensor) else decode_file(Path(image), self.upright))
 
     def classify(self, batch: Tensor, top: int = 5) -> Iterator[Classified]:
         """Classify prepared images (N, 3, resolution, resolution)."""
@@ -125,15 +128,15 @@ def load_classifier(directory: str | Path) -> Classifier:
         RunError: A file is missing, damaged or foreign.
         UserError: The network does something else than to classify.
     """
-    record = describe_subnet(directory)
+    source = open_source(Path(directory))
+    record, module = source.record, source.module
     if record.task != classification.NAME:
         raise UserError(f"network ({directory}) was trained for task {record.task}: only classes can be predicted")
-    module = load_subnet(directory)
     calibrated = (Path(directory) / EARLY_RECORD).exists()
     policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
     several = len(record.exit_indices) > 1
     net = early_exits(module, record.exit_indices, record.ensemble) if several else module
-    return Classifier(record, net, policy, Transform(record.input))
+    return Classifier(record, net, policy, Transform(record.input), source.settings.data.exif_orientation)
 
 
 def transform(directory: str | Path) -> Transform:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import ImageReadMode, decode_image, write_png
 from torchvision.transforms import v2
 
@@ -105,6 +106,27 @@ def test_a_file_that_is_no_image_does_not_stop_the_others(extracted: Path, photo
     assert [answer.probabilities[0] for answer in answers] == pytest.approx([alone.probabilities[0]] * len(good))
     with pytest.raises(UserError, match=r"bad\.png"):
         ofav2.load_classifier(extracted)([bad])
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_photos_are_turned_as_in_training(extracted: Path, upright: bool, tmp_path: Path) -> None:
+    record, other = ofav2.describe_subnet(extracted), Path(shutil.copytree(extracted, tmp_path / "other"))
+    settings = f"exif_orientation: {str(upright).lower()}"
+    recipe = record.provenance.recipe.replace("exif_orientation: true", settings)
+    assert settings in recipe
+    write_subnet_record(
+        other, dataclasses.replace(record, provenance=dataclasses.replace(record.provenance, recipe=recipe))
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 3), np.uint8)
+    turned = Image.Exif()
+    turned[0x0112] = 6  # Turn by 90 degrees to see it upright.
+    Image.fromarray(pixels).save(tmp_path / "photo.png", exif=turned)
+    shown = np.rot90(pixels, -1) if upright else pixels
+    classifier = ofav2.load_classifier(other)
+    assert torch.equal(
+        classifier.prepare(tmp_path / "photo.png"),
+        classifier.transform(torch.from_numpy(shown.copy()).permute(2, 0, 1)),
+    )
 
 
 def test_images_are_found_at_any_depth_in_order(photos: Path) -> None:
