@@ -1,6 +1,7 @@
 """Networks of timm with exits are timm's networks, and what can't have exits is refused in one line."""
 
 import inspect
+import os
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -278,9 +279,11 @@ REFUSED_FILES = 20
 
 
 @pytest.mark.slow
-def test_one_network_of_every_file_of_timm_has_exits_or_is_refused_in_one_line() -> None:
+def test_networks_of_timms_files_have_exits_or_are_refused_in_one_line() -> None:
+    """One file in eight; all 98 take a quarter of an hour, with the variable TIMM_FILES_STEP=1."""
+    step = int(os.environ.get("TIMM_FILES_STEP", "8"))
     refused = {}
-    names = one_per_file()
+    names = one_per_file()[::step]
     for name in names:
         size = timm.get_pretrained_cfg(name).input_size[-1]
         try:
@@ -291,6 +294,6 @@ def test_one_network_of_every_file_of_timm_has_exits_or_is_refused_in_one_line()
             assert [logits.shape for logits in outputs] == [(2, CLASSES)] * len(arch.exits)
         except UserError as error:
             refused[name] = str(error)
-    assert len(names) > 90
+    assert len(names) > 90 // step
     assert not any("\n" in message for message in refused.values())
-    assert len(refused) <= REFUSED_FILES, refused
+    assert len(refused) <= REFUSED_FILES / step + 1, refused
