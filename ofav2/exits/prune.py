@@ -5,6 +5,7 @@ does not need. Here the front of subsets is kept as well, limits can be set, and
 """
 
 import logging
+import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -210,7 +211,7 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
     Raises:
         RunError, UserError, SpaceError: As for `prune_exits`.
     """
-    if (Path(source) / RECORD).is_file():
+    if os.path.isfile(Path(source) / RECORD):
         if subnet is not None:
             raise UserError(f"network ({source}) is extracted already, so there is none to choose: leave --subnet out")
         opened = open_exits(source, overrides)

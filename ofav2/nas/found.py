@@ -1,5 +1,6 @@
 """Record what a search is and found, and choose a network from it."""
 
+import os.path
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +146,7 @@ def load_search(folder: str | Path) -> Found:
     """
     path = Path(folder)
     record = read_record(path / RECORD, SearchRecord, FORMAT, _STEP)
-    if not (path / FRONT).exists():
+    if not os.path.exists(path / FRONT):
         raise UserError(f"search ({path}) has not finished: go on with `ofav2 search --resume {path}`")
     return Found(path, record, read_record(path / FRONT, FrontRecord, FRONT_FORMAT, _STEP))
 

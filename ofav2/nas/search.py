@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os.path
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -122,7 +123,7 @@ def resume_search(place: str | Path) -> Found:
     """
     path = Path(place)
     record = read_record(path / RECORD, SearchRecord, FORMAT, "search again with `ofav2 search RUN`")
-    if (path / FRONT).exists():
+    if os.path.exists(path / FRONT):
         return load_search(path)
     opened = open_run(record.run, record.phase)
     for what, before, now in (

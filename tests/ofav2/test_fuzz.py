@@ -264,6 +264,7 @@ def test_every_verb_refuses_what_is_no_run_and_no_recipe(
 ) -> None:
     more = {"extract": ["--largest", "--out", "new"], "import-ofa": ["digits", "--out", "new"], "compare": [what]}
     more["finetune"] = ["--out", "new"]
+    more["prune"] = ["--out", "new"]
     more["predict"] = [what]
     more["train"] = ["--resume", what]
     assert main([verb, *([] if verb == "train" else [what]), *more.get(verb, [])]) == 2

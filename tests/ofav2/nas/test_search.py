@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ofav2
+from ofav2 import files
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
@@ -165,17 +166,17 @@ def test_a_full_disk_ends_a_search_which_goes_on_when_there_is_room(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
-    opened, writes = Path.open, []
+    opened, writes = files.open_in_place, []
 
-    def full(self: Path, *arguments: Any, **more: Any) -> Any:
-        writes.append(self.name)
+    def full(path: Path, mode: Any) -> Any:
+        writes.append(path.name)
         if writes.count(ARCHIVE) == 4:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return opened(self, *arguments, **more)
+        return opened(path, mode)
 
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", full)
+        patch.setattr(files, "open_in_place", full)
         with pytest.raises(RunError, match=r"archive.jsonl cannot be written \(No space left on device\)"):
             ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000), out=out)
     assert len(lines_of(out)) == 3
