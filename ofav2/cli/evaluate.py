@@ -66,14 +66,17 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
 
     found = evaluate_network(arguments.run, arguments.overrides, arguments.split)
     if not found.same_images:
-        console.say("these are not the images that the network was tested on when it was written")
+        console.say(
+            "these are not the images that the network was tested on when it was written; check that it was not trained"
+            " on some of them"
+        )
     classes = sorted(found.classes, key=lambda score: (score.accuracy is None, score.accuracy, score.name))
     rows = [(score.name, score.images, _share(score.accuracy), _confusion(score)) for score in classes]
     console.show(table(f"{arguments.run}, {found.split}", ("class", "images", "right", "most often taken for"), rows))
     console.show("")
     console.show(table("", ("exit", "top-1"), [(exit, _share(top1)) for exit, top1 in found.top1.items()]))
     console.show(
-        f"{found.images} images, standard error {_share(found.standard_error)}; "
+        f"{found.images} images: top-1 {_share(found.accuracy)}, standard error {_share(found.standard_error)}; "
         f"mean over classes {_share(found.mean_class_accuracy)}"
     )
     console.say(f"next: ofav2 predict {shlex.quote(arguments.run)} IMAGE")

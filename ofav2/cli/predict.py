@@ -57,7 +57,7 @@ def _run(arguments: argparse.Namespace) -> None:
         else:
             rows.append(_row(path, found))
     if rows:
-        console.show(table("", ("image", "class", "probability", "exit", "then"), rows))
+        console.show(table("", ("image", "class", "probability", "exit", "next likely"), rows))
     if errors:
         raise UserError(f"{len(errors)} of {len(files)} images can't be classified: they are named above")
 

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from ofav2.config import recipe
 from ofav2.data import open_data
+from ofav2.data.splits import first_other_class
 from ofav2.errors import UserError
 from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
@@ -18,7 +19,14 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
 
-_CHANGEABLE = ("data.", "run.device", "run.threads", "finetune.eval_batch_size")
+_CHANGEABLE = (
+    *(f"data.{name}" for name in ("name", "root", "download", "cache", "cache_gib", "bad_images", "workers")),
+    *(f"data.{name}" for name in ("val_fraction", "test_fraction", "split_seed")),
+    "run.device",
+    "run.threads",
+    "finetune.eval_batch_size",
+)
+"""Settings that say which images, and where; how they are prepared is the network's own."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +68,19 @@ class ClassReport:
     """Whether these are the images that the network was tested on when it was written."""
 
     @property
+    def accuracy(self) -> float:
+        """Top-1 (0..1) of the last exit, or of the exits' ensemble where they have one."""
+        return sum(found.right for found in self.classes) / self.images
+
+    @property
     def mean_class_accuracy(self) -> float:
         """Mean of the classes' accuracies, which a rare class moves as much as a frequent one."""
         return float(np.mean([found.accuracy for found in self.classes if found.accuracy is not None]))
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the top-1 in `classes`, from the number of images alone."""
-        share = sum(found.right for found in self.classes) / self.images
-        return float(np.sqrt(share * (1 - share) / self.images))
+        """Standard error of `accuracy`, from the number of images alone."""
+        return float(np.sqrt(self.accuracy * (1 - self.accuracy) / self.images))
 
 
 def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split: str = "test") -> ClassReport:
@@ -84,16 +96,19 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
         UserError: The data set can't be opened, or has other classes.
     """
     for text in overrides:
-        if not text.startswith(_CHANGEABLE):
-            raise UserError(f"setting ({show(text)}) does not belong here: change data.*, {', '.join(_CHANGEABLE[1:])}")
+        if text.partition("=")[0] not in _CHANGEABLE:
+            raise UserError(f"setting ({show(text)}) does not belong here: change {', '.join(_CHANGEABLE)}")
     source = open_source(Path(directory))
+    if split == "val" and source.record.finetuning:
+        raise UserError(f"network ({directory}) was fine-tuned on its validation images: evaluate it on test")
     config = recipe.adjust_tuning(source.settings, None, overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
     require_classes(task)
     refuse_task(task, source)
-    _refuse_classes(tuple(data.classes), source.record.classes)
+    if difference := first_other_class(source.record.classes, data.classes):
+        raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
     module, resolution = runtime.place(source.module), source.record.subnet.resolution
     if not config.run.threads:
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
@@ -131,13 +146,3 @@ def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> tupl
         other = names[most] if wrong[most] else None
         found.append(ClassScore(name, int(row.sum()), int(row[index]), other, int(wrong[most])))
     return tuple(found)
-
-
-def _refuse_classes(given: Sequence[str], known: Sequence[str]) -> None:
-    if len(given) != len(known):
-        raise UserError(
-            f"classes ({len(given)} in the data set) must be the network's {len(known)}: give data with those"
-        )
-    for number, (other, own) in enumerate(zip(given, known, strict=True), start=1):
-        if other != own:
-            raise UserError(f"class {number} ({show(other)}) is {show(own)} in the network: give data of its classes")

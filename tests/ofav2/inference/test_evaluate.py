@@ -54,10 +54,20 @@ def test_other_classes_are_refused_with_the_first_difference(extracted: Path, tm
     record = ofav2.describe_subnet(other)
     first, _, *rest = record.classes
     write_subnet_record(other, replace(record, classes=(first, "zebra", *rest)))
-    with pytest.raises(UserError, match=r'class 2 \("1"\) is "zebra" in the network'):
+    with pytest.raises(UserError, match='class "zebra" is missing, and class "1" was not there before'):
         ofav2.evaluate_network(other)
 
 
-def test_settings_of_training_are_refused(extracted: Path) -> None:
+@pytest.mark.parametrize(
+    "setting", ["optim.momentum=0", "data.mean=[0,0,0]", "data.eval_crop=1", "data.resolutions=[8]"]
+)
+def test_what_is_the_networks_own_cant_be_changed(setting: str, extracted: Path) -> None:
     with pytest.raises(UserError, match="does not belong here"):
-        ofav2.evaluate_network(extracted, ["optim.momentum=0"])
+        ofav2.evaluate_network(extracted, [setting])
+
+
+def test_validation_images_that_a_network_was_fine_tuned_on_are_refused(extracted: Path, tmp_path: Path) -> None:
+    ofav2.finetune(extracted, ["finetune.epochs=1", "run.threads=1"], out=tmp_path / "tuned", formats=())
+    assert ofav2.evaluate_network(tmp_path / "tuned").same_images
+    with pytest.raises(UserError, match="was fine-tuned on its validation images"):
+        ofav2.evaluate_network(tmp_path / "tuned", split="val")
