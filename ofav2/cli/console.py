@@ -160,7 +160,7 @@ def _started_bar(status: Status, stream: TextIO | None) -> tuple[Progress, TaskI
         TextColumn("{task.fields[shown]}", markup=False),
         console=Console(file=sys.stderr if stream is None else stream),
         # A result that is piped must not be drawn into by the bar.
-        redirect_stdout=sys.stdout.isatty(),
+        redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
     )
     progress.start()
     return progress, progress.add_task(one_line(status.description), total=status.total, rate="", shown="")

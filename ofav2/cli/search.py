@@ -1,6 +1,7 @@
 """`ofav2 search`: find the best trade-offs between a run's metric and costs."""
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING
 
 from ofav2.cli import console
@@ -90,11 +91,14 @@ def _show(found: "Found") -> None:
     title = f"front of {front.networks} networks, {front.measured} measurements: {record.limits}"
     console.show(table(title, FRONT_COLUMNS, front_rows(found)))
     show = record.metric.show
+    extract = shlex.join(
+        ["ofav2", "extract", record.run, "--from-search", str(found.folder), "--knee", "--out", "knee"]
+    )
     console.say(
         f"optimism: {record.metric.name} is {show(front.optimism)} ± {show(front.optimism_error)} better on the"
         f" {record.search_images} images of the search than on {record.confirmation_images} others\n"
         f"made {found.folder}\n"
-        f"next: ofav2 extract {record.run} --from-search {found.folder} --knee --out knee\n"
+        f"next: {extract}\n"
         "      ofav2 finetune knee --out tuned"
     )
 

@@ -157,7 +157,6 @@ RULES = (
             "phases.*.teacher",
             "teacher.policy",
             "teacher.checkpoint",
-            "tracking.entity",
         ),
     ),
     # W&B's own rules: what breaks them would turn it off for the whole run.
@@ -165,7 +164,7 @@ RULES = (
         "1 to 128 printable characters without / \\ # ? % :",
         lambda v: 1 <= len(v) <= 128 and v.isprintable() and not set(v) & set("/\\#?%:"),
         "NAME",
-        ("tracking.project",),
+        ("tracking.project", "tracking.entity"),
     ),
     Rule(
         "texts of 1 to 64 printable characters",

@@ -69,7 +69,7 @@ def exit_batches(
         RunError: If a logit is not finite, since no image has a class then.
     """
     for images, target in evaluator.inputs(split, resolution):
-        with torch.inference_mode(), evaluator.runtime.autocast():
+        with torch.inference_mode():
             outputs = exit_logits(module(images))
         # Half precision is widened, as in an ensemble.
         wide = [logits.to(torch.promote_types(logits.dtype, torch.float32)).cpu().numpy() for logits in outputs]

@@ -289,8 +289,7 @@ def _predicted_times(source: Source, table: SubsetTable) -> tuple[tuple[int, ...
     """Return each subset's time per image at each of the batches, as the sum of its pieces' times."""
     found, parts = [], pieces(source.module)
     for size in BATCHES:
-        with source.evaluator.runtime.autocast():
-            times = piece_times(parts, _images(source, size), ROUNDS)
+        times = piece_times(parts, _images(source, size), ROUNDS)
         bits = [sum(1 << place for place in choice) for choice in table.choices]
         found.append([round(sum(time for need, time in times.items() if need & own) / size) for own in bits])
     return tuple(zip(*found, strict=True))
@@ -301,7 +300,7 @@ def _measured_times(source: Source, networks: Sequence[GraphModule]) -> list[tup
     found = []
     for size in BATCHES:
         images = _images(source, size)
-        with torch.inference_mode(), source.evaluator.runtime.autocast():
+        with torch.inference_mode():
             times = [[call_time(network, images) for network in networks] for _ in range(ROUNDS + 1)]
         found.append([round(time / size) for time in np.median(times[1:], 0)])
     return list(zip(*found, strict=True))

@@ -225,6 +225,9 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
 
 def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
     """Measure what is trained; of equals, the newer network is kept."""
+    if isinstance(setup.net, MultiExit):
+        # Its running statistics are used as they are, and each process has gathered its own.
+        setup.runtime.processes.copy_first([*setup.net.buffers()])
     found, reached = _exit_scores(setup, phase, setup.net) if isinstance(setup.net, MultiExit) else _ends(setup, phase)
     tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
     rank = setup.task.metrics[0].rank

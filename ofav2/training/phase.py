@@ -64,7 +64,7 @@ def run_phase(
         net=net,
         candidates=candidates(finished),
         external=setup.external,
-        weights=setup.weights,
+        weights={phase.name: phase_weights(setup.config, phase.config, net) for phase in setup.plan.phases},
         evaluator=setup.evaluator,
         precision=setup.config.teacher.precision,
         file_sha256=setup.teacher_sha256,
@@ -77,7 +77,8 @@ def run_phase(
     learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
 
     score, mean = _evaluate(setup, phase, tracker)
-    if broken := not_finite(net):
+    broken = not_finite(net)
+    if any(setup.runtime.processes.any(broken is not None)):
         # Weights may be finite and so large that no statistics are.
         writer.set_aside_after(phase.first_step)
         setup.runtime.processes.refuse(

@@ -101,7 +101,7 @@ def choose_teacher(
     net: Network,
     candidates: Sequence[distill.TeacherCandidate],
     external: Mapping[str, nn.Module],
-    weights: distill.ExitWeights,
+    weights: Mapping[str, distill.ExitWeights],
     evaluator: Evaluator,
     precision: str | None = None,
     file_sha256: str | None = None,
@@ -116,7 +116,7 @@ def choose_teacher(
         net: The supernet, of which the teacher is the largest network with other weights.
         candidates: What earlier phases left.
         external: Teachers from timm by policy.
-        weights: Weights of the exits.
+        weights: Weights of the exits by phase. A candidate teaches with those that it was trained and scored with.
         evaluator: What measures an external teacher, and where it runs.
         precision: Arithmetic of the teacher's forward pass; None takes the run's. It is measured in float32 either way.
         file_sha256: Checksum of the file that an external teacher has its weights from.
@@ -140,7 +140,7 @@ def choose_teacher(
     chosen = choice.candidate
     record = TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason)
     forward = compiled("teacher", module, module, compiler)
-    return PhaseTeacher(as_teacher(forward, weights.ensemble, arithmetic), record)
+    return PhaseTeacher(as_teacher(forward, weights[chosen.phase].ensemble, arithmetic), record)
 
 
 def score_order(task: Task) -> distill.ScoreOrder:

@@ -63,7 +63,7 @@ def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Phas
         "net": net,
         "candidates": CANDIDATES,
         "external": {},
-        "weights": WEIGHTS,
+        "weights": dict.fromkeys(LEFT, WEIGHTS),
         "evaluator": tiny_evaluator(DATA),
     }
     return choose_teacher(phase_with_teacher(policy, net), **(arguments | changes))
@@ -139,7 +139,7 @@ def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     net = tiny_net("se_b", seed=4)
     checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})
     phase_teacher = choose(
-        "fixed", tmp_path, net, candidates=CANDIDATES[:1], weights=distill.exit_weights("ascending", 1)
+        "fixed", tmp_path, net, candidates=CANDIDATES[:1], weights={"full": distill.exit_weights("ascending", 1)}
     )
     assert phase_teacher.teacher is not None
     images = torch.ones(2, 3, 16, 16)
