@@ -54,7 +54,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.nas.limits import parse_limits
     from ofav2.nas.search import resume_search, search
+    from ofav2.runtime.processes import process_group
 
+    with process_group() as processes:
+        if processes.count > 1:
+            processes.refuse(
+                UserError(f"WORLD_SIZE ({processes.count}): a search takes one process; start it without torchrun")
+            )
     given = [name for name in ("run", *_NEW) if getattr(arguments, name) is not None]
     if arguments.resume is not None:
         if given:
@@ -91,11 +97,12 @@ def _show(found: "Found") -> None:
     title = f"front of {front.networks} networks, {front.measured} measurements: {record.limits}"
     console.show(table(title, FRONT_COLUMNS, front_rows(found)))
     show = record.metric.show
+    error = "" if front.optimism_error is None else f" ± {show(front.optimism_error)}"
     extract = shlex.join(
         ["ofav2", "extract", record.run, "--from-search", str(found.folder), "--knee", "--out", "knee"]
     )
     console.say(
-        f"optimism: {record.metric.name} is {show(front.optimism)} ± {show(front.optimism_error)} better on the"
+        f"optimism: {record.metric.name} is {show(front.optimism)}{error} better on the"
         f" {record.search_images} images of the search than on {record.confirmation_images} others\n"
         f"made {found.folder}\n"
         f"next: {extract}\n"

@@ -302,9 +302,10 @@ def _map(path: Path, size: int, offsets: Indices) -> Kept:
 
 
 def _check_some(kept: Kept, ends: Indices, checks: Digests) -> None:
-    """Compare some images' pixels, others each time, with their digests."""
+    """Compare some images' pixels, others each time, with their digests: one at least, of which size ever."""
     order = np.random.default_rng().permutation(len(checks))
-    chosen = order[np.cumsum((ends - kept.offsets)[order]) <= CHECKED]
+    sizes = (ends - kept.offsets)[order]
+    chosen = order[np.cumsum(sizes) - sizes < CHECKED]
     pixels = kept.pixels.numpy()
     for start, end, check in zip(
         kept.offsets[chosen].tolist(), ends[chosen].tolist(), checks[chosen].tolist(), strict=True

@@ -322,15 +322,18 @@ def write_split(path: Path, record: SplitRecord) -> None:
 
 def first_other_class(before: Sequence[str], now: Sequence[str]) -> str | None:
     """Return the first difference of two lists of classes, as the end of a sentence; None for none."""
-    gone = [show(name) for name in before if name not in now]
-    new = [show(name) for name in now if name not in before]
+    if tuple(before) == tuple(now):
+        return None
+    known, found = {*before}, {*now}
+    gone, new = [show(name) for name in before if name not in found], [show(name) for name in now if name not in known]
     if gone or new:
         parts = (f"class {gone[0]} is missing" if gone else "", f"class {new[0]} was not there before" if new else "")
         return ", and ".join(part for part in parts if part)
-    for label, (old, name) in enumerate(zip(before, now, strict=True)):
-        if old != name:
-            return f"class {label} was {show(old)}, and is {show(name)} now"
-    return None
+    if len(before) != len(now):
+        return f"there were {len(before)} classes, and are {len(now)} now"
+    pairs = enumerate(zip(before, now, strict=True))
+    label, (old, name) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
+    return f"class {label} was {show(old)}, and is {show(name)} now"
 
 
 def join(first: Split, second: Split, name: str) -> Split:

@@ -149,7 +149,7 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
 
 def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Task) -> None:
     """Refuse what would give wrong scores without a word: outputs, or inputs, that mean something else than before."""
-    known = record.data
+    known, kept = record.data, recipe.parse(record.recipe, f"recipe in {folder.RECORD} of {record.name}")
     if difference := first_other_class(known.classes, data.classes):
         raise RunError(
             f"data set ({data.name}): {difference}; restore the classes that run {record.name} was trained with"
@@ -162,6 +162,9 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
         ("mean", known.mean, tuple(data.mean)),
         ("std", known.std, tuple(data.std)),
         ("eval_crop", known.eval_crop, config.data.eval_crop),
+        ("data.exif_orientation", kept.data.exif_orientation, config.data.exif_orientation),
+        ("evaluation.calibration_images", kept.evaluation.calibration_images, config.evaluation.calibration_images),
+        ("evaluation.calibration_batch", kept.evaluation.calibration_batch, config.evaluation.calibration_batch),
     ):
         if before != now:
             raise RunError(

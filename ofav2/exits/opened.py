@@ -15,6 +15,7 @@ from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.exits.collect import require_classes
 from ofav2.exits.early import EarlyExits, early_exits
 from ofav2.exits.policy_file import several_exits
+from ofav2.messages import show
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
@@ -72,6 +73,12 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
             f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
             " ones that it knows: give the folder of that one as data.root=PATH"
         )
+    for what, before, now in (("mean", record.input.mean, data.mean), ("std", record.input.std, data.std)):
+        if tuple(now) != before:
+            raise UserError(
+                f"{what} of data set {data.name} is {show(list(now))}, and the network was trained with"
+                f" {show(list(before))}: use the version of ofav2 that trained it"
+            )
     runtime.place(module)
     if not config.run.threads:
         images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))

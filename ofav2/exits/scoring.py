@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 import distill
+from ofav2.errors import UserError
 from ofav2.exits.subsets import Counts, ExitBatch, Numbers, Tally, fixed_weights, joined, subsets, tally
 from ofav2.rng import generator
 
@@ -73,6 +74,11 @@ def score_learned(batches: Iterable[ExitBatch], exits: int) -> Scored:
     order[::2], order[1::2] = first, second
     choices = subsets(exits)
     found = _learned(everything, order, choices)
+    if not (found[-1] > 0).any():
+        raise UserError(
+            "ensemble (learned) finds no weights: no exit tells more than chance on validation images; use a scheme,"
+            " such as uniform"
+        )
     used = [index for index, choice in enumerate(choices) if len(choice) == 1 or (found[index, list(choice)] > 0).all()]
     choices = tuple(choices[index] for index in used)
     tallies = [

@@ -16,10 +16,9 @@ import numpy.typing as npt
 from ofav2.errors import UserError
 from ofav2.nas.limits import Limits, show
 from ofav2.tasks.classification import ranks
+from supernets.backbone import MOST_EXITS
 from supernets.cost import Cost
 
-MOST_EXITS = 12
-"""Exits of a network whose subsets are scored, at most: 4,095 subsets."""
 CHUNK = 2**16
 """Logits of one exit that are weighed and counted at once, about: they stay in the processor's caches."""
 

@@ -109,6 +109,12 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
     refuse_task(task, source)
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
+    same_images = data.fingerprint == source.record.measured_fingerprint
+    if not same_images and not any(text.startswith("data.") for text in overrides):
+        raise UserError(
+            f"data set ({data.name}) holds other images than the network was trained and tested on, so those drawn for"
+            " test now may be ones that it knows: restore it, or name images that it never saw by data.root=PATH"
+        )
     module, resolution = runtime.place(source.module), source.record.subnet.resolution
     if not config.run.threads:
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
@@ -125,7 +131,7 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
         top1=dict(zip(exits, (predicted == targets).mean(1)[: len(exits)].tolist(), strict=True)),
         confusion=confusion,
         classes=class_scores(confusion, source.record.classes),
-        same_images=data.fingerprint == source.record.measured_fingerprint,
+        same_images=same_images,
     )
 
 

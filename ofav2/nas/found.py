@@ -97,8 +97,8 @@ class FrontRecord:
     """The front, the cheapest first, by the first cost."""
     optimism: float
     """By how much the front is better on the images of the search than on others, on average."""
-    optimism_error: float
-    """Standard error of that, by the differences between the finalists."""
+    optimism_error: float | None
+    """Standard error of that, by the numbers of images alone; None of a metric that is no share of images."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,11 @@ class Found:
             UserError: If none keeps the limits; the message says what the cheapest ones cost.
         """
         limits = limits or Limits()
+        if limits.latency is not None and self.record.latency_table is None:
+            raise UserError(
+                f"limit latency ({show('latency', limits.latency)}) is not known of search {self.folder}: search again"
+                " with latency as an objective or a limit"
+            )
         kept = [one for one in self.front.finalists if within(one.price, limits)]
         if not kept:
             least = ", ".join(

@@ -6,6 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
+import torchvision
+
 from ofav2 import files
 from ofav2.data import Split
 from ofav2.errors import RunError
@@ -47,13 +50,13 @@ class MeasuredStore:
 
 
 def measurement_key(run: OpenedRun, images: Split) -> str:
-    """Return a digest of all that a measurement depends on, but the network: weights, images, calibration."""
+    """Return a digest of all that a measurement depends on, but the network: weights, images, calibration, versions."""
     evaluator = run.evaluator
     digest = hashlib.sha256(images.labels.tobytes())
     facts = (
         *(run.loaded.sha256, run.data.fingerprint, images.name, evaluator.task.metrics[0].name),
         *(evaluator.config.calibration_images, evaluator.config.calibration_batch, evaluator.seed),
-        *(evaluator.eval_crop, run.runtime.precision),
+        *(evaluator.eval_crop, run.runtime.device.type, torch.__version__, torchvision.__version__),
     )
     digest.update(json.dumps(facts).encode())
     return digest.hexdigest()

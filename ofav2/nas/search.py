@@ -215,9 +215,17 @@ def _confirmed(
     ]
     finalists.sort(key=lambda one: (getattr(one, record.costs[0]), -record.metric.rank(one.searched)))
     gaps = np.array([record.metric.rank(one.searched) - record.metric.rank(one.confirmed) for one in finalists])
-    error = float(gaps.std(ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else 0.0
+    error = _chance(record, finalists, halves)
     bodies = sum(1 for event in SearchLog(place, problem.genes, record.metric).read() if isinstance(event, Measured))
     return FrontRecord(bodies, len(values), tuple(finalists), float(gaps.mean()), error)
+
+
+def _chance(record: SearchRecord, finalists: Sequence[Finalist], halves: Halves) -> float | None:
+    """Return the standard error of the difference of the two halves, of a share; all finalists share both halves."""
+    if record.metric.unit != "%":
+        return None
+    share = float(np.mean([one.confirmed for one in finalists]))
+    return math.sqrt(share * (1 - share) * (1 / len(halves.search) + 1 / len(halves.confirmation)))
 
 
 def front_of(problem: SupernetProblem, values: dict[Subnet, float]) -> tuple[Subnet, ...]:

@@ -2,6 +2,7 @@
 
 import difflib
 import logging
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -278,8 +279,10 @@ def _stage_ends(features: Sequence[Features]) -> tuple[int, ...]:
 
 
 def _listed(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: Sequence[float]) -> tuple[int, ...]:
-    values = list(exits)
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    values = list(exits) if isinstance(exits, Sequence) else []
+    numeric = all(
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
+    )
     if not values or not numeric or values != sorted(set(values)):
         raise UserError(f"exits ({short(show(values))}) must be ascending numbers, each once, such as [2,3]")
     if all(0 < value < 1 for value in values):

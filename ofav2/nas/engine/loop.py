@@ -22,6 +22,9 @@ from ofav2.nas.engine.problem import Floats, Genes, Problem
 from ofav2.nas.engine.start import first_bodies, spread_networks
 from ofav2.rng import generator
 
+MIN_LEARNABLE = 2
+"""Networks from which something can be predicted."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -108,11 +111,11 @@ def search(
         seed: Seed of all random numbers.
         measurements: Bodies to measure; fewer where the space holds no others.
         past: Events of a search with the same problem, settings and seed; they are not yielded again.
-        stop: Asked before each round and after each measurement; the search ends where it returns True.
+        stop: Asked after each measurement and before each round but the first; the search ends where it returns True.
     """
     old = deque(past)
     archive, reference, number, done = Archive.empty(problem), np.zeros(0), 0, 0
-    while done < measurements and not stop():
+    while done < measurements and not (done and stop()):
         picked = _old(old, Picked)
         if picked is None:
             count = min(settings.batch if number else settings.start, measurements - done)
@@ -165,6 +168,9 @@ def _propose(
     if not number:
         bodies = first_bodies(problem, rng, count)
         return Picked(number, bodies, ("first",) * len(bodies), ())
+    if len(archive) < MIN_LEARNABLE:
+        # The limits leave one network, which is measured.
+        return Picked(number, archive.genes[:0], (), ())
     belief = learn(problem, archive, PREDICTORS[settings.predictor])
     found = _evolved(problem, belief, settings, rng)
     new = [(body, genes[archive.lacks(genes)]) for body in found for genes in [problem.nested(body)]]

@@ -163,6 +163,18 @@ def index_with(change: Callable[[dict[str, np.ndarray]], object]) -> Callable[[P
     return spoil
 
 
+def test_an_image_above_the_bound_of_what_is_sampled_is_sampled(
+    config: DataConfig, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "CHECKED", 1)
+    data.open_data(config)
+    (pixels,) = Path(config.cache or "").rglob(cache.PIXELS)
+    pixels.write_bytes(bytes(byte ^ 1 for byte in pixels.read_bytes()))
+    notes()
+    data.open_data(config)
+    assert "has changed" in notes()
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -274,6 +274,7 @@ def test_members_are_paths_or_indices() -> None:
         (("bee", "cat", "zebra"), 'class "ant" is missing, and class "zebra" was not there before'),
         (("ant", "cat"), 'class "bee" is missing'),
         (("ant", "bee", "cat", "dog"), 'class "dog" was not there before'),
+        (("ant", "bee", "cat", "cat"), "there were 3 classes, and are 4 now"),
         (("ant", "cat", "bee"), 'class 1 was "bee", and is "cat" now'),
     ],
 )

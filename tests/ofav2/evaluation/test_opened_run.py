@@ -201,6 +201,19 @@ def test_an_image_that_was_mended_since_stays_left_out(broken: Photos) -> None:
     assert (names(after), after.data.skipped, after.same_data) == (names(before), before.data.skipped, True)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("exif_orientation: true", "exif_orientation: false"),
+        ("calibration_images: ", "calibration_images: 1"),
+    ],
+)
+def test_other_preparation_than_the_runs_is_refused(before: str, after: str, photos: Photos) -> None:
+    photos.set(before, after)
+    with pytest.raises(RunError, match=r"restore its recipe\.yaml"):
+        ofav2.open_run(photos.run)
+
+
 def test_settings_that_draw_a_split_do_not_change_the_runs(photos: Photos) -> None:
     before = ofav2.open_run(photos.run)
     photos.set("val_fraction: 0.25", "val_fraction: 0.5")

@@ -128,6 +128,14 @@ def test_too_many_exits_are_refused() -> None:
 # Learned weights
 
 
+def test_exits_that_tell_nothing_get_no_learned_weights() -> None:
+    """Each exit is sure of a wrong class, so any positive weight makes the ensemble worse than none."""
+    targets = torch.arange(24) % 3
+    wrong = torch.nn.functional.one_hot((targets + 1) % 3, 3).float()
+    with pytest.raises(UserError, match="no exit tells more than chance"):
+        score_learned(batches(torch.stack([wrong] * EXITS), targets, 9), EXITS)
+
+
 def test_each_half_is_scored_with_weights_learned_on_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, targets = outputs(seed=1)
     scored = score_learned(batches(logits, targets, 9), EXITS)

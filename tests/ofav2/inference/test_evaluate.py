@@ -71,3 +71,14 @@ def test_validation_images_that_a_network_was_fine_tuned_on_are_refused(extracte
     assert ofav2.evaluate_network(tmp_path / "tuned").same_images
     with pytest.raises(UserError, match="was fine-tuned on its validation images"):
         ofav2.evaluate_network(tmp_path / "tuned", split="val")
+
+
+def test_other_images_than_those_it_was_tested_on_are_refused_unless_they_are_named(
+    extracted: Path, tmp_path: Path
+) -> None:
+    other, record = Path(shutil.copytree(extracted, tmp_path / "other")), ofav2.describe_subnet(extracted)
+    assert record.extraction is not None
+    write_subnet_record(other, replace(record, extraction=replace(record.extraction, data_fingerprint="0" * 64)))
+    with pytest.raises(UserError, match="may be ones that it knows"):
+        ofav2.evaluate_network(other)
+    assert not ofav2.evaluate_network(other, ["data.split_seed=0"]).same_images

@@ -84,6 +84,11 @@ def test_optimism_is_the_mean_difference_of_the_halves(searched: Path) -> None:
     assert front.optimism == pytest.approx(np.mean(gaps))
     macs = [one.macs for one in front.finalists]
     assert macs == sorted(macs)
+    # The finalists share the images, so more of them make it no surer.
+    share = np.mean([one.confirmed for one in front.finalists])
+    record = ofav2.load_search(searched / "search").record
+    images = 1 / record.search_images + 1 / record.confirmation_images
+    assert front.optimism_error == pytest.approx((share * (1 - share) * images) ** 0.5)
 
 
 def test_halves_share_no_image_and_hold_each_label_evenly() -> None:
@@ -233,6 +238,21 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_limits_that_leave_one_network_end_with_it(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    with pytest.raises(UserError) as refused:
+        ofav2.search(run, limits=Limits(params=1), out=tmp_path / "none")
+    least = int(re.findall(r"\(([\d,]+)\)", str(refused.value))[-1].replace(",", ""))
+    found = ofav2.search(run, limits=Limits(params=least), measurements=6, out=tmp_path / "out")
+    assert {one.params for one in found.front.finalists} == {least}
+
+
+def test_a_search_whose_time_is_up_at_once_has_measured_one_network(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    found = ofav2.search(run, minutes=1e-9, out=tmp_path / "out")
+    assert found.front.measured == 1
+
+
 def test_a_search_of_other_weights_does_not_go_on(searched: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
     record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
@@ -269,6 +289,8 @@ def test_the_best_is_the_best_confirmed_one_within_limits(searched: Path) -> Non
     assert len(choice.ranked) == len(finalists)
     with pytest.raises(UserError, match=r"number \(0\) is not on the front"):
         choose_finalist(found, searched, Limits(), number=0)
+    with pytest.raises(UserError, match=r"limit latency \(.*\) is not known of search"):
+        found.best(Limits(latency=1))
 
 
 def test_the_command_searches_goes_on_and_extracts(
