@@ -6,13 +6,11 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
-import torchvision
-
 from ofav2 import files
 from ofav2.data import Split
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.runs.records import versions
 from supernets import SpaceError, Subnet
 
 logger = logging.getLogger(__name__)
@@ -56,9 +54,9 @@ def measurement_key(run: OpenedRun, images: Split) -> str:
     facts = (
         *(run.loaded.sha256, run.data.fingerprint, images.name, evaluator.task.metrics[0].name),
         *(evaluator.config.calibration_images, evaluator.config.calibration_batch, evaluator.seed),
-        *(evaluator.eval_crop, run.runtime.device.type, torch.__version__, torchvision.__version__),
+        *(evaluator.eval_crop, run.runtime.device.type),
     )
-    digest.update(json.dumps(facts).encode())
+    digest.update(json.dumps([*facts, versions()]).encode())
     return digest.hexdigest()
 
 
