@@ -211,7 +211,7 @@ class _Pictures(Dataset[tuple[Tensor, int]]):
             image = Image.open(images.files.path(index)).convert("RGB")
         else:
             image = transforms.functional.to_pil_image(self.split.image(index))
-        return self.transform(image), int(self.split.labels[index])
+        return self.transform(image), int(self.split.targets[index])
 
 
 def _gap(evaluator: Evaluator, net: Supernet, supernet: nn.Module, subnet: Subnet, calibration: Loader) -> float:

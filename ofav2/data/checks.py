@@ -66,7 +66,7 @@ def log_duplicates(parts: Parts) -> None:
         names,
         "have the same content, one in train and one in val or test, which flatters accuracy",
     )
-    labels = np.concatenate([split.labels for split in splits])
+    labels = np.concatenate([split.targets for split in splits])
     _log_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
 
 
@@ -145,7 +145,7 @@ def _with_two_labels(listed: Listed) -> Reasons:
     """Find files that stand in two classes, as links: one of the two is wrong, and there is no telling which."""
     trees = _trees(listed)
     nodes = np.concatenate([files.nodes for files in trees])
-    labels = np.concatenate([split.labels for split in listed.splits])
+    labels = np.concatenate([split.targets for split in listed.splits])
     groups = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
     lowest, highest = np.full(groups.max() + 1, labels.max()), np.zeros(groups.max() + 1, dtype=np.int64)
     np.minimum.at(lowest, groups, labels)
@@ -215,7 +215,7 @@ def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, 
 
 def _require_classes(listed: Listed) -> None:
     for split in listed.splits:
-        counts = np.bincount(split.labels, minlength=len(listed.classes))
+        counts = np.bincount(split.targets, minlength=len(listed.classes))
         if not counts.all():
             name = listed.classes[int(counts.argmin())]
             raise UserError(f"class {name!r}: no usable image is left in {split.name}; add images or remove the class")

@@ -79,11 +79,11 @@ class _Loaded(NamedTuple):
 
     def on(self, device: torch.device) -> "_Loaded":
         """Return the same on a device; the copy may still be under way."""
-        images, labels = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets))
+        images, targets = (tensor.to(device, non_blocking=True) for tensor in (self.images, self.targets))
         boxes, mirrored = (
             None if tensor is None else tensor.to(device, non_blocking=True) for tensor in (self.boxes, self.mirrored)
         )
-        return _Loaded(images, labels, boxes, mirrored, self.request)
+        return _Loaded(images, targets, boxes, mirrored, self.request)
 
 
 def steps_per_epoch(images: int, batch_size: int) -> int:
@@ -141,7 +141,7 @@ def train_batches(
     before = [(first - 1) % config.batch_size] if settings.mixes else []
     schedule = _Schedule(
         images=len(data.train),
-        labels=data.train.labels if config.balance == "classes" else None,
+        labels=data.train.targets if config.balance == "classes" else None,
         batch_size=config.batch_size,
         resolutions=config.resolutions,
         stream=stream,
@@ -298,14 +298,14 @@ def one_ahead(items: Iterable[T]) -> Generator[T]:
 
 def _finished(loaded: _Loaded, settings: Augmentation) -> Batch:
     """Return a batch on its device, cut and augmented there."""
-    images, labels, boxes, mirrored, request = loaded
+    images, targets, boxes, mirrored, request = loaded
     if boxes is not None and mirrored is not None:
         images = cut_together(images, boxes, mirrored, request.resolution)
     if settings.recolours:
         images = recoloured(images, request.positions, settings, request.key)
     if settings.mixes:
-        images, labels = mixed(images, labels, settings, request.key)
-    return Batch(images, labels)
+        images, targets = mixed(images, targets, settings, request.key)
+    return Batch(images, targets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -374,11 +374,11 @@ class _TrainImages(Dataset[_Loaded]):
         randoms = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
         boxes = crop_boxes(images.sizes, randoms, scale=self.crop_scale, ratio=self.crop_ratio)
         mirrored = (randoms.mirrors < 0.5) & self.flip
-        labels = torch.from_numpy(self.split.labels[request.indices])
+        targets = torch.from_numpy(self.split.targets[request.indices])
         if self.together:
             whole = torch.stack(images.images())
-            return _Loaded(whole, labels, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
-        return _Loaded(cut_each(images, boxes, mirrored, request.resolution), labels, None, None, request)
+            return _Loaded(whole, targets, torch.from_numpy(boxes), torch.from_numpy(mirrored), request)
+        return _Loaded(cut_each(images, boxes, mirrored, request.resolution), targets, None, None, request)
 
 
 @dataclass(frozen=True, eq=False)
@@ -392,10 +392,11 @@ class _EvalImages(Dataset[Batch]):
 
     def __getitem__(self, indices: Indices) -> Batch:
         images = self.split.images.look(indices).images()
-        labels = torch.from_numpy(self.split.labels[indices])
+        targets = torch.from_numpy(self.split.targets[indices])
         if self.together:
-            return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), labels)
-        return Batch(torch.stack([evaluation_view(image, self.resolution, self.eval_crop) for image in images]), labels)
+            return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), targets)
+        views = [evaluation_view(image, self.resolution, self.eval_crop) for image in images]
+        return Batch(torch.stack(views), targets)
 
 
 def _as_it_is(loaded: T) -> T:

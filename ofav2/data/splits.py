@@ -28,19 +28,19 @@ SPLIT_FORMAT = "ofav2-split/2"
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Labelled images: `labels` int64 (N,), the images themselves read on demand."""
+    """Images with their targets: classes, int64 (N,). The images themselves are read on demand."""
 
     name: str
-    labels: npt.NDArray[np.int64]
+    targets: npt.NDArray[np.int64]
     images: Images
 
     def __post_init__(self) -> None:
-        """Make the labels read-only, as the dataclass is frozen."""
-        self.labels.setflags(write=False)
+        """Make the targets read-only, as the dataclass is frozen."""
+        self.targets.setflags(write=False)
 
     def __len__(self) -> int:
         """Count the images."""
-        return len(self.labels)
+        return len(self.targets)
 
     def image(self, index: int) -> Tensor:
         """Return image `index` (from 0) as a fresh uint8 tensor (3, H, W); images of a split may differ in size."""
@@ -48,7 +48,7 @@ class Split:
 
     def take(self, name: str, indices: Indices) -> "Split":
         """Return the images at `indices`, in that order, as a split of their own."""
-        return Split(name, self.labels[indices], self.images.take(indices))
+        return Split(name, self.targets[indices], self.images.take(indices))
 
 
 class Listed(NamedTuple):
@@ -277,7 +277,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
     """
     drawn = np.zeros(len(split), dtype=bool)
     for label, name in enumerate(classes):
-        members = np.flatnonzero(split.labels == label)
+        members = np.flatnonzero(split.targets == label)
         if len(members) < 2:
             raise UserError(
                 f"class {name!r} ({len(members)} image left in {split.name}): a class needs one image to keep and one "
@@ -338,9 +338,9 @@ def first_other_class(before: Sequence[str], now: Sequence[str]) -> str | None:
 
 def join(first: Split, second: Split, name: str) -> Split:
     """Put two splits' images one after the other into one split; they are still read on demand."""
-    labels = np.concatenate((first.labels, second.labels))
-    images = JoinedImages(first.images, len(first), second.images, np.arange(len(labels), dtype=np.int64))
-    return Split(name, labels, images)
+    targets = np.concatenate((first.targets, second.targets))
+    images = JoinedImages(first.images, len(first), second.images, np.arange(len(targets), dtype=np.int64))
+    return Split(name, targets, images)
 
 
 def fingerprint(name: str, classes: Sequence[str], splits: Sequence[Split]) -> str:
@@ -348,6 +348,6 @@ def fingerprint(name: str, classes: Sequence[str], splits: Sequence[Split]) -> s
     digest = hashlib.sha256(json.dumps([name, list(classes)]).encode())
     for split in splits:
         digest.update(json.dumps([split.name, len(split)]).encode())
-        digest.update(split.labels.astype("<i8").tobytes())
+        digest.update(split.targets.astype("<i8").tobytes())
         digest.update(split.images.identity())
     return digest.hexdigest()

@@ -32,5 +32,5 @@ def halve(val: Split, seed: int) -> Halves:
         raise UserError(f"validation has {len(val)} image: a search needs two at least; raise data.val_fraction")
     order = generator("search halves", seed).permutation(len(val))
     # By label, and at random within it: every other one.
-    order = order[np.argsort(val.labels[order], kind="stable")] if val.labels.ndim == 1 else order
+    order = order[np.argsort(val.targets[order], kind="stable")] if val.targets.ndim == 1 else order
     return Halves(val.take("search", np.sort(order[::2])), val.take("confirmation", np.sort(order[1::2])))

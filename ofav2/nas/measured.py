@@ -50,7 +50,7 @@ class MeasuredStore:
 def measurement_key(run: OpenedRun, images: Split) -> str:
     """Return a digest of all that a measurement depends on, but the network: weights, images, calibration, versions."""
     evaluator = run.evaluator
-    digest = hashlib.sha256(images.labels.tobytes())
+    digest = hashlib.sha256(images.targets.tobytes())
     facts = (
         *(run.loaded.sha256, run.data.fingerprint, images.name, evaluator.task.metrics[0].name),
         *(evaluator.config.calibration_images, evaluator.config.calibration_batch, evaluator.seed),

@@ -27,7 +27,7 @@ def digits() -> ImageData:
 
 def contents(*splits: Split) -> Counter[tuple[int, bytes]]:
     return Counter(
-        (int(split.labels[i]), split.image(i).numpy().tobytes()) for split in splits for i in range(len(split))
+        (int(split.targets[i]), split.image(i).numpy().tobytes()) for split in splits for i in range(len(split))
     )
 
 
@@ -61,10 +61,10 @@ def test_digits_are_scaled_exactly_and_repeated_to_three_channels(digits: ImageD
 def test_digits_hold_out_test_and_then_validation_by_class(digits: ImageData) -> None:
     totals = np.bincount(load_digits().target)
     test = np.floor(totals * 0.2 + 0.5)
-    assert np.bincount(digits.test.labels).tolist() == test.tolist()
-    assert np.bincount(digits.val.labels).tolist() == np.floor((totals - test) * 0.15 + 0.5).tolist()
+    assert np.bincount(digits.test.targets).tolist() == test.tolist()
+    assert np.bincount(digits.val.targets).tolist() == np.floor((totals - test) * 0.15 + 0.5).tolist()
     assert (digits.train.name, digits.val.name, digits.test.name) == ("train", "val", "test")
-    assert digits.train.labels.dtype == np.int64
+    assert digits.train.targets.dtype == np.int64
 
 
 def test_digits_describe_themselves(digits: ImageData) -> None:

@@ -72,7 +72,7 @@ def test_a_batch_is_what_its_promise_says(digits: ImageData) -> None:
             image, own = digits.train.image(int(index)), rng.at(np.array([position]))
             crop = plain_view(tuple(image.shape[1:]), own, scale=CONFIG.crop_scale, ratio=CONFIG.crop_ratio)
             assert torch.equal(batch.images[position], plain_cut(image, crop, side, own.mirrors[0] < 0.5))
-            assert batch.targets[position] == digits.train.labels[index]
+            assert batch.targets[position] == digits.train.targets[index]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -132,7 +132,7 @@ def test_balanced_classes_come_equally_often() -> None:
 
 
 def test_balanced_training_continues_where_the_whole_one_would_be(digits: ImageData) -> None:
-    few = np.concatenate([np.flatnonzero(digits.train.labels == 3)[:7], np.flatnonzero(digits.train.labels != 3)])
+    few = np.concatenate([np.flatnonzero(digits.train.targets == 3)[:7], np.flatnonzero(digits.train.targets != 3)])
     uneven = replace(digits, train=digits.train.take("train", few))
     config = replace(CONFIG, batch_size=64, balance="classes")
     epoch = steps_per_epoch(len(few), 64)
@@ -336,7 +336,7 @@ def test_evaluation_goes_through_the_split_in_order_to_its_end(digits: ImageData
     for _ in range(2):
         batches = list(loader)
         assert [len(batch.targets) for batch in batches] == [64] * 3 + [len(digits.val) - 192]
-        assert torch.cat([batch.targets for batch in batches]).tolist() == digits.val.labels.tolist()
+        assert torch.cat([batch.targets for batch in batches]).tolist() == digits.val.targets.tolist()
         images = torch.cat([batch.images for batch in batches])
         expected = torch.stack([evaluation_view(digits.val.image(i), 14, 0.875) for i in range(len(digits.val))])
         assert torch.equal(images, expected)
@@ -355,7 +355,7 @@ def rows(images: torch.Tensor) -> list[bytes]:
 def test_calibration_takes_a_fixed_part_of_the_training_split(digits: ImageData) -> None:
     batches = calibrate(digits, 250, 100)
     assert [len(batch.targets) for batch in batches] == [100, 100, 50]
-    label_of = {digits.train.image(i).numpy().tobytes(): digits.train.labels[i] for i in range(len(digits.train))}
+    label_of = {digits.train.image(i).numpy().tobytes(): digits.train.targets[i] for i in range(len(digits.train))}
     drawn = torch.cat([batch.images for batch in batches])
     labels = torch.cat([batch.targets for batch in batches])
     # at 8 pixels uncropped, digits are seen as they are

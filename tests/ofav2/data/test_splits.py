@@ -62,9 +62,9 @@ def test_a_draw_is_disjoint_exhaustive_stratified_and_stable(counts: list[int], 
     assert (kept.name, held.name) == ("train", "val")
     assert sorted(indices(kept) + indices(held)) == list(range(len(labels)))
     for part in (kept, held):
-        assert [labels[number] for number in indices(part)] == part.labels.tolist()
+        assert [labels[number] for number in indices(part)] == part.targets.tolist()
     for label, count in enumerate(counts):
-        share = int((held.labels == label).sum())
+        share = int((held.targets == label).sum())
         assert 1 <= share <= count - 1
         assert abs(share - count * fraction) <= 1
     again = draw(whole, fraction, len(counts), seed)[1]
@@ -73,7 +73,7 @@ def test_a_draw_is_disjoint_exhaustive_stratified_and_stable(counts: list[int], 
 
 def test_shares_are_rounded_per_class() -> None:
     held = draw(numbered([0] * 20 + [1] * 10), 0.15, 2)[1]
-    assert np.bincount(held.labels).tolist() == [3, 2]
+    assert np.bincount(held.targets).tolist() == [3, 2]
 
 
 def test_another_seed_draws_other_images() -> None:
@@ -99,7 +99,7 @@ def test_a_class_with_a_single_image_is_refused_by_name() -> None:
 def test_labels_cannot_be_written_and_images_are_copies() -> None:
     split = numbered([0, 1])
     with pytest.raises(ValueError, match="read-only"):
-        split.labels[0] = 1
+        split.targets[0] = 1
     split.image(1).fill_(9)
     assert indices(split) == [0, 1]
 
@@ -118,7 +118,7 @@ def test_the_fingerprint_tells_names_classes_labels_pixels_and_splits_apart() ->
         ("b", ["x", "y"], [base]),
         ("a", ["x", "z"], [base]),
         ("a", ["x", "y"], [numbered([0, 1, 1, 1])]),
-        ("a", ["x", "y"], [Split("train", base.labels, pixels)]),
+        ("a", ["x", "y"], [Split("train", base.targets, pixels)]),
         ("a", ["x", "y"], [first, second]),
         ("a", ["x", "y"], [second, first]),
     ]
@@ -133,7 +133,7 @@ def test_joined_splits_hold_the_images_of_both_in_order() -> None:
     whole = join(kept, held, "train")
     assert (whole.name, len(whole)) == ("train", 7)
     assert indices(whole) == indices(kept) + indices(held)
-    assert whole.labels.tolist() == [*kept.labels.tolist(), *held.labels.tolist()]
+    assert whole.targets.tolist() == [*kept.targets.tolist(), *held.targets.tolist()]
     some = whole.take("some", np.array([6, 0, 3, 0]))
     assert indices(some) == [indices(whole)[index] for index in (6, 0, 3, 0)]
     assert indices(pickle.loads(pickle.dumps(some))) == indices(some), "workers get it so"
@@ -203,7 +203,7 @@ def test_images_that_a_run_does_not_know_are_left_out_and_those_it_misses_are_na
     assert all_names(parts.train, parts.val, parts.test) == [
         [name for name in names or [] if name not in found.missing] for names in before
     ]
-    assert parts.train.labels.tolist() == [NAMES.index(name) % 2 for name in parts.train.images.names() or []]
+    assert parts.train.targets.tolist() == [NAMES.index(name) % 2 for name in parts.train.images.names() or []]
 
 
 def test_splits_that_a_data_set_brings_are_kept_apart_by_where_they_are_listed(tmp_path: Path) -> None:

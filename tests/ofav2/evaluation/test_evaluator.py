@@ -223,7 +223,7 @@ def test_scores_are_those_of_a_plain_loop_image_by_image() -> None:
         norm: Any = module.get_submodule(name)
         norm.running_mean, norm.running_var = mean.float(), var.float()
     hits = 0
-    for index, label in enumerate(data.test.labels.tolist()):
+    for index, label in enumerate(data.test.targets.tolist()):
         image = data.normalise(evaluation_view(data.test.image(index), 16, 1.0)[None])
         with torch.no_grad():
             hits += int(module(image).argmax().item() == label)

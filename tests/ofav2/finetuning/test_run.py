@@ -152,7 +152,7 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
 
     def watched(split: Split) -> Split:
         assert isinstance(split.images, ArrayImages)
-        return Split(split.name, split.labels.copy(), Watched(split.name, split.images, np.arange(len(split)), log))
+        return Split(split.name, split.targets.copy(), Watched(split.name, split.images, np.arange(len(split)), log))
 
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))

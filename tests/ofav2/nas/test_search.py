@@ -92,14 +92,14 @@ def test_optimism_is_the_mean_difference_of_the_halves(searched: Path) -> None:
 
 
 def test_halves_share_no_image_and_hold_each_label_evenly() -> None:
-    val = replace(tiny_data().val, labels=np.repeat(np.arange(4), [6, 6, 6, 5]))
+    val = replace(tiny_data().val, targets=np.repeat(np.arange(4), [6, 6, 6, 5]))
     halves = halve(val, 3)
     images = [split.image(index).numpy().tobytes() for split in halves for index in range(len(split))]
     assert len(images) == len(set(images)) == 23
     for split in halves:
-        assert all(abs(int((split.labels == label).sum()) - 3) <= 1 for label in range(4))
+        assert all(abs(int((split.targets == label).sum()) - 3) <= 1 for label in range(4))
     again = halve(val, 3)
-    assert again.search.labels.tolist() == halves.search.labels.tolist()
+    assert again.search.targets.tolist() == halves.search.targets.tolist()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 0.6, 0.8, 1.0])

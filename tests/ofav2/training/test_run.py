@@ -239,7 +239,7 @@ def test_the_test_split_is_not_looked_at_before_the_last_checkpoint(
     def watched(config: DataConfig, split: SplitRecord | None) -> ImageData:
         data = open_data(config, split)
         splits = {
-            name: Split(name, split.labels, Watched(split.images, key, seen[name]))
+            name: Split(name, split.targets, Watched(split.images, key, seen[name]))
             for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
         }
         return replace(data, **splits)  # type: ignore[arg-type]

@@ -45,11 +45,11 @@ def test_cifar_keeps_its_test_split_and_holds_validation_out_of_train(
     for split, kind in ((opened.train, "train"), (opened.val, "train"), (opened.test, "test")):
         for i in range(len(split)):
             pixels = split.image(i).numpy().tobytes()
-            assert known[pixels] == (kind, split.labels[i])
+            assert known[pixels] == (kind, split.targets[i])
             seen.add(pixels)
     assert seen == set(known)
     per_class = 4 * len(dataset.train_list)
-    assert np.bincount(opened.val.labels).tolist() == [round(per_class * 0.25)] * classes
+    assert np.bincount(opened.val.targets).tolist() == [round(per_class * 0.25)] * classes
 
 
 def test_a_damaged_cifar_is_refused_before_it_is_unpickled(tmp_path: Path) -> None:

@@ -66,14 +66,14 @@ def test_tiny_imagenet_is_read_from_its_original_layout(tiny: Path) -> None:
         str(tiny / "train" / wnid / "images" / f"{wnid}_{number}.JPEG") for wnid in WNIDS for number in range(8)
     )
     for split, count in ((opened.train, 6), (opened.val, 2)):
-        assert np.bincount(split.labels).tolist() == [count] * 3
-        assert [Path(file).parts[-3] for file in files(split)] == [WNIDS[label] for label in split.labels]
+        assert np.bincount(split.targets).tolist() == [count] * 3
+        assert [Path(file).parts[-3] for file in files(split)] == [WNIDS[label] for label in split.targets]
 
 
 def test_tiny_imagenets_labelled_val_images_are_the_test_split(tiny: Path) -> None:
     test = open_at("tiny_imagenet", tiny).test
     annotated = dict(line.split("\t")[:2] for line in (tiny / "val/val_annotations.txt").read_text().splitlines())
-    assert {Path(file).name: WNIDS[label] for file, label in zip(files(test), test.labels, strict=True)} == annotated
+    assert {Path(file).name: WNIDS[label] for file, label in zip(files(test), test.targets, strict=True)} == annotated
     with Image.open(files(test)[3]) as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     assert np.abs(test.image(3).numpy().astype(int) - expected).max() <= 1  # decoders may round differently
@@ -151,8 +151,8 @@ def test_imagenet_tests_on_its_val_folder(tmp_path: Path, classes: Callable[...,
         ("val", "n02", "000.JPEG"),
         ("val", "n02", "001.JPEG"),
     ]
-    assert opened.test.labels.tolist() == [0, 1, 1]
-    assert np.bincount(opened.val.labels).tolist() == [1, 2]
+    assert opened.test.targets.tolist() == [0, 1, 1]
+    assert np.bincount(opened.val.targets).tolist() == [1, 2]
     assert not set(files(opened.train)) & set(files(opened.val))
     assert (len(opened.train), len(opened.val)) == (9, 3)
 
@@ -174,7 +174,7 @@ def test_a_flat_folder_of_classes_is_split_in_three(tmp_path: Path, classes: Cal
     (tmp_path / ".hidden").mkdir()
     opened = open_at("imagefolder", tmp_path)
     assert opened.classes == ("Cat", "dog", "train")
-    assert [np.bincount(split.labels).tolist() for split in (opened.train, opened.val, opened.test)] == [
+    assert [np.bincount(split.targets).tolist() for split in (opened.train, opened.val, opened.test)] == [
         [12, 6, 6],
         [4, 2, 2],
         [4, 2, 2],
@@ -195,7 +195,7 @@ def test_splits_that_are_there_are_kept_and_others_are_drawn_from_train(
     for name, split, share in (("test", opened.test, 4), ("val", opened.val, 5 if "test" in given else 4)):
         folder = {Path(file).parts[-3] for file in files(split)}
         assert folder == ({name} if name in given else {"train"})
-        assert np.bincount(split.labels).tolist() == ([3, 3] if name in given else [share, share])
+        assert np.bincount(split.targets).tolist() == ([3, 3] if name in given else [share, share])
         taken += 0 if name in given else 2 * share
     assert len(opened.train) == 40 - taken
     everything = [file for split in (opened.train, opened.val, opened.test) for file in files(split)]
@@ -433,7 +433,7 @@ def test_class_names_that_look_equal_are_equal(tmp_path: Path, classes: Callable
     classes(tmp_path / "test", {apart: 2, "b": 2})
     opened = open_at("imagefolder", tmp_path)
     assert opened.classes == ("b", composed)
-    assert [np.bincount(split.labels).tolist() for split in (opened.train, opened.val, opened.test)] == [
+    assert [np.bincount(split.targets).tolist() for split in (opened.train, opened.val, opened.test)] == [
         [4, 4],
         [3, 3],
         [2, 2],
