@@ -31,6 +31,7 @@ LAYERS = (
     "tables",
     "progress",
     "files",
+    "json_lines",
     "output_folder",
     "typed_json",
     "config",

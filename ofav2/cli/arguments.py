@@ -8,6 +8,7 @@ from ofav2 import files
 from ofav2.errors import UserError
 
 if TYPE_CHECKING:
+    from ofav2.nas.limits import Limits
     from supernets import Subnet
 
 
@@ -50,6 +51,36 @@ def read_formats(text: str | None) -> tuple[str, ...]:
     formats = () if text == "none" else tuple(name.strip() for name in text.split(","))
     check_formats(formats)
     return formats
+
+
+def add_limits(parser: argparse._ActionsContainer) -> None:
+    """Add the options that limit which sub-networks of a run may be chosen."""
+    parser.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
+    parser.add_argument("--max-params", metavar="2M", help="parameters")
+    parser.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
+    parser.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
+    parser.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
+    parser.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
+    parser.add_argument(
+        "--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: latency.json in the run folder)"
+    )
+
+
+LIMITS = ("max_macs", "max_params", "max_memory", "max_latency")
+"""Names of the limits that `add_limits` adds."""
+PARTS = ("exit", "resolution", "latency_table")
+"""Names of what else it adds."""
+
+
+def read_limits(arguments: argparse.Namespace) -> "Limits":
+    """Return the limits that the options of `add_limits` set.
+
+    Raises:
+        UserError: One can't be read.
+    """
+    from ofav2.nas.limits import parse_limits
+
+    return parse_limits(**{name.removeprefix("max_"): getattr(arguments, name) for name in LIMITS})
 
 
 def read_subnet(name: str) -> "Subnet":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ofav2.cli import console
-from ofav2.cli.arguments import add_formats, read_formats, read_subnet
+from ofav2.cli.arguments import LIMITS, PARTS, add_formats, add_limits, read_formats, read_limits, read_subnet
 from ofav2.cli.verb import Verb
 from ofav2.errors import UserError
 from ofav2.output_folder import making
@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
-    from ofav2.nas.limits import Limits
     from supernets import Exits
 
-_CHOICE = (
-    *("max_macs", "max_params", "max_memory", "max_latency"),
-    *("exit", "resolution", "candidates", "seed", "latency_table"),
-)
+_CHOICE = (*LIMITS, *PARTS, "candidates", "seed")
 
 _EPILOG = """\
 examples:
@@ -69,17 +65,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("limits", "rank random networks that keep them on validation; take the best")
-    group.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
-    group.add_argument("--max-params", metavar="2M", help="parameters")
-    group.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
-    group.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
-    group.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
-    group.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
+    add_limits(group)
     group.add_argument("--candidates", metavar="N", type=int, help="networks to rank (default: 200)")
     group.add_argument("--seed", metavar="N", type=int, help="seed of their draw (default: 0)")
-    group.add_argument(
-        "--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: latency.json in the run folder)"
-    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -131,21 +119,10 @@ def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
         return None
     return constrain(
         arguments.run,
-        _limits(arguments),
+        read_limits(arguments),
         exits=arguments.exit,
         resolutions=arguments.resolution,
         table=arguments.latency_table,
-    )
-
-
-def _limits(arguments: argparse.Namespace) -> "Limits":
-    from ofav2.nas.limits import parse_limits
-
-    return parse_limits(
-        params=arguments.max_params,
-        macs=arguments.max_macs,
-        memory=arguments.max_memory,
-        latency=arguments.max_latency,
     )
 
 
@@ -158,13 +135,13 @@ def _from_search(arguments: argparse.Namespace) -> "Ranking | None":
         if picks:
             raise UserError(f"{_option(picks[0])} takes a network from a search: name it with --from-search DIR")
         return None
-    others = [name for name in _CHOICE if not name.startswith("max_") and getattr(arguments, name) is not None]
-    limited = [name for name in _CHOICE if name.startswith("max_") and getattr(arguments, name) is not None]
+    others = [name for name in _CHOICE if name not in LIMITS and getattr(arguments, name) is not None]
+    limited = [name for name in LIMITS if getattr(arguments, name) is not None]
     unused = others or (limited if picks else [])
     if unused:
         raise UserError(f"{_option(unused[0])} has no effect on a search that is done: leave it out")
     found = load_search(arguments.from_search)
-    return choose_finalist(found, arguments.run, _limits(arguments), knee=arguments.knee, number=arguments.number)
+    return choose_finalist(found, arguments.run, read_limits(arguments), knee=arguments.knee, number=arguments.number)
 
 
 def _option(name: str) -> str:

@@ -5,6 +5,7 @@ import shlex
 from typing import TYPE_CHECKING
 
 from ofav2.cli import console
+from ofav2.cli.arguments import LIMITS, PARTS, add_limits, read_limits
 from ofav2.cli.verb import Verb
 from ofav2.errors import UserError
 from ofav2.tables import table
@@ -24,10 +25,7 @@ are confirmed on the other half. Counts in k, M, G; memory in B, kB, MB, GB, KiB
 next: ofav2 extract RUN --from-search DIR --max-macs 2M --out OUT
 """
 
-_NEW = (
-    *("objectives", "max_macs", "max_params", "max_memory", "max_latency", "exit", "resolution", "latency_table"),
-    *("measurements", "minutes", "seed", "out"),
-)
+_NEW = ("objectives", *LIMITS, *PARTS, "measurements", "minutes", "seed", "out")
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +36,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="the metric and one or more of macs, params, memory, latency (default: the metric,macs)",
     )
-    parser.add_argument("--max-macs", metavar="30M", help="multiply-adds per image")
-    parser.add_argument("--max-params", metavar="2M", help="parameters")
-    parser.add_argument("--max-memory", metavar="512KiB", help="peak activation memory, batch 1, float32")
-    parser.add_argument("--max-latency", metavar="8ms", help="latency that the run's table predicts")
-    parser.add_argument("--exit", metavar="3", help="exits to end at: a number, a list 2,4 or a range 3..5")
-    parser.add_argument("--resolution", metavar="48..64", help="resolutions, likewise")
-    parser.add_argument("--latency-table", metavar="FILE", help="table of `ofav2 latency` (default: the run's)")
+    add_limits(parser)
     parser.add_argument("--measurements", metavar="N", type=int, help="networks to measure (default: 300)")
     parser.add_argument("--minutes", metavar="M", type=float, help="time after which no other network is measured")
     parser.add_argument("--seed", metavar="N", type=int, help="seed of the search (default: 0)")
@@ -52,7 +44,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.nas.limits import parse_limits
     from ofav2.nas.search import resume_search, search
     from ofav2.runtime.processes import process_group
 
@@ -69,16 +60,10 @@ def _run(arguments: argparse.Namespace) -> None:
         return
     if arguments.run is None:
         raise UserError("RUN is missing: name a run folder, or a search with --resume DIR")
-    limits = parse_limits(
-        params=arguments.max_params,
-        macs=arguments.max_macs,
-        memory=arguments.max_memory,
-        latency=arguments.max_latency,
-    )
     found = search(
         arguments.run,
         objectives=arguments.objectives.split(",") if arguments.objectives is not None else None,
-        limits=limits,
+        limits=read_limits(arguments),
         exits=arguments.exit,
         resolutions=arguments.resolution,
         table=arguments.latency_table,

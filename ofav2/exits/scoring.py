@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 import distill
+from ofav2.data.halves import halve_places
 from ofav2.errors import UserError
 from ofav2.exits.subsets import Counts, ExitBatch, Numbers, Tally, fixed_weights, joined, subsets, tally
 from ofav2.rng import generator
@@ -103,9 +104,8 @@ def halves(targets: Counts) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
         targets: The images' classes; of an odd number, the first half is the larger one.
     """
     rng = generator("halves of validation", 0)
-    shuffled = rng.permutation(len(targets))
-    by_class = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    return rng.permutation(by_class[::2]), rng.permutation(by_class[1::2])
+    first, second = halve_places(targets, rng)
+    return rng.permutation(first), rng.permutation(second)
 
 
 def _learned(images: ExitBatch, places: npt.NDArray[np.intp], choices: Sequence[tuple[int, ...]]) -> Numbers:

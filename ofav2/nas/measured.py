@@ -4,12 +4,11 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from ofav2 import files
 from ofav2.data import Split
-from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.runs.records import versions
 from supernets import SpaceError, Subnet
 
@@ -60,43 +59,14 @@ def measurement_key(run: OpenedRun, images: Split) -> str:
     return digest.hexdigest()
 
 
-def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append a line of JSON to a file, and give it to the system at once.
-
-    Raises:
-        RunError: If the file can't be written.
-    """
-    try:
-        with files.open_in_place(path, "ab+") as lines:
-            lines.write(json.dumps(value, allow_nan=False).encode() + b"\n")
-    except OSError as error:
-        raise RunError(
-            f"{path} cannot be written ({error.strerror}); check its folder's permissions and the disk's free space"
-        ) from error
-
-
 def _read(path: Path, key: str) -> dict[Subnet, float]:
-    try:
-        lines = files.read_bytes(path).splitlines(keepends=True) if path.exists() else []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
+    cut_unfinished_line(path)
     found: dict[Subnet, float] = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             entry = files.parse_json(line)
             if entry["key"] == key:
                 found[Subnet.from_dict(entry["subnet"])] = float(entry["value"])
         except (ValueError, KeyError, TypeError, SpaceError):
-            # A killed search leaves at most its last line cut.
             logger.warning(f"{path}: line {number} can't be read and is left out: that network is measured again")
-    if lines and not lines[-1].endswith(b"\n"):
-        _end_line(path)
     return found
-
-
-def _end_line(path: Path) -> None:
-    try:
-        with files.open_in_place(path, "ab+") as cut:
-            cut.write(b"\n")
-    except OSError as error:
-        raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error

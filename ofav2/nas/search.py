@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ofav2.data.halves import Halves, halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import OpenedRun, load_run, open_run, require_supernet
 from ofav2.nas.constraints import constrain
@@ -21,7 +22,6 @@ from ofav2.nas.engine.loop import search as search_events
 from ofav2.nas.engine.predictors import PREDICTORS
 from ofav2.nas.found import FORMAT, FRONT, FRONT_FORMAT, RECORD, Finalist, Found, FrontRecord, SearchRecord, load_search
 from ofav2.nas.genes import GeneSpace
-from ofav2.nas.halves import Halves, halve
 from ofav2.nas.latency_table import TABLE, load_table
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE, MeasuredStore, measurement_key

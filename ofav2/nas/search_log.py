@@ -12,9 +12,9 @@ import numpy as np
 
 from ofav2 import files
 from ofav2.errors import RunError
+from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.nas.engine.loop import Event, Learned, Measured, Picked
 from ofav2.nas.genes import GeneSpace
-from ofav2.nas.measured import append_line
 from ofav2.tasks.base import Metric
 from supernets import SpaceError, Subnet
 
@@ -46,10 +46,9 @@ class SearchLog:
         Raises:
             RunError: If the file can't be read, or a line is no event of this search.
         """
-        lines = whole_lines(self._path)
-        _keep(self._path, sum(len(line) + 1 for line in lines))
+        cut_unfinished_line(self._path)
         events: list[Event] = []
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(whole_lines(self._path), 1):
             try:
                 events.append(self._event(files.parse_json(line)))
             except (ValueError, KeyError, TypeError, IndexError, SpaceError) as error:
@@ -125,24 +124,3 @@ def measured_networks(folder: Path) -> Iterator[tuple[int, Subnet, float]]:
                     yield entry["round"], subnet, float(one["value"])
         except (ValueError, KeyError, TypeError, SpaceError) as error:
             raise RunError(f"{folder / ARCHIVE}: line {number} is no line of a search: start a new one") from error
-
-
-def whole_lines(path: Path) -> list[bytes]:
-    """Return a file's lines without a last one that has no end yet; no lines of a missing file.
-
-    Raises:
-        RunError: If the file can't be read.
-    """
-    try:
-        return files.read_bytes(path).split(b"\n")[:-1] if path.exists() else []
-    except OSError as error:
-        raise RunError(f"{path} cannot be read ({error.strerror}); check that it is a file you may read") from error
-
-
-def _keep(path: Path, size: int) -> None:
-    try:
-        if path.exists() and path.stat().st_size > size:
-            with files.open_in_place(path, "rb+") as lines:
-                lines.truncate(size)
-    except OSError as error:
-        raise RunError(f"{path} cannot be cut ({error.strerror}); check that it is a file you may change") from error

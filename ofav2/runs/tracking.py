@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 from ofav2 import files
 from ofav2.config.schema import TrackingConfig
 from ofav2.errors import RunError
+from ofav2.json_lines import cut_unfinished_line
 from ofav2.runs import folder as run_folder
 from ofav2.typed_json import Count, MisfitError, fit
 
@@ -318,10 +319,8 @@ class _TableLine:
 
 def _open_lines(path: Path) -> TextIO:
     try:
-        lines = files.open_in_place(path, "ab+")
-        lines.seek(0)
-        lines.truncate(lines.read().rfind(b"\n") + 1)
-        return TextIOWrapper(lines, encoding="utf-8")
+        cut_unfinished_line(path)
+        return TextIOWrapper(files.open_in_place(path, "ab+"), encoding="utf-8")
     except OSError as error:
         raise RunError(f"{path} cannot be written ({error.strerror}); check its folder's permissions") from error
 

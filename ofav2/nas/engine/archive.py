@@ -1,6 +1,7 @@
 """Keep every measured network, each once."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -35,9 +36,13 @@ class Archive:
 
     def lacks(self, genes: Genes) -> list[int]:
         """Return the indices of networks (M, genes) that were not measured, of equal ones the first."""
-        known = {row.tobytes() for row in self.genes}
-        new = {row.tobytes(): index for index, row in reversed(list(enumerate(genes))) if row.tobytes() not in known}
-        return sorted(new.values())
+        new = {row.tobytes(): index for index, row in reversed(list(enumerate(genes)))}
+        return sorted(index for key, index in new.items() if key not in self.keys)
+
+    @cached_property
+    def keys(self) -> frozenset[bytes]:
+        """The networks' genes as bytes."""
+        return frozenset(row.tobytes() for row in self.genes)
 
     def plus(self, problem: Problem, genes: Genes, losses: Floats) -> "Archive":
         """Return the archive with more networks (M, genes) and their losses (M,); those that it has are left out."""

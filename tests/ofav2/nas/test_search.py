@@ -15,11 +15,11 @@ import pytest
 import ofav2
 from ofav2 import files
 from ofav2.cli.main import main
+from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.found import FRONT, choose_finalist
-from ofav2.nas.halves import halve
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
@@ -142,13 +142,14 @@ def test_a_later_search_measures_nothing_twice(searched: Path, tmp_path: Path, m
     assert {subnet for _, subnet, _ in measured_networks(other.folder)} >= set(measured)
 
 
-def test_a_cut_line_of_what_was_measured_is_said_and_measured_again(
+def test_damaged_lines_of_what_was_measured_are_measured_again(
     searched: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
-    (run / STORE).write_bytes((run / STORE).read_bytes()[:-9])
+    # The last line is cut, as a killed search leaves it; the first one is no JSON any more.
+    (run / STORE).write_bytes(b"x" + (run / STORE).read_bytes()[1:-9])
     again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
-    assert "can't be read and is left out" in caplog.text
+    assert "line 1 can't be read and is left out" in caplog.text
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
 
 

@@ -1,0 +1,50 @@
+"""Halve images at random, each class evenly, to choose on one half and to check on the other."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ofav2.data.splits import Split
+from ofav2.errors import UserError
+from ofav2.rng import generator
+
+Places = npt.NDArray[np.intp]
+"""Places of images in a split."""
+
+
+class Halves(NamedTuple):
+    """Two parts of the validation images without a common image."""
+
+    search: Split
+    """What a search measures on."""
+    confirmation: Split
+    """What its finalists are measured on, once."""
+
+
+def halve(val: Split, seed: int) -> Halves:
+    """Halve a split at random, each label evenly.
+
+    Args:
+        val: The validation images.
+        seed: The data set's seed of splits, so that all searches of a run have the same halves.
+
+    Raises:
+        UserError: If there are fewer than two images.
+    """
+    if len(val) < 2:
+        raise UserError(f"validation has {len(val)} image: a search needs two at least; raise data.val_fraction")
+    search, confirmation = halve_places(val.targets, generator("search halves", seed))
+    return Halves(val.take("search", np.sort(search)), val.take("confirmation", np.sort(confirmation)))
+
+
+def halve_places(labels: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Places, Places]:
+    """Return places of two random halves, ordered by class; of an odd number, the first half is the larger one.
+
+    Args:
+        labels: A class per image (N,); other labels, (N, ...), are halved without regard to them.
+        rng: Random numbers.
+    """
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")] if labels.ndim == 1 else order
+    return order[::2], order[1::2]
