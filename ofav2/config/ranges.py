@@ -50,6 +50,7 @@ RULES = (
             "optim.skip_limit",
             "finetune.warmup_epochs",
             "finetune.patience",
+            "data.shrink_to",
         ),
     ),
     Rule(
@@ -182,6 +183,7 @@ def check(config: Config | TuningConfig) -> None:
         UserError: A value breaks its rule; the message names the key in full.
     """
     _check_ranges(config)
+    _check_shrinking(config.data)
     if isinstance(config, TuningConfig):
         _check_warmup("finetune", config.finetune.warmup_epochs, config.finetune.epochs)
         return
@@ -201,6 +203,7 @@ def check_data(config: DataConfig) -> None:
         UserError: As for `check`.
     """
     _check_ranges(SimpleNamespace(data=config))
+    _check_shrinking(config)
 
 
 def _check_ranges(config: Any) -> None:
@@ -211,6 +214,15 @@ def _check_ranges(config: Any) -> None:
                     raise UserError(
                         f"{key} ({show(value)}): must be {rule.says}; set it as in {setting(key, rule.example)}"
                     )
+
+
+def _check_shrinking(config: DataConfig) -> None:
+    largest = max(config.resolutions)
+    if 0 < config.shrink_to < largest:
+        raise UserError(
+            f"data.shrink_to ({config.shrink_to}): must be 0, or the largest of data.resolutions ({largest}) or more;"
+            f" set it as in data.shrink_to={2 * largest}"
+        )
 
 
 def _check_network(config: NetworkConfig) -> None:

@@ -65,6 +65,9 @@ class DataConfig:
     though a run was trained with it."""
     exif_orientation: bool = True
     """Whether images of files are turned upright as their EXIF orientation says; without it they are as stored."""
+    shrink_to: int = 0
+    """Pixels that the short side of larger images of files is shrunk to as soon as they are decoded, so that large
+    photos fit into the cache; twice the largest resolution leaves room for crops; 0 keeps images as they are."""
     resolutions: tuple[int, ...] = (64,)
     """Square image sides in pixels of which each training batch draws one, as a list or a range such as
     `48..64 step 4`; a single one: no elastic resolution."""

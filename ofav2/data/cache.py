@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ofav2 import files
-from ofav2.data.decoding import decode
+from ofav2.data.decoding import decode, read_size, shrunk_size
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
 from ofav2.data.images import FileImages, Indices, Pixels, Size, digest_of
 from ofav2.data.turns import CacheError, free_turn, turn, unusable
@@ -44,8 +44,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "ofav2-images/2"
 PIXELS, INDEX, ABOUT = "pixels.bin", "index.npz", "about.json"
-SAMPLE = 64
-"""Images from which the size of a data set is estimated."""
+SAMPLE = 4096
+"""Images of a split whose headers are read, to know how much a data set needs; of more, as many that lie evenly."""
 CHUNK = 32
 """Images that a thread decodes at a time."""
 CHECKED = 2**25
@@ -169,7 +169,15 @@ class CheckedImages:
 
 
 def open_store(
-    trees: Sequence[FileImages], digests: Digests, *, name: str, root: Path, cache: Path, budget: int, check: bool
+    trees: Sequence[FileImages],
+    digests: Digests,
+    *,
+    name: str,
+    root: Path,
+    cache: Path,
+    budget: int,
+    check: bool,
+    enough: int,
 ) -> Store | None:
     """Open a data set's entry in the cache; make it first where there is none.
 
@@ -181,6 +189,7 @@ def open_store(
         cache: The folder of all entries.
         budget: Bytes that an entry may take; images of a larger data set are not kept.
         check: Whether images that are too many to be kept are to be decoded all the same, to find those that cannot be.
+        enough: Pixels that short sides could be shrunk to, to be named where images are too large to be kept.
 
     Returns:
         The entry; None for a data set over the budget that was not to be checked.
@@ -200,12 +209,10 @@ def open_store(
         if store is not None:
             return store
         shutil.rmtree(entry, ignore_errors=True)
-        expected = _estimate(trees)
+        expected = _needed(trees)
+        if expected > budget:
+            _log_too_large(name, trees, expected, budget, enough)
         if expected > budget and not check:
-            logger.info(
-                f"{name}: about {_gib(expected)} decoded, more than data.cache_gib ({_gib(budget)}); images are "
-                "decoded anew each time they are used"
-            )
             return None
         _make(entry, trees, digests, key, root, budget if expected <= budget else -1)
         _remove_stale(entry, name, root, digests)
@@ -220,7 +227,8 @@ def _key(name: str, trees: Sequence[FileImages], digests: Digests) -> str:
     start = 0
     for tree in trees:
         end = start + len(tree.paths)
-        found.update(f"{end - start} images\n".encode())
+        shrunk = f" shrunk to {tree.shrink_to}" if tree.shrink_to else ""
+        found.update(f"{end - start} images{shrunk}\n".encode())
         found.update(tree.identity_by(digests[start:end]))
         start = end
     return found.hexdigest()
@@ -314,11 +322,36 @@ def _check_some(kept: Kept, ends: Indices, checks: Digests) -> None:
             raise ValueError(f"{PIXELS} has changed")
 
 
-def _estimate(trees: Sequence[FileImages]) -> int:
-    """Estimate the bytes of all images, from some that lie evenly among them."""
-    paths = [(tree, index) for tree in trees for index in _evenly(len(tree.paths), SAMPLE)]
-    sizes = [found.pixels.size for found in (_look(tree, index) for tree, index in paths) if found.pixels is not None]
-    return int(sum(sizes) / max(len(sizes), 1) * sum(len(tree.paths) for tree in trees))
+def _needed(trees: Sequence[FileImages], shrink_to: int | None = None) -> int:
+    """Return the bytes of all images, decoded, from the headers of some that lie evenly among them.
+
+    Args:
+        trees: The files.
+        shrink_to: Pixels that short sides are shrunk to; None takes each tree's own.
+    """
+    looked = [(tree, index) for tree in trees for index in _evenly(len(tree.paths), SAMPLE)]
+    sizes = [_pixel_bytes(tree, index, tree.shrink_to if shrink_to is None else shrink_to) for tree, index in looked]
+    return sum(sizes) * sum(len(tree.paths) for tree in trees) // max(len(sizes), 1)
+
+
+def _pixel_bytes(tree: FileImages, index: int, shrink_to: int) -> int:
+    """Return the bytes of an image, decoded; of one whose header can't be read, 0."""
+    try:
+        with files.open_to_read(tree.path(index)) as file:
+            height, width = shrunk_size(*read_size(file), shrink_to)
+    except (OSError, ValueError):
+        return 0
+    return 3 * height * width
+
+
+def _log_too_large(name: str, trees: Sequence[FileImages], expected: int, budget: int, enough: int) -> None:
+    said = (
+        f"{name}: {sum(len(tree.paths) for tree in trees):,} images need about {_gib(expected)} decoded, more than"
+        f" data.cache_gib ({_gib(budget)}); they are decoded anew each time they are used"
+    )
+    small = _needed(trees, enough)
+    step = f"; with data.shrink_to={enough} they would need {_gib(small)}" if small < expected else ""
+    logger.warning(f"{said}{step}")
 
 
 def _evenly(count: int, groups: int) -> list[int]:
@@ -342,7 +375,7 @@ def _look(tree: FileImages, index: int) -> _Look:
     content = file_content(tree.path(index), int(tree.stamps[index, 0]))
     digest = digest_of(content)
     try:
-        pixels = decode(content, tree.upright).permute(1, 2, 0).contiguous().numpy()
+        pixels = decode(content, tree.upright, tree.shrink_to).permute(1, 2, 0).contiguous().numpy()
     except ValueError as error:
         return _Look(None, str(error), digest, digest_of(b""))
     return _Look(pixels, "", digest, digest_of(pixels.tobytes()))

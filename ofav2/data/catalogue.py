@@ -182,7 +182,7 @@ def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
     if config.download and not entry.downloads:
         able = ", ".join(other.name for other in ENTRIES if other.downloads)
         raise UserError(f"data.download (true): only {able} can be downloaded; set data.download=false")
-    for key, usual in (("cache", None), ("bad_images", "refuse"), ("exif_orientation", True)):
+    for key, usual in (("cache", None), ("bad_images", "refuse"), ("exif_orientation", True), ("shrink_to", 0)):
         given = getattr(config, key)
         if given != usual and not entry.files:
             shown, step = (show(value).strip('"') for value in (given, usual))

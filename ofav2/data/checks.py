@@ -192,6 +192,7 @@ def _open_store(trees: Sequence[FileImages], config: DataConfig, root: Path) -> 
         cache=cache,
         budget=int(config.cache_gib * 2**30),
         check=config.bad_images == "skip",
+        enough=2 * max(config.resolutions),
     )
     return found or Store(digests)
 

@@ -88,6 +88,27 @@ def format_of(start: bytes) -> str | None:
     return next((name for name, pattern in _PATTERNS if pattern.match(start)), None)
 
 
+def read_size(file: IO[bytes]) -> tuple[int, int]:
+    """Read height and width of an image, as stored, without its pixels.
+
+    Args:
+        file: The image, at its beginning.
+
+    Raises:
+        ValueError: It is no image that is read, or its header is damaged.
+    """
+    name = _readable(file.read(START))
+    file.seek(0)
+    if name not in _PILLOWS:
+        return read_header(file)[:2]
+    try:
+        with Image.open(file, formats=(name,)) as image:
+            return image.height, image.width
+    except Exception as error:
+        # Damaged files make Pillow fail in every way there is.
+        raise ValueError("its header is damaged") from error
+
+
 def read_header(file: IO[bytes]) -> Header:
     """Read the size and the orientation of a JPEG, PNG or WebP image, without its pixels.
 
@@ -109,7 +130,7 @@ def read_header(file: IO[bytes]) -> Header:
     return header
 
 
-def decode(content: bytes, upright: bool = True) -> Tensor:
+def decode(content: bytes, upright: bool = True, shrink_to: int = 0) -> Tensor:
     """Decode an image file's bytes to a uint8 tensor (3, H, W).
 
     Grey is repeated, CMYK and palettes are converted, alpha is dropped. 16-bit samples of a PNG keep their upper half.
@@ -117,13 +138,35 @@ def decode(content: bytes, upright: bool = True) -> Tensor:
     Args:
         content: A JPEG, PNG, WebP, BMP or TIFF file.
         upright: Whether to turn the image as its EXIF orientation says; a TIFF's own orientation is always applied.
+        shrink_to: Pixels that the short side of a larger image is shrunk to; 0 keeps the image as it is.
 
     Raises:
         ValueError: It is no such image, a part of one, or over `MAX_PIXELS`.
     """
     name = _readable(content[:START])
-    if name in _PILLOWS:
-        return _decode_by_pillow(content, name)
+    image = _decode_by_pillow(content, name) if name in _PILLOWS else _decode_by_torchvision(content, name, upright)
+    return shrunk(image, shrink_to)
+
+
+def shrunk(image: Tensor, shrink_to: int) -> Tensor:
+    """Shrink an image (3, H, W) whose short side is longer than `shrink_to` to it (bilinear, antialiased); 0: none."""
+    if not 0 < shrink_to < min(image.shape[1:]):
+        return image
+    small: Tensor = functional.resize(image, [shrink_to], antialias=True)
+    return _side_by_side(small)
+
+
+def shrunk_size(height: int, width: int, shrink_to: int) -> tuple[int, int]:
+    """Return height and width that `shrunk` leaves of an image."""
+    short, long = sorted((height, width))
+    if not 0 < shrink_to < short:
+        return height, width
+    # As torchvision's resize rounds.
+    other = int(shrink_to * long / short)
+    return (shrink_to, other) if height <= width else (other, shrink_to)
+
+
+def _decode_by_torchvision(content: bytes, name: str, upright: bool) -> Tensor:
     header = read_header(BytesIO(content))
     _refuse_large(header.height, header.width)
     try:
@@ -269,6 +312,11 @@ def _turned(image: Tensor, orientation: int) -> Tensor:
         return image
     transposed, flipped = _TURNS[orientation]
     image = (image.mT if transposed else image).flip(flipped)
+    return _side_by_side(image)
+
+
+def _side_by_side(image: Tensor) -> Tensor:
+    """Return an image (3, H, W) whose pixels' channels lie side by side."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 

@@ -8,7 +8,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -162,6 +162,8 @@ class FileImages:
     """Size in bytes, and times of change of content and of status in nanoseconds (N, 3); -1 if there is no file."""
     upright: bool = True
     """Whether images are turned as their EXIF orientation says."""
+    shrink_to: int = 0
+    """Pixels that the short side of larger images is shrunk to; 0 keeps them as they are."""
 
     @property
     def decoded(self) -> bool:
@@ -179,7 +181,7 @@ class FileImages:
 
     def read(self, index: int) -> Tensor:
         """Decode image `index` to a uint8 tensor (3, H, W), see `decode_file`."""
-        return decode_file(self.path(index), self.upright)
+        return decode_file(self.path(index), self.upright, self.shrink_to)
 
     def look(self, indices: Indices) -> Pixels:
         """Decode images."""
@@ -187,7 +189,7 @@ class FileImages:
 
     def take(self, indices: Indices) -> "FileImages":
         """Return the images at `indices`, in that order."""
-        return FileImages(self.root, self.paths[indices], self.nodes[indices], self.stamps[indices], self.upright)
+        return replace(self, paths=self.paths[indices], nodes=self.nodes[indices], stamps=self.stamps[indices])
 
     def identity(self) -> bytes:
         """Return each file's relative path, size and a digest of its bytes, which are read for it."""
@@ -255,13 +257,14 @@ class JoinedImages:
         return [both[position] for position in self.positions.tolist()]
 
 
-def file_images(root: Path, paths: Sequence[str], upright: bool = True) -> FileImages:
+def file_images(root: Path, paths: Sequence[str], upright: bool = True, shrink_to: int = 0) -> FileImages:
     """Make `FileImages` of paths relative to `root`.
 
     Args:
         root: The folder.
         paths: Paths of the images.
         upright: Whether to turn them as their EXIF orientation says.
+        shrink_to: Pixels that the short side of larger images is shrunk to; 0 keeps them as they are.
     """
     nodes = np.zeros((len(paths), 2), dtype=np.uint64)
     stamps = np.full((len(paths), 3), -1, dtype=np.int64)
@@ -276,7 +279,7 @@ def file_images(root: Path, paths: Sequence[str], upright: bool = True) -> FileI
         nodes[number] = found.st_dev, found.st_ino
         stamps[number] = found.st_size, found.st_mtime_ns, found.st_ctime_ns
     encoded = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
-    return FileImages(root, encoded, nodes, stamps, upright)
+    return FileImages(root, encoded, nodes, stamps, upright, shrink_to)
 
 
 def digest_of(content: bytes | memoryview) -> int:
@@ -284,14 +287,14 @@ def digest_of(content: bytes | memoryview) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little")
 
 
-def decode_file(path: Path, upright: bool = True) -> Tensor:
+def decode_file(path: Path, upright: bool = True, shrink_to: int = 0) -> Tensor:
     """Decode an image file to a uint8 tensor (3, H, W), see `ofav2.data.decoding.decode`.
 
     Raises:
         UserError: The file cannot be read or decoded.
     """
     try:
-        return decode(files.read_bytes(path), upright)
+        return decode(files.read_bytes(path), upright, shrink_to)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"image {path}: cannot be decoded ({reason}); replace the file or remove it") from error

@@ -163,6 +163,7 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
         ("std", known.std, tuple(data.std)),
         ("eval_crop", known.eval_crop, config.data.eval_crop),
         ("data.exif_orientation", kept.data.exif_orientation, config.data.exif_orientation),
+        ("data.shrink_to", kept.data.shrink_to, config.data.shrink_to),
         ("evaluation.calibration_images", kept.evaluation.calibration_images, config.evaluation.calibration_images),
         ("evaluation.calibration_batch", kept.evaluation.calibration_batch, config.evaluation.calibration_batch),
     ):

@@ -152,7 +152,7 @@ def open_source(directory: Path) -> Source:
     where = directory / RECORD
     if len(record.input.mean) != 3:
         raise RunError(f"{where} is of a network for {record.input.channels} channels: fine-tuning takes 3")
-    settings = _kept_settings(record, where)
+    settings = kept_settings(record, where)
     mean, std = _colour(record.input.mean), _colour(record.input.std)
     data = replace(settings.data, resolutions=(record.subnet.resolution,), mean=mean, std=std)
     return Source(record, module, replace(settings, data=data))
@@ -163,7 +163,16 @@ def _colour(values: Sequence[float]) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def _kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
+def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
+    """Return the settings of the training that left a network's weights, see `open_source`.
+
+    Args:
+        record: The network's record.
+        where: Its file, for messages.
+
+    Raises:
+        RunError: They don't fit the record.
+    """
     if record.finetuning:
         return recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
     config, phase = recipe.parse(record.provenance.recipe, f"recipe in {where}"), record.provenance.phase

@@ -8,15 +8,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ofav2.data.decoding import READABLE
+from ofav2.data.decoding import READABLE, shrunk
 from ofav2.data.images import decode_file
 from ofav2.data.readers.folders import pictures_below
 from ofav2.data.views import evaluation_view, normalise
-from ofav2.deploy.artifact import InputRecord, SubnetRecord, describe_subnet
+from ofav2.deploy.artifact import RECORD, InputRecord, SubnetRecord, describe_subnet
 from ofav2.errors import UserError
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_RECORD, load_exit_policy
-from ofav2.finetuning.setup import open_source
+from ofav2.finetuning.setup import kept_settings, open_source
 from ofav2.messages import short
 from ofav2.tasks import classification
 from supernets.outputs import exit_logits
@@ -31,6 +31,8 @@ class Transform:
 
     input: InputRecord
     """What the network takes."""
+    shrink_to: int
+    """Pixels that the short side of a larger image is shrunk to first, as in training (`data.shrink_to`); 0: none."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Prepare an image.
@@ -41,7 +43,7 @@ class Transform:
         Returns:
             float32 (3, resolution, resolution).
         """
-        view = evaluation_view(image, self.input.resolution, self.input.eval_crop)
+        view = evaluation_view(shrunk(image, self.shrink_to), self.input.resolution, self.input.eval_crop)
         return normalise(view, self.input.mean, self.input.std)
 
 
@@ -136,7 +138,8 @@ def load_classifier(directory: str | Path) -> Classifier:
     policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
     several = len(record.exit_indices) > 1
     net = early_exits(module, record.exit_indices, record.ensemble) if several else module
-    return Classifier(record, net, policy, Transform(record.input), source.settings.data.exif_orientation)
+    data = source.settings.data
+    return Classifier(record, net, policy, Transform(record.input, data.shrink_to), data.exif_orientation)
 
 
 def transform(directory: str | Path) -> Transform:
@@ -148,7 +151,8 @@ def transform(directory: str | Path) -> Transform:
     Raises:
         RunError: `subnet.json` is missing, damaged or foreign.
     """
-    return Transform(describe_subnet(directory).input)
+    record = describe_subnet(directory)
+    return Transform(record.input, kept_settings(record, Path(directory) / RECORD).data.shrink_to)
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:

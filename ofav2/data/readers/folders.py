@@ -200,7 +200,7 @@ def _class_tree(
         rest += more
         if inner:
             rest += _beside(folder / folders[name])
-    found = file_images(folder, paths, config.exif_orientation)
+    found = file_images(folder, paths, config.exif_orientation, config.shrink_to)
     return Split(split, np.array(labels, dtype=np.int64), found), rest
 
 
@@ -222,7 +222,7 @@ def _annotated(folder: Path, split: str, wnids: Sequence[str], config: DataConfi
             f"file {annotations}: class {lacking[0]!r} has no image; every class needs one; unpack the archive again"
         )
     paths = [os.path.join("images", image) for image in images]
-    found = file_images(folder, paths, config.exif_orientation)
+    found = file_images(folder, paths, config.exif_orientation, config.shrink_to)
     reasons = tuple(f"{reason}; unpack the archive again" for reason in wrong)
     return Split(split, np.array([labels[image] for image in images], dtype=np.int64), found), rest + _Rest(reasons)
 

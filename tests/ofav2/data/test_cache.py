@@ -55,7 +55,7 @@ def trained_on(opened: ImageData, config: DataConfig) -> list[Batch]:
     return list(data.train_batches(opened, config, Stream(1, "full"), range(9)))
 
 
-def refuse_to_decode(content: bytes) -> torch.Tensor:
+def refuse_to_decode(*given: object) -> torch.Tensor:
     raise AssertionError("decoded again")
 
 
@@ -67,17 +67,18 @@ def same(first: list[Batch], second: list[Batch]) -> bool:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("cache_gib", [1.0, 1e-7])
+@pytest.mark.parametrize(("cache_gib", "shrink_to"), [(1.0, 0), (1.0, 12), (1e-7, 12)])
 def test_a_recipe_sees_the_same_samples_with_and_without_a_cache(
-    config: DataConfig, workers: int, cache_gib: float
+    config: DataConfig, workers: int, cache_gib: float, shrink_to: int
 ) -> None:
-    config = replace(config, workers=workers, cache_gib=cache_gib)
+    config = replace(config, workers=workers, cache_gib=cache_gib, shrink_to=shrink_to)
     streamed = data.open_data(replace(config, cache=None))
     for _ in range(2):
         kept = data.open_data(config)
         assert kept.fingerprint == streamed.fingerprint
         assert kept.train.images.decoded == (cache_gib == 1.0)
         assert all(map(torch.equal, everything(kept), everything(streamed)))
+        assert (max(min(image.shape[1:]) for image in everything(kept)) <= 12) == (shrink_to == 12)
         assert same(trained_on(kept, config), trained_on(streamed, replace(config, cache=None)))
         for split in ("val", "test"):
             settings = {"resolution": 9, "eval_crop": 0.875, "batch_size": 3, "workers": workers}
@@ -366,11 +367,26 @@ def test_of_processes_that_open_a_data_set_at_once_one_decodes_it(config: DataCo
     }
 
 
-def test_a_set_over_the_budget_is_streamed_and_said(config: DataConfig, notes: Notes) -> None:
+def test_of_a_set_over_the_budget_nothing_is_decoded_and_its_exact_need_is_said(
+    config: DataConfig, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = data.open_data(config)
+    need = 3 * sum(image[0].numel() for image in everything(kept))
+    shutil.rmtree(str(config.cache))
+    notes()
+    monkeypatch.setattr(cache, "decode", refuse_to_decode)
     opened = data.open_data(replace(config, cache_gib=1e-7))
     assert not opened.train.images.decoded
-    assert "decoded, more than data.cache_gib (" in notes()
     assert not entries(config)
+    said = notes()
+    assert f"24 images need about {need / 2**30:.3g} GiB decoded, more than data.cache_gib (" in said
+    assert "with data.shrink_to=24 they would need" in said
+
+
+def test_images_that_are_shrunk_otherwise_have_an_entry_of_their_own(config: DataConfig) -> None:
+    whole, small = data.open_data(config), data.open_data(replace(config, shrink_to=12))
+    assert len(entries(config)) == 2
+    assert whole.fingerprint == small.fingerprint
 
 
 def test_a_larger_budget_keeps_what_was_only_looked_at(config: DataConfig) -> None:
@@ -383,7 +399,7 @@ def test_a_larger_budget_keeps_what_was_only_looked_at(config: DataConfig) -> No
 
 
 def test_an_estimate_that_was_too_low_ends_in_looking(config: DataConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cache, "_estimate", lambda trees: 0)
+    monkeypatch.setattr(cache, "_needed", lambda trees: 0)
     opened = data.open_data(replace(config, cache_gib=1e-6))
     (entry,) = entries(config)
     assert not opened.train.images.decoded

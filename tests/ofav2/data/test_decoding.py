@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 
 from ofav2.data import decoding
-from ofav2.data.decoding import decode, format_of, read_header
+from ofav2.data.decoding import decode, format_of, read_header, read_size, shrunk_size
 from ofav2.data.images import decode_file
 from ofav2.errors import UserError
 
@@ -93,6 +93,24 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
         assert read_header(BytesIO(content)) == (10, 14, orientation)
     # Crops are cut fastest, and resized to the same bits, where a pixel's channels lie side by side.
     assert image.stride() == (1, 3 * image.shape[2], 3)
+
+
+@pytest.mark.parametrize("size", [(10, 14), (14, 10), (7, 7), (37, 101), (101, 38), (6, 50)])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "TIFF"])
+def test_large_images_are_shrunk_to_a_size_that_their_header_tells(kind: str, size: tuple[int, int]) -> None:
+    content = saved(np.zeros((*size, 3), np.uint8), kind)
+    small = decode(content, shrink_to=7)
+    assert small.shape[1:] == shrunk_size(*read_size(BytesIO(content)), 7)
+    assert min(small.shape[1:]) == min(7, *size)
+    assert small.stride() == (1, 3 * small.shape[2], 3)
+
+
+def test_only_images_that_are_too_large_are_shrunk() -> None:
+    content = saved(noise(), "PNG")
+    assert all(torch.equal(decode(content), decode(content, shrink_to=side)) for side in (0, 10, 11))
+    assert read_size(BytesIO(content)) == (10, 14)
+    with pytest.raises(ValueError, match="damaged"):
+        read_size(BytesIO(saved(noise(), "TIFF")[:40]))
 
 
 def test_an_orientation_that_stands_after_the_pixels_counts() -> None:

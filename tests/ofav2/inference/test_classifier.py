@@ -108,12 +108,16 @@ def test_a_file_that_is_no_image_does_not_stop_the_others(extracted: Path, photo
         ofav2.load_classifier(extracted)([bad])
 
 
-@pytest.mark.parametrize("upright", [True, False])
-def test_photos_are_turned_as_in_training(extracted: Path, upright: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("upright", "shrink_to"), [(True, 0), (False, 0), (True, 16)])
+def test_photos_are_turned_and_shrunk_as_in_training(
+    extracted: Path, upright: bool, shrink_to: int, tmp_path: Path
+) -> None:
     record, other = ofav2.describe_subnet(extracted), Path(shutil.copytree(extracted, tmp_path / "other"))
     settings = f"exif_orientation: {str(upright).lower()}"
     recipe = record.provenance.recipe.replace("exif_orientation: true", settings)
+    recipe = recipe.replace("shrink_to: 0", f"shrink_to: {shrink_to}")
     assert settings in recipe
+    assert f"shrink_to: {shrink_to}" in recipe
     write_subnet_record(
         other, dataclasses.replace(record, provenance=dataclasses.replace(record.provenance, recipe=recipe))
     )
@@ -127,6 +131,8 @@ def test_photos_are_turned_as_in_training(extracted: Path, upright: bool, tmp_pa
         classifier.prepare(tmp_path / "photo.png"),
         classifier.transform(torch.from_numpy(shown.copy()).permute(2, 0, 1)),
     )
+    assert ofav2.transform(other) == classifier.transform
+    assert classifier.transform.shrink_to == shrink_to
 
 
 def test_images_are_found_at_any_depth_in_order(photos: Path) -> None:
