@@ -16,6 +16,7 @@ from ofav2.errors import RunError, UserError
 if TYPE_CHECKING:
     from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_ensemble, load_subnet
     from ofav2.deploy.extract import extract
+    from ofav2.evaluation.by_class import measure_classes
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
     from ofav2.exits.calibrate import calibrate_exits
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ofav2.report.several import Comparison, compare_runs
     from ofav2.report.single import write_report
     from ofav2.runs.records import Run, RunRecord
+    from ofav2.tasks.class_results import ClassResults
     from ofav2.training.import_ofa import import_ofa
     from ofav2.training.run import resume, train
     from supernets.cost import Cost
@@ -45,6 +47,7 @@ __all__ = (
     "Agreement",
     "Candidate",
     "ClassReport",
+    "ClassResults",
     "Classified",
     "Classifier",
     "Comparison",
@@ -86,6 +89,7 @@ __all__ = (
     "load_supernet",
     "load_table",
     "measure",
+    "measure_classes",
     "measure_exits",
     "measure_latency",
     "measure_table",
@@ -158,6 +162,8 @@ _HOMES = MappingProxyType(
         "load_supernet": "ofav2.evaluation.opened_run",
         "finetune": "ofav2.finetuning.run",
         "ClassReport": "ofav2.inference.evaluate",
+        "ClassResults": "ofav2.tasks.class_results",
+        "measure_classes": "ofav2.evaluation.by_class",
         "evaluate_network": "ofav2.inference.evaluate",
         "Classified": "ofav2.inference.classifier",
         "Classifier": "ofav2.inference.classifier",

@@ -12,7 +12,7 @@ from ofav2.errors import UserError
 from ofav2.tables import table
 
 if TYPE_CHECKING:
-    from ofav2.inference.evaluate import ClassScore
+    from ofav2.tasks.class_results import ClassScore
 
 _EPILOG = """\
 examples:
@@ -63,6 +63,7 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
                 f"--{option} ({getattr(arguments, option)}) has no effect on an extracted network: leave it out"
             )
     from ofav2.inference.evaluate import evaluate_network
+    from ofav2.tasks.class_results import worst_first
 
     found = evaluate_network(arguments.run, arguments.overrides, arguments.split)
     if not found.same_images:
@@ -70,14 +71,14 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
             "these are not the images that the network was tested on when it was written; check that it was not trained"
             " on some of them"
         )
-    classes = sorted(found.classes, key=lambda score: (score.accuracy is None, score.accuracy, score.name))
+    classes, results = worst_first(found.classes), found.results
     rows = [(score.name, score.images, _share(score.accuracy), _confusion(score)) for score in classes]
-    console.show(table(f"{arguments.run}, {found.split}", ("class", "images", "right", "most often taken for"), rows))
+    console.show(table(f"{arguments.run}, {results.split}", ("class", "images", "right", "most often taken for"), rows))
     console.show("")
     console.show(table("", ("exit", "top-1"), [(exit, _share(top1)) for exit, top1 in found.top1.items()]))
     console.show(
-        f"{found.images} images: top-1 {_share(found.accuracy)}, standard error {_share(found.standard_error)}; "
-        f"mean over classes {_share(found.mean_class_accuracy)}"
+        f"{results.total} images: top-1 {_share(results.accuracy)}, standard error {_share(results.standard_error)}; "
+        f"mean over classes {_share(results.mean_class_accuracy)}"
     )
     console.say(f"next: ofav2 predict {shlex.quote(arguments.run)} IMAGE")
 

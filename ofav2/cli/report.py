@@ -20,14 +20,20 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", help="run folder")
     parser.add_argument("--out", metavar="FILE", help="page to write (default: report.html in the run folder)")
     parser.add_argument("--exits", action="store_true", help="measure exit agreement on validation and keep it")
+    parser.add_argument(
+        "--classes", action="store_true", help="measure the largest network class by class on test and keep it"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    from ofav2.evaluation.by_class import measure_classes
     from ofav2.exits.exit_agreement import measure_exits
     from ofav2.report.single import write_report
 
     if arguments.exits:
         measure_exits(arguments.run)
+    if arguments.classes:
+        measure_classes(arguments.run)
     page = write_report(arguments.run, arguments.out)
     console.show(str(page))
     console.say(

@@ -15,13 +15,14 @@ from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint
 from ofav2.runs.records import SplitSizes, Spread, check_channels
 from ofav2.tasks.base import Metric
+from ofav2.tasks.class_results import ClassResults
 from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
 from supernets import SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 from supernets.ensembles import ensemble_alone
 
-FORMAT = "ofav2-subnet/3"
+FORMAT = "ofav2-subnet/4"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -280,6 +281,8 @@ class SubnetRecord:
     """What it costs per image."""
     scores: Mapping[str, ExitScores]
     """Scores of these weights by split and exit; of a fine-tuned network, on `test` alone."""
+    by_class: ClassResults | None
+    """What the last exit, or the ensemble, reaches on test by class; None of a task without classes."""
     extraction: ExtractionRecord | None
     """How it was taken out of its supernet; None once it was fine-tuned."""
     choice: ChoiceRecord | None
@@ -309,6 +312,8 @@ class SubnetRecord:
             raise ValueError(f"classes has {len(self.classes)} names for {self.architecture.num_classes} classes")
         if any(tuple(scores) != self.exit_indices for scores in self.scores.values()) or "test" not in self.scores:
             raise ValueError("scores must have those on test, each with one per exit")
+        if self.by_class and len(self.by_class.images) != len(self.classes):
+            raise ValueError(f"by_class has {len(self.by_class.images)} classes instead of {len(self.classes)}")
         _check_ensemble(self.ensemble, self.exits)
         if self.pruning and self.pruning.chosen.exits != self.exit_indices:
             raise ValueError(f"pruning chose the exits {self.pruning.chosen.exits}, and not {self.exit_indices}")

@@ -1,13 +1,18 @@
 """Write the model card of an extracted network, for the Hugging Face Hub."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
 from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
+from ofav2.tasks.class_results import ClassResults, worst_first
 from supernets.backbone import AnyArchitecture, Backbone
 
 CARD = "model_card.md"
+_CLASSES_SHOWN = 20
+"""Classes that the card lists, at most."""
+_MATRIX_SHOWN = 12
+"""Classes up to which the card shows their confusion matrix."""
 _HUB_NAMES = MappingProxyType({"classification": ("image-classification", "accuracy")})
 """Task -> what the Hub calls the task, and its main metric; another task keeps its own names."""
 
@@ -83,6 +88,8 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield f"## {_plain(record.metric.title)}"
     yield ""
     yield from _extracted_scores(record, record.extraction) if record.extraction else _fine_tuned_scores(record)
+    if record.by_class:
+        yield from _class_results(record.by_class, record.classes)
     yield ""
     yield "## Use"
     yield ""
@@ -160,6 +167,37 @@ def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:
     yield "|---|---|"
     for exit, score in record.scores["test"].items():
         yield f"| {exit} | {_plain(record.metric.show(score))} |"
+
+
+def _class_results(results: ClassResults, names: Sequence[str]) -> Iterator[str]:
+    """Classes, the worst first, and the classes that images are most often taken for."""
+    scores = worst_first(results.scores(names))
+    yield ""
+    yield "## By class"
+    yield ""
+    yield (
+        f"Of {results.total:,} test images, {100 * results.accuracy:.2f} % are classified rightly; the mean of the"
+        f" classes' accuracies is {100 * results.mean_class_accuracy:.2f} %."
+    )
+    yield ""
+    yield "| class | images | accuracy | most often taken for |"
+    yield "|---|---|---|---|"
+    for score in scores[:_CLASSES_SHOWN]:
+        accuracy = "–" if score.accuracy is None else f"{100 * score.accuracy:.2f} %"
+        other = f"{_code(score.confused_with)} ({score.confused})" if score.confused_with is not None else "–"
+        yield f"| {_code(score.name)} | {score.images:,} | {accuracy} | {other} |"
+    if len(scores) > _CLASSES_SHOWN:
+        yield ""
+        yield f"These are the worst; the other {len(scores) - _CLASSES_SHOWN} are in `subnet.json` under `by_class`."
+    if len(names) > _MATRIX_SHOWN:
+        return
+    yield ""
+    yield "Images of a row's class that are taken for a column's:"
+    yield ""
+    yield f"| | {' | '.join(map(_code, names))} |"
+    yield f"|---|{'---|' * len(names)}"
+    for name, row in zip(names, results.matrix(), strict=True):
+        yield f"| {_code(name)} | {' | '.join(map(str, row))} |"
 
 
 def _usage(record: SubnetRecord) -> Iterator[str]:

@@ -24,6 +24,7 @@ from ofav2.deploy.artifact import (
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError
+from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.candidates import Ranking
 from ofav2.networks.cost import network_cost
@@ -146,6 +147,7 @@ def take_out(
         classes=data.classes,
         cost=network_cost(net.architecture, subnet, exits),
         scores=scores,
+        by_class=class_results(module, evaluator, "test", subnet.resolution),
         extraction=extraction,
         choice=_choice(ranking) if ranking else None,
         pruning=None,

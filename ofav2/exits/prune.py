@@ -26,6 +26,7 @@ from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.extract import COMPARED, take_out
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
+from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.evaluation.opened_run import open_run
 from ofav2.exits.collect import exit_batches, require_classes
@@ -41,6 +42,7 @@ from ofav2.output_folder import check_free, making
 from ofav2.runtime.signals import interruptible
 from supernets import Subnet
 from supernets.cost import Cost
+from supernets.ensembles import with_ensemble
 from supernets.graphs import alone, keep, pieces
 from supernets.output_costs import output_costs
 from supernets.outputs import exit_logits
@@ -374,6 +376,7 @@ def _write(
     with interruptible(), making(out, RECORD) as staging:
         names = output_names(exits, single=single, ensemble=not single)
         about = usage(source.record.input, source.record.task, source.record.classes, names)
+        form = network if weights is None else with_ensemble(network, weights)
         exports, sha256 = write_network(staging, network, images, about, formats, weights)
         record = replace(
             source.record,
@@ -382,6 +385,7 @@ def _write(
             ensemble=weights,
             cost=pruning.chosen.cost,
             scores={split: dict(zip(exits, found, strict=True)) for split, found in scores.items()},
+            by_class=class_results(form, evaluator, "test", source.resolution),
             pruning=pruning,
             formats=tuple(formats),
             exports=exports,

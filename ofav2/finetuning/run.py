@@ -31,6 +31,7 @@ from ofav2.deploy.artifact import (
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
+from ofav2.evaluation.by_class import class_results
 from ofav2.finetuning.loop import exit_scores, search, train_final
 from ofav2.finetuning.setup import Tuning, prepare
 from ofav2.networks.cost import network_cost
@@ -40,6 +41,7 @@ from ofav2.runs.records import SplitSizes, versions
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
+from supernets.ensembles import with_ensemble
 from supernets.outputs import exit_logits
 
 logger = logging.getLogger(__name__)
@@ -163,6 +165,7 @@ def _write(
     )
     about = usage(given, tuning.task.name, data.classes, names)
     exports, sha256 = write_network(staging, module, images, about, formats, source.ensemble)
+    form = module if source.ensemble is None else with_ensemble(module, source.ensemble)
     written = replace(
         source,
         architecture=tuning.arch,
@@ -173,6 +176,7 @@ def _write(
         classes=tuple(data.classes),
         cost=network_cost(tuning.arch, source.subnet, source.exits),
         scores={"test": done.test},
+        by_class=class_results(form, tuning.evaluator, "test", tuning.resolution),
         extraction=None,
         choice=None,
         pruning=None,

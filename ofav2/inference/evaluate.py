@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import numpy.typing as npt
+from typing import Literal
 
 from ofav2.config import recipe
 from ofav2.data import open_data
@@ -16,6 +14,7 @@ from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
 from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
+from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes
 from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
 
@@ -30,60 +29,22 @@ _CHANGEABLE = (
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """How well the images of a class are recognised."""
-
-    name: str
-    """The class."""
-    images: int
-    """Its images."""
-    right: int
-    """Those whose predicted class is the right one."""
-    confused_with: str | None
-    """The wrong class that most of the others are taken for; None if there are none."""
-    confused: int
-    """How many are taken for it."""
-
-    @property
-    def accuracy(self) -> float | None:
-        """Share of its images that are recognised, in 0..1; None without images."""
-        return self.right / self.images if self.images else None
-
-
-@dataclass(frozen=True)
 class ClassReport:
     """An extracted network's results on a split."""
 
-    split: str
-    """`test` or `val`."""
-    images: int
-    """Images."""
+    results: ClassResults
+    """What the last exit reaches, or the exits' ensemble where they have one, by class."""
+    classes: tuple[ClassScore, ...]
+    """The same with the classes' names, in the order of the logits."""
     top1: dict[int, float]
     """Top-1 (0..1) by exit."""
-    confusion: npt.NDArray[np.int64]
-    """Images of class i that are taken for class j, by the last exit or the exits' ensemble: (classes, classes)."""
-    classes: tuple[ClassScore, ...]
-    """The same results by class, in the order of the logits."""
     same_images: bool
     """Whether these are the images that the network was tested on when it was written."""
 
-    @property
-    def accuracy(self) -> float:
-        """Top-1 (0..1) of the last exit, or of the exits' ensemble where they have one."""
-        return sum(found.right for found in self.classes) / self.images
 
-    @property
-    def mean_class_accuracy(self) -> float:
-        """Mean of the classes' accuracies, which a rare class moves as much as a frequent one."""
-        return float(np.mean([found.accuracy for found in self.classes if found.accuracy is not None]))
-
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `accuracy`, from the number of images alone."""
-        return float(np.sqrt(self.accuracy * (1 - self.accuracy) / self.images))
-
-
-def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split: str = "test") -> ClassReport:
+def evaluate_network(
+    directory: str | Path, overrides: Sequence[str] = (), split: Literal["val", "test"] = "test"
+) -> ClassReport:
     """Evaluate an extracted or fine-tuned network on its data set, or on another one with the same classes.
 
     Args:
@@ -124,31 +85,11 @@ def evaluate_network(directory: str | Path, overrides: Sequence[str] = (), split
     weights, exits = source.record.ensemble, source.record.exit_indices
     form = with_ensemble(module, weights) if weights else module
     predicted, targets = (found.numpy() for found in predict_exits(form, evaluator, images_of, resolution))
-    confusion = confusion_matrix(predicted[-1], targets, len(data.classes))
+    results = count_classes(predicted[-1].tolist(), targets.tolist(), len(data.classes), split)
+    top1 = (predicted == targets).mean(1)[: len(exits)].tolist()
     return ClassReport(
-        split=split,
-        images=len(targets),
-        top1=dict(zip(exits, (predicted == targets).mean(1)[: len(exits)].tolist(), strict=True)),
-        confusion=confusion,
-        classes=class_scores(confusion, source.record.classes),
+        results=results,
+        classes=results.scores(source.record.classes),
+        top1=dict(zip(exits, top1, strict=True)),
         same_images=same_images,
     )
-
-
-def confusion_matrix(
-    predicted: npt.NDArray[np.int64], targets: npt.NDArray[np.int64], classes: int
-) -> npt.NDArray[np.int64]:
-    """Count the images of class i that are taken for class j: (classes, classes), from classes (N,) and (N,)."""
-    return np.bincount(targets * classes + predicted, minlength=classes**2).reshape(classes, classes)
-
-
-def class_scores(confusion: npt.NDArray[np.int64], names: Sequence[str]) -> tuple[ClassScore, ...]:
-    """Summarise a confusion matrix by class."""
-    found = []
-    for index, (name, row) in enumerate(zip(names, confusion, strict=True)):
-        wrong = row.copy()
-        wrong[index] = 0
-        most = int(wrong.argmax())
-        other = names[most] if wrong[most] else None
-        found.append(ClassScore(name, int(row.sum()), int(row[index]), other, int(wrong[most])))
-    return tuple(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.exits.exit_agreement import read_exits
+from ofav2.report.classes import class_page
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
 from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
 from ofav2.report.page import count, write_page
@@ -43,6 +44,7 @@ def write_report(run: str | Path, out: str | Path | None = None) -> Path:
 
 def _values(run: RunSnapshot) -> dict[str, Any]:
     planned, measured, agreement = stretches(run), tables(run), read_exits(run)
+    by_class = class_page(run)
     return {
         "title": f"{run.record.name} · ofav2",
         "run": run,
@@ -56,12 +58,14 @@ def _values(run: RunSnapshot) -> dict[str, Any]:
         "unusable": unusable_steps(run),
         "tables": measured,
         "agreement": agreement,
+        "by_class": by_class,
         "payload": {
             "metric": asdict(run.record.metric),
             "phases": [asdict(stretch) | {"teacher": _teacher(run, stretch.name)} for stretch in planned],
             "train": [asdict(curve) for curve in curves(run, "train", ("loss", "lr"))],
             "validation": [asdict(curve) for curve in curves(run, "validation", ("largest", "smallest"))],
             "exits": None if agreement is None else asdict(agreement),
+            "confusion": None if by_class is None else by_class.confusion,
             **networks_payload(run, measured),
         },
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from ofav2.config import recipe
 from ofav2.data import refuse_inside
 from ofav2.errors import UserError
+from ofav2.evaluation.by_class import largest_by_class
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
@@ -129,6 +130,8 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
                 record = replace(writer.read(), phases=(*record.phases, finished))
                 record, state = writer.keep(record), None
             record = replace(record, test=evaluate_on_test(setup, tracker), status="finished")
+            last = record.phases[-1]
+            writer.keep_classes(largest_by_class(setup.net, setup.evaluator, last.name, last.sha256))
         except Stopped:
             writer.keep_status("stopped")
             raise

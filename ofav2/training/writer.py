@@ -12,6 +12,7 @@ from ofav2 import files
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, split_record, write_split
 from ofav2.errors import RunError
+from ofav2.evaluation.by_class import ClassesRecord, write_classes
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
 from ofav2.runs.state import PhaseState, save_state, set_aside_after, state_names
@@ -43,6 +44,11 @@ class RunWriter:
     def keep_split(self, data: ImageData) -> None:
         """Write `split.json`."""
         self.processes.on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
+
+    def keep_classes(self, record: ClassesRecord | None) -> None:
+        """Write `classes.json`, where a task has classes."""
+        if record is not None:
+            self._on_main(lambda: write_classes(self.path, record))
 
     def keep(self, record: RunRecord) -> RunRecord:
         """Write `run.json`; return the first process's record."""

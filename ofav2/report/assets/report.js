@@ -249,6 +249,28 @@ function cornersFigure(node) {
   })};
 }
 
+function confusionFigure() {
+  const {classes, images} = payload.confusion, names = classes.map(plain), few = classes.length <= 12;
+  const places = classes.map((_, index) => index), named = {tickvals: places, ticktext: names, showgrid: false};
+  const shares = images.map(row => {
+    const sum = row.reduce((one, other) => one + other, 0) || 1;
+    return row.map(count => count / sum);
+  });
+  const hovers = images.map((row, own) => row.map((count, other) => `${names[own]} taken for ${names[other]}: ${count}`));
+  return {
+    data: [{
+      type: "heatmap", x: places, y: places, z: shares, text: few ? images : hovers, customdata: hovers,
+      ...(few ? {texttemplate: "%{text}", xgap: 2, ygap: 2} : {}), showscale: false, zmin: 0, zmax: 1.2,
+      colorscale: [[0, colour("wash")], [1, colour("accent")]],
+      hovertemplate: "%{customdata}<extra></extra>", textfont: {size: 12, color: colour("ink")},
+    }],
+    layout: layout({
+      margin: {l: 52, r: 12, t: 12, b: 48},
+      xaxis: axis("taken for", named), yaxis: axis("", {...named, autorange: "reversed"}),
+    }),
+  };
+}
+
 // What happens at the start
 
 function showTable(index) {
@@ -278,3 +300,4 @@ if (tables.length) {
 }
 chart("curves", curvesFigure);
 if (payload.exits) chart("agreement", agreementFigure);
+if (payload.confusion) chart("confusion", confusionFigure);

@@ -40,6 +40,18 @@ def test_the_hub_reads_results_from_the_model_card() -> None:
     assert "89,012,345" in card.text
 
 
+def test_classes_are_listed_from_the_worst_and_a_class_that_is_never_found_shows() -> None:
+    text = model_card(RECORD)
+    assert "Of 50 test images, 72.00 % are classified rightly; the mean of the classes' accuracies is 72.00 %." in text
+    rows = [line for line in text.splitlines() if line.startswith("| `class ")]
+    assert rows[:2] == [
+        "| `class 0` | 10 | 0.00 % | `class 1` (10) |",
+        "| `class 1` | 10 | 90.00 % | `class 0` (1) |",
+    ]
+    assert rows[5:7] == ["| `class 0` | 0 | 10 | 0 | 0 | 0 |", "| `class 1` | 1 | 9 | 0 | 0 | 0 |"]
+    assert "By class" not in model_card(replace(RECORD, by_class=None))
+
+
 def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -> None:
     before = Validation(0, {2: 0.5, 5: 0.6}, 0.6)
     step = FinetuningRecord(

@@ -14,6 +14,7 @@ from ofav2.deploy.artifact import (
     write_subnet_record,
 )
 from ofav2.runs import checkpoint
+from ofav2.tasks.class_results import ClassResults
 from ofav2.tasks.classification import NAME, TOP1
 from supernets import Exits, Subnet, Supernet
 from supernets.subnet_cost import subnet_cost
@@ -26,6 +27,13 @@ def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") 
     (folder / WEIGHTS).write_bytes(weights)
     write_subnet_record(folder, replace(described(net, subnet, exits), sha256=hashlib.sha256(weights).hexdigest()))
     return folder
+
+
+def results_of(classes: int) -> ClassResults:
+    """Results of ten images per class, of which the first class is never found."""
+    right = (0, *[9] * (classes - 1))
+    confused = ((0, 1, 10), *((number, 0, 1) for number in range(1, classes)))
+    return ClassResults("test", (10,) * classes, right, confused)
 
 
 def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRecord:
@@ -45,6 +53,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         classes=tuple(f"class {number}" for number in range(arch.num_classes)),
         cost=subnet_cost(arch, subnet, exits),
         scores=scores,
+        by_class=results_of(arch.num_classes),
         extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32),
         choice=None,
         pruning=None,

@@ -9,6 +9,7 @@ import pytest
 import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
+from ofav2.evaluation.by_class import CLASSES, read_classes
 from ofav2.report.page import count, percent, when
 from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
@@ -62,7 +63,18 @@ def test_the_page_is_in_the_run_by_default_and_tells_what_the_run_did(tiny_run: 
 
 def test_the_page_needs_nothing_from_elsewhere(tiny_run: Run, tmp_path: Path) -> None:
     shown = Markup(ofav2.write_report(tiny_run.folder, tmp_path / "page.html"))
-    assert [value for name, value in shown.attributes if name in ("src", "href")] == ["data:,"]
+    pointing = [value or "" for name, value in shown.attributes if name in ("src", "href")]
+    assert all(value == "data:," or value.startswith("data:image/jpeg;base64,") for value in pointing)
+
+
+def test_the_page_shows_what_the_largest_network_confuses(tiny_run: Run, run_copy: Path) -> None:
+    shown, kept = Markup(ofav2.write_report(run_copy)), read_classes(tiny_run.folder, tiny_run.record)
+    assert kept is not None
+    assert f"accuracies {percent(kept.results.mean_class_accuracy)}" in shown.text
+    assert shown.payload["confusion"]["images"] == kept.results.matrix()
+    assert shown.tags.count("img") == len(kept.mistakes)
+    (run_copy / CLASSES).unlink()
+    assert "--classes" in Markup(ofav2.write_report(run_copy)).text
 
 
 def test_what_comes_from_a_run_is_text(run_copy: Path, tmp_path: Path) -> None:

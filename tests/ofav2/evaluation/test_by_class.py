@@ -1,0 +1,67 @@
+"""A run's largest network is measured class by class when it is done, or later."""
+
+import base64
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import ofav2
+from ofav2.data.decoding import decode
+from ofav2.evaluation.by_class import CLASSES, class_answers, read_classes
+from ofav2.runs.records import Run
+from ofav2.runtime.processes import Processes
+from ofav2.runtime.share import Share
+from tests.ofav2 import tiny
+
+
+class Brightness(nn.Module):
+    """Logits from an image's mean, without weights."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([images.mean((1, 2, 3)) * factor for factor in range(5)], 1)
+
+
+def test_training_leaves_what_its_largest_network_confuses(tiny_run: Run, run_copy: Path) -> None:
+    kept = read_classes(tiny_run.folder, tiny_run.record)
+    assert kept is not None
+    assert tiny_run.record.test is not None
+    assert kept.results.total == tiny_run.record.data.images.test
+    assert abs(kept.results.accuracy - tiny_run.record.test.largest) <= 1 / kept.results.total
+    wrong = [mistake.probability for mistake in kept.mistakes]
+    assert wrong == sorted(wrong)
+    assert len(wrong) == min(24, sum(count for *_, count in kept.results.confused))
+    pictures = [decode(base64.b64decode(mistake.thumbnail or "")) for mistake in kept.mistakes]
+    assert {picture.shape for picture in pictures} == {(3, 16, 16)}
+
+    (run_copy / CLASSES).unlink()
+    assert ofav2.measure_classes(run_copy) == kept.results
+    assert read_classes(run_copy, tiny_run.record) == kept
+
+
+def test_results_of_other_weights_are_not_shown(tiny_run: Run) -> None:
+    last = replace(tiny_run.record.phases[-1], sha256="0" * 64)
+    trained_again = replace(tiny_run.record, phases=(*tiny_run.record.phases[:-1], last))
+    assert read_classes(tiny_run.folder, trained_again) is None
+
+
+def test_processes_share_the_images() -> None:
+    data = tiny.tiny_data(test=50)
+    alone = class_answers(Brightness(), tiny.tiny_evaluator(data), data.test, 12)
+    assert alone.targets.tolist() == data.test.targets.tolist()
+    assert len(set(alone.predicted.tolist())) == 2
+    parts: list[Any] = []
+
+    class Recorded(Processes):
+        def gather(self, value: Any) -> list[Any]:
+            parts.append(value)
+            return list(parts)
+
+    for rank in range(3):
+        runtime = replace(tiny.CPU, processes=Recorded(rank, 3))
+        assert runtime.processes.share == Share(rank, 3)
+        together = class_answers(Brightness(), tiny.tiny_evaluator(data, runtime=runtime), data.test, 12)
+    assert all(np.array_equal(one, other) for one, other in zip(alone, together, strict=True))
