@@ -151,6 +151,7 @@ RULES = (
             "run.folder",
             "data.name",
             "data.root",
+            "data.labels",
             "data.cache",
             "network.name",
             "network.weights",

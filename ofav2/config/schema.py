@@ -53,6 +53,9 @@ class DataConfig:
     """Name of the data set, one of `ofav2.data.names()`."""
     root: str | None = None
     """Folder that holds the data set; null for one that comes with a package."""
+    labels: str | None = None
+    """CSV file with the columns path (from `root`), label, and split (train, val or test) if it gives splits; null
+    takes the folders for classes."""
     download: bool = False
     """Whether torchvision may download the data set into `root` where it offers that."""
     cache: str | None = None

@@ -9,7 +9,7 @@ from pathlib import Path
 from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
 from ofav2.data.checks import checked_files, log_duplicates
-from ofav2.data.readers import arrays, folders
+from ofav2.data.readers import arrays, folders, labels
 from ofav2.data.splits import (
     Colour,
     ImageData,
@@ -37,6 +37,8 @@ class Entry:
     std: Colour
     rooted: bool = True
     downloads: bool = False
+    labelled: bool = False
+    """Whether a file may give the labels (`data.labels`)."""
     trees: tuple[str, ...] = ()
     """Folders below `data.root` in which everything is taken for classes and images; none where images are no files."""
 
@@ -60,7 +62,7 @@ ENTRIES = (
         "tiny_imagenet", folders.read_tiny_imagenet, (0.4802, 0.4481, 0.3975), (0.2770, 0.2691, 0.2821), trees=SPLITS
     ),
     Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD, trees=SPLITS),
-    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, trees=(".",)),
+    Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, labelled=True, trees=(".",)),
 )
 
 
@@ -89,7 +91,7 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     trees = _trees(entry, config)
     if config.cache is not None:
         refuse_inside(trees, Path(config.cache), "data.cache")
-    listed = entry.read(config)
+    listed = labels.read_labels(config, Path(config.labels).expanduser()) if config.labels else entry.read(config)
     skipped: tuple[str, ...] = ()
     if split:
         listed, skipped = _known(listed, split, config)
@@ -178,10 +180,18 @@ def _entry(name: str) -> Entry:
 
 def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
     if config.root is not None and not entry.rooted:
-        raise UserError(f"data.root ({config.root}): {entry.name} comes with a package; set data.root=null")
+        raise UserError(
+            f"data.root ({config.root}): {entry.name} comes with a package; for images of your own add"
+            " data.name=imagefolder, else set data.root=null"
+        )
     if config.download and not entry.downloads:
         able = ", ".join(other.name for other in ENTRIES if other.downloads)
         raise UserError(f"data.download (true): only {able} can be downloaded; set data.download=false")
+    if config.labels is not None and not entry.labelled:
+        raise UserError(
+            f"data.labels ({show(config.labels)}): {entry.name} brings its labels; set data.name=imagefolder, or"
+            " data.labels=null"
+        )
     for key, usual in (("cache", None), ("bad_images", "refuse"), ("exif_orientation", True), ("shrink_to", 0)):
         given = getattr(config, key)
         if given != usual and not entry.files:

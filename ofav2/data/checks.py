@@ -3,10 +3,12 @@
 import errno
 import logging
 import os
+import re
 import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +19,7 @@ from ofav2.data.digests import UnreadableError, content_digests
 from ofav2.data.images import FileImages, Indices
 from ofav2.data.splits import Listed, Parts, Split
 from ofav2.errors import UserError
+from ofav2.tables import table
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +44,11 @@ def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Liste
         UserError: An image cannot be used and `data.bad_images` is `refuse`; a split lost all images of a class; or the
             system refuses to read an image.
     """
-    listed, doubtful = _settled(listed, _without_file(listed) | _with_two_labels(listed), config)
-    listed, broken = _settled(*_looked_at(listed, config, root), config)
+    listed, doubtful = _without(listed, _without_file(listed) | _with_two_labels(listed))
+    listed, broken = _without(*_looked_at(listed, config, root))
     skipped = listed.mislabelled + doubtful + broken
+    if skipped and config.bad_images == "refuse":
+        _refuse(skipped)
     if skipped:
         logger.warning(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
         _require_classes(listed)
@@ -197,21 +202,34 @@ def _open_store(trees: Sequence[FileImages], config: DataConfig, root: Path) -> 
     return found or Store(digests)
 
 
-def _settled(listed: Listed, bad: Reasons, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
-    """Refuse bad images or leave them out, as the recipe says."""
+def _without(listed: Listed, bad: Reasons) -> tuple[Listed, tuple[str, ...]]:
+    """Return a data set without bad images, and why each is bad."""
     if not bad:
         return listed, ()
-    reasons = tuple(bad[key] for key in sorted(bad))
-    if config.bad_images == "refuse":
-        others = f" (and {len(reasons) - 1} more such images)" if len(reasons) > 1 else ""
-        raise UserError(
-            f"{reasons[0]}{others}; replace the file or remove it, or leave such images out by data.bad_images=skip"
-        )
     splits = []
     for position, split in enumerate(listed.splits):
         good = [index for index in range(len(split)) if (position, index) not in bad]
         splits.append(split.take(split.name, np.array(good, dtype=np.int64)))
-    return listed.with_splits(splits), reasons
+    return listed.with_splits(splits), tuple(bad[key] for key in sorted(bad))
+
+
+def _refuse(reasons: Sequence[str]) -> NoReturn:
+    """Refuse a data set for its bad images: a table of all kinds of trouble, then the first in one line."""
+    if len(reasons) > 1:
+        logger.warning(table("images that can't be used", ("images", "problem", "the first"), _problems(reasons)))
+    others = f" (and {len(reasons) - 1} more such images)" if len(reasons) > 1 else ""
+    step = "" if ";" in reasons[0] else "; replace the file or remove it"
+    raise UserError(f"{reasons[0]}{others}{step}, or leave such images out by data.bad_images=skip")
+
+
+def _problems(reasons: Sequence[str]) -> list[tuple[int, str, str]]:
+    """Count bad images by kind of trouble, the most frequent first: number, trouble, first image."""
+    kinds: dict[str, list[str]] = {}
+    for reason in reasons:
+        image, _, why = reason.partition(": ")
+        kinds.setdefault(re.split(r"[;(]", why)[0].strip(), []).append(image.removeprefix("image "))
+    rows = [(len(images), kind, images[0]) for kind, images in kinds.items()]
+    return sorted(rows, key=lambda row: -row[0])
 
 
 def _require_classes(listed: Listed) -> None:

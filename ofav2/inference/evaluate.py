@@ -19,7 +19,7 @@ from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
 
 _CHANGEABLE = (
-    *(f"data.{name}" for name in ("name", "root", "download", "cache", "cache_gib", "bad_images", "workers")),
+    *(f"data.{name}" for name in ("name", "root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
     *(f"data.{name}" for name in ("val_fraction", "test_fraction", "split_seed")),
     "run.device",
     "run.threads",

@@ -39,6 +39,8 @@ UNREADABLE = MappingProxyType(
 )
 """Suffixes of pictures that are not read, and what they are."""
 
+SPLIT_NAMES = MappingProxyType({"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"})
+"""Names that folders of splits may have, and the splits."""
 HARMLESS_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that systems put beside images."""
 HARMLESS_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini"})
@@ -64,9 +66,11 @@ class _Rest:
     """Why a picture can't be used, and what to do, for each."""
     ignored: tuple[str, ...] = ()
     """Paths of files that are no pictures, and not known to be harmless."""
+    nested: tuple[str, ...] = ()
+    """Paths of images that lie in folders inside class folders."""
 
     def __add__(self, other: "_Rest") -> "_Rest":
-        return _Rest(self.unusable + other.unusable, self.ignored + other.ignored)
+        return _Rest(self.unusable + other.unusable, self.ignored + other.ignored, self.nested + other.nested)
 
 
 def root_of(config: DataConfig) -> Path:
@@ -83,17 +87,19 @@ def root_of(config: DataConfig) -> Path:
 def read_imagefolder(config: DataConfig) -> Listed:
     """Read a folder of classes, or one of splits (train, and val and test where they are) that hold classes.
 
-    A missing test split is held out of train, and then so is a missing validation split.
+    Images in folders inside a class folder count for the class. `valid` and `validation` are names of val. A missing
+    test split is held out of train, and then so is a missing validation split.
     """
     root = root_of(config)
     splits = _splits_at(root)
-    whole = root / "train" if splits else root
+    whole = root / splits.get("train", "")
     classes = _class_names(whole)
+    _refuse_deeper_classes(whole, classes)
     train, rest = _class_tree(whole, "train", classes, config)
     rest += _beside_splits(root, splits, classes)
     found: dict[str, Split] = {}
-    for name in splits[1:]:
-        found[name], more = _class_tree(root / name, name, classes, config)
+    for name in (name for name in splits if name != "train"):
+        found[name], more = _class_tree(root / splits[name], name, classes, config)
         rest += more
     return _settled(Listed(classes, train, found.get("val"), found.get("test")), rest, config)
 
@@ -125,11 +131,13 @@ def read_tiny_imagenet(config: DataConfig) -> Listed:
 
 
 def _settled(listed: Listed, rest: _Rest, config: DataConfig) -> Listed:
-    """Say what is no picture; refuse pictures that can't be used, or leave them out, as the recipe says."""
+    """Say what is no picture, and hand on which pictures can't be used."""
     _log_ignored(config.name, rest.ignored)
-    if rest.unusable and config.bad_images == "refuse":
-        others = f" (and {len(rest.unusable) - 1} more such images)" if len(rest.unusable) > 1 else ""
-        raise UserError(f"{rest.unusable[0]}{others}, or leave such images out by data.bad_images=skip")
+    if rest.nested:
+        logger.info(
+            f"{config.name}: images in folders inside class folders count for the class: {len(rest.nested)} (the first:"
+            f" {one_line(rest.nested[0])})"
+        )
     return listed._replace(mislabelled=rest.unusable)
 
 
@@ -158,13 +166,24 @@ def _is_hidden(folder: str) -> bool:
     return folder.startswith(".") or folder in HARMLESS_FOLDERS
 
 
-def _splits_at(root: Path) -> tuple[str, ...]:
-    """Name the split folders of `root`; none if its folders are classes (one of them may be called train)."""
-    present = [name for name in ("train", "val", "test") if name in _folders(root) and _folders(root / name)]
-    return tuple(present) if "train" in present else ()
+def _splits_at(root: Path) -> Mapping[str, str]:
+    """Return the folders of `root` that are splits; none if its folders are classes (one of them may be called train).
+
+    Raises:
+        UserError: A split is there under two names.
+    """
+    present = [name for name in SPLIT_NAMES if name in _folders(root) and _folders(root / name)]
+    if "train" not in present:
+        return {}
+    splits: dict[str, str] = {}
+    for name in present:
+        if SPLIT_NAMES[name] in splits:
+            raise UserError(f"folder {root}: {splits[SPLIT_NAMES[name]]} and {name} are one split; merge the two")
+        splits[SPLIT_NAMES[name]] = name
+    return splits
 
 
-def _beside_splits(root: Path, splits: Sequence[str], classes: Sequence[str]) -> _Rest:
+def _beside_splits(root: Path, splits: Mapping[str, str], classes: Sequence[str]) -> _Rest:
     """Return what lies beside the split folders, if there are any; folders without a class among it are logged.
 
     Raises:
@@ -172,9 +191,9 @@ def _beside_splits(root: Path, splits: Sequence[str], classes: Sequence[str]) ->
     """
     if not splits:
         return _Rest()
-    others = [name for name in _folders(root) if name not in splits]
+    others = [name for name in _folders(root) if name not in splits.values()]
     for name in others:
-        if name in ("val", "test") or not set(classes).isdisjoint(map(_composed, _folders(root / name))):
+        if name in SPLIT_NAMES or not set(classes).isdisjoint(map(_composed, _folders(root / name))):
             raise UserError(
                 f"folder {root / name}: beside train, splits are folders called val and test that hold class folders; "
                 "rename it, fill it, or move it out of data.root"
@@ -182,6 +201,23 @@ def _beside_splits(root: Path, splits: Sequence[str], classes: Sequence[str]) ->
     if others:
         logger.warning(f"folders beside train that are not read: {len(others)} (the first: {root / others[0]})")
     return _beside(root)
+
+
+def _refuse_deeper_classes(folder: Path, classes: Sequence[str]) -> None:
+    """Refuse class folders that hold the same folders and no image: those are the classes, or these are splits."""
+    folders = _class_folders(folder)
+    inside = [_entries(folder / folders[name]) for name in classes]
+    if (
+        all(inner == inside[0][0] for inner, _ in inside)
+        and inside[0][0]
+        and not any(
+            _sorted_out(folder / folders[name], names)[0] for name, (_, names) in zip(classes, inside, strict=True)
+        )
+    ):
+        raise UserError(
+            f"folder {folder / folders[classes[0]]}: it holds no image, and the folder {inside[0][0][0]!r} like all"
+            " others beside it; set data.root to the folder whose folders are train or the classes"
+        )
 
 
 def _class_tree(
@@ -194,7 +230,8 @@ def _class_tree(
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images, more = _image_files(folder / folders[name] / inner)
+        # Tiny ImageNet's layout is fixed; in other class folders people sort images further.
+        images, more = _image_files(folder / folders[name] / inner, nested=not inner)
         paths += [os.path.join(folders[name], inner, image) for image in images]
         labels += [label] * len(images)
         rest += more
@@ -289,21 +326,40 @@ def _require_printable(folder: Path, names: Sequence[str]) -> None:
             raise UserError(f"folder {folder}: {name!r} is no name that can be printed; rename it")
 
 
-def _image_files(folder: Path) -> tuple[tuple[str, ...], _Rest]:
-    """List a folder's images, sorted, and what else lies there."""
+def _image_files(folder: Path, *, nested: bool = False) -> tuple[tuple[str, ...], _Rest]:
+    """List a folder's images, sorted, and what else lies there; with `nested`, those in its folders too."""
     folders, names = _entries(folder)
-    if folders:
+    if folders and not nested:
         raise UserError(
-            f"folder {folder}: images lie directly in a class folder, and this one holds the folder {folders[0]!r}; "
-            "move its images up, or set data.root to the folder whose folders are train or the classes"
+            f"folder {folder}: images lie directly in it, and it holds the folder {folders[0]!r}; unpack the archive"
+            " again"
         )
     images, rest = _sorted_out(folder, names)
+    for inner in folders:
+        deeper, more = _images_below(folder, inner)
+        images += deeper
+        rest += more + _Rest(nested=tuple(str(folder / image) for image in deeper))
     if not images and rest.unusable:
         raise UserError(f"{rest.unusable[0]}; no other image is in that folder")
     if not images:
         raise UserError(f"folder {folder}: no image in it ({_FORMATS}); add images or remove the folder")
     # Records and messages name them.
     _require_printable(folder, images)
+    return images, rest
+
+
+def _images_below(folder: Path, inner: str) -> tuple[tuple[str, ...], _Rest]:
+    """List the images of a folder inside a class folder, at any depth, by their paths from the class folder."""
+    here = folder / inner
+    if here.is_symlink():
+        # It may lead back to where it lies.
+        return (), _Rest(ignored=(str(here),))
+    folders, names = _entries(here)
+    found, rest = _sorted_out(here, names)
+    images = tuple(os.path.join(inner, image) for image in found)
+    for deeper in folders:
+        below, more = _images_below(folder, os.path.join(inner, deeper))
+        images, rest = images + below, rest + more
     return images, rest
 
 
@@ -327,7 +383,8 @@ def _sorted_out(folder: Path, names: Sequence[str]) -> tuple[tuple[str, ...], _R
         elif kind == _UNKNOWN:
             ignored.append(str(folder / name))
         elif kind != _HARMLESS:
-            unusable.append(f"image {one_line(str(folder / name))}: {kind} is not read; convert it to PNG or JPEG")
+            step = "convert it to PNG or JPEG" + (" (the package pillow-heif reads it)" if kind == "HEIC" else "")
+            unusable.append(f"image {one_line(str(folder / name))}: {kind} is not read; {step}")
     return tuple(images), _Rest(tuple(unusable), tuple(ignored))
 
 
@@ -360,7 +417,11 @@ def _require_entries(root: Path, needed: Sequence[str]) -> None:
     if not missing:
         return
     inside = [name for name in folders if all((root / name / entry).exists() for entry in needed)]
-    step = f"set data.root={root / inside[0]}" if inside else "set data.root to the folder that holds them"
+    step = (
+        f"set data.root={root / inside[0]}"
+        if inside
+        else "set data.root to the folder that holds them; for images of your own add data.name=imagefolder"
+    )
     raise UserError(f"data.root ({root}): {', '.join(needed)} are needed there, {missing[0]} is missing; {step}")
 
 

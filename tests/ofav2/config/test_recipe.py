@@ -429,6 +429,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("run.folder", ("runs", "a b"), ("''", '"a\\0b"')),
     ("data.name", ("digits",), ("''",)),
     ("data.root", ("null", "/a/b"), ("''", '"a\\nb"')),
+    ("data.labels", ("null", "labels.csv"), ("''", '"a\\nb"')),
     ("data.resolutions", ("[1]", "[64, 48, 16384]"), ("[]", "[16385]", "[0]", "[-8]", "[16, 16]")),
     ("data.batch_size", ("2",), ("1", "0", "-1")),
     ("data.workers", ("0", "1024"), ("-1", "1025")),

@@ -270,6 +270,14 @@ def test_the_fingerprint_notices_changed_added_and_moved_images(tmp_path: Path, 
     assert len({first, second, third, fourth}) == 4
 
 
+def deepened(folder: Path) -> None:
+    """Move the images of all class folders one folder down."""
+    for name in ("a", "b"):
+        (folder / name).rename(folder / "moved")
+        (folder / name).mkdir()
+        (folder / "moved").rename(folder / name / "deep")
+
+
 HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty class": (lambda root: (root / "train/c").mkdir(), "train/c: no image in it"),
     "picture of another format": (lambda root: (root / "train/a/x.gif").write_bytes(b"GIF89a"), "x.gif: GIF is not"),
@@ -282,7 +290,14 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: shutil.copy(root / "val/a/000.jpg", root),
         "000.jpg: lies beside the folders",
     ),
-    "class with folders": (lambda root: (root / "train/a/deep").mkdir(), "train/a: images lie directly in"),
+    "classes in folders": (
+        lambda root: deepened(root / "train"),
+        "train/a: it holds no image, and the folder 'deep' like",
+    ),
+    "split under two names": (
+        lambda root: shutil.copytree(root / "val", root / "valid"),
+        "val and valid are one split",
+    ),
     "class missing from val": (lambda root: shutil.rmtree(root / "val/b"), "val: class 'b' of train is missing"),
     "class missing from train": (lambda root: shutil.rmtree(root / "train/b"), "'a'"),
     "class only in test": (lambda root: shutil.copytree(root / "test/a", root / "test/z"), "'z' is not in train"),
@@ -291,8 +306,8 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         "test/a: no image in it",
     ),
     "empty test": (lambda root: emptied(root / "test"), "test: beside train"),
-    "split of another name": (lambda root: (root / "val").rename(root / "valid"), "valid: beside train"),
-    "no train": (lambda root: shutil.rmtree(root / "train"), "images lie directly in a class folder"),
+    "split of another name": (lambda root: (root / "val").rename(root / "dev"), "dev: beside train"),
+    "no train": (lambda root: shutil.rmtree(root / "train"), "set data.root to the folder whose folders are train"),
     "root is a file": (lambda root: replaced_by_a_file(root), "cannot be read (Not a directory)"),
     "root is empty": (lambda root: emptied(root), "two or more class folders are needed"),
 }
@@ -333,6 +348,28 @@ def test_bmp_and_tiff_are_read(suffix: str, tmp_path: Path, classes: Callable[..
         assert np.array_equal(train.image(0).permute(1, 2, 0).numpy(), np.asarray(reference))
 
 
+def test_images_in_folders_inside_a_class_count_for_it(
+    tmp_path: Path, classes: Callable[..., None], notes: Notes
+) -> None:
+    classes(tmp_path, {"a": 4, "b": 2})
+    classes(tmp_path / "b", {"2019": 3})
+    classes(tmp_path / "b" / "2019", {"may": 1, "__MACOSX": 1})
+    (tmp_path / "b" / "loop").symlink_to(tmp_path)
+    opened = open_at("imagefolder", tmp_path)
+    assert opened.classes == ("a", "b")
+    labels = np.concatenate([split.targets for split in (opened.train, opened.val, opened.test)])
+    assert np.bincount(labels).tolist() == [4, 6]
+    assert f"count for the class: 4 (the first: {tmp_path / 'b/2019/000.jpg'})" in notes()
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_a_validation_split_may_have_its_long_name(name: str, tmp_path: Path, classes: Callable[..., None]) -> None:
+    classes(tmp_path / "train", {"a": 6, "b": 6})
+    classes(tmp_path / name, {"a": 2, "b": 2})
+    opened = open_at("imagefolder", tmp_path)
+    assert files(opened.val) == [str(tmp_path / name / label / f"00{i}.jpg") for label in "ab" for i in range(2)]
+
+
 HARMLESS = ("Thumbs.db", "desktop.ini", ".DS_Store", "._000.jpg", "readme.txt", "labels.csv", "a.xmp", ".hidden")
 
 
@@ -367,22 +404,33 @@ def test_folders_beside_splits_are_counted_aloud(tmp_path: Path, classes: Callab
     assert f"folders beside train that are not read: 1 (the first: {tmp_path / 'extra'})" in notes()
 
 
-def test_pictures_that_cannot_be_used_are_left_out_on_request(tmp_path: Path, classes: Callable[..., None]) -> None:
+def test_pictures_that_cannot_be_used_are_left_out_on_request(
+    tmp_path: Path, classes: Callable[..., None], notes: Notes
+) -> None:
     root = tmp_path / "images"
     classes(root, {"a": 6, "b": 6})
     (root / "a" / "x.gif").write_bytes(b"GIF89a")
+    (root / "a" / "z.gif").write_bytes(b"GIF89a")
+    (root / "a" / "gone.jpg").symlink_to(root / "nowhere")
     (root / "b" / "y").write_bytes(b"\0\0\0\x1cftypavif" + bytes(9))
     (root / "b" / "photo.nef").write_bytes(b"II*\0")
     shutil.copy(root / "a" / "000.jpg", root)
     told = refusal("imagefolder", root)
     assert told.startswith(f"image {root / '000.jpg'}: lies beside the folders of classes; ")
-    assert told.endswith("(and 3 more such images), or leave such images out by data.bad_images=skip")
+    assert told.endswith("(and 5 more such images), or leave such images out by data.bad_images=skip")
+    table = notes()
+    assert f"     2  GIF is not read                     {root / 'a' / 'x.gif'}" in table
+    assert f"     1  cannot be read                      {root / 'a' / 'gone.jpg'}" in table, (
+        "found later, shown with it"
+    )
     opened = open_at("imagefolder", root, bad_images="skip", cache=str(tmp_path / "cache"))
     assert len(names(opened)) == 12
     assert sorted(reason.split(": ")[1].split(";")[0] for reason in opened.skipped) == [
         "AVIF is not read",
         "GIF is not read",
+        "GIF is not read",
         "camera raw is not read",
+        "cannot be read (No such file or directory)",
         "lies beside the folders of classes",
     ]
 
