@@ -128,7 +128,8 @@ class PhaseRecord:
     teacher: TeacherRecord
     """Its teacher."""
     ensemble_score: float | None
-    """Validation score of the largest network's weighted exits; None of weights that were not trained here."""
+    """Validation score of the largest network's weighted exits, as the mean over resolutions, with the batch-norm
+    statistics of each; None of weights that were not trained here."""
     mean_corner_score: float | None
     """Mean validation score of the corner sub-networks; None likewise, and if none were evaluated."""
     metrics_bytes: Count

@@ -21,7 +21,7 @@ from ofav2.training.resuming import candidates
 from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import DivergedError, not_finite
-from ofav2.training.teacher import choose_teacher, prepare_teacher
+from ofav2.training.teacher import choose_teacher, largest_networks, prepare_teacher, teaching_score
 from ofav2.training.writer import RunWriter
 from supernets.multi_exit import MultiExit
 
@@ -103,14 +103,13 @@ def run_phase(
 
 
 def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, float | None]:
-    """Return validation scores after a phase: the largest network's ensemble, and the mean over corners, if any."""
+    """Return validation scores after a phase: the largest network's as a teacher, and the mean over corners, if any."""
     net, evaluator = setup.net, setup.evaluator
-    largest = evaluator.calibrated(net, net.space.largest(), net.architecture.exits)
+    networks = largest_networks(net, evaluator)
     if isinstance(net, supernets.Supernet):
-        adopt_statistics(net, largest)
-    teacher = prepare_teacher(largest, setup.runtime)
-    weights = phase_weights(setup.config, phase.config, net)
-    score = evaluator.ensemble_score(teacher, weights.ensemble, max(net.space.resolution), setup.data.val)
+        adopt_statistics(net, networks[max(networks)])
+    modules = {side: prepare_teacher(network, setup.runtime) for side, network in networks.items()}
+    score = teaching_score(modules, phase_weights(setup.config, phase.config, net).ensemble, evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = mean_score(scores) if scores else None

@@ -1,8 +1,10 @@
 """Make a phase's teacher, from an earlier phase's checkpoint or from timm."""
 
 import copy
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import TeacherRecord
-from ofav2.runtime.compiling import compiled
+from ofav2.runtime.compiling import Forward, compiled
 from ofav2.runtime.device import Runtime
 from ofav2.tasks.base import Task
 from ofav2.training.objectives import Teacher, as_teacher
@@ -127,7 +129,8 @@ def choose_teacher(
         return PhaseTeacher(None, TeacherRecord("none"))
     if phase.teacher in external:
         module = external[phase.teacher]
-        (score,) = evaluator.exit_scores(module, max(net.space.resolution), evaluator.data.val)
+        scores = [evaluator.exit_scores(module, side, evaluator.data.val)[0] for side in net.space.resolution]
+        score = statistics.fmean(scores)
         metric = evaluator.task.metrics[0]
         reason = f"{phase.teacher} is the recipe's; its validation {metric.name} is {metric.show(score)}"
         record = TeacherRecord(phase.teacher, name=phase.teacher, score=score, reason=reason, sha256=file_sha256)
@@ -136,10 +139,11 @@ def choose_teacher(
     choice = distill.choose(phase.teacher, candidates, score_order(evaluator.task))
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
     tensors, _ = evaluator.runtime.processes.on_main(lambda: checkpoint.load(path))
-    module = prepare_teacher(largest_of(net, tensors), evaluator.runtime)
+    networks = largest_networks(with_weights(net, tensors), evaluator)
+    modules = {side: prepare_teacher(network, evaluator.runtime) for side, network in networks.items()}
     chosen = choice.candidate
     record = TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason)
-    forward = compiled("teacher", module, module, compiler)
+    forward = by_side({side: compiled("teacher", module, module, compiler) for side, module in modules.items()})
     return PhaseTeacher(as_teacher(forward, weights[chosen.phase].ensemble, arithmetic), record)
 
 
@@ -163,8 +167,38 @@ def prepare_teacher(largest: GraphModule, runtime: Runtime) -> GraphModule:
     return module
 
 
-def largest_of(net: Network, tensors: Mapping[str, torch.Tensor]) -> GraphModule:
-    """Return the largest network with all its exits, of a supernet like `net` with these weights."""
+def largest_networks(net: Network, evaluator: Evaluator) -> dict[int, GraphModule]:
+    """Return the largest network with all its exits for each resolution, by its side in pixels.
+
+    A supernet's batch-norm statistics are gathered at that resolution: those of large images are wrong for small ones.
+    The original's teacher normalises with the batch itself, which is also at the batch's resolution.
+
+    Args:
+        net: The network; its weights are not copied.
+        evaluator: What recalibrates, and where.
+    """
+    sides, largest = net.space.resolution, net.space.largest()
+    if not net.needs_recalibration:
+        return dict.fromkeys(sides, evaluator.calibrated(net, largest, net.architecture.exits))
+    return {
+        side: evaluator.calibrated(net, replace(largest, resolution=side), net.architecture.exits) for side in sides
+    }
+
+
+def teaching_score(modules: Mapping[int, GraphModule], weights: Sequence[Fraction], evaluator: Evaluator) -> float:
+    """Return how good a teacher is: the validation score of its exits' weighted sum, as the mean over resolutions."""
+    return statistics.fmean(
+        evaluator.ensemble_score(module, weights, side, evaluator.data.val) for side, module in modules.items()
+    )
+
+
+def by_side(forwards: Mapping[int, Forward]) -> Forward:
+    """Return the forward pass that takes the one for the side of its images in pixels."""
+    return lambda images: forwards[images.shape[-1]](images)
+
+
+def with_weights(net: Network, tensors: Mapping[str, torch.Tensor]) -> Network:
+    """Return a network like `net` with these weights."""
     source = copy.deepcopy(net)
     checkpoint.fill(source, tensors, "the teacher's checkpoint")
-    return source.extract(source.space.largest(), exits="all")
+    return source

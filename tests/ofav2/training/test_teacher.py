@@ -26,9 +26,10 @@ from ofav2.training.teacher import (
     PhaseTeacher,
     choose_teacher,
     external_teachers,
-    largest_of,
+    largest_networks,
     prepare_teacher,
     score_order,
+    teaching_score,
 )
 from supernets import Supernet
 from tests.ofav2 import tiny
@@ -84,16 +85,37 @@ def test_the_weights_of_the_chosen_phase_teach(policy: str, chosen: str, run_fol
     }
     assert found.reason == distill.choose(policy, CANDIDATES, score_order(Classification(5))).reason
 
-    source = tiny_net(seed=LEFT[chosen]).eval()
-    images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        exits = source(images, source.space.largest(), exits="all")
-    expected = sum(float(b) * logits for b, logits in zip(WEIGHTS.ensemble, exits, strict=True))
     assert phase_teacher.teacher is not None
-    target = phase_teacher.teacher(images)
-    torch.testing.assert_close(target.logits, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(target.probabilities, target.logits.softmax(1))
+    for side in (16, 20):
+        images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+        target = phase_teacher.teacher(images)
+        torch.testing.assert_close(
+            target.logits, ensemble_with_statistics_at(side, LEFT[chosen], images), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(target.probabilities, target.logits.softmax(1))
     assert same_bits(bits(net), before), "the supernet goes on as it was"
+
+
+def ensemble_with_statistics_at(side: int, seed: int, images: torch.Tensor) -> torch.Tensor:
+    source = tiny_net(seed=seed).eval()
+    largest = replace(source.space.largest(), resolution=side)
+    with torch.no_grad():
+        exits = tiny_evaluator(DATA).calibrated(source, largest, "all")(images)
+    return torch.stack([float(b) * logits for b, logits in zip(WEIGHTS.ensemble, exits, strict=True)]).sum(0)
+
+
+def test_statistics_of_another_resolution_would_teach_something_else() -> None:
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    own, other = (ensemble_with_statistics_at(side, LEFT["full"], images) for side in (16, 20))
+    assert (own - other).abs().max() > 0.05 * own.std()
+
+
+def test_a_teachers_score_is_the_mean_over_resolutions() -> None:
+    net, evaluator = tiny_net(seed=5), tiny_evaluator(DATA)
+    networks = largest_networks(net, evaluator)
+    alone = [evaluator.ensemble_score(networks[side], WEIGHTS.ensemble, side, DATA.val) for side in (16, 20)]
+    assert sorted(networks) == [16, 20]
+    assert teaching_score(networks, WEIGHTS.ensemble, evaluator) == sum(alone) / 2
 
 
 def test_a_teacher_does_not_move_with_the_supernet(run_folder: Path) -> None:
@@ -144,7 +166,8 @@ def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     assert phase_teacher.teacher is not None
     images = torch.ones(2, 3, 16, 16)
     with torch.no_grad():
-        expected = net.eval()(images, net.space.largest())
+        network = tiny_evaluator(DATA).calibrated(net, replace(net.space.largest(), resolution=16), "last")
+        expected = network(images)
     torch.testing.assert_close(phase_teacher.teacher(images).logits, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -158,19 +181,9 @@ def test_a_checkpoint_that_is_gone_is_named(run_folder: Path) -> None:
         choose("best", run_folder, tiny_net())
 
 
-def test_the_largest_network_of_some_weights_has_all_exits() -> None:
-    net, source = tiny_net(seed=1), tiny_net(seed=2).eval()
-    module = largest_of(net, source.state_dict())
-    images = torch.ones(2, 3, 20, 20)
-    with torch.no_grad():
-        expected = source(images, source.space.largest(), exits="all")
-        for ours, theirs in zip(module(images), expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert not module.training
-
-
 def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
-    largest = largest_of(tiny_net(seed=1), tiny_net(seed=2).eval().state_dict())
+    net = tiny_net(seed=2).eval()
+    largest = net.extract(net.space.largest(), exits="all")
     kinds = [type(layer) for layer in largest.modules()]
     images = torch.rand(2, 3, 20, 20).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -213,7 +226,8 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
         expected = external[policy](images)
     assert phase_teacher.teacher is not None
     torch.testing.assert_close(phase_teacher.teacher(images).logits, expected)
-    (score,) = evaluator.exit_scores(external[policy], 20, DATA.val)
+    scores = [evaluator.exit_scores(external[policy], side, DATA.val)[0] for side in (16, 20)]
+    score = sum(scores) / 2
     reason = phase_teacher.record.reason
     assert phase_teacher.record == TeacherRecord(policy, name=policy, score=score, reason=reason)
     assert TOP1.show(score) in (reason or "")
