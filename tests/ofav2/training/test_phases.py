@@ -15,8 +15,8 @@ from ofav2.errors import UserError
 from ofav2.training.phases import PLAN_COLUMNS, make_plan, plan_table
 from supernets import Space
 
-# OFAv2, extended progressive shrinking on Tiny ImageNet: dimension, choices after the phase, epochs, warm-up epochs,
-# learning rate, sub-networks per step.
+# OFAv2, extended progressive shrinking on Tiny ImageNet: dimension, choices after the phase, epochs after the
+# warm-up, warm-up epochs, learning rate, sub-networks per step.
 PAPER: dict[str, tuple[str, tuple[int, ...], int, int, float, int]] = {
     "kernel": ("kernel", (3, 5, 7), 120, 5, 0.03, 1),
     "level_1": ("level", (2, 3), 25, 0, 0.0025, 2),
@@ -61,11 +61,17 @@ def test_the_papers_phases(variant: str) -> None:
         unlocked[dimension] = choices
         assert {name: getattr(phase.space, name) for name in unlocked} == unlocked
         assert phase.space.resolution == space.resolution, "resolution is elastic from the start"
-        assert (phase.steps, phase.warmup_steps) == (epochs * 1328, warmup * 1328)
+        assert (phase.steps, phase.warmup_steps) == ((epochs + warmup) * 1328, warmup * 1328), "warm-up comes on top"
         assert (phase.config.lr, phase.config.subnets, phase.config.dropout) == (lr, subnets, 0.1)
         assert (phase.objective, phase.teacher) == ("distill", "progressive")
         assert phase.evaluated == phase.space
     assert plan.phases[-1].space == space, "in the end everything can be chosen"
+
+
+@pytest.mark.parametrize(("variant", "epochs"), [("ee_d", 915), ("ee_dp", 1065), ("se_b", 605)])
+def test_the_papers_epochs_in_all(variant: str, epochs: int) -> None:
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space_of(variant), 1)
+    assert plan.steps == epochs
 
 
 @pytest.mark.parametrize("variant", supernets.names())
