@@ -46,22 +46,11 @@ def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
     assert everything == setup.net.space, "in the end everything can be chosen"
 
 
-def structure(name: str) -> object:
-    """What decides over the code that a recipe runs: nearly all but data, lengths and learning rates."""
-    config = recipe.load(name, ["data.root=null"])
-    phases = [(phase, *(getattr(it, key) for key in STRUCTURE)) for phase, it in config.phases.items()]
-    network = config.network.kind, config.supernet if config.network.kind == "supernet" else None
-    return network, phases, config.teacher.policy, config.optim.name
-
-
-STRUCTURE = ("unlock", "subnets", "sampler", "teacher")
-
-
 def recipes_to_run() -> list[Any]:
-    """All recipes; of those of one structure, all but the first are slow tests."""
-    structures = [structure(name) for name in recipe.names()]
+    """All recipes; all but the first of a kind of network are slow tests."""
+    kinds = [recipe.load(name, ["data.root=null"]).network.kind for name in recipe.names()]
     return [
-        pytest.param(name, marks=pytest.mark.slow if structures[number] in structures[:number] else ())
+        pytest.param(name, marks=pytest.mark.slow if kinds[number] in kinds[:number] else ())
         for number, name in enumerate(recipe.names())
     ]
 

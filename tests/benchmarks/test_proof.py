@@ -69,6 +69,7 @@ def test_proof_tables_without_measurements_say_how_to_measure(tmp_path: Path) ->
         proof_tables.show(["ofa"], tmp_path)
 
 
+@pytest.mark.slow
 def test_rows_are_trained_measured_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], notes: Notes
 ) -> None:

@@ -66,6 +66,7 @@ def test_inputs_of_the_accuracy_predictor_have_a_column_per_choice(data: Path) -
     assert objectives(problem, vector)[0, 1] == genes.model.price(subnet).macs / 1e6
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_method(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(data), "--problems", "macro", "--methods", "random", "linas", "--seeds", "2", "--measurements", "55"])
     printed = capsys.readouterr().out

@@ -90,6 +90,7 @@ def test_compiled_and_eager_steps_compute_the_same(tmp_path: Path) -> None:
     assert list(step.forms(work, HERE, 1)["full"]) == ["eager"]
 
 
+@pytest.mark.slow
 def test_a_steps_growth_with_its_sizes_is_drawn(tmp_path: Path) -> None:
     work, over_processes = quick("se_b", batch=8, side=64), {1: 2.0, 2: 2.5}
     found = step.growth(work, HERE, 1, tmp_path / "new" / "plot.svg", over_processes)

@@ -179,6 +179,7 @@ def test_a_run_stopped_in_every_phase_ends_as_a_straight_one(
     assert all(f"going on with phase {phase} from step 1" in log for phase in tiny.SIX_PHASES)
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_every_phase_after_more_than_was_saved_ends_as_a_straight_one(
     recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -120,7 +120,7 @@ def test_a_finished_run_of_two_processes_is_resumed_as_finished(straight: Path, 
     assert (straight / folder.RECORD).read_bytes() == before
 
 
-@pytest.mark.parametrize("signalled", [0, 1])
+@pytest.mark.parametrize("signalled", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same_bits(
     signalled: int, straight: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,7 +135,7 @@ def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same
     assert same_run(path, straight)
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
     killed: int, straight: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +149,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
     assert same_run(path, straight)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 4)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), *(pytest.param(*counts, marks=pytest.mark.slow) for counts in ((1, 2), (2, 4)))]
+)
 def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
     before: int,
     after: int,

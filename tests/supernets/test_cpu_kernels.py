@@ -89,6 +89,7 @@ def test_cases_that_the_depthwise_kernel_lacks_are_left_to_torch() -> None:
     assert not any(is_ours(y) for y in (*others, doubles, large, small))
 
 
+@pytest.mark.slow
 def test_a_compiler_sees_plain_convolutions() -> None:
     net = small_net("ee_dp", seed=1, dtype=torch.float32).train()
     images = images_for(net, 2, 32, 32).to(memory_format=torch.channels_last)

@@ -16,7 +16,17 @@ from tests.supernets.randomise import exit_choices, some_subnets
 
 
 # Odd sides, deep dense stages and a first block without a stride each keep other tensors alive.
-@pytest.mark.parametrize("arch", [{}, {"depth": (1, 5, 6), "stem_stride": 1}, {"expand": (1,)}], ids=str)
+@pytest.mark.parametrize(
+    "arch",
+    [
+        {},
+        *(
+            pytest.param(it, marks=pytest.mark.slow)
+            for it in ({"depth": (1, 5, 6), "stem_stride": 1}, {"expand": (1,)})
+        ),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("variant", supernets.names())
 def test_the_sum_of_the_parts_is_the_whole_graph(variant: str, arch: dict[str, Any]) -> None:
     net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **arch)
@@ -95,7 +105,9 @@ def test_a_network_that_does_less_costs_less() -> None:
 # Memory
 
 
-@pytest.mark.parametrize("arch", [{}, {"depth": (1, 5, 6), "stem_stride": 1}], ids=str)
+@pytest.mark.parametrize(
+    "arch", [{}, pytest.param({"depth": (1, 5, 6), "stem_stride": 1}, marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("variant", supernets.names())
 def test_memory_is_what_lies_there(variant: str, arch: dict[str, Any]) -> None:
     net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **arch).eval()

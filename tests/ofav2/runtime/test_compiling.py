@@ -209,8 +209,12 @@ def test_a_compiled_teacher_says_what_it_would_have_said(compiler: Callable[...,
 
 
 @pytest.mark.slow
-def test_inductors_code_trains_and_teaches_as_torch_does(notes: Notes) -> None:
+def test_inductors_code_trains_and_teaches_as_torch_does(
+    notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real compiler, with dropout and statistics."""
+    # What a killed process left half-written in the user's own cache fails every later load.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
 
     def net() -> Supernet:
         return CPU.place(tiny_net("ee_d", depth=(1,), kernel=(3,), expand=(2,)))  # type: ignore[return-value]
