@@ -36,9 +36,9 @@ def exit_macs(module: GraphModule, shape: Sequence[int], exits: Sequence[int]) -
     Raises:
         GraphError: As for `output_costs`.
     """
-    places = range(len(exits))
-    alone = output_costs(module, shape, [(place,) for place in places])
-    passed = output_costs(module, shape, [range(place + 1) for place in places])
+    indices = range(len(exits))
+    alone = output_costs(module, shape, [(index,) for index in indices])
+    passed = output_costs(module, shape, [range(index + 1) for index in indices])
     return tuple(ExitMacs(exit, one.macs, many.macs) for exit, one, many in zip(exits, alone, passed, strict=True))
 
 
@@ -59,7 +59,7 @@ def output_costs(module: GraphModule, shape: Sequence[int], choices: Sequence[Se
     for step in steps:
         macs[bits.get(step.node, 0)] += step.macs
     params, tensors = _parameters(module, bits), _tensors(module, steps, bits)
-    wanted = [sum(1 << place for place in set(choice)) for choice in choices]
+    wanted = [sum(1 << index for index in set(choice)) for choice in choices]
     return tuple(Cost(_sum(params, own), _sum(macs, own), BYTES * _peak(tensors, len(steps), own)) for own in wanted)
 
 
@@ -108,13 +108,13 @@ def _tensors(module: GraphModule, steps: Sequence[Step], bits: Mapping[str, int]
     last: dict[int, dict[int, int]] = defaultdict(dict)
     values: dict[str, Sequence[int]] = {}
     made: list[tuple[int, int, int]] = []
-    for place, step in enumerate(steps):
+    for index, step in enumerate(steps):
         own = bits.get(step.node, 0)
         for tensor in step.reads:
-            last[tensor][own] = place
+            last[tensor][own] = index
         # What makes no tensor returns a view of what it reads.
         values[step.node] = range(len(made), len(made) + len(step.makes)) if step.makes else step.reads
-        made += [(size, place, own) for size in step.makes]
+        made += [(size, index, own) for size in step.makes]
     for output, node in enumerate(output_nodes(module)):
         for tensor in values[node.name]:
             last[tensor][1 << output] = len(steps) - 1

@@ -105,8 +105,8 @@ def _make_dropouts(net: nn.Module, graph: Graph) -> None:
         graph.erase_node(node)
 
 
-def _argument(node: Node, place: int, name: str, default: float) -> float:
-    value = node.args[place] if len(node.args) > place else node.kwargs.get(name, default)
+def _argument(node: Node, index: int, name: str, default: float) -> float:
+    value = node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
     assert isinstance(value, int | float), "dropout's probability is a number"
     return float(value)
 
@@ -190,7 +190,7 @@ def attach(net: nn.Module, taps: Sequence[Tap], heads: Sequence[nn.Module]) -> G
     net.add_module(HEADS, nn.ModuleDict(names))
     graph = _graph(net, [tap.module for tap in taps])
     nodes = [_tapped(graph, tap.module) for tap in taps]
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.nodes)}
     if sorted(nodes, key=order.__getitem__) != nodes:
         raise GraphError(f"its forward calls {', '.join(tap.module for tap in taps)} in another order")
     (output,) = graph.find_nodes(op="output")

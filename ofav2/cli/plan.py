@@ -3,7 +3,6 @@
 import argparse
 import shlex
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ofav2.cli import console
@@ -28,6 +27,8 @@ examples:
 next: ofav2 train RECIPE
 """
 _BATCHES = (1, 64)
+_ROUNDS = 9
+_ALL_SUBSETS = 5
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,29 +61,32 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
-    """Return a table of what subsets of a network's exits cost per image."""
-    from ofav2.nas.latency import measure_latency
+    """Return a table of what subsets of a network's exits cost per image, and of predicted times per call."""
+    from ofav2.nas.latency import subset_times
     from ofav2.nas.limits import show
     from ofav2.networks.cost import subset_costs
     from ofav2.runtime.threads import sample_images
 
-    largest, runtime = net.space.largest(), setup.runtime
-    rows: list[tuple[object, ...]] = []
-    for exits, cost in subset_costs(net.architecture, largest).items():
-        row: tuple[object, ...] = (
-            ", ".join(map(str, exits)),
-            f"{cost.params:,}",
-            f"{cost.macs:,}",
-            show("memory", cost.memory),
-        )
-        if timed:
-            module = runtime.place(net.extract(replace(largest, height=exits[-1]), exits))
-            for batch in _BATCHES:
-                images = runtime.send(sample_images(batch, net.architecture.in_channels, largest.resolution))
-                row = (*row, show("latency", measure_latency(module, images).median))
-        rows.append(row)
+    arch, side = net.architecture, max(net.space.resolution)
+    costs = {exits: cost for exits, cost in subset_costs(arch, side).items() if _listed(exits, len(arch.exits))}
+    rows: list[tuple[str, ...]] = [
+        (", ".join(map(str, exits)), f"{cost.params:,}", f"{cost.macs:,}", show("memory", cost.memory))
+        for exits, cost in costs.items()
+    ]
+    if timed:
+        module = setup.runtime.place(net.network.eval())
+        choices = [[exit - 1 for exit in exits] for exits in costs]
+        for batch in _BATCHES:
+            images = setup.runtime.send(sample_images(batch, arch.in_channels, side))
+            times = subset_times(module, images, choices, _ROUNDS)
+            rows = [(*row, show("latency", time)) for row, time in zip(rows, times, strict=True)]
     columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in _BATCHES if timed))
-    return table(f"{net.architecture.name}: subsets of its {len(net.architecture.exits)} exits", columns, rows)
+    return table(f"{arch.name}: subsets of its {len(arch.exits)} exits", columns, rows)
+
+
+def _listed(exits: tuple[int, ...], count: int) -> bool:
+    """Return whether a subset is listed: any of few exits; of many a single exit, or all up to one."""
+    return count <= _ALL_SUBSETS or len(exits) == 1 or exits == tuple(range(1, len(exits) + 1))
 
 
 def _orientation(data: "ImageData", upright: bool) -> Iterator[str]:

@@ -51,6 +51,8 @@ class Entry:
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLITS = ("train", "val")
+CHANNELS = 3
+"""Channels of all images; grey ones are repeated."""
 
 # Digits: over all 1,797 images. CIFAR: over the training images. Tiny ImageNet: as in the OFAv2 paper. A folder of
 # unknown images takes ImageNet's, as is usual.
@@ -108,7 +110,7 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     return ImageData(
         name=entry.name,
         classes=listed.classes,
-        channels=3,
+        channels=CHANNELS,
         mean=config.mean or entry.mean,
         std=config.std or entry.std,
         train=parts.train,

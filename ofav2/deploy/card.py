@@ -135,26 +135,21 @@ def _kind(arch: AnyArchitecture) -> str:
 
 
 def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
-    if not extraction.calibration_images:
+    columns = [("validation", record.scores["val"]), ("test", record.scores["test"])]
+    if extraction.calibration_images:
+        yield "Measured by the command that wrote these files; batch norm was recalibrated on training images."
+        columns.append(("test before recalibration", extraction.scores_before["test"]))
+    else:
         yield "Measured by the command that wrote these files."
-        yield ""
-        yield "| exit | validation | test |"
-        yield "|---|---|---|"
-        for exit in record.scores["test"]:
-            shown = (record.metric.show(record.scores[split][exit]) for split in ("val", "test"))
-            yield f"| {exit} | {' | '.join(shown)} |"
-        return
-    yield "Measured by the command that wrote these files; batch norm was recalibrated on training images."
     yield ""
-    yield "| exit | validation | test | test before recalibration |"
-    yield "|---|---|---|---|"
-    before, after = extraction.scores_before, record.scores
-    for exit in after["test"]:
-        shown = (_plain(record.metric.show(score[exit])) for score in (after["val"], after["test"], before["test"]))
-        yield f"| {exit} | {' | '.join(shown)} |"
+    yield f"| exit | {' | '.join(title for title, _ in columns)} |"
+    yield "|---" * (1 + len(columns)) + "|"
+    for exit in record.scores["test"]:
+        yield f"| {exit} | {' | '.join(_plain(record.metric.show(scores[exit])) for _, scores in columns)} |"
     if record.ensemble and (pruning := record.pruning):
-        accuracies = (record.metric.show(found.top1) for found in (pruning.chosen.val, pruning.test["chosen"]))
-        yield f"| ensemble | {' | '.join(accuracies)} | – |"
+        found = [record.metric.show(one.top1) for one in (pruning.chosen.val, pruning.test["chosen"])]
+        # Nobody measures what an ensemble reaches before recalibration.
+        yield f"| ensemble | {' | '.join([*found, '–'][: len(columns)])} |"
 
 
 def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:

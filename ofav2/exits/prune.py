@@ -35,7 +35,7 @@ from ofav2.exits.opened import open_exits
 from ofav2.exits.scoring import Scored, score_fixed, score_learned
 from ofav2.exits.subsets import Choice, ExitBatch, SubsetTable, choose, joined, tally
 from ofav2.messages import show
-from ofav2.nas.latency import call_time, piece_times
+from ofav2.nas.latency import call_time, subset_times
 from ofav2.nas.limits import Limits
 from ofav2.nas.machine import this_machine
 from ofav2.output_folder import check_free, making
@@ -43,7 +43,7 @@ from ofav2.runtime.signals import interruptible
 from supernets import Subnet
 from supernets.cost import Cost
 from supernets.ensembles import with_ensemble
-from supernets.graphs import alone, keep, pieces
+from supernets.graphs import alone, keep
 from supernets.output_costs import output_costs
 from supernets.outputs import exit_logits
 
@@ -96,9 +96,9 @@ class PruneStudy:
     choice: Choice
     """The one that was written, and the rule that chose it."""
     whole: int
-    """Place of all exits in the table, without those of no weight."""
+    """Index of all exits in the table, without those of no weight."""
     last: int
-    """Place of the last exit alone."""
+    """Index of the last exit alone."""
     record: SubnetRecord
     """What the written network is."""
     agreement: Agreement
@@ -108,7 +108,7 @@ class PruneStudy:
 
     @property
     def compared(self) -> dict[str, int]:
-        """The subsets that are looked at closely, as places in the table by name."""
+        """The subsets that are looked at closely, as indices in the table by name."""
         return {"chosen": self.choice.index, "whole": self.whole, "last": self.last}
 
     @property
@@ -131,18 +131,18 @@ def prune_rows(study: PruneStudy) -> list[tuple[object, ...]]:
     """
     table = study.table
     names = {study.whole: "all exits", study.last: "last exit alone"}
-    places = dict.fromkeys([*table.front(), study.choice.index, study.whole, study.last])
+    indices = dict.fromkeys([*table.front(), study.choice.index, study.whole, study.last])
     return [
         (
-            f"{'->' if place == study.choice.index else '  '} {names.get(place, '')}".rstrip(),
-            " ".join(map(str, table.named(place))),
-            f"{100 * table.top1(place):.2f}",
-            f"{100 * table.top5(place):.2f}",
-            f"{table.costs[place].macs:,}",
-            f"{table.costs[place].params:,}",
-            *(f"{time / 1e6:.3g}" for time in study.nanoseconds[place]),
+            f"{'->' if index == study.choice.index else '  '} {names.get(index, '')}".rstrip(),
+            " ".join(map(str, table.named(index))),
+            f"{100 * table.top1(index):.2f}",
+            f"{100 * table.top5(index):.2f}",
+            f"{table.costs[index].macs:,}",
+            f"{table.costs[index].params:,}",
+            *(f"{time / 1e6:.3g}" for time in study.nanoseconds[index]),
         )
-        for place in places
+        for index in indices
     ]
 
 
@@ -199,10 +199,10 @@ def prune_exits(
     table = SubsetTable(opened.exits, scored.choices, scored.weights, scored.tally, _costs(opened, scored))
     choice = choose(table, limits, min_top1=min_top1, cautious=cautious)
     study = _study(opened, table, scored, choice)
-    singles = [table.choices.index((place,)) for place in table.choices[choice.index]]
+    singles = [table.choices.index((i,)) for i in table.choices[choice.index]]
     test = _test(opened, table, [*study.compared.values(), *singles])
     pruning = _pruning(opened, study, scored, scheme, test[:3])
-    scores = {"val": [table.top1(place) for place in singles], "test": [found.top1 for found in test[3:]]}
+    scores = {"val": [table.top1(index) for index in singles], "test": [found.top1 for found in test[3:]]}
     logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
     return replace(study, record=_write(opened, study, pruning, scores, Path(out), formats))
 
@@ -289,11 +289,10 @@ def _study(source: Source, table: SubsetTable, scored: Scored, choice: Choice) -
 
 def _predicted_times(source: Source, table: SubsetTable) -> tuple[tuple[int, ...], ...]:
     """Return each subset's time per image at each of the batches, as the sum of its pieces' times."""
-    found, parts = [], pieces(source.module)
+    found = []
     for size in BATCHES:
-        times = piece_times(parts, _images(source, size), ROUNDS)
-        bits = [sum(1 << place for place in choice) for choice in table.choices]
-        found.append([round(sum(time for need, time in times.items() if need & own) / size) for own in bits])
+        times = subset_times(source.module, _images(source, size), table.choices, ROUNDS)
+        found.append([round(time / size) for time in times])
     return tuple(zip(*found, strict=True))
 
 
@@ -316,7 +315,7 @@ def _images(source: Source, count: int) -> Tensor:
 
 def _pruning(source: Source, study: PruneStudy, scored: Scored, scheme: str, test: Sequence[Accuracy]) -> PruningRecord:
     table, three = study.table, study.compared
-    times = _measured_times(source, [_network(source.module, table.choices[place]) for place in three.values()])
+    times = _measured_times(source, [_network(source.module, table.choices[index]) for index in three.values()])
     return PruningRecord(
         source_sha256=source.record.sha256,
         ensemble=scheme,
@@ -328,7 +327,7 @@ def _pruning(source: Source, study: PruneStudy, scored: Scored, scheme: str, tes
         last=_subset(study, study.last),
         test=dict(zip(three, test, strict=True)),
         nanoseconds=dict(zip(three, times, strict=True)),
-        front=tuple(_subset(study, place) for place in table.front()),
+        front=tuple(_subset(study, index) for index in table.front()),
         machine=this_machine(source.evaluator.runtime.device),
         batches=BATCHES,
     )
@@ -345,9 +344,9 @@ def _subset(study: PruneStudy, index: int) -> SubsetRecord:
     )
 
 
-def _test(source: Source, table: SubsetTable, places: Sequence[int]) -> list[Accuracy]:
+def _test(source: Source, table: SubsetTable, indices: Sequence[int]) -> list[Accuracy]:
     """Return what subsets reach on test."""
-    rows = table.weights[list(places)]
+    rows = table.weights[list(indices)]
     found = joined([tally(batch, rows) for batch in source.batches(source.evaluator.data.test)])
     return [
         Accuracy(int(top1) / found.images, int(top5) / found.images)
@@ -355,9 +354,9 @@ def _test(source: Source, table: SubsetTable, places: Sequence[int]) -> list[Acc
     ]
 
 
-def _network(module: GraphModule, places: Sequence[int]) -> GraphModule:
+def _network(module: GraphModule, indices: Sequence[int]) -> GraphModule:
     """Return the network with some of its exits: one tensor for one exit, a tuple for several."""
-    return (alone(module, places[0]) if len(places) == 1 else keep(module, places)).eval()
+    return (alone(module, indices[0]) if len(indices) == 1 else keep(module, indices)).eval()
 
 
 def _write(
@@ -395,6 +394,6 @@ def _write(
         with torch.inference_mode():
             loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
             kept = exit_logits(source.module(images))
-            expected = [kept[place] for place in study.table.choices[study.choice.index]]
+            expected = [kept[i] for i in study.table.choices[study.choice.index]]
             require_same(loaded, expected, "pruned network, beside the one with all exits,")
         return record

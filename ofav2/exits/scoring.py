@@ -23,13 +23,13 @@ class Scored(NamedTuple):
     """Subsets of a network's exits, and what they reach."""
 
     choices: tuple[tuple[int, ...], ...]
-    """The subsets, as places of exits from 0, in AEP's order."""
+    """The subsets, as indices of exits from 0, in AEP's order."""
     weights: Numbers
     """Weights of each subset's exits, (subsets, exits); they sum to 1 and are 0 for exits that are not in it."""
     scales: Numbers | None
     """Factor of each subset's logits whose softmax is calibrated, (subsets,); None of weights that were not learned."""
     whole: int
-    """Place of the subset of all exits that have a weight."""
+    """Index of the subset of all exits that have a weight."""
     tally: Tally
     """What they reach."""
     predicted: Counts
@@ -46,7 +46,7 @@ def score_fixed(batches: Iterable[ExitBatch], weights: Sequence[Fraction]) -> Sc
         weights: A weight per exit.
     """
     choices, rows = fixed_weights(weights, subsets(len(weights)))
-    whole = choices.index(tuple(place for place, weight in enumerate(weights) if weight))
+    whole = choices.index(tuple(i for i, weight in enumerate(weights) if weight))
     tallies, predicted, targets = [], [], []
     for batch in batches:
         tallies.append(tally(batch, rows))
@@ -98,7 +98,7 @@ def score_learned(batches: Iterable[ExitBatch], exits: int) -> Scored:
 
 
 def halves(targets: Counts) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return places of two halves of some images, drawn at random per class, each in random order.
+    """Return indices of two halves of some images, drawn at random per class, each in random order.
 
     Args:
         targets: The images' classes; of an odd number, the first half is the larger one.
@@ -108,16 +108,16 @@ def halves(targets: Counts) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
     return rng.permutation(first), rng.permutation(second)
 
 
-def _learned(images: ExitBatch, places: npt.NDArray[np.intp], choices: Sequence[tuple[int, ...]]) -> Numbers:
+def _learned(images: ExitBatch, indices: npt.NDArray[np.intp], choices: Sequence[tuple[int, ...]]) -> Numbers:
     """Return each subset's weights, learned on these images or the first of them."""
     exits, _, classes = images.logits.shape
-    few = _taken(images, places[: max(FIT_IMAGES, FIT_NUMBERS // (exits * classes))])
+    few = _taken(images, indices[: max(FIT_IMAGES, FIT_NUMBERS // (exits * classes))])
     found = distill.learned_weights(torch.from_numpy(few.logits), torch.from_numpy(few.targets), choices)
     return np.asarray(found.numpy())
 
 
-def _taken(images: ExitBatch, places: npt.NDArray[np.intp]) -> ExitBatch:
-    return ExitBatch(images.logits[:, places], images.targets[places])
+def _taken(images: ExitBatch, indices: npt.NDArray[np.intp]) -> ExitBatch:
+    return ExitBatch(images.logits[:, indices], images.targets[indices])
 
 
 def _shares(weights: Numbers, choices: Sequence[tuple[int, ...]]) -> Numbers:

@@ -50,7 +50,7 @@ class Tally:
 
 
 def subsets(exits: int) -> tuple[tuple[int, ...], ...]:
-    """Return all subsets but the empty one, as places of exits from 0, in AEP's order: the deepest exit alone first.
+    """Return all subsets but the empty one, as indices of exits from 0, in AEP's order: the deepest exit alone first.
 
     Raises:
         UserError: If there are more than `MOST_EXITS`.
@@ -59,9 +59,7 @@ def subsets(exits: int) -> tuple[tuple[int, ...], ...]:
         raise UserError(
             f"exits ({exits}) have {2**exits - 1:,} subsets, too many to score: extract at most {MOST_EXITS} of them"
         )
-    return tuple(
-        tuple(place for place in range(exits) if number >> (exits - 1 - place) & 1) for number in range(1, 2**exits)
-    )
+    return tuple(tuple(i for i in range(exits) if number >> (exits - 1 - i) & 1) for number in range(1, 2**exits))
 
 
 def fixed_weights(
@@ -73,16 +71,16 @@ def fixed_weights(
 
     Args:
         weights: A weight per exit.
-        choices: Subsets, as places of exits.
+        choices: Subsets, as indices of exits.
 
     Returns:
         The subsets, and their weights (subsets, exits).
     """
-    kept = tuple(choice for choice in choices if len(choice) == 1 or all(weights[place] for place in choice))
+    kept = tuple(choice for choice in choices if len(choice) == 1 or all(weights[i] for i in choice))
     rows = np.zeros((len(kept), len(weights)))
     for row, choice in zip(rows, kept, strict=True):
-        total = sum((weights[place] for place in choice), Fraction(0))
-        row[list(choice)] = [float(weights[place] / total) if total else 1.0 for place in choice]
+        total = sum((weights[i] for i in choice), Fraction(0))
+        row[list(choice)] = [float(weights[i] / total) if total else 1.0 for i in choice]
     return kept, rows
 
 
@@ -134,8 +132,8 @@ def _weighted_sum(
     """Write sum of w_i * logits_i into `total`, bit for bit as `distill.ensemble` adds it."""
     first, *others = np.flatnonzero(weights)
     np.multiply(logits[first], weights[first], out=total)
-    for place in others:
-        np.multiply(logits[place], weights[place], out=term)
+    for i in others:
+        np.multiply(logits[i], weights[i], out=term)
         np.add(total, term, out=total)
 
 
@@ -146,7 +144,7 @@ class SubsetTable:
     exits: tuple[int, ...]
     """The network's exits, by number."""
     choices: tuple[tuple[int, ...], ...]
-    """The subsets, as places of exits from 0, in AEP's order."""
+    """The subsets, as indices of exits from 0, in AEP's order."""
     weights: Numbers
     """Weights of each subset's exits, (subsets, exits), 0 for exits that are not in it."""
     tally: Tally
@@ -156,7 +154,7 @@ class SubsetTable:
 
     def named(self, index: int) -> tuple[int, ...]:
         """Return a subset's exits by number."""
-        return tuple(self.exits[place] for place in self.choices[index])
+        return tuple(self.exits[i] for i in self.choices[index])
 
     def top1(self, index: int) -> float:
         """Return a subset's top-1 on validation, 0..1."""
@@ -246,7 +244,7 @@ class Choice:
     """A subset, and the rule that chose it."""
 
     index: int
-    """Place in the table."""
+    """Index in the table."""
     rule: str
     """The rule, as people read it."""
 

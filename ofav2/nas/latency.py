@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 
 from ofav2.errors import UserError
 from ofav2.nas.machine import Machine, this_machine
-from supernets.graphs import Piece
+from supernets.graphs import Piece, pieces
 
 THREADS = 1024
 """More threads than any machine has cores are a slip."""
@@ -120,6 +121,23 @@ def piece_times(pieces: Sequence[Piece], images: Tensor, rounds: int) -> dict[in
                 times[piece.outputs].append(time.perf_counter_ns() - start)
                 values.update(zip(piece.gives, made, strict=True))
     return {outputs: int(np.median(found[1:])) for outputs, found in times.items()}
+
+
+def subset_times(module: GraphModule, images: Tensor, choices: Sequence[Sequence[int]], rounds: int) -> tuple[int, ...]:
+    """Return the nanoseconds of a network with some of its outputs, predicted as the sum of its pieces' times.
+
+    Args:
+        module: A network that returns a tuple of tensors, in evaluation mode, on the device that is timed.
+        images: (N, C, H, W) there.
+        choices: Which outputs, from 0; a time is returned for each choice.
+        rounds: How often each piece is timed.
+
+    Raises:
+        GraphError: If the network can't be cut into pieces.
+    """
+    times = piece_times(pieces(module), images, rounds)
+    wanted = [sum(1 << index for index in set(choice)) for choice in choices]
+    return tuple(sum(time for outputs, time in times.items() if outputs & own) for own in wanted)
 
 
 def call_time(call: Callable[[Tensor], object], images: Tensor) -> int:

@@ -162,16 +162,37 @@ def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphMo
         raise _refusal(arch.name, str(error)) from error
 
 
-def check_size(network: GraphModule, arch: Backbone, resolution: int) -> None:
+def check_size(arch: Backbone, resolution: int) -> None:
     """Check that a network takes images of a size.
 
     Raises:
         UserError: If it doesn't.
     """
+    with torch.device("meta"):
+        network = trace_backbone(arch)
     try:
         graph_steps(network, (arch.in_channels, resolution, resolution))
     except (RuntimeError, AssertionError, GraphError) as error:
         raise _too_small(arch.name, resolution, error) from error
+
+
+def check_weights(arch: Backbone, weights: str | Path | None) -> None:
+    """Check that a network's weights can be had, and fit it; its own classes may be any.
+
+    Args:
+        arch: The network.
+        weights: As for `attach_exits`.
+
+    Raises:
+        UserError: If not.
+    """
+    if weights == "timm":
+        # Only loading them shows that the hub, or its cache, has them.
+        _create(arch, pretrained=True)
+    elif weights is not None:
+        with torch.device("meta"):
+            net = _create(arch)
+        _fitting(net, arch, Path(weights))
 
 
 def _check_name(name: str) -> bool:
@@ -257,10 +278,10 @@ def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features]
             raise UserError(
                 f"exits ({show(exits)}) must be stages, shares such as [0.25,0.5], or numbers such as [2,3]"
             )
-        places = _stage_ends(features)
+        indices = _stage_ends(features)
     else:
-        places = _listed(net, arch, features, exits)
-    chosen = tuple(features[place].module for place in places if place < len(features) - 1)
+        indices = _listed(net, arch, features, exits)
+    chosen = tuple(features[index].module for index in indices if index < len(features) - 1)
     if not chosen:
         raise UserError(f"exits ({show(exits)}) leave {arch.name} with its own head alone: name an earlier one")
     if len(chosen) >= MOST_EXITS:
@@ -308,13 +329,13 @@ def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shar
         if step.name in macs:
             macs[step.name] = total
     reached = [value / total for value in macs.values()]
-    places = [min(range(len(reached)), key=lambda place: abs(reached[place] - share)) for share in shares]
-    if len(set(places)) < len(places):
+    indices = [min(range(len(reached)), key=lambda index: abs(reached[index] - share)) for share in shares]
+    if len(set(indices)) < len(indices):
         raise UserError(
             f"exits ({show(list(shares))}) fall on the same features of {arch.name}, which come at"
             f" {', '.join(f'{value:.2f}' for value in reached)}: give other shares"
         )
-    return tuple(places)
+    return tuple(indices)
 
 
 def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor) -> tuple[Tap, ...] | None:
@@ -355,8 +376,29 @@ def _maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
 
 def _load(net: nn.Module, arch: Backbone, path: Path) -> None:
     """Load the weights of a file; classifiers of other classes start anew."""
+    found, expected = _fitting(net, arch, path), net.state_dict()
+    net.load_state_dict({name: expected[name] if name in found.fresh else found.state[name] for name in expected})
+    if found.renamed:
+        logger.info(f"weights ({path}) have other names than timm's: their shapes agree, so they are taken in order")
+    if found.fresh:
+        logger.info(f"weights ({path}): {', '.join(sorted(found.fresh))} have other classes and start anew")
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """Weights of a file that fit a network."""
+
+    state: Mapping[str, Tensor]
+    """The tensors, under the network's names."""
+    fresh: Collection[str]
+    """Those of classifiers of other classes."""
+    renamed: bool
+    """Whether the file has other names."""
+
+
+def _fitting(net: nn.Module, arch: Backbone, path: Path) -> _Fitting:
     try:
-        state = distill.read_state_dict(path, "weights")
+        given = distill.read_state_dict(path, "weights")
     except distill.DistillError as error:
         raise UserError(str(error)) from error
     expected = net.state_dict()
@@ -364,7 +406,7 @@ def _load(net: nn.Module, arch: Backbone, path: Path) -> None:
     layers = about.get("classifier") or ()
     heads = (layers,) if isinstance(layers, str) else tuple(layers)
     resized = {name for name in expected if name.rpartition(".")[0] in heads}
-    state = _renamed(state, expected, resized, path)
+    state = _renamed(given, expected, resized)
     other = [name for name in state if name in expected and state[name].shape != expected[name].shape]
     fresh = {name for name in other if name in resized and state[name].shape[1:] == expected[name].shape[1:]}
     wrong = [name for name in other if name not in fresh]
@@ -376,13 +418,11 @@ def _load(net: nn.Module, arch: Backbone, path: Path) -> None:
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"weights ({path}) have values in {short(name)} that are not finite: take another file")
-    net.load_state_dict({name: expected[name] if name in fresh else tensor for name, tensor in state.items()})
-    if fresh:
-        logger.info(f"weights ({path}): {', '.join(sorted(fresh))} have other classes and start anew")
+    return _Fitting(state, fresh, renamed=state.keys() != given.keys())
 
 
 def _renamed(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], resized: Collection[str], path: Path
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], resized: Collection[str]
 ) -> dict[str, Tensor]:
     """Return a state with a network's names; with other ones, tensors are taken in their order if all shapes agree.
 
@@ -390,7 +430,6 @@ def _renamed(
         state: What the file holds.
         expected: The network's own state.
         resized: Tensors that may have another number of classes, their first dimension.
-        path: The file.
     """
     agree = len(state) == len(expected) and all(
         given.shape[name in resized :] == own.shape[name in resized :]
@@ -398,7 +437,6 @@ def _renamed(
     )
     if state.keys() == expected.keys() or not agree:
         return dict(state)
-    logger.info(f"weights ({path}) have other names than timm's: their shapes agree, so they are taken in order")
     return dict(zip(expected, state.values(), strict=True))
 
 

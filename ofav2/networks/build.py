@@ -9,8 +9,11 @@ import torch
 import supernets
 from ofav2.config.schema import Config
 from supernets import Architecture, Supernet
-from supernets.backbone import AnyArchitecture
+from supernets.backbone import AnyArchitecture, Backbone
 from supernets.multi_exit import MultiExit, Network
+
+_SOME_CLASSES = 2
+"""Classes of a network that is looked at before the data are known."""
 
 
 def build_network(arch: AnyArchitecture, resolutions: tuple[int, ...], seed: int = 0) -> Network:
@@ -57,39 +60,61 @@ def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int =
     )
 
 
+def check_network(config: Config, channels: int) -> None:
+    """Check the settings of a network with exits, which takes no data; a supernet's are checked as it is made.
+
+    Args:
+        config: The recipe.
+        channels: Channels of the images.
+
+    Raises:
+        UserError, SpaceError: If one is impossible; the message names it.
+    """
+    if config.network.kind == "supernet":
+        return
+    # Supernets are trained without timm, which takes seconds to import.
+    from ofav2.networks.backbone import check_size, check_weights
+
+    found, sides = _described(config, _SOME_CLASSES, channels), config.data.resolutions
+    found.space(sides)
+    check_size(found, min(sides))
+    check_weights(found, config.network.weights)
+
+
 def recipe_network(config: Config, *, outputs: int, channels: int) -> Network:
     """Return the network of a recipe and its data, with the weights that it starts from.
 
     Args:
-        config: The recipe.
+        config: The recipe; of a network with exits, one that `check_network` has seen.
         outputs: Outputs of every exit.
         channels: Channels of the images.
 
     Raises:
         UserError, SpaceError: If a setting is impossible; the message names it.
     """
-    wanted = config.network
-    if wanted.kind == "supernet":
+    if config.network.kind == "supernet":
         options = supernet_options(config, outputs=outputs, channels=channels)
         return supernets.create(config.supernet.variant, **options)
-    # Supernets are trained without timm, which takes seconds to import.
-    from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
+    from ofav2.networks.backbone import make_backbone
 
+    network, made = make_backbone(_described(config, outputs, channels), config.network.weights, config.run.seed)
+    return MultiExit(network, made, config.data.resolutions)
+
+
+def _described(config: Config, outputs: int, channels: int) -> Backbone:
+    from ofav2.networks.backbone import describe_backbone
+
+    wanted = config.network
     assert wanted.name, "the recipe was checked"
-    sides = config.data.resolutions
-    found = describe_backbone(
+    return describe_backbone(
         wanted.name,
         classes=outputs,
         channels=channels,
-        resolution=max(sides),
+        resolution=max(config.data.resolutions),
         exits=wanted.exits,
         head=wanted.head,
         drop_rate=wanted.drop_rate,
     )
-    found.space(sides)
-    network, made = make_backbone(found, wanted.weights, config.run.seed)
-    check_size(network, made, min(sides))
-    return MultiExit(network, made, sides)
 
 
 def with_classes(arch: AnyArchitecture, classes: int) -> AnyArchitecture:

@@ -1,6 +1,5 @@
 """Price sub-networks of a supernet, or a network's exits, from its description alone."""
 
-from dataclasses import replace
 from functools import lru_cache
 from itertools import combinations
 
@@ -12,10 +11,9 @@ from supernets.backbone import AnyArchitecture, Backbone
 from supernets.cost import Cost, graph_cost, graph_steps
 from supernets.graphs import alone, keep
 from supernets.mobilenetv3 import choose_exits
+from supernets.output_costs import output_costs
 from supernets.subnet_cost import PartCost, stage_costs, subnet_cost
 from supernets.taps import HEADS
-
-_ALL_SUBSETS = 5
 
 
 def network_cost(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -> Cost:
@@ -35,25 +33,24 @@ def network_cost(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -
     return _cost(arch, subnet.resolution, chosen, exits == "last")
 
 
-def subset_costs(arch: AnyArchitecture, largest: Subnet) -> dict[tuple[int, ...], Cost]:
-    """Return the cost of a network's subsets of exits, each with everything after its last exit left out.
+def subset_costs(arch: Backbone, resolution: int) -> dict[tuple[int, ...], Cost]:
+    """Return the cost of every subset of a network's exits, with everything after its last exit left out.
 
     Args:
-        arch: The supernet, or network with exits.
-        largest: The sub-network whose exits are looked at.
+        arch: The network with exits.
+        resolution: Side of its images in pixels.
 
     Returns:
-        Costs by the exits that are kept, from the cheapest to the most expensive one. Of more than five exits, only
-        single ones, and all up to each, as subsets double with each exit.
+        Costs by the exits that are kept, from the cheapest to the most expensive one.
+
+    Raises:
+        GraphError: If the network can't be priced.
     """
-    exits = choose_exits(arch.exits, largest, "all")
-    counts = range(1, len(exits) + 1)
-    if len(exits) <= _ALL_SUBSETS:
-        subsets = [subset for count in counts for subset in combinations(exits, count)]
-    else:
-        subsets = [*((exit,) for exit in exits), *(exits[:count] for count in counts[1:])]
-    costs = {subset: network_cost(arch, replace(largest, height=subset[-1]), subset) for subset in subsets}
-    return dict(sorted(costs.items(), key=lambda found: (found[1].macs, found[1].params, found[0])))
+    subsets = [subset for count in arch.exits for subset in combinations(arch.exits, count)]
+    choices = [[exit - 1 for exit in subset] for subset in subsets]
+    costs = output_costs(_graph(arch), (arch.in_channels, resolution, resolution), choices)
+    priced = zip(subsets, costs, strict=True)
+    return dict(sorted(priced, key=lambda found: (found[1].macs, found[1].params, found[0])))
 
 
 def network_parts(arch: AnyArchitecture, subnet: Subnet) -> tuple[PartCost, ...]:
