@@ -7,7 +7,8 @@ lies inside it. So the graph is short, computes what the network computes, and k
 """
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn import functional
 from supernets.backbone import Layout, Tap
 from supernets.exit_heads import reads_maps
 from supernets.graphs import GraphError, is_layer
+from supernets.sized_trace import sized_graph
 
 HEADS = "exits"
 """Name of the module that holds the heads of attached exits, by number."""
@@ -37,40 +39,51 @@ class _Whole(nn.Module):
 
 
 class _TapTracer(Tracer):
-    """Enters a module only where a module that is to be tapped lies inside it."""
+    """Enters some modules alone; all others are nodes."""
 
-    def __init__(self, taps: Sequence[str]) -> None:
+    def __init__(self, entered: set[str]) -> None:
         super().__init__()
-        parts = (f"net.{tap}".split(".") for tap in taps)
-        self.entered = {".".join(names[:count]) for names in parts for count in range(1, len(names))}
+        self.entered = entered
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Return whether a module becomes a single node."""
         return module_qualified_name not in self.entered
 
 
-def trace(net: nn.Module, taps: Sequence[str]) -> GraphModule:
+def trace(net: nn.Module, taps: Sequence[str], shape: Sequence[int] | None = None) -> GraphModule:
     """Return a network's own forward as a graph: images -> what the network returns; weights are shared.
 
-    Dropout that the forward calls as a function becomes a layer, so that it follows the graph's mode.
+    Without a shape the graph takes images of any size that the network takes. With one it may be for images of that
+    size alone: then forwards can be traced, too, that decide by sizes or compute with them. Dropout that the forward
+    calls as a function becomes a layer, so that it follows the graph's mode.
 
     Args:
         net: The network; it is left in the mode that it had.
         taps: Names of modules that must be nodes of the graph.
+        shape: Shape of the images without the batch dimension; None leaves it open.
 
     Raises:
         GraphError: If the forward can't be traced, computes otherwise in training mode than dropout and the layers do,
             or does not call each of these modules once.
     """
-    graph = _graph(net, taps)
+    graph = _graph(net, taps, shape)
     return GraphModule(net, graph, class_name="Traced").train(net.training)
 
 
-def _graph(net: nn.Module, taps: Sequence[str]) -> Graph:
+def _graph(net: nn.Module, taps: Sequence[str], shape: Sequence[int] | None) -> Graph:
+    try:
+        return _checked(net, taps, lambda whole, entered: _TapTracer(entered).trace(whole))
+    except GraphError:
+        if shape is None:
+            raise
+        return _checked(net, taps, partial(sized_graph, shape=shape))
+
+
+def _checked(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set[str]], Graph]) -> Graph:
     mode = net.training
     try:
-        graph = _traced(net.train(), taps)
-        other = _traced(net.eval(), taps)
+        graph = _traced(net.train(), taps, make)
+        other = _traced(net.eval(), taps, make)
     finally:
         net.train(mode)
     if str(graph) != str(other):
@@ -80,9 +93,11 @@ def _graph(net: nn.Module, taps: Sequence[str]) -> Graph:
     return graph
 
 
-def _traced(net: nn.Module, taps: Sequence[str]) -> Graph:
+def _traced(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set[str]], Graph]) -> Graph:
+    parts = (f"net.{tap}".split(".") for tap in taps)
+    entered = {".".join(names[:count]) for names in parts for count in range(1, len(names))}
     try:
-        graph = _TapTracer(taps).trace(_Whole(net))
+        graph = make(_Whole(net), entered)
     except Exception as error:
         # The network's own code meets stand-ins for tensors, and fails in every way that code can.
         reason = (str(error).strip().splitlines() or [""])[0]
@@ -172,13 +187,16 @@ def layout_of(features: object, maps: Tensor) -> tuple[Layout, int] | None:
     return None
 
 
-def attach(net: nn.Module, taps: Sequence[Tap], heads: Sequence[nn.Module]) -> GraphModule:
+def attach(
+    net: nn.Module, taps: Sequence[Tap], heads: Sequence[nn.Module], shape: Sequence[int] | None = None
+) -> GraphModule:
     """Return a network with exits: images -> a tuple of logits, the network's own last; weights are shared.
 
     Args:
         net: The network, which returns one tensor; the heads become its module `exits`.
         taps: Where exits read features, in the order in which they run.
         heads: A head per tap, of `supernets.exit_heads`.
+        shape: As for `trace`.
 
     Returns:
         A graph in the network's mode, whose modules have the network's names. Heads are called `exits.1`, `exits.2`, …
@@ -187,8 +205,8 @@ def attach(net: nn.Module, taps: Sequence[Tap], heads: Sequence[nn.Module]) -> G
         GraphError: As for `trace`; or if the taps run in another order, or the network returns no tensor.
     """
     names = {str(number): head for number, head in enumerate(heads, 1)}
+    graph = _graph(net, [tap.module for tap in taps], shape)
     net.add_module(HEADS, nn.ModuleDict(names))
-    graph = _graph(net, [tap.module for tap in taps])
     nodes = [_tapped(graph, tap.module) for tap in taps]
     order = {node: index for index, node in enumerate(graph.nodes)}
     if sorted(nodes, key=order.__getitem__) != nodes:

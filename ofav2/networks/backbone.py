@@ -110,7 +110,7 @@ def describe_backbone(
             net = _create(bare).eval()
         taps = _taps(net, bare, modules, torch.rand(images.shape, generator=torch.Generator()))
     assert taps is not None, "numbers tell two orders of dimensions apart"
-    found = replace(bare, taps=taps)
+    found = replace(bare, any_size=bare.any_size and _any_size(net, modules), taps=taps)
     try:
         found.space((resolution,))
     except SpaceError as error:
@@ -157,7 +157,7 @@ def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphMo
     if weights not in (None, "timm"):
         _load(net, arch, Path(str(weights)))
     try:
-        return attach(net, arch.taps, heads).eval()
+        return attach(net, arch.taps, heads, None if arch.any_size else _shape(arch)).eval()
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
 
@@ -230,7 +230,7 @@ def _create(arch: Backbone, pretrained: bool = False) -> nn.Module:
     options: dict[str, Any] = {"num_classes": arch.num_classes, "in_chans": arch.in_channels}
     if arch.drop_rate:
         options["drop_rate"] = arch.drop_rate
-    if not arch.any_size:
+    if _check_name(arch.name):
         options["img_size"] = arch.resolution
     try:
         try:
@@ -321,7 +321,7 @@ def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shar
     """Return the features that come nearest to shares of the network's multiply-adds."""
     macs, total = dict.fromkeys((feature.module for feature in features), 0), 0
     try:
-        steps = graph_steps(trace(net, tuple(macs)), (arch.in_channels, arch.resolution, arch.resolution))
+        steps = graph_steps(trace(net, tuple(macs), _shape(arch)), _shape(arch))
     except GraphError as error:
         raise _refusal(arch.name, f"{error}, so its features can't be priced: give numbers of features") from error
     for step in steps:
@@ -343,7 +343,7 @@ def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor
     try:
         with torch.no_grad():
             maps = _maps(net, images)
-            values = tap_values(trace(net, modules), modules, images)
+            values = tap_values(trace(net, modules, _shape(arch)), modules, images)
             logits = net(images)
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
@@ -365,6 +365,19 @@ def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor
             return None
         found.append(Tap(module, reference.shape[1], *layout, strides[module]))
     return tuple(found)
+
+
+def _any_size(net: nn.Module, modules: Sequence[str]) -> bool:
+    """Return whether one graph of a network that takes images of any size does so, too."""
+    try:
+        trace(net, modules)
+    except GraphError:
+        return False
+    return True
+
+
+def _shape(arch: Backbone) -> tuple[int, int, int]:
+    return arch.in_channels, arch.resolution, arch.resolution
 
 
 def _maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ FAMILIES = {
     "EfficientNet": ("tf_efficientnet_lite0", 32, ("blocks.1", "blocks.2", "blocks.4")),
     "ConvNeXt": ("test_convnext", 64, ("stages.0", "stages.1", "stages.2")),
     "ViT": ("vit_tiny_patch16_224", 32, ("blocks.2", "blocks.5", "blocks.8")),
+    "ViT that decides by sizes": ("test_vit", 64, ("blocks.1", "blocks.2", "blocks.4")),
     "Swin": ("swin_tiny_patch4_window7_224", 32, ("layers.0", "layers.1", "layers.2")),
 }
 
