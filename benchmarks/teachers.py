@@ -1,0 +1,50 @@
+"""Score the teachers of a run at every resolution: with the statistics of the largest one, and with their own.
+
+python -m benchmarks.teachers RUN       # docs/log/2026-11-26-teachers.md has the results on digits
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import ofav2
+from ofav2.config import recipe
+from ofav2.evaluation.opened_run import OpenedRun, load_run
+from ofav2.runs import folder
+from ofav2.tables import table
+from ofav2.training.setup import phase_weights
+from ofav2.training.teacher import largest_networks
+
+COLUMNS = ("phase", "pixels", "statistics of the largest", "its own")
+
+
+def scores(path: Path, run: OpenedRun) -> Iterator[tuple[str, int, float, float]]:
+    """Yield phase, side in pixels, and the validation score of the ensemble of exits with both statistics."""
+    config, evaluator = recipe.load(str(path / folder.RECIPE)), run.evaluator
+    for name in (phase.name for phase in run.loaded.record.phases):
+        net = load_run(path, name).net
+        networks = largest_networks(evaluator.runtime.place(net), evaluator)
+        weights = phase_weights(config, config.phases[name], net).ensemble
+        for side, own in networks.items():
+            first, second = (
+                evaluator.ensemble_score(module, weights, side, run.data.val)
+                for module in (networks[max(networks)], own)
+            )
+            yield name, side, first, second
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Show the table of a run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="a finished run")
+    path = parser.parse_args(argv).run
+    run = ofav2.open_run(path)
+    metric = run.evaluator.task.metrics[0]
+    rows = [
+        (phase, str(side), metric.show(largest), metric.show(own)) for phase, side, largest, own in scores(path, run)
+    ]
+    print(table(f"teachers, validation {metric.name}", COLUMNS, rows))
+
+
+if __name__ == "__main__":
+    main()
