@@ -45,6 +45,7 @@ RULES = (
             "optim.weight_decay",
             "optim.grad_clip",
             "run.save_steps",
+            "phases.*.patience",
             "run.save_minutes",
             "optim.loss_jump",
             "optim.skip_limit",

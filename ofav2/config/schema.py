@@ -189,6 +189,9 @@ class PhaseConfig:
     """Dropout probability before each exit's classifier; 0 turns it off."""
     exit_weights: Any | None = None
     """Exit weights of this phase, as in `teacher.exit_weights`; null takes those."""
+    patience: int = 0
+    """Validations in a row without a lower joint loss after which the phase ends (AEP), for networks with exits; 0
+    trains to the end."""
 
 
 @dataclass(frozen=True)

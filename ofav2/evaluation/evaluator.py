@@ -9,6 +9,7 @@ once.
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple
 
@@ -45,6 +46,17 @@ class Score:
     """Images it was measured on."""
     others: tuple[float, ...] = ()
     """The task's other metrics, in its order."""
+
+
+class JointScores(NamedTuple):
+    """What the exits of one network reach on a split."""
+
+    ensemble: float
+    """Score of their weighted sum."""
+    exits: tuple[float, ...]
+    """Score of each exit."""
+    loss: float
+    """Their joint loss, the mean over images."""
 
 
 class Views(NamedTuple):
@@ -146,18 +158,23 @@ class Evaluator:
         return self._read(own)[0]
 
     def joint_scores(
-        self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split
-    ) -> tuple[float, tuple[float, ...]]:
-        """Return the score of the weighted sum of a module's exits, and each exit's, without recalibration."""
-
-        def outputs(images: Tensor) -> tuple[Tensor, ...]:
-            exits = exit_logits(module(images))
-            return distill.ensemble(exits, weights), *exits
-
+        self, module: nn.Module, weights: distill.ExitWeights, resolution: int, split: Split
+    ) -> JointScores:
+        """Return what a module's exits reach together and each by itself, without recalibration."""
+        found: list[Tensor] = []
+        losses: list[Tensor] = []
         module.eval()
-        sums = self._sums(outputs, self.inputs(split, resolution, self.runtime.processes.share))
-        ensemble, *exits = (self._read(own)[0] for own in self.runtime.processes.totals(sums))
-        return ensemble, tuple(exits)
+        with torch.inference_mode():
+            for images, target in self.inputs(split, resolution, self.runtime.processes.share):
+                exits = exit_logits(module(images))
+                outputs = (distill.ensemble(exits, weights.ensemble), *exits)
+                found.append(torch.stack([self.task.tally(output, target) for output in outputs]))
+                loss = distill.joint_loss(exits, partial(self.task.loss, target=target), weights.losses)["loss"]
+                losses.append(torch.stack([len(images) * loss.double(), loss.new_tensor(len(images)).double()]))
+        sums = [*torch.stack(found).sum(0).cpu(), torch.stack(losses).sum(0).cpu()] if found else []
+        *tallies, (total, count) = self.runtime.processes.totals(sums)
+        ensemble, *scores = (self._read(own)[0] for own in tallies)
+        return JointScores(ensemble, tuple(scores), float(total / count))
 
     def exit_scores(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Return the score of each exit of a module, without recalibration."""

@@ -124,7 +124,7 @@ class PhaseRecord:
     steps: Count
     """Its training steps."""
     end: Count
-    """Training steps of the run when it ended."""
+    """Training steps of the run that its recipe plans up to its end; with patience, a phase may take fewer."""
     teacher: TeacherRecord
     """Its teacher."""
     ensemble_score: float | None

@@ -48,6 +48,10 @@ class Progress:
     """Batches skipped so far in the phase because their loss was unusable."""
     usual_loss: float | None = None
     """Moving average of the loss; None before the first step of a phase."""
+    lowest_loss: float | None = None
+    """Lowest joint loss of a validation so far, of a phase with patience; None before the first."""
+    stale: int = 0
+    """Validations in a row since then."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +221,8 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
-    counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped")}
-    scores = {name: facts.get(name) for name in ("best_score", "usual_loss")}
+    counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped", "stale")}
+    scores = {name: facts.get(name) for name in ("best_score", "usual_loss", "lowest_loss")}
     phase = facts.get("phase")
     if (
         not isinstance(phase, str)

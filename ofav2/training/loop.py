@@ -1,9 +1,10 @@
 """Training one phase: steps, measurements, validations, saved states, and a stop on request."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -47,6 +48,29 @@ class Best:
     """Its weights and statistics."""
 
 
+@dataclass(frozen=True)
+class Patience:
+    """Ends a phase whose validations no longer improve (AEP): a tie with the lowest loss is no improvement."""
+
+    limit: int
+    """Validations in a row without improvement that end the phase; 0 never does."""
+    lowest: float | None = None
+    """Lowest joint loss so far."""
+    stale: int = 0
+    """Validations in a row since then."""
+
+    def after(self, loss: float) -> "Patience":
+        """Return what has seen one more validation."""
+        if math.isfinite(loss) and (self.lowest is None or loss < self.lowest):
+            return replace(self, lowest=loss, stale=0)
+        return replace(self, stale=self.stale + 1)
+
+    @property
+    def over(self) -> bool:
+        """Whether the phase is to end."""
+        return 0 < self.limit <= self.stale
+
+
 def learn(
     setup: Setup,
     phase: Phase,
@@ -56,8 +80,8 @@ def learn(
     tracker: Tracker,
     state: PhaseState | None,
     stop: Callable[[], bool],
-) -> None:
-    """Train a phase to its end, and leave the supernet as it was at its best validation.
+) -> int:
+    """Train a phase to its end, or to that of its patience, and leave the supernet as it was at its best validation.
 
     Args:
         setup: The run's setup; its supernet is trained in place.
@@ -67,6 +91,9 @@ def learn(
         tracker: Where measurements go.
         state: Where the phase stopped before; None starts it.
         stop: Tells whether to save and exit; if one process is told so, all do.
+
+    Returns:
+        The steps that it took.
 
     Raises:
         DivergedError: If more batches had an unusable loss than `optim.skip_limit` allows, of which the message names
@@ -79,10 +106,11 @@ def learn(
     stream = Stream(config.run.seed, phase.name)
     updates = make_updates(net, config.optim, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
     best: Best | None = None
+    patience = Patience(phase.config.patience, progress.lowest_loss, progress.stale)
     if state is not None:
         processes.on_all(partial(_take_up, state, phase, net, updates.optimizer))
         best = None if progress.best_score is None else Best(progress.best_score, dict(state.best))
-    skipped, saved_at, overdue = progress.skipped, time.monotonic(), False
+    skipped, saved_at, overdue, taken = progress.skipped, time.monotonic(), False, progress.step
     # Steps taken before those that were skipped last, in a row; None after a step that trained.
     sound: int | None = None
     net.set_dropout(phase.config.dropout)
@@ -90,7 +118,7 @@ def learn(
         setup.data,
         config.data,
         stream,
-        range(progress.step, phase.steps),
+        range(progress.step, progress.step if patience.over else phase.steps),
         share=processes.share,
         device=setup.runtime.device,
     )
@@ -106,6 +134,7 @@ def learn(
             start_step=progress.step,
         ):
             advance(loss=step.metrics["loss"])
+            taken = step.number
             if step.refused:
                 skipped += 1
                 sound = step.number - 1 if sound is None else sound
@@ -117,25 +146,29 @@ def learn(
             _record(setup, phase, step, tracker)
             if _is_due(step.number, config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
                 _refuse_ruined(setup, phase, writer, step)
-                best = _validate(setup, phase, step, best, tracker)
+                best, patience = _validate(setup, phase, step, best, patience, tracker)
             minutes = (time.monotonic() - saved_at) / 60
             stopping, saving = processes.any(
-                stop(), overdue or _is_saving_due(setup, step.number, minutes, phase.steps)
+                stop(), overdue or _is_saving_due(setup, step.number, minutes, taken if patience.over else phase.steps)
             )
             # What a state after a skipped step has may be what the next ones fail of.
             overdue = saving and sound is not None
             if sound is None and (stopping or saving):
                 _refuse_ruined(setup, phase, writer, step)
                 saved_at = time.monotonic()
-                make = partial(_state, setup.net, phase, step, skipped, best, updates.optimizer, writer.path)
+                make = partial(_state, setup.net, phase, step, skipped, best, patience, updates.optimizer, writer.path)
                 writer.keep_state(make, config.run.keep_states)
             if stopping and sound is not None:
                 logger.info("the last batch was skipped, so no state is saved here: --resume takes the one before")
             if stopping:
                 raise Stopped(f"step {step.number} of phase {phase.name}")
+            if patience.over:
+                logger.info(f"{phase.name} ends at step {taken}: no lower loss in {patience.stale} validations")
+                break
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
     assert best is not None, "the last step validates"
     net.load_state_dict(best.weights)
+    return taken
 
 
 def posed(
@@ -168,6 +201,7 @@ def _state(
     step: Step,
     skipped: int,
     best: Best | None,
+    patience: Patience,
     optimizer: torch.optim.Optimizer,
     path: Path,
 ) -> PhaseState:
@@ -179,6 +213,8 @@ def _state(
         best_score=None if best is None else best.score,
         skipped=skipped,
         usual_loss=step.guard.usual,
+        lowest_loss=patience.lowest,
+        stale=patience.stale,
     )
     kept = {} if best is None else best.weights
     return PhaseState(here, net.state_dict(), optimizer_tensors(optimizer), kept)
@@ -223,15 +259,21 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
     )
 
 
-def _validate(setup: Setup, phase: Phase, step: Step, best: Best | None, tracker: Tracker) -> Best:
+def _validate(
+    setup: Setup, phase: Phase, step: Step, best: Best | None, patience: Patience, tracker: Tracker
+) -> tuple[Best, Patience]:
     """Measure what is trained; of equals, the newer network is kept."""
     if isinstance(setup.net, MultiExit):
         # Its running statistics are used as they are, and each process has gathered its own.
         setup.runtime.processes.copy_first([*setup.net.buffers()])
-    found, reached = _exit_scores(setup, phase, setup.net) if isinstance(setup.net, MultiExit) else _ends(setup, phase)
+        found, reached = _exit_scores(setup, phase, setup.net)
+        patience = patience.after(found["loss"])
+    else:
+        found, reached = _ends(setup, phase)
     tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
     rank = setup.task.metrics[0].rank
-    return best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
+    kept = best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
+    return kept, patience
 
 
 def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
@@ -243,11 +285,12 @@ def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
 
 
 def _exit_scores(setup: Setup, phase: Phase, net: MultiExit) -> tuple[dict[str, float], float]:
-    """Return the scores of a network's exits and their ensemble, by name, and the ensemble's."""
-    weights = phase_weights(setup.config, phase.config, net).ensemble
-    ensemble, exits = setup.evaluator.joint_scores(net.network, weights, max(net.space.resolution), setup.data.val)
-    numbered = {f"exit_{number}": score for number, score in enumerate(exits, 1)}
-    return {"largest": exits[-1], "smallest": exits[0], "ensemble": ensemble, **numbered}, ensemble
+    """Return the scores of a network's exits and their ensemble, by name, with their joint loss; and the ensemble's."""
+    weights = phase_weights(setup.config, phase.config, net)
+    found = setup.evaluator.joint_scores(net.network, weights, max(net.space.resolution), setup.data.val)
+    numbered = {f"exit_{number}": score for number, score in enumerate(found.exits, 1)}
+    ends = {"largest": found.exits[-1], "smallest": found.exits[0], "ensemble": found.ensemble}
+    return {**ends, **numbered, "loss": found.loss}, found.ensemble
 
 
 def _is_due(step: int, every: float, last: int) -> bool:

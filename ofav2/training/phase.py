@@ -74,7 +74,7 @@ def run_phase(
     if isinstance(net, supernets.Supernet) and "expand" in phase.unlocked and state is None:
         supernets.sort_channels(net, phase.unlocked["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
-    learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
+    steps = learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
 
     score, mean = _evaluate(setup, phase, tracker)
     broken = not_finite(net)
@@ -90,7 +90,7 @@ def run_phase(
     record = PhaseRecord(
         name=phase.name,
         space=phase.evaluated,
-        steps=phase.steps,
+        steps=steps,
         end=phase.first_step + phase.steps,
         teacher=phase_teacher.record,
         ensemble_score=score,

@@ -20,9 +20,9 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
-from ofav2.training.phases import Plan, make_plan
+from ofav2.training.phases import Phase, Plan, make_plan
 from ofav2.training.teacher import external_teachers
-from supernets.multi_exit import Network
+from supernets.multi_exit import MultiExit, Network
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,7 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
     for phase in plan.phases:
         phase_weights(config, phase.config, net)
+        _check_patience(config, phase, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
     sha256 = files.sha256(Path(config.teacher.checkpoint)) if external and config.teacher.checkpoint else None
@@ -98,6 +99,16 @@ def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.E
     """
     scheme = config.teacher.exit_weights if phase.exit_weights is None else phase.exit_weights
     return distill.exit_weights(scheme, len(net.architecture.exits))
+
+
+def _check_patience(config: Config, phase: Phase, net: Network) -> None:
+    if not phase.config.patience:
+        return
+    key = f"phases.{phase.name}.patience ({phase.config.patience})"
+    if not isinstance(net, MultiExit):
+        raise UserError(f"{key} is for networks with exits, whose joint loss is validated: set it to 0")
+    if not config.evaluation.every_epochs:
+        raise UserError(f"{key} counts validations, and there is one at the end alone: set evaluation.every_epochs=1")
 
 
 def _check_distance(config: Config, plan: Plan, task: Task) -> None:

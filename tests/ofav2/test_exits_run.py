@@ -126,6 +126,21 @@ def test_a_stopped_run_ends_as_a_straight_one(mixed: str, exits_run: Run, tmp_pa
     assert_same_run(tmp_path / "run", exits_run.folder)
 
 
+def test_patience_ends_a_phase_and_a_stopped_run_ends_as_a_straight_one(mixed: str, tmp_path: Path) -> None:
+    # At this rate nothing falls after the first validations.
+    settings = ["phases.all.lr=1e-30", "phases.all.patience=1", "phases.all.epochs=0.2", "phases.all.dropout=0"]
+    settings += ["evaluation.every_epochs=0.02", "run.save_steps=1"]
+    straight = ofav2.train(mixed, settings, tmp_path / "straight")
+    steps = [line["global_step"] for line in read_metrics(straight.folder) if line["kind"] == "validation"]
+    backbone, last = straight.record.phases
+    assert 0 < last.steps < last.end - backbone.end
+    assert steps[-1] == backbone.end + last.steps
+    with stopped_after(at("all", last.steps)):
+        ofav2.train(mixed, settings, tmp_path / "run")
+    ofav2.resume(tmp_path / "run")
+    assert_same_run(tmp_path / "run", straight.folder)
+
+
 def test_two_processes_train_one_network(mixed: str, tmp_path: Path) -> None:
     ended = run_apart(2, lambda: ofav2.train(mixed, run_dir=tmp_path / "run").record)
     assert ended[0].found == ended[1].found
@@ -174,6 +189,7 @@ BAD = {
     "data.resolutions=[8]": "resolution (8) is smaller than the 16 pixels",
     "phases.all.exit_weights=[0.5,0.5]": "one number per exit",
     "phases.all.exit_weights=last": "phases.all.unlock (empty) repeats",
+    "phases.all.patience=2": "phases.all.patience (2) counts validations",
 }
 
 

@@ -236,7 +236,8 @@ def shrunk(name: str, *, train_images: int) -> list[str]:
         f"data.resolutions={sides}",
         "data.batch_size=4",
         "data.workers=0",
-        "evaluation.every_epochs=0",
+        # Patience counts validations, but two steps are less than an epoch.
+        f"evaluation.every_epochs={int(config.network.kind == 'timm')}",
         "evaluation.calibration_images=6",
         "evaluation.calibration_batch=6",
         "evaluation.corners=none",

@@ -318,6 +318,7 @@ def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
         ("supernet.depth=[1,2] phases.kernel.unlock.depth=[2,5]", r"^phases\.kernel\.unlock\.depth \(5\) .*among 1, 2"),
         ("phases.kernel.epochs=0", r"^phases\.kernel\.epochs \(0"),
         ("phases.kernel.teacher=progresive", r"^teacher policy \('progresive'\) is unknown"),
+        ("phases.full.patience=2", r"^phases\.full\.patience \(2\) is for networks with exits"),
         ("phases.kernel.teacher=timm:no_such_network", r"^external teacher \('timm:no_such_network'\)"),
         ("teacher.exit_weights=[0.5,0.5]", r"^exit weights .*one number per exit, 1 here"),
         ("teacher.exit_weights=rising", r"^exit weights \('rising'\) name no known scheme"),
