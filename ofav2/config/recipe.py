@@ -21,6 +21,7 @@ import yaml
 from omegaconf import Container, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ofav2 import files
 from ofav2.config.fit import fit
 from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
@@ -30,6 +31,7 @@ SECTIONS = ("task", "run", "data", "network", "supernet", "phases", "teacher", "
 """The sections of a recipe in the order in which recipes are written."""
 
 _MAX_BYTES = 2**20
+_MAX_MAPPING = 2**24
 _MAX_DEPTH = 16
 _MAX_BASES = 8
 _MAX_SCALAR = 1000
@@ -132,6 +134,33 @@ def dump(config: Config | TuningConfig) -> str:
     values = _plain_values(config)
     names = SECTIONS if isinstance(config, Config) else tuple(values)
     return OmegaConf.to_yaml(OmegaConf.create({name: values[name] for name in names}))
+
+
+def read_mapping(path: Path, step: str) -> dict[Any, Any]:
+    """Read a YAML file of plain values that is no recipe, as strictly as one.
+
+    Args:
+        path: The file.
+        step: The advice if it can't be read, as it ends a message.
+
+    Raises:
+        UserError: It can't be read, or holds what a recipe may not hold.
+    """
+    try:
+        text = files.read_bytes(path, _MAX_MAPPING).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise UserError(f"file {path}: cannot be read ({reason}); {step}") from error
+    return _parse(text, f"file {path}")
+
+
+def write_mapping(path: Path, values: Mapping[str, Any]) -> None:
+    """Write a YAML file of plain values, atomically.
+
+    Raises:
+        RunError: It can't be written.
+    """
+    files.write_text(path, yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True))
 
 
 def _plain_values(config: Config | TuningConfig) -> dict[Any, Any]:

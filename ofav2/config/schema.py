@@ -79,7 +79,7 @@ class DataConfig:
     workers: int = 0
     """DataLoader worker processes that decode files; 0, and images that are decoded already: the training process."""
     val_fraction: float = 0.15
-    """Share of the training split that is held out for validation, drawn per class."""
+    """Share of the training split that is held out for validation, drawn per class, or per place for patches."""
     test_fraction: float = 0.2
     """Share of all images held out as test split, for data sets that come without one."""
     split_seed: int = 0
@@ -92,7 +92,8 @@ class DataConfig:
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     """Range of the random crop's aspect ratio (width over height)."""
     flip: bool = True
-    """Whether training images are mirrored left to right with probability one half."""
+    """Whether training images are mirrored left to right with probability one half; patches take one of the eight
+    flips and quarter turns."""
     jitter: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
     """Strengths of random changes of brightness, contrast, saturation and hue (up to 0.5), as torchvision's
     ColorJitter; zeros turn it off."""
@@ -104,10 +105,25 @@ class DataConfig:
     """Alpha of cutmix; 0 turns it off."""
     eval_crop: float = 0.875
     """Share of the resized image's side that evaluation's centre crop keeps; 1 turns the crop off."""
-    mean: tuple[float, float, float] | None = None
-    """Channel means (in 0..1) to normalise with; null takes the data set's own."""
-    std: tuple[float, float, float] | None = None
-    """Channel standard deviations (in 0..1) to normalise with; null takes the data set's own."""
+    mean: tuple[float, ...] | None = None
+    """Means of the bands to normalise with, of pictures in 0..1; null takes the data set's own, and measures those of
+    patches on the training split."""
+    std: tuple[float, ...] | None = None
+    """Standard deviations of the bands to normalise with, likewise."""
+    bands: tuple[str, ...] | None = None
+    """Which bands of patches to take, by name and in this order; null takes all."""
+    target: str | None = None
+    """Which target of patches to learn, by name; null for data with a single one."""
+    classes: tuple[str, ...] | None = None
+    """Which classes of the patches' target to learn, in this order; others are left out. Null takes all."""
+    window: int | None = None
+    """Side in pixels of windows that patches are divided into, each classified as the class that most of its pixels
+    have; null leaves patches and their targets as they are."""
+    window_share: float = 0.6
+    """Share of a window's pixels that its class must have; other windows are left out."""
+    shots: int | None = None
+    """How many training images to keep, drawn by `split_seed`: of each class, or patches where targets are planes. More
+    shots include fewer ones; null keeps all."""
 
 
 @dataclass(frozen=True)

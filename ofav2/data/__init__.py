@@ -5,7 +5,7 @@ each is listed), `images` (one image), `digests` (what identifies files), `cache
 and doubles), `views` (cropping and resizing), `augment` (what torchvision does to a batch), `loaders` (batches).
 """
 
-from ofav2.data.catalogue import CHANNELS, names, open_data, refuse_inside
+from ofav2.data.catalogue import count_channels, names, open_data, refuse_inside
 from ofav2.data.loaders import (
     Batch,
     Request,
@@ -19,7 +19,6 @@ from ofav2.data.splits import ImageData, Split, SplitRecord, join, read_split, s
 from ofav2.data.views import normalise
 
 __all__ = [
-    "CHANNELS",
     "Batch",
     "ImageData",
     "Request",
@@ -27,6 +26,7 @@ __all__ = [
     "SplitRecord",
     "batch_resolution",
     "calibration_batches",
+    "count_channels",
     "eval_batches",
     "join",
     "names",

@@ -3,38 +3,51 @@
 import difflib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
 from ofav2.data.checks import checked_files, log_duplicates
+from ofav2.data.patches import PatchImages
 from ofav2.data.readers import arrays, folders, labels
+from ofav2.data.readers.patches import read_description, read_patches
 from ofav2.data.splits import (
-    Colour,
+    RGB,
     ImageData,
     Listed,
+    Origin,
+    Parts,
+    Split,
     SplitRecord,
+    TargetSpec,
     divide,
+    few_shots,
     fingerprint,
     first_other_class,
     restore,
     select,
 )
+from ofav2.data.statistics import measure_bands
 from ofav2.errors import UserError
-from ofav2.messages import show
+from ofav2.messages import setting, show
 
 logger = logging.getLogger(__name__)
+
+Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set: how it is read, its colours, and which settings it takes."""
+    """One data set: how it is read, its colours, and which settings it takes.
+
+    Without colours it is one of patches, whose bands are measured.
+    """
 
     name: str
     read: Callable[[DataConfig], Listed]
-    mean: Colour
-    std: Colour
+    mean: Colour | None = None
+    std: Colour | None = None
     rooted: bool = True
     downloads: bool = False
     labelled: bool = False
@@ -47,12 +60,15 @@ class Entry:
         """Whether the images are files."""
         return bool(self.trees)
 
+    @property
+    def patches(self) -> bool:
+        """Whether the images are patches."""
+        return self.mean is None
+
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SPLITS = ("train", "val")
-CHANNELS = 3
-"""Channels of all images; grey ones are repeated."""
 
 # Digits: over all 1,797 images. CIFAR: over the training images. Tiny ImageNet: as in the OFAv2 paper. A folder of
 # unknown images takes ImageNet's, as is usual.
@@ -65,12 +81,29 @@ ENTRIES = (
     ),
     Entry("imagenet", folders.read_imagenet, IMAGENET_MEAN, IMAGENET_STD, trees=SPLITS),
     Entry("imagefolder", folders.read_imagefolder, IMAGENET_MEAN, IMAGENET_STD, labelled=True, trees=(".",)),
+    Entry("patches", read_patches),
 )
+PATCH_SETTINGS = ("bands", "target", "classes", "window", "window_share")
+"""Settings that only patches have."""
+PICTURE_SETTINGS = ("jitter", "randaugment", "mixup", "cutmix", "crop_scale", "crop_ratio")
+"""Settings that change pictures, and would change what a patch's numbers mean."""
 
 
 def names() -> tuple[str, ...]:
     """List the data sets that `data.name` may name."""
     return tuple(entry.name for entry in ENTRIES)
+
+
+def count_channels(config: DataConfig) -> int:
+    """Return how many channels a data set's images have, without opening them; grey ones are repeated.
+
+    Raises:
+        UserError: The name is unknown, or patches are not described as they must be.
+    """
+    if not _entry(config.name).patches:
+        return len(RGB)
+    described = read_description(folders.root_of(config))
+    return len(config.bands if config.bands is not None else described.bands)
 
 
 def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData:
@@ -104,15 +137,16 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         parts = restore(listed, split)
     else:
         fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-        parts = divide(listed, **fractions, seed=config.split_seed)
+        parts = _with_shots(divide(listed, **fractions, seed=config.split_seed), listed, config)
     if entry.files:
         log_duplicates(parts)
+    mean, std = _spread(entry, listed, parts.train, config, split)
     return ImageData(
         name=entry.name,
-        classes=listed.classes,
-        channels=CHANNELS,
-        mean=config.mean or entry.mean,
-        std=config.std or entry.std,
+        bands=listed.bands,
+        target=TargetSpec(listed.kind, listed.classes),
+        mean=mean,
+        std=std,
         train=parts.train,
         val=parts.val,
         test=parts.test,
@@ -120,7 +154,45 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         origins=parts.origins,
         skipped=skipped,
         trees=trees,
+        white=1.0 if entry.patches else 255.0,
+        nodata=listed.nodata,
+        measured=entry.patches and config.mean is None,
     )
+
+
+def _with_shots(parts: Parts, listed: Listed, config: DataConfig) -> Parts:
+    """Return splits of which the training split has the recipe's number of shots."""
+    if config.shots is None:
+        return parts
+    kept = few_shots(parts.train, config.shots, classes=len(listed.classes), seed=config.split_seed)
+    listed_name, indices = parts.origins["train"]
+    origin = Origin(listed_name, indices[kept])
+    return parts._replace(train=parts.train.take("train", kept), origins={**parts.origins, "train": origin})
+
+
+def _spread(
+    entry: Entry, listed: Listed, train: Split, config: DataConfig, split: SplitRecord | None
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return means and standard deviations of the bands: the recipe's, the data set's, the run's, or measured ones.
+
+    Raises:
+        UserError: The recipe's are not one per band, or nothing can be measured.
+    """
+    for key, values in (("mean", config.mean), ("std", config.std)):
+        if values is not None and len(values) != len(listed.bands):
+            raise UserError(
+                f"data.{key} ({len(values)} numbers): there are {len(listed.bands)} bands ({', '.join(listed.bands)}); "
+                "give one for each, or null"
+            )
+    if entry.mean is not None and entry.std is not None:
+        return config.mean or entry.mean, config.std or entry.std
+    if config.mean is not None and config.std is not None:
+        return config.mean, config.std
+    if split is not None and split.statistics is not None and set(listed.bands) <= split.statistics.keys():
+        known = [split.statistics[band] for band in listed.bands]
+        return tuple(one.mean for one in known), tuple(one.std for one in known)
+    assert isinstance(train.images, PatchImages), "what is measured are patches"
+    return measure_bands(train.images, listed.bands)
 
 
 def refuse_inside(trees: Sequence[Path], path: Path, what: str) -> None:
@@ -181,6 +253,7 @@ def _entry(name: str) -> Entry:
 
 
 def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
+    _refuse_patch_settings(entry, config)
     if config.root is not None and not entry.rooted:
         raise UserError(
             f"data.root ({config.root}): {entry.name} comes with a package; for images of your own add"
@@ -196,7 +269,7 @@ def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
         )
     for key, usual in (("cache", None), ("bad_images", "refuse"), ("exif_orientation", True), ("shrink_to", 0)):
         given = getattr(config, key)
-        if given != usual and not entry.files:
+        if given != usual and not entry.files and not (entry.patches and key == "cache"):
             shown, step = (show(value).strip('"') for value in (given, usual))
             raise UserError(f"data.{key} ({shown}): {entry.name} is no folder of images; set data.{key}={step}")
     if config.bad_images == "skip" and config.cache is None:
@@ -204,3 +277,41 @@ def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
             "data.bad_images (skip): images have to be decoded once to find those that cannot be, and the result kept "
             "somewhere; set data.cache=FOLDER"
         )
+
+
+def _refuse_patch_settings(entry: Entry, config: DataConfig) -> None:
+    """Refuse settings of patches for pictures, and those of pictures for patches.
+
+    Raises:
+        UserError: One is given; the message names it.
+    """
+    usual = {field.name: field.default for field in fields(DataConfig)}
+    for key in PICTURE_SETTINGS if entry.patches else PATCH_SETTINGS:
+        given = getattr(config, key)
+        if given != usual[key]:
+            why = "patches are never recoloured, mixed or resized" if entry.patches else "is for data.name=patches"
+            step = setting(f"data.{key}", _written(usual[key]))
+            raise UserError(f"data.{key} ({_written(given)}): {why}; leave it out, or set {step}")
+    if entry.patches:
+        if config.eval_crop != 1:
+            raise UserError(
+                f"data.eval_crop ({config.eval_crop:g}): patches are evaluated whole, window by window, and never "
+                "resized; set data.eval_crop=1"
+            )
+        if (config.mean is None) != (config.std is None):
+            raise UserError(
+                "data.mean and data.std: of patches both are given, or both measured; give the other one, or set both"
+                " to null"
+            )
+        return
+    for key, low, values in (("mean", "from 0", config.mean), ("std", "above 0", config.std)):
+        if values is not None and (len(values) != len(RGB) or max(values) > 1 or min(values) < 0):
+            raise UserError(
+                f"data.{key} ({_written(values)}): must be three numbers {low} to 1 for pictures; divide those in"
+                " 0..255 by 255"
+            )
+
+
+def _written(value: object) -> str:
+    """Return a value of a setting as a recipe has it."""
+    return show(list(value) if isinstance(value, tuple) else value).strip('"')

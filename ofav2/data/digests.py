@@ -31,6 +31,8 @@ SAMPLE = 64
 """Files whose remembered digests are checked at each opening."""
 CHUNK = 64
 """Files that a thread reads at a time."""
+BLOCK = 2**26
+"""Bytes of a file that are read at a time."""
 SAID = 5_000
 """Files from which on reading them takes so long that its progress is logged."""
 
@@ -162,7 +164,7 @@ def _first_wrong(trees: Sequence[FileImages], digests: Digests, known: Indices) 
     """Return the first of some known files, others each time, whose content is not the remembered one."""
     chosen = np.random.default_rng().permutation(known)[:SAMPLE]
     for (path, size), digest in zip(located(trees, chosen.tolist()), digests[chosen].tolist(), strict=True):
-        if digest_of(file_content(path, size)) != digest:
+        if _file_digest(path, size) != digest:
             return path
     return None
 
@@ -199,7 +201,24 @@ def _advance_unsaid(**shown: object) -> None:
 
 
 def _read_chunk(trees: Sequence[FileImages], numbers: Sequence[int]) -> list[int]:
-    return [digest_of(file_content(path, size)) for path, size in located(trees, numbers)]
+    return [_file_digest(path, size) for path, size in located(trees, numbers)]
+
+
+def _file_digest(path: Path, size: int) -> int:
+    """Return `digest_of` a file's bytes; of a large file without holding them all."""
+    if size <= BLOCK:
+        return digest_of(file_content(path, size))
+    found, done = hashlib.blake2b(digest_size=8), 0
+    try:
+        with files.open_to_read(path) as file:
+            while block := file.read(BLOCK):
+                found.update(block)
+                done += len(block)
+    except OSError as error:
+        raise UnreadableError(f"file {path}: cannot be read ({error.strerror}); see that it can be") from error
+    if done != size:
+        raise UnreadableError(f"file {path}: had {size} bytes when it was listed, and has {done} now; start again")
+    return int.from_bytes(found.digest(), "little")
 
 
 def _collect(ready: Future[list[int]], found: list[int], advance: Advance) -> None:

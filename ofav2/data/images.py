@@ -27,7 +27,7 @@ Size = tuple[int, int]
 
 
 class Pixels(NamedTuple):
-    """Images of any sizes where they are kept, not to be written: uint8, 3 channels."""
+    """Images of any sizes where they are kept, not to be written; all have the same channels."""
 
     memory: list[Tensor]
     """For each image, a tensor in whose memory it lies."""
@@ -37,18 +37,20 @@ class Pixels(NamedTuple):
     """How far apart channels, rows and columns lie (N, 3)."""
     sizes: Indices
     """Heights and widths in pixels (N, 2)."""
+    channels: int = 3
+    """How many channels they have."""
 
     def images(self) -> list[Tensor]:
-        """Return each image (3, H, W)."""
+        """Return each image (C, H, W)."""
         return [
-            memory.as_strided((3, *size), stride, start)
+            memory.as_strided((self.channels, *size), stride, start)
             for memory, start, stride, size in zip(
                 self.memory, self.starts.tolist(), self.strides.tolist(), self.sizes.tolist(), strict=True
             )
         ]
 
     def boxes(self, boxes: Indices) -> list[Tensor]:
-        """Return a box of each image as a batch of one (1, 3, height, width).
+        """Return a box of each image as a batch of one (1, C, height, width).
 
         Slices of images would do, but take longer, and hide from torch that a pixel's channels lie side by side.
 
@@ -59,22 +61,22 @@ class Pixels(NamedTuple):
         parts = zip(self.memory, starts.tolist(), self.strides.tolist(), boxes[:, 2:].tolist(), strict=True)
         # A batch of one never takes its first stride; torch only wants one that looks like a batch's.
         return [
-            memory.as_strided((1, 3, height, width), (height * row, channel, row, column), start)
+            memory.as_strided((1, self.channels, height, width), (height * row, channel, row, column), start)
             for memory, start, (channel, row, column), (height, width) in parts
         ]
 
     def at(self, order: Indices) -> "Pixels":
         """Return the images at these indices, in this order."""
         memory = [self.memory[position] for position in order.tolist()]
-        return Pixels(memory, self.starts[order], self.strides[order], self.sizes[order])
+        return Pixels(memory, self.starts[order], self.strides[order], self.sizes[order], self.channels)
 
 
 def pixels_of(images: Sequence[Tensor]) -> Pixels:
-    """Describe images (3, H, W) of their own by where they lie."""
+    """Describe images (C, H, W) of their own by where they lie."""
     starts = np.array([image.storage_offset() for image in images], dtype=np.int64)
     strides = np.array([image.stride() for image in images], dtype=np.int64).reshape(-1, 3)
     sizes = np.array([image.shape[1:] for image in images], dtype=np.int64).reshape(-1, 2)
-    return Pixels(list(images), starts, strides, sizes)
+    return Pixels(list(images), starts, strides, sizes, images[0].shape[0] if images else 3)
 
 
 class Images(Protocol):
@@ -113,7 +115,7 @@ class Images(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class ArrayImages:
-    """Images of one size in memory: uint8 (N, 3, H, W), cut fastest where a pixel's channels lie side by side."""
+    """Images of one size in memory: uint8 (N, C, H, W), cut fastest where a pixel's channels lie side by side."""
 
     array: npt.NDArray[np.uint8]
 
@@ -135,7 +137,8 @@ class ArrayImages:
         """Return images where they are kept."""
         array, count = torch.from_numpy(self.array), len(indices)
         each, *strides = array.stride()
-        return Pixels([array] * count, each * indices, np.tile(strides, (count, 1)), np.tile(self.size, (count, 1)))
+        sizes = np.tile(self.size, (count, 1))
+        return Pixels([array] * count, each * indices, np.tile(strides, (count, 1)), sizes, array.shape[1])
 
     def take(self, indices: Indices) -> "ArrayImages":
         """Return the images at `indices`, in that order."""
@@ -235,7 +238,8 @@ class JoinedImages:
         positions = self.positions[indices]
         second = positions >= self.count
         one, other = self.first.look(positions[~second]), self.second.look(positions[second] - self.count)
-        both = Pixels(one.memory + other.memory, *map(np.concatenate, zip(one[1:], other[1:], strict=True)))
+        starts, strides, sizes = map(np.concatenate, zip(one[1:4], other[1:4], strict=True))
+        both = Pixels(one.memory + other.memory, starts, strides, sizes, (one if one.memory else other).channels)
         # The first row's come first: a second sorting of a stable one says where each of them is.
         return both.at(np.argsort(np.argsort(second, kind="stable")))
 

@@ -32,8 +32,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ofav2.config.schema import DataConfig
 from ofav2.data.augment import Augmentation, Key, augmentation, mixed, recoloured
 from ofav2.data.images import Indices
+from ofav2.data.patches import PatchImages
 from ofav2.data.splits import ImageData, Split
-from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view
+from ofav2.data.views import crop_boxes, cut_each, cut_together, draw_views, evaluation_view, window_corners
 from ofav2.errors import UserError
 from ofav2.rng import Stream, code, generator
 from ofav2.runtime.share import WHOLE, Share
@@ -43,9 +44,13 @@ CPU = torch.device("cpu")
 
 
 class Batch(NamedTuple):
-    """Images of one resolution: uint8, or float32 in 0..255 where they are mixed, (N, 3, r, r), and their targets.
+    """Images of one resolution (N, C, r, r) and their targets: what `ImageData.normalise` takes.
 
-    A target is a class, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes).
+    Pictures are uint8, or float32 in 0..255 where they are mixed; patches have the type that they are stored in.
+
+    A target is a class, int64 (N,), or where images are mixed probabilities of classes, float32 (N, classes). Targets
+    that are planes are classes, int64 (N, r, r), -100 where none counts, or numbers, float32 (N, planes, r, r), NaN
+    where none does.
     """
 
     images: Tensor
@@ -152,7 +157,9 @@ def train_batches(
     images = data.train.images
     together = device.type != "cpu" and images.size is not None
     loader = _Loader(
-        _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip, together),
+        _TrainPatches(data.train, images, config.flip)
+        if isinstance(images, PatchImages)
+        else _TrainImages(data.train, config.crop_scale, config.crop_ratio, config.flip, together),
         sampler=schedule,
         batch_size=None,
         num_workers=0 if images.decoded else config.workers,
@@ -174,6 +181,8 @@ def eval_batches(
 ) -> Iterable[Batch]:
     """Load a whole split in order, or a part of its batches, centre-cropped; the last batch may be smaller.
 
+    Patches are loaded as the grid of windows of that side, all windows of one after the other.
+
     Args:
         split: What to load.
         resolution: Side in pixels.
@@ -185,10 +194,11 @@ def eval_batches(
     Returns:
         Batches, anew each time it is iterated.
     """
-    starts = range(share.part * batch_size, len(split), share.parts * batch_size)
+    views = _eval_views(split, resolution, eval_crop)
+    starts = range(share.part * batch_size, len(views), share.parts * batch_size)
     return _Loader(
-        _EvalImages(split, resolution, eval_crop, split.images.size is not None),
-        sampler=[np.arange(start, min(start + batch_size, len(split))) for start in starts],
+        views,
+        sampler=[np.arange(start, min(start + batch_size, len(views))) for start in starts],
         batch_size=None,
         num_workers=0 if split.images.decoded else workers,
         collate_fn=_as_it_is,
@@ -215,12 +225,12 @@ def calibration_batches(
     _at_least_two("evaluation.calibration_images", images)
     _at_least_two("evaluation.calibration_batch", batch_size)
     # The order stays as drawn: batches in the split's order would hold one class each, and their statistics mislead
-    chosen = generator("calibration", seed).permutation(len(data.train))[:images]
+    views = _eval_views(data.train, resolution, eval_crop)
+    chosen = generator("calibration", seed).permutation(len(views))[:images]
     bounds = list(range(0, len(chosen), batch_size))
     if len(chosen) - bounds[-1] == 1 and len(bounds) > 1:
         bounds.pop()
-    view = _EvalImages(data.train, resolution, eval_crop, data.train.images.size is not None)
-    return [view[part] for part in np.split(chosen, bounds[1:])]
+    return [views[part] for part in np.split(chosen, bounds[1:])]
 
 
 def _at_least_two(key: str, value: int) -> None:
@@ -390,6 +400,9 @@ class _EvalImages(Dataset[Batch]):
     eval_crop: float
     together: bool
 
+    def __len__(self) -> int:
+        return len(self.split)
+
     def __getitem__(self, indices: Indices) -> Batch:
         images = self.split.images.look(indices).images()
         targets = torch.from_numpy(self.split.targets[indices])
@@ -397,6 +410,55 @@ class _EvalImages(Dataset[Batch]):
             return Batch(evaluation_view(torch.stack(images), self.resolution, self.eval_crop), targets)
         views = [evaluation_view(image, self.resolution, self.eval_crop) for image in images]
         return Batch(torch.stack(views), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class _TrainPatches(Dataset[_Loaded]):
+    """Training windows of patches, turned by one of the eight symmetries."""
+
+    split: Split
+    images: PatchImages
+    turn: bool
+
+    def __getitem__(self, request: Request) -> _Loaded:
+        randoms = draw_views(request.batch_size, generator("augment", *request.key)).at(request.positions)
+        corners = window_corners(self.images.size, request.resolution, randoms.offsets)
+        turns = np.floor(8 * randoms.mirrors).astype(np.int64) * self.turn
+        return _Loaded(
+            *_windows(self.split, self.images, request.indices, corners, request.resolution, turns), None, None, request
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _EvalPatches(Dataset[Batch]):
+    """Batches of windows of patches, by their numbers: those of a patch, row by row, follow each other."""
+
+    split: Split
+    images: PatchImages
+    resolution: int
+
+    def __len__(self) -> int:
+        return len(self.split) * self.images.grid(self.resolution)
+
+    def __getitem__(self, numbers: Indices) -> Batch:
+        indices, windows = np.divmod(numbers, self.images.grid(self.resolution))
+        corners = np.stack(np.divmod(windows, self.images.size[1] // self.resolution), 1) * self.resolution
+        return Batch(*_windows(self.split, self.images, indices, corners, self.resolution, np.zeros_like(numbers)))
+
+
+def _eval_views(split: Split, resolution: int, eval_crop: float) -> _EvalImages | _EvalPatches:
+    if isinstance(split.images, PatchImages):
+        return _EvalPatches(split, split.images, resolution)
+    return _EvalImages(split, resolution, eval_crop, split.images.size is not None)
+
+
+def _windows(
+    split: Split, images: PatchImages, indices: Indices, corners: Indices, side: int, turns: Indices
+) -> tuple[Tensor, Tensor]:
+    """Return windows (N, C, side, side) of patches, and their targets."""
+    cut = images.cut(indices, corners, (side, side), turns)
+    target = split.targets[indices] if cut.target is None else cut.target
+    return torch.from_numpy(cut.images).permute(0, 3, 1, 2), torch.from_numpy(target)
 
 
 def _as_it_is(loaded: T) -> T:

@@ -6,29 +6,55 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from ofav2.data.images import Images, Indices, JoinedImages
+from ofav2.data.patches import PatchImages
 from ofav2.data.views import normalise
 from ofav2.errors import UserError
 from ofav2.messages import show
 from ofav2.rng import generator
-from ofav2.typed_json import Count, Form, read_record, write_record
+from ofav2.typed_json import Count, Form, Within, read_record, write_record
 
-Colour = tuple[float, float, float]
+RGB = ("red", "green", "blue")
+"""Bands of pictures."""
+Kind = Literal["classes", "codes", "numbers"]
 SplitName = Annotated[str, Form("train|val|test", "train, val or test")]
 
-SPLIT_FORMAT = "ofav2-split/2"
+SPLIT_FORMAT = "ofav2-split/3"
 """Format version of `split.json`."""
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """What the targets of a data set are."""
+
+    kind: Kind
+    """`classes`, one per image; `codes`, a plane of classes; `numbers`, planes of numbers."""
+    names: tuple[str, ...]
+    """Names of the classes, or of the planes of numbers."""
+
+
+@dataclass(frozen=True)
+class BandStatistics:
+    """What was measured of a band."""
+
+    mean: float
+    """Its mean."""
+    std: Annotated[float, Within(1e-9, 1e9)]
+    """Its standard deviation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images with their targets: classes, int64 (N,). The images themselves are read on demand."""
+    """Images with their targets, read on demand.
+
+    `targets` are classes, int64 (N,). Of targets that are planes it is (N, 0): they are cut together with the images.
+    """
 
     name: str
     targets: npt.NDArray[np.int64]
@@ -54,7 +80,8 @@ class Split:
 class Listed(NamedTuple):
     """What reading a data set's list gives: the names of its classes, by label, and the splits that it brings itself.
 
-    `mislabelled` says, of each image that is left out of the splits, why its label cannot be right.
+    `mislabelled` says, of each image that is left out of the splits, why its label cannot be right. Where `kind` is
+    `numbers`, `classes` are the names of the target's planes. `nodata` is the value of a pixel without data.
     """
 
     classes: tuple[str, ...]
@@ -62,6 +89,9 @@ class Listed(NamedTuple):
     val: Split | None = None
     test: Split | None = None
     mislabelled: tuple[str, ...] = ()
+    kind: Kind = "classes"
+    bands: tuple[str, ...] = RGB
+    nodata: float | None = None
 
     @property
     def splits(self) -> tuple[Split, ...]:
@@ -131,6 +161,8 @@ class SplitRecord:
     """The test images."""
     skipped: tuple[str, ...]
     """Images that were left out because they could not be used, and why."""
+    statistics: Mapping[str, BandStatistics] | None
+    """What was measured of each band of the training images; None where nothing had to be."""
 
     def __post_init__(self) -> None:
         """Refuse an image in two splits."""
@@ -148,17 +180,18 @@ class SplitRecord:
 class ImageData:
     """A data set, split, with what training needs to know of it.
 
-    `mean` and `std` are those to normalise with, per channel, in 0..1. `fingerprint` is a hexadecimal digest of the
+    `mean` and `std` are those to normalise with, per band, in units of `white`. `measured` says that they were measured
+    on the training images. `nodata` is the value of a pixel without data. `fingerprint` is a hexadecimal digest of the
     images, the labels and the split: equal fingerprints mean that runs saw and were evaluated on the same images.
     `origins` says where the images of each split were listed; a split that is not there is one that was listed so.
     `skipped` says which images were left out, and why. `trees` are folders in which everything is taken for images.
     """
 
     name: str
-    classes: tuple[str, ...]
-    channels: int
-    mean: Colour
-    std: Colour
+    bands: tuple[str, ...]
+    target: TargetSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     train: Split
     val: Split
     test: Split
@@ -166,10 +199,23 @@ class ImageData:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     skipped: tuple[str, ...] = ()
     trees: tuple[Path, ...] = ()
+    white: float = 255.0
+    nodata: float | None = None
+    measured: bool = False
+
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.bands)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, or of the target's planes."""
+        return self.target.names
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return images (N, C, H, W), uint8 or floats in 0..255, as a network's normalised input."""
-        return normalise(images, self.mean, self.std)
+        """Return images (N, C, H, W) as they are in batches as a network's normalised input."""
+        return normalise(images, self.mean, self.std, white=self.white, nodata=self.nodata)
 
 
 def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: int) -> Parts:
@@ -257,10 +303,12 @@ def _index_of(split: Split) -> Mapping[str | int, int]:
 
 
 def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Indices, Indices]:
-    """Draw a share of every class out of a split.
+    """Draw a share of every class out of a split, or of patches, a share of all in whole places.
 
     A class gives `fraction` of its images, rounded to whole ones, at least one, and keeps at least one. Each class has
-    a draw of its own, so the images of one class do not move those of another.
+    a draw of its own, so the images of one class do not move those of another. Places are taken in a random order, as
+    many as come closest to `fraction` of the patches, at least one, and at least one stays: patches of one place are
+    too alike to be in two splits.
 
     Args:
         split: What to draw from.
@@ -273,8 +321,11 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
         Indices of the images that stay, and of those that were drawn, both ascending.
 
     Raises:
-        UserError: A class has a single image.
+        UserError: A class has a single image, or all patches lie in one place.
     """
+    if isinstance(split.images, PatchImages):
+        drawn = _some_places(split.images.places, fraction, generator(f"hold out {held}", seed), held)
+        return np.flatnonzero(~drawn), np.flatnonzero(drawn)
     drawn = np.zeros(len(split), dtype=bool)
     for label, name in enumerate(classes):
         members = np.flatnonzero(split.targets == label)
@@ -288,10 +339,48 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 
+def _some_places(
+    places: npt.NDArray[np.str_], fraction: float, rng: np.random.Generator, held: str
+) -> npt.NDArray[np.bool_]:
+    """Say which patches are drawn, all or none of a place (N,)."""
+    names, of, counts = np.unique(places, return_inverse=True, return_counts=True)
+    if len(names) < 2:
+        raise UserError(
+            f"place {str(names[0])!r}: is the only one of {len(places)} patches, and {held} needs one of its own; give"
+            " patches of more places, or splits of your own"
+        )
+    order = rng.permutation(len(names))
+    taken = np.cumsum(counts[order])[:-1]
+    drawn = np.zeros(len(names), dtype=bool)
+    drawn[order[: int(np.abs(taken - fraction * len(places)).argmin()) + 1]] = True
+    return drawn[of]
+
+
+def few_shots(split: Split, shots: int, *, classes: int, seed: int) -> Indices:
+    """Draw some images of every class, or of all patches where targets are planes; more shots include fewer ones.
+
+    Args:
+        split: What to draw from.
+        shots: Images per class, or patches; a class with fewer gives all.
+        classes: How many classes there are.
+        seed: Seed of the split.
+
+    Returns:
+        Indices, ascending.
+    """
+    if split.targets.ndim != 1:
+        return np.sort(generator("shots", seed).permutation(len(split))[:shots])
+    groups = [np.flatnonzero(split.targets == label) for label in range(classes)]
+    drawn = [generator("shots", seed, label).permutation(group)[:shots] for label, group in enumerate(groups)]
+    return np.sort(np.concatenate(drawn))
+
+
 def split_record(data: ImageData) -> SplitRecord:
     """Return what a run keeps of its split."""
     train, val, test = (_members(data, split) for split in (data.train, data.val, data.test))
-    return SplitRecord(data.fingerprint, tuple(data.classes), train, val, test, data.skipped)
+    measured = map(BandStatistics, data.mean, data.std)
+    statistics = dict(zip(data.bands, measured, strict=True)) if data.measured else None
+    return SplitRecord(data.fingerprint, tuple(data.classes), train, val, test, data.skipped, statistics)
 
 
 def _members(data: ImageData, split: Split) -> SplitMembers:
@@ -339,6 +428,8 @@ def first_other_class(before: Sequence[str], now: Sequence[str]) -> str | None:
 def join(first: Split, second: Split, name: str) -> Split:
     """Put two splits' images one after the other into one split; they are still read on demand."""
     targets = np.concatenate((first.targets, second.targets))
+    if isinstance(first.images, PatchImages) and isinstance(second.images, PatchImages):
+        return Split(name, targets, first.images.joined(second.images))
     images = JoinedImages(first.images, len(first), second.images, np.arange(len(targets), dtype=np.int64))
     return Split(name, targets, images)
 

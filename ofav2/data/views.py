@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms.v2 import functional
 
-from ofav2.data.images import Indices, Pixels
+from ofav2.data.images import Indices, Pixels, Size
 
 ATTEMPTS = 10
 
@@ -78,6 +78,20 @@ def _centred_boxes(sizes: Indices, ratio: tuple[float, float]) -> Indices:
     # torchvision does not guard against a side of zero pixels, which thin images and extreme ratios give
     preferred = np.rint(np.stack([sizes[:, 1] / ratio[0], sizes[:, 0] * ratio[1]], 1)).astype(np.int64)
     return np.minimum(sizes, np.maximum(1, preferred))
+
+
+def window_corners(size: Size, side: int, offsets: Floats) -> Indices:
+    """Return where windows begin, every place equally likely.
+
+    Args:
+        size: Height and width of the patches in pixels.
+        side: Side of the windows.
+        offsets: Random numbers, see `ViewRandoms.offsets` (N, 2).
+
+    Returns:
+        Top and left of each (N, 2).
+    """
+    return np.floor(offsets * (np.array(size) - side + 1)).astype(np.int64)
 
 
 def cut_each(images: Pixels, boxes: Indices, mirrored: npt.NDArray[np.bool_], resolution: int) -> Tensor:
@@ -161,38 +175,49 @@ def short_side(resolution: int, eval_crop: float) -> int:
     return math.ceil(resolution / Fraction(str(eval_crop)))
 
 
-def normalise(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn pixels into floats of about zero mean and unit deviation: (images / 255 - mean) / std, per channel.
+def normalise(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], *, white: float = 255.0, nodata: float | None = None
+) -> Tensor:
+    """Turn pixels into floats of about zero mean and unit deviation: (images / white - mean) / std, per band.
 
     Args:
-        images: uint8, or float32 in 0..255, (N, C, H, W) or (C, H, W), on any device.
-        mean: Channel means in 0..1.
-        std: Channel standard deviations in 0..1.
+        images: (N, C, H, W) or (C, H, W), on any device.
+        mean: Means of the bands, in units of `white`.
+        std: Standard deviations of the bands, likewise.
+        white: What counts as 1.
+        nodata: The value of a pixel without data. Such pixels, and those with NaN or infinity in any band, become 0.
 
     Returns:
         float32 of the same shape, on the same device, in channels_last memory format where there is a batch.
     """
-    assert images.dtype in (torch.uint8, torch.float32), images.dtype
     if images.dim() == 3:
-        return normalise(images[None], mean, std)[0]
+        return normalise(images[None], mean, std, white=white, nodata=nodata)[0]
     count, channels, height, width = images.shape
     floats = images.to(dtype=torch.float32, memory_format=torch.channels_last, copy=True)
     # Whole lines of pixels beside each other: torch is several times slower where it repeats three values at a time.
     lines = floats.permute(0, 2, 3, 1).view(count * height, width * channels)
-    scale, shift = _per_value(tuple(mean), tuple(std), width, floats.device)
+    scale, shift = _per_value(tuple(mean), tuple(std), white, width, floats.device)
+    # Of whole numbers without a value for no data, all are data.
+    invalid = _invalid(floats, nodata) if nodata is not None or images.dtype.is_floating_point else None
     torch.addcmul(shift, lines, scale, out=lines)
-    return floats
+    return floats if invalid is None else floats.masked_fill_(invalid, 0)
+
+
+def _invalid(images: Tensor, nodata: float | None) -> Tensor:
+    """Say which pixels lack data in any band, (N, 1, H, W)."""
+    missing = ~images.isfinite()
+    return (missing if nodata is None else missing | (images == nodata)).any(1, keepdim=True)
 
 
 @lru_cache(maxsize=256)
 def _per_value(
-    mean: tuple[float, ...], std: tuple[float, ...], width: int, device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], white: float, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return what a line of pixels is multiplied by, and what is added (width * channels,).
 
     They are made once: a copy to a card would have it waited for in every step.
     """
-    scale = [1 / (255 * deviation) for deviation in std]
+    scale = [1 / (white * deviation) for deviation in std]
     shift = [-colour / deviation for colour, deviation in zip(mean, std, strict=True)]
     # Made in an evaluation, they are still to be used in training.
     with torch.inference_mode(False):

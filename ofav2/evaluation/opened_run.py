@@ -158,7 +158,7 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
         ("task", record.task, task.name),
         ("metric", record.metric, task.metrics[0]),
         ("outputs", record.architecture.num_classes, task.outputs),
-        ("channels", known.channels, data.channels),
+        ("bands", known.bands, data.bands),
         ("mean", known.mean, tuple(data.mean)),
         ("std", known.std, tuple(data.std)),
         ("eval_crop", known.eval_crop, config.data.eval_crop),

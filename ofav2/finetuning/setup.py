@@ -150,17 +150,10 @@ def open_source(directory: Path) -> Source:
     """
     record, module = describe_subnet(directory), load_subnet(directory)
     where = directory / RECORD
-    if len(record.input.mean) != 3:
-        raise RunError(f"{where} is of a network for {record.input.channels} channels: fine-tuning takes 3")
     settings = kept_settings(record, where)
-    mean, std = _colour(record.input.mean), _colour(record.input.std)
-    data = replace(settings.data, resolutions=(record.subnet.resolution,), mean=mean, std=std)
+    given, side = record.input, record.subnet.resolution
+    data = replace(settings.data, resolutions=(side,), mean=given.mean, std=given.std)
     return Source(record, module, replace(settings, data=data))
-
-
-def _colour(values: Sequence[float]) -> tuple[float, float, float]:
-    red, green, blue = values
-    return red, green, blue
 
 
 def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:

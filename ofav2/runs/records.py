@@ -13,7 +13,7 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 from ofav2.tasks.base import Metric, Task
-from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Within, read_record, to_plain, write_record
+from ofav2.typed_json import Count, Form, Positive, Sha256, Within, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Space, SpaceError
 from supernets.backbone import AnyArchitecture
 from supernets.multi_exit import Network
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-run/3"
+FORMAT = "ofav2-run/4"
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
 SKIPPED_SHOWN = 20
 """Images left out of a data set that a record names, at most."""
@@ -54,6 +54,8 @@ class SkippedImages:
 
 Spread = Annotated[float, Within(2**-20, 1)]
 """A share that something is divided by, or that an image is cut to."""
+Deviation = Annotated[float, Within(1e-9, 1e9)]
+"""A standard deviation."""
 
 
 def check_channels(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
@@ -75,11 +77,11 @@ class DataRecord:
     """Its name."""
     classes: tuple[str, ...]
     """Names of the classes, in the order of the labels."""
-    channels: Positive
-    """Channels of the images."""
-    mean: tuple[Share, ...]
-    """Mean that images are normalised with, per channel, in 0..1."""
-    std: tuple[Spread, ...]
+    bands: tuple[str, ...]
+    """Names of the images' channels."""
+    mean: tuple[float, ...]
+    """Mean that images are normalised with, per band; of pictures, in 0..1."""
+    std: tuple[Deviation, ...]
     """Standard deviation, likewise."""
     eval_crop: Spread
     """Share of the image's side that evaluation looks at."""
@@ -90,9 +92,14 @@ class DataRecord:
     skipped: SkippedImages
     """Images that were left out."""
 
+    @property
+    def channels(self) -> int:
+        """Channels of the images."""
+        return len(self.bands)
+
     def __post_init__(self) -> None:
         """Refuse a normalisation for other channels."""
-        check_channels(self.channels, self.mean, self.std)
+        check_channels(len(self.bands), self.mean, self.std)
 
 
 @dataclass(frozen=True)
@@ -276,7 +283,7 @@ def new_record(
         data=DataRecord(
             name=data.name,
             classes=tuple(data.classes),
-            channels=data.channels,
+            bands=data.bands,
             mean=tuple(data.mean),
             std=tuple(data.std),
             eval_crop=config.data.eval_crop,

@@ -10,7 +10,7 @@ from torch import nn
 import distill
 from ofav2 import files
 from ofav2.config.schema import Config, PhaseConfig
-from ofav2.data import CHANNELS, ImageData, SplitRecord, open_data, steps_per_epoch
+from ofav2.data import ImageData, SplitRecord, count_channels, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
@@ -63,7 +63,7 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS, split: SplitR
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
-    processes.on_all(lambda: check_network(config, CHANNELS))
+    processes.on_all(lambda: check_network(config, count_channels(config.data)))
     opened = processes.local_main_first if config.data.download else processes.on_all
     data = opened(lambda: open_data(config.data, split))
     setup = processes.on_all(lambda: _build(config, data, processes))

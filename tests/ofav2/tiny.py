@@ -15,6 +15,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
+from ofav2.data.splits import RGB, TargetSpec
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime
@@ -88,8 +89,8 @@ def tiny_data(
 
     return ImageData(
         name="noise",
-        classes=tuple(f"class {number}" for number in range(classes)),
-        channels=3,
+        bands=RGB,
+        target=TargetSpec("classes", tuple(f"class {number}" for number in range(classes))),
         mean=MEAN,
         std=STD,
         train=split("train", train),

@@ -32,7 +32,7 @@ def contents(*splits: Split) -> Counter[tuple[int, bytes]]:
 
 
 def test_names_are_those_of_the_recipes() -> None:
-    assert data.names() == ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "imagefolder")
+    assert data.names() == ("digits", "cifar10", "cifar100", "tiny_imagenet", "imagenet", "imagefolder", "patches")
 
 
 @pytest.mark.parametrize(

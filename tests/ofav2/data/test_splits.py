@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from ofav2.data.images import ArrayImages, file_images
 from ofav2.data.splits import (
+    RGB,
     ImageData,
     Listed,
     Split,
     SplitMembers,
     SplitRecord,
+    TargetSpec,
     divide,
     fingerprint,
     first_other_class,
@@ -170,7 +172,10 @@ def listed_files(folder: Path, *names: str) -> Split:
 def opened(listed: Listed) -> ImageData:
     train, val, test, origins = divide(listed, val_fraction=0.25, test_fraction=0.25, seed=3)
     colour = (0.5, 0.5, 0.5)
-    return ImageData("some", ("a", "b"), 3, colour, colour, train, val, test, "ab" * 32, origins, ("image x: empty",))
+    return ImageData(
+        *("some", RGB, TargetSpec("classes", ("a", "b")), colour, colour, train, val, test, "ab" * 32, origins),
+        skipped=("image x: empty",),
+    )
 
 
 NAMES = [f"{number:02d}.png" for number in range(20)]
@@ -244,7 +249,7 @@ def test_a_run_keeps_its_split_of_arrays_by_place() -> None:
         (lambda record: record["val"].update(listed="../val"), "val.listed"),
         (lambda record: record["val"].update(files=[1]), "val.files"),
         (lambda record: record.pop("test"), "test is missing"),
-        (lambda record: record.update(format="ofav2-split/1"), "format .* must be 'ofav2-split/2'"),
+        (lambda record: record.update(format="ofav2-split/1"), "format .* must be 'ofav2-split/3'"),
     ],
 )
 def test_a_damaged_split_is_refused_in_a_line(
@@ -263,7 +268,9 @@ def test_a_damaged_split_is_refused_in_a_line(
 
 def test_members_are_paths_or_indices() -> None:
     part = SplitMembers("train", None, (0, 3))
-    record = SplitRecord("ab", ("a",), part, SplitMembers("train", None, (1,)), SplitMembers("test", None, (1,)), ())
+    record = SplitRecord(
+        "ab", ("a",), part, SplitMembers("train", None, (1,)), SplitMembers("test", None, (1,)), (), None
+    )
     assert (part.members, record.by_name["test"].members) == ((0, 3), (1,))
 
 

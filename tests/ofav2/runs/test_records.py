@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ofav2.config.schema import Config, RunConfig
+from ofav2.data.splits import RGB
 from ofav2.errors import RunError
 from ofav2.networks.build import build_supernet
 from ofav2.runs import records
@@ -35,7 +36,7 @@ def test_a_record_says_what_the_run_is_made_of() -> None:
     assert (record.task, record.metric) == ("classification", TOP1)
     assert (record.data.images.train, record.data.images.val, record.data.images.test) == (40, 23, 17)
     assert record.data.classes == tuple(f"class {number}" for number in range(5))
-    assert (record.data.eval_crop, record.data.channels, record.data.fingerprint) == (0.75, 3, "noise 0")
+    assert (record.data.eval_crop, record.data.bands, record.data.fingerprint) == (0.75, RGB, "noise 0")
     assert (record.architecture, record.space) == (net.architecture, net.space)
     assert datetime.now(UTC) - datetime.fromisoformat(record.created) < timedelta(minutes=5)
 
@@ -56,7 +57,7 @@ def test_a_finished_record_comes_back_equal(tiny_run: Run, tmp_path: Path) -> No
 
 def test_the_file_starts_with_its_format(tmp_path: Path) -> None:
     write_run(tmp_path, recorded())
-    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/3")
+    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/4")
 
 
 def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,15 +105,15 @@ def test_what_lasts_changes_with_data_net_metric_and_seed_alone() -> None:
         (lambda facts: facts.update(data=None), "data (null) must be a mapping"),
         (lambda facts: facts["data"].update(mean=["print()"] * 3), 'data.mean[0] ("print()") must be a number'),
         (lambda facts: facts["data"].update(mean=[0.5]), "data: mean has 1 numbers for 3 channels"),
-        (lambda facts: facts["data"].update(mean=[0.5, 0.5, 128.0]), "data.mean[2] (128.0) must be from 0 to 1"),
+        (lambda facts: facts["data"].update(mean=[0.5, 0.5, True]), "data.mean[2] (true) must be a number"),
         (lambda facts: facts["data"].update(std=[0.5, 0, 0.5]), "data.std[1] (0.0) must be from"),
         (lambda facts: facts["data"].update(eval_crop=0), "data.eval_crop (0.0) must be from"),
-        (lambda facts: facts["data"].update(channels="3"), 'data.channels ("3") must be a whole number'),
+        (lambda facts: facts["data"].update(bands="red"), 'data.bands ("red") must be a list'),
         (lambda facts: facts.update(created="today"), "created ('today')"),
         (lambda facts: facts.update(status="late"), 'status ("late") must be training'),
         (lambda facts: facts.update(seed=True), "seed (true) must be a whole number"),
         (lambda facts: facts.update(extra=1), "extra is not a key"),
-        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/3'"),
+        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/4'"),
     ],
 )
 def test_a_damaged_record_is_refused_by_file_and_key(run_copy: Path, change: Change, message: str) -> None:
@@ -150,6 +151,6 @@ def test_what_is_no_run_folder_of_ours_is_refused_with_a_next_step(tmp_path: Pat
     assert "has no run.json, so it holds no run; give one that `ofav2 train` made" in refusal(tmp_path)
     file.write_text("{}")
     assert "is a file; give the folder" in refusal(file)
-    assert "format (None) must be 'ofav2-run/3'" in refusal(tmp_path)
+    assert "format (None) must be 'ofav2-run/4'" in refusal(tmp_path)
     file.write_text(json.dumps({"format": "ofav2-run/9"}))
     assert "use the version of ofav2 that made it" in refusal(tmp_path)
