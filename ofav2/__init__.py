@@ -34,8 +34,9 @@ if TYPE_CHECKING:
     from ofav2.nas.limits import Limits, parse_limits
     from ofav2.nas.search import resume_search, search
     from ofav2.networks.backbone import attach_exits
-    from ofav2.report.several import Comparison, compare_runs
-    from ofav2.report.single import write_report
+    from ofav2.report.compare import compare_runs
+    from ofav2.report.comparison import Comparison
+    from ofav2.report.report import write_report
     from ofav2.runs.records import Run, RunRecord
     from ofav2.tasks.class_results import ClassResults
     from ofav2.training.import_ofa import import_ofa
@@ -113,9 +114,9 @@ _HOMES = MappingProxyType(
         "import_ofa": "ofav2.training.import_ofa",
         "Agreement": "ofav2.exits.exit_agreement",
         "measure_exits": "ofav2.exits.exit_agreement",
-        "Comparison": "ofav2.report.several",
-        "compare_runs": "ofav2.report.several",
-        "write_report": "ofav2.report.single",
+        "Comparison": "ofav2.report.comparison",
+        "compare_runs": "ofav2.report.compare",
+        "write_report": "ofav2.report.report",
         "Run": "ofav2.runs.records",
         "RunRecord": "ofav2.runs.records",
         "SubnetRecord": "ofav2.deploy.artifact",

@@ -1,4 +1,4 @@
-"""`ofav2 report`: write a run's page."""
+"""`ofav2 report`: write the page of a run or a search."""
 
 import argparse
 import shlex
@@ -9,16 +9,17 @@ from ofav2.cli.verb import Verb
 _EPILOG = """\
 examples:
   ofav2 report runs/digits                     writes runs/digits/report.html
+  ofav2 report runs/digits/search              the page of a search
   ofav2 report runs/digits --exits             measures first how often the exits agree (needs the data set)
-  ofav2 report runs/digits --out page.html     while it trains, too: make the page again to see more
+  ofav2 report runs/digits --out page.html     while it trains or searches, too: make the page again to see more
 
 next: open the page in a browser; it needs no network
 """
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder")
-    parser.add_argument("--out", metavar="FILE", help="page to write (default: report.html in the run folder)")
+    parser.add_argument("run", metavar="DIR", help="folder of a run or of a search")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: report.html in the folder)")
     parser.add_argument("--exits", action="store_true", help="measure exit agreement on validation and keep it")
     parser.add_argument(
         "--classes", action="store_true", help="measure the largest network class by class on test and keep it"
@@ -28,7 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.evaluation.by_class import measure_classes
     from ofav2.exits.exit_agreement import measure_exits
-    from ofav2.report.single import write_report
+    from ofav2.report.report import write_report
 
     if arguments.exits:
         measure_exits(arguments.run)
@@ -42,5 +43,9 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 VERB = Verb(
-    "report", "Write a run's page: what was trained, how it went, what came out.", _EPILOG, _add_arguments, _run
+    "report",
+    "Write the page of a run or a search: what it is, how it went, what came out.",
+    _EPILOG,
+    _add_arguments,
+    _run,
 )

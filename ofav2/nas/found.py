@@ -143,6 +143,15 @@ class Found:
         return ends[int((scaled[:, 1] - scaled[:, 0]).argmax())]
 
 
+def read_search(path: Path) -> SearchRecord:
+    """Read what a search is.
+
+    Raises:
+        RunError: If the folder is no search.
+    """
+    return read_record(path / RECORD, SearchRecord, FORMAT, _STEP)
+
+
 def load_search(folder: str | Path) -> Found:
     """Read a finished search.
 
@@ -150,7 +159,7 @@ def load_search(folder: str | Path) -> Found:
         RunError: If the folder is no search, or one that has not finished.
     """
     path = Path(folder)
-    record = read_record(path / RECORD, SearchRecord, FORMAT, _STEP)
+    record = read_search(path)
     if not os.path.exists(path / FRONT):
         raise UserError(f"search ({path}) has not finished: go on with `ofav2 search --resume {path}`")
     return Found(path, record, read_record(path / FRONT, FrontRecord, FRONT_FORMAT, _STEP))

@@ -7,7 +7,7 @@ each network's JSON.
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ofav2.networks.cost import network_cost, network_parts
@@ -15,7 +15,7 @@ from ofav2.runs.folder import METRICS
 from ofav2.runs.snapshot import RunSnapshot, checked
 from ofav2.tasks.base import Metric
 from supernets import Space, Subnet
-from supernets.backbone import AnyArchitecture
+from supernets.backbone import AnyArchitecture, Backbone
 from supernets.cost import Cost
 
 
@@ -115,6 +115,21 @@ def part_costs(arch: AnyArchitecture, subnet: Subnet) -> tuple[Cost, ...]:
     stem, *stages, head = (part.cost for part in network_parts(arch, subnet))
     idle = [Cost(0, 0)] * (_stages(arch) - subnet.height)
     return (stem, *stages, *idle, head)
+
+
+def drawn_supernet(arch: AnyArchitecture, space: Space) -> dict[str, Any]:
+    """Return what a page's drawing shows of the stages."""
+    if isinstance(arch, Backbone):
+        stages = [{"module": f"up to {tap.module}"} for tap in arch.taps] + [{"module": "the rest, and its own head"}]
+    else:
+        stages = [asdict(stage) for stage in arch.stages]
+    return {
+        "stages": stages,
+        "blocks": space.blocks,
+        "branches": space.branches,
+        "exits": arch.exits,
+        "expand": max(space.expand),
+    }
 
 
 def _table(run: RunSnapshot, name: str, line: Mapping[str, Any]) -> Table:

@@ -1,48 +1,24 @@
-"""Write the page of one run: `ofav2 report`."""
+"""Collect what the page of one run shows."""
 
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
-from ofav2.report.networks import Table, cheapest_near_best, front, part_costs, part_names, tables
-from ofav2.report.page import count, write_page
+from ofav2.report.networks import Table, cheapest_near_best, drawn_supernet, front, part_costs, part_names, tables
+from ofav2.report.page import count
 from ofav2.runs.folder import RECIPE
-from ofav2.runs.snapshot import RunSnapshot, read_snapshot
+from ofav2.runs.snapshot import RunSnapshot
 from supernets import DIMENSIONS, Subnet
 from supernets.backbone import Backbone
 
-REPORT = "report.html"
 
-
-def write_report(run: str | Path, out: str | Path | None = None) -> Path:
-    """Write a run's page: what was trained, how it went, what came out.
-
-    The run may still be training, or have broken off: the page shows what there is.
-
-    Args:
-        run: A run folder.
-        out: The file to write, replaced if it is there; None is `report.html` in the run folder.
-
-    Returns:
-        The page's path.
-
-    Raises:
-        RunError: If the folder is no run, or a file in it is damaged.
-        UserError: If the page can't be written there.
-    """
-    snapshot = read_snapshot(run)
-    target = Path(run) / REPORT if out is None else Path(out)
-    write_page(target, "report.html", _values(snapshot))
-    return target
-
-
-def _values(run: RunSnapshot) -> dict[str, Any]:
+def run_page(run: RunSnapshot) -> dict[str, Any]:
+    """Return what the page of a run shows: what was trained, how it went, what came out."""
     planned, measured, agreement = stretches(run), tables(run), read_exits(run)
     by_class = class_page(run)
     return {
@@ -80,7 +56,7 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
             positions.setdefault(network.subnet, len(positions))
     return {
         "parts": part_names(arch),
-        "supernet": _drawn(run),
+        "supernet": drawn_supernet(arch, run.record.space),
         "networks": [_described(run, subnet) for subnet in positions],
         "tables": [
             {
@@ -92,22 +68,6 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
             }
             for table in measured
         ],
-    }
-
-
-def _drawn(run: RunSnapshot) -> dict[str, Any]:
-    """Return what the page's drawing shows of the stages."""
-    arch, space = run.record.architecture, run.record.space
-    if isinstance(arch, Backbone):
-        stages = [{"module": f"up to {tap.module}"} for tap in arch.taps] + [{"module": "the rest, and its own head"}]
-    else:
-        stages = [asdict(stage) for stage in arch.stages]
-    return {
-        "stages": stages,
-        "blocks": space.blocks,
-        "branches": space.branches,
-        "exits": arch.exits,
-        "expand": max(space.expand),
     }
 
 

@@ -83,10 +83,15 @@ def _state(path: Path, status: str) -> RunStatus:
     if status == "finished":
         return "finished"
     # A run that was killed could no longer say so, but the system has freed its lock.
-    return "training" if status == "training" and _is_locked(path) else "stopped"
+    return "training" if status == "training" and is_locked(path) else "stopped"
 
 
-def _is_locked(path: Path) -> bool:
+def is_locked(path: Path) -> bool:
+    """Return whether a process writes into a folder that a lock keeps, a run's or a search's.
+
+    Raises:
+        RunError: If that can't be found out.
+    """
     try:
         with files.open_to_read(path / run_folder.LOCK) as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -96,5 +101,5 @@ def _is_locked(path: Path) -> bool:
         return True
     except OSError as error:
         lock = path / run_folder.LOCK
-        raise RunError(f"{lock} cannot be read ({error.strerror}): remove it if no process trains the run") from error
+        raise RunError(f"{lock} cannot be read ({error.strerror}): remove it if no process uses it") from error
     return False

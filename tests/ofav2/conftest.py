@@ -14,6 +14,9 @@ from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
 from tests.shared import made_once
 
+MEASUREMENTS = 11
+"""Measurements of the search in `searched`."""
+
 
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -45,6 +48,17 @@ def extracted(opened: ofav2.OpenedRun, tmp_path_factory: pytest.TempPathFactory)
     """A sub-network that ends before the last exit, taken out of the run; to look at only."""
     subnet = tiny.middle(opened.loaded.net.space)
     return made_once(tmp_path_factory, "middle", lambda path: ofav2.extract(opened, subnet, path, formats=()))
+
+
+@pytest.fixture(scope="session")
+def searched(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the tiny run with a finished search in it, in its folder `search`; to look at only."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(tiny_run.folder, path)
+        ofav2.search(path, measurements=MEASUREMENTS, limits=ofav2.Limits(params=60_000))
+
+    return made_once(tmp_path_factory, "searched", make)
 
 
 @pytest.fixture

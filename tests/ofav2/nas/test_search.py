@@ -24,26 +24,13 @@ from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.search_log import ARCHIVE, measured_networks
-from ofav2.runs.records import Run
 from ofav2.tasks.base import Metric
 from supernets import Subnet
+from tests.ofav2.conftest import MEASUREMENTS
 from tests.ofav2.tiny import tiny_data
-from tests.shared import made_once
 from tests.test_architecture import ROOT
 
-MEASUREMENTS = 11
 TOP1, ERROR = Metric("top-1", "%", True), Metric("error", "", False)
-
-
-@pytest.fixture(scope="module")
-def searched(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the tiny run with a finished search in it; to look at only."""
-
-    def make(path: Path) -> None:
-        shutil.copytree(tiny_run.folder, path)
-        ofav2.search(path, measurements=MEASUREMENTS, limits=Limits(params=60_000))
-
-    return made_once(tmp_path_factory, "searched", make)
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from ofav2.report import subsets
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
+from tests.ofav2.conftest import MEASUREMENTS
 
 pytestmark = pytest.mark.browser
 
@@ -37,7 +38,7 @@ FLAGS = (
     "--disable-sync",
 )
 HOSTILE = "<b>x</b><script>window.harm = 1</script><img src=x onerror='window.harm = 2'>"
-ALL_CHARTS = ["scatter", "cost", "curves", "corners", "agreement"]
+ALL_CHARTS = ["scatter", "cost", "curves", "corners", "agreement", "confusion"]
 
 # Relative luminance and contrast as WCAG 2.2 defines them, of every visible text against the page.
 CONTRASTS = """
@@ -321,3 +322,72 @@ def subsets_page(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pat
         study = ofav2.prune_exits(tiny_run.folder, out=path, formats=())
     subsets.write_subsets_page(replace(study, name=HOSTILE, data=HOSTILE), path / subsets.PAGE)
     return path / subsets.PAGE
+
+
+@pytest.fixture(scope="module")
+def search_page(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a search for three objectives, its names hostile."""
+    run = Path(shutil.copytree(searched, tmp_path_factory.mktemp("searched") / "run"))
+    names, out = ("top-1", "macs", "params"), run / HOSTILE.replace("/", "_")
+    ofav2.search(run, objectives=names, measurements=MEASUREMENTS, out=out)
+    return ofav2.write_report(out)
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark"), (320, "light")])
+def test_a_search_is_drawn_and_can_be_read(
+    browser: webdriver.Chrome, searched: Path, search_page: Path, width: int, scheme: str, tmp_path: Path
+) -> None:
+    for page in (search_page, ofav2.write_report(searched / "search", tmp_path / "page.html")):
+        show(browser, page, width=width, scheme=scheme)
+        assert drawn(browser) == ["scatter", "finalists", "volume", "predicted", "effects"]
+        assert browser.get_log("browser") == []
+        assert browser.execute_script("return window.harm") is None
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert [text for text, contrast in browser.execute_script(CONTRASTS) if contrast < 4.5] == []
+        points = "return document.getElementById('scatter').data.find(t => t.customdata).x.length === networks.length"
+        assert browser.execute_script(points)
+        assert "undefined" not in browser.find_element(By.TAG_NAME, "main").get_attribute("textContent")
+
+
+def test_the_front_of_a_search_can_be_walked(browser: webdriver.Chrome, search_page: Path) -> None:
+    show(browser, search_page)
+    scatter = browser.find_element(By.ID, "scatter")
+    scatter.send_keys(Keys.HOME)
+    costs = browser.execute_script("return networks.map(costOf)")
+    assert browser.execute_script("return costOf(networks[chosen.point])") == min(costs)
+    scatter.send_keys(Keys.END, Keys.ARROW_LEFT)
+    point = browser.execute_script("return chosen.point")
+    assert point in browser.execute_script("return front")
+    assert browser.execute_script("return networks[chosen.point].name") in picked(browser)
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .stage")) == 5
+    browser.find_element(By.CSS_SELECTOR, "#front button").click()
+    assert browser.execute_script("return front.indexOf(chosen.point)") == 0
+    assert "confirmed" in picked(browser)
+    Select(browser.find_element(By.ID, "cost-menu")).select_by_visible_text("multiply-adds")
+    title = "return document.getElementById('scatter').layout.xaxis.title.text"
+    assert browser.execute_script(title) == "multiply-adds per image"
+
+
+def test_a_search_that_has_only_begun_has_no_complaint(
+    browser: webdriver.Chrome, searched: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
+    (folder / "front.json").unlink()
+    (folder / "archive.jsonl").unlink()
+    show(browser, ofav2.write_report(folder))
+    assert drawn(browser) == []
+    assert browser.get_log("browser") == []
+
+
+def test_comparing_searches_draws_a_front_and_a_curve_each(
+    browser: webdriver.Chrome, searched: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(searched / "search", tmp_path / HOSTILE.replace("/", "_")))
+    both = ofav2.compare_runs([searched / "search", other], tmp_path / "both.html").page
+    for width in (1280, 390):
+        show(browser, both, width=width)
+        assert drawn(browser) == ["fronts", "volumes"]
+        assert browser.execute_script("return document.querySelectorAll('#fronts .scatterlayer .trace').length") == 2
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return window.harm") is None
+    assert browser.get_log("browser") == []

@@ -1,5 +1,7 @@
 import json
 import shlex
+import shutil
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,13 @@ from ofav2.evaluation.by_class import CLASSES, read_classes
 from ofav2.report.page import count, percent, when
 from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
+
+
+def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    change(values)
+    path.write_text(json.dumps(values), encoding="utf-8")
+
 
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028"
 
@@ -177,13 +186,62 @@ def test_the_verbs(tiny_run: Run, run_copy: Path, tmp_path: Path, capsys: pytest
     page = tmp_path / "page.html"
     assert main(["report", str(run_copy), "--exits", "--out", str(page)]) == 0
     assert capsys.readouterr().out == f"{page}\n"
-    assert "agreement" in Markup(page).scripts[3]
+    assert "agreement" in Markup(page).scripts[4]
     assert main(["compare", str(tiny_run.folder), str(run_copy), "--out", str(tmp_path / "both.html")]) == 0
     assert "copy" in capsys.readouterr().out
     assert main(["report", str(tmp_path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["compare", str(tiny_run.folder), "--out", str(page)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_page_of_a_search_tells_what_it_found(searched: Path, tmp_path: Path) -> None:
+    found = ofav2.load_search(searched / "search")
+    shown = Markup(ofav2.write_report(found.folder, tmp_path / "page.html"))
+    assert [value for name, value in shown.attributes if name in ("src", "href")] == ["data:,"]
+    for one in found.front.finalists:
+        assert f"{one.macs:,}" in shown.text
+        assert found.record.metric.show(one.confirmed) in shown.text
+        assert str(one.subnet) in shown.text
+    assert found.record.metric.show(found.front.optimism) in shown.text
+    assert [one["band"][0] < one["confirmed"] < one["band"][1] for one in shown.payload["finalists"]]
+    assert len(shown.payload["networks"]) == found.front.networks
+    assert f"ofav2 extract {searched} --from-search {found.folder} --number 1" in shown.text
+
+
+def test_the_page_of_a_search_under_way_says_so(searched: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
+    (folder / "front.json").unlink()
+    lines = (folder / "archive.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for kept, told in ((0, "No network has been measured yet"), (3, "Broken off after 2 of 11"), (len(lines), "–")):
+        (folder / "archive.jsonl").write_text("".join(lines[:kept]), encoding="utf-8")
+        shown = Markup(ofav2.write_report(folder))
+        assert told in shown.text
+        assert f"ofav2 search --resume {folder}" in shown.text
+        assert shown.payload["finalists"] is None
+
+
+def test_comparing_searches_says_what_differs(searched: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(searched / "search", tmp_path / "other"))
+    change_json(other / "search.json", lambda record: record.update(seed=5))
+    (other / "front.json").unlink()
+    found = ofav2.compare_runs([searched / "search", other], tmp_path / "both.html")
+    assert found.settings == (("seed", "0", "5"),)
+    assert [row[:2] for row in found.results] == [("search", "finished"), ("other", "stopped")]
+    assert "other is not finished" in found.warnings[0]
+    shown = Markup(found.page)
+    first, second = shown.payload["volumes"]
+    assert first["hypervolume"] == second["hypervolume"]
+    assert all(cell in shown.text for row in found.results for cell in row)
+
+
+def test_searches_that_cannot_be_compared_are_refused(searched: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a search, and not all others are"):
+        ofav2.compare_runs([searched, searched / "search"], tmp_path / "both.html")
+    other = Path(shutil.copytree(searched / "search", tmp_path / "other"))
+    change_json(other / "search.json", lambda record: record.update(costs=["params"]))
+    with pytest.raises(UserError, match=r"different objectives \(search: top-1, macs, other: top-1, params\)"):
+        ofav2.compare_runs([searched / "search", other], tmp_path / "both.html")
 
 
 def test_numbers_as_people_read_them() -> None:

@@ -17,7 +17,7 @@ from ofav2.config import recipe
 from ofav2.errors import UserError
 from ofav2.evaluation.measure import measure
 from ofav2.evaluation.opened_run import open_run
-from ofav2.report.single import write_report
+from ofav2.report.report import write_report
 from ofav2.runs.snapshot import read_snapshot
 from ofav2.training.import_ofa import import_ofa
 from tests.memory import GIB, peak

@@ -1,0 +1,136 @@
+"""Estimate how much each choice of an architecture adds to the metric, from the networks that a search measured.
+
+A search measures what looks good, so choices come together: networks with large kernels are deep, too. Means per choice
+would count one for the other. So all choices are fitted at once, by a ridge regression without interactions.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ofav2.nas.engine.problem import Floats
+from supernets import Space, Subnet
+
+LEAST_NETWORKS = 8
+"""Networks from which effects are estimated."""
+_PENALTIES = np.logspace(-3, 3, 25)
+
+
+@dataclass(frozen=True)
+class ChoiceEffect:
+    """A choice's part in the metric."""
+
+    choice: str
+    """The choice, such as `5` for a kernel."""
+    effect: float
+    """What the metric gains where all blocks that may have it do, compared with the measured networks' mean mix."""
+    error: float
+    """Standard error of that."""
+    networks: int
+    """Measured networks that have it in a block at least."""
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A decision about an architecture, with the effect of each choice."""
+
+    name: str
+    """The decision, such as `stage 2 kernel`."""
+    choices: tuple[ChoiceEffect, ...]
+    """The measured choices, two or more."""
+
+    @property
+    def span(self) -> float:
+        """Difference of its best and its worst choice."""
+        effects = [choice.effect for choice in self.choices]
+        return max(effects) - min(effects)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """Which decisions matter."""
+
+    factors: tuple[Factor, ...]
+    """The decisions, the one with the largest span first."""
+    explained: float
+    """Share of the variance of networks left out that all effects together explain; below 0, none of it."""
+
+
+def choice_effects(space: Space, subnets: Sequence[Subnet], values: Sequence[float]) -> Effects | None:
+    """Estimate the effects of all choices; None of fewer than `LEAST_NETWORKS` networks, or of equal values.
+
+    Args:
+        space: The space that was searched.
+        subnets: The networks.
+        values: Their values.
+    """
+    target = np.array(values, np.float64)
+    if len(target) < LEAST_NETWORKS or not np.ptp(target):
+        return None
+    columns = [(name, choice) for name, choice, _ in _shares(space, subnets[0])]
+    shares = np.array([[share for _, _, share in _shares(space, subnet)] for subnet in subnets])
+    varied = np.ptp(shares, axis=0) > 0
+    design = (shares - shares.mean(0))[:, varied]
+    effects, errors, explained = _ridge(design, target - target.mean())
+    found: dict[str, list[tuple[str, float, float, Floats]]] = {}
+    kept = [column for column, varies in zip(columns, varied, strict=True) if varies]
+    for (name, choice), effect, error, share in zip(kept, effects, errors, shares[:, varied].T, strict=True):
+        found.setdefault(name, []).append((choice, float(effect), float(error), share))
+    factors = [_factor(name, choices) for name, choices in found.items() if len(choices) > 1]
+    return Effects(tuple(sorted(factors, key=lambda factor: -factor.span)), explained)
+
+
+def _factor(name: str, choices: Sequence[tuple[str, float, float, Floats]]) -> Factor:
+    mixes = np.array([share.mean() for *_, share in choices])
+    level = float(np.dot(mixes, [effect for _, effect, *_ in choices]) / mixes.sum())
+    return Factor(
+        name,
+        tuple(
+            ChoiceEffect(choice, effect - level, error, int((share > 0).sum()))
+            for choice, effect, error, share in choices
+        ),
+    )
+
+
+def _shares(space: Space, subnet: Subnet) -> Iterator[tuple[str, str, float]]:
+    """Yield decision, choice and the share of the blocks concerned that have it; nothing of a stage that is cut off."""
+    for name, choices, chosen in (
+        ("resolution", space.resolution, subnet.resolution),
+        ("exit", space.height, subnet.height),
+    ):
+        yield from ((name, str(choice), float(choice == chosen)) for choice in choices)
+    for stage in range(space.stages):
+        blocks = subnet.blocks(stage) if stage < subnet.height else ()
+        label = f"stage {stage + 1}"
+        yield from ((f"{label} depth", str(depth), float(depth == len(blocks))) for depth in space.depth)
+        for level in space.levels:
+            share = sum(block.level == level for block in blocks) / max(len(blocks), 1)
+            yield f"{label} branches", "+".join(level), share
+        for name in ("kernel", "expand"):
+            for choice in getattr(space, name):
+                share = sum(getattr(block, name) == choice for block in blocks) / max(len(blocks), 1)
+                yield f"{label} {name}", str(choice), share
+
+
+def _ridge(design: Floats, target: Floats) -> tuple[Floats, Floats, float]:
+    """Fit centred values (N,) to centred columns (N, F); the penalty is that which predicts networks left out best.
+
+    Returns:
+        Effects (F,), their standard errors (F,), and the explained share of the variance of networks left out.
+    """
+    left, scales, right = np.linalg.svd(design, full_matrices=False)
+    rotated, best = left.T @ target, None
+    for penalty in _PENALTIES:
+        shrunk = scales**2 / (scales**2 + penalty)
+        leverage = np.minimum((left**2 * shrunk).sum(1) + 1 / len(target), 0.999)
+        residuals = (target - left @ (shrunk * rotated)) / (1 - leverage)
+        missed = float((residuals**2).sum())
+        if best is None or missed < best[0]:
+            best = missed, penalty
+    assert best is not None, "there are penalties"
+    missed, penalty = best
+    gain = scales / (scales**2 + penalty)
+    noise = missed / len(target)
+    errors = np.sqrt(noise * ((right.T * gain) ** 2).sum(1))
+    return right.T @ (gain * rotated), errors, 1 - missed / float((target**2).sum())

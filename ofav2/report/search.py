@@ -1,0 +1,174 @@
+"""Collect what the page of a search shows."""
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from ofav2.nas.effects import Effects, choice_effects
+from ofav2.nas.found import Finalist, FrontRecord, SearchRecord
+from ofav2.nas.limits import show
+from ofav2.nas.search_snapshot import SearchedNetwork, SearchSnapshot
+from ofav2.report.networks import drawn_supernet
+from ofav2.report.page import count
+
+COST_NAMES = MappingProxyType(
+    {"params": "parameters", "macs": "multiply-adds", "memory": "memory", "latency": "latency"}
+)
+_SURE = 1.96
+"""Standard errors on either side of a share within which the true one is in 95 of 100 cases."""
+_SHOWN_FACTORS = 16
+
+
+def search_page(search: SearchSnapshot) -> dict[str, Any]:
+    """Return what the page of a search shows: what it measured, what it learned, what it found."""
+    record, front = search.record, search.front
+    effects = _effects(search)
+    return {
+        "title": f"{search.folder.resolve().name} · ofav2",
+        "search": search,
+        "metric": record.metric,
+        "name": search.folder.resolve().name,
+        "now": datetime.now(UTC).isoformat(timespec="minutes"),
+        "state": _state(search),
+        "summary": _summary(search),
+        "keys": _keys(search),
+        "optimism": _optimism(record, front) if front else None,
+        "costs": [COST_NAMES[name] for name in record.costs],
+        "finalists": _rows(search, front) if front else [],
+        "band": _has_band(record),
+        "effects": effects,
+        "shown_factors": _SHOWN_FACTORS,
+        "commands": _commands(search),
+        "payload": {
+            "metric": asdict(record.metric),
+            "costs": [{"name": name, "title": COST_NAMES[name], "unit": _unit(name)} for name in record.costs],
+            "supernet": drawn_supernet(record.architecture, record.space),
+            "networks": [_network(one) for one in search.networks],
+            "front": search.best(),
+            "finalists": [_confirmed(record, one) for one in front.finalists] if front else None,
+            "rounds": [asdict(one) for one in search.rounds],
+            "effects": [asdict(factor) for factor in effects.factors[:_SHOWN_FACTORS]] if effects else [],
+        },
+    }
+
+
+def _effects(search: SearchSnapshot) -> Effects | None:
+    networks = search.networks
+    return choice_effects(search.record.space, [one.subnet for one in networks], [one.value for one in networks])
+
+
+def _state(search: SearchSnapshot) -> dict[str, str]:
+    progress = f"{search.measured:,} of {search.record.measurements:,} measurements"
+    return {
+        "finished": {"word": "finished", "text": ""},
+        "searching": {
+            "word": "searching",
+            "text": f"Still searching: {progress}. Make the page again to see more.",
+        },
+        "stopped": {
+            "word": "stopped",
+            "text": f"Broken off after {progress}. All below is what it had written by then.",
+        },
+    }[search.state]
+
+
+def _summary(search: SearchSnapshot) -> str:
+    record = search.record
+    names = ", ".join(COST_NAMES[name] for name in record.costs)
+    return (
+        f"{record.metric.title} against {names}, among {count(record.space.size())} sub-networks of run {record.run}"
+        f" after phase {record.phase}; {record.limits}."
+    )
+
+
+def _keys(search: SearchSnapshot) -> list[tuple[str, str, str]]:
+    """Return value, name and remark of the key results."""
+    record, front = search.record, search.front
+    keys = [
+        (f"{search.measured:,}", "measurements", f"of {record.measurements:,}, all exits of a body in each"),
+        (f"{len(search.networks):,}", "networks measured", f"on {record.search_images:,} validation images"),
+        (f"{len(search.best()):,}", "on the front", "confirmed" if front else "as measured until now"),
+    ]
+    if front:
+        best = record.metric.best(*(one.confirmed for one in front.finalists))
+        remark = f"{record.metric.name} on {record.confirmation_images:,} other images"
+        keys.append((record.metric.show(best, 1), "best confirmed", remark))
+    return keys
+
+
+def _optimism(record: SearchRecord, front: FrontRecord) -> str:
+    metric = record.metric
+    error = "" if front.optimism_error is None else f" ± {metric.show(front.optimism_error)}"
+    return (
+        f"{metric.show(front.optimism)}{error}: by so much, on average, {metric.name} of the front is better on the"
+        f" {record.search_images:,} images that guided the search than on {record.confirmation_images:,} others."
+    )
+
+
+def _has_band(record: SearchRecord) -> bool:
+    return record.metric.unit == "%"
+
+
+def _band(record: SearchRecord, confirmed: float) -> tuple[float, float] | None:
+    """Return where the true share is likely to be, by the number of images alone (Wilson's interval, 95 %)."""
+    if not _has_band(record):
+        return None
+    images = record.confirmation_images
+    weight = _SURE**2 / images
+    centre = confirmed + weight / 2
+    half = _SURE * math.sqrt((confirmed * (1 - confirmed) + weight / 4) / images)
+    return (centre - half) / (1 + weight), (centre + half) / (1 + weight)
+
+
+def _rows(search: SearchSnapshot, front: FrontRecord) -> list[tuple[str, ...]]:
+    """Return a row per finalist: number, costs, both values, band and network."""
+    costs = [search.networks[index].costs for index in search.best()]
+    pairs = zip(front.finalists, costs, strict=True)
+    return [_row(search.record, number, one, own) for number, (one, own) in enumerate(pairs, 1)]
+
+
+def _row(record: SearchRecord, number: int, one: Finalist, own: Mapping[str, float]) -> tuple[str, ...]:
+    costs = [_shown_cost(name, own[name]) for name in record.costs]
+    band = _band(record, one.confirmed)
+    between = [f"{record.metric.show(band[0], 1)} to {record.metric.show(band[1], 1)}"] if band else []
+    values = record.metric.show(one.searched), record.metric.show(one.confirmed)
+    return (str(number), *costs, *values, *between, str(one.subnet))
+
+
+def _shown_cost(name: str, value: float) -> str:
+    return show(name, int(value)) if name in ("memory", "latency") else f"{value:,}"
+
+
+def _unit(name: str) -> str:
+    return {"memory": "B", "latency": "ns"}.get(name, "")
+
+
+def _network(one: SearchedNetwork) -> dict[str, Any]:
+    return one.subnet.to_dict() | {
+        "name": str(one.subnet),
+        "round": one.round,
+        "why": one.why,
+        "value": one.value,
+        "predicted": one.predicted,
+        **one.costs,
+    }
+
+
+def _confirmed(record: SearchRecord, one: Finalist) -> Mapping[str, Any]:
+    return {"searched": one.searched, "confirmed": one.confirmed, "band": _band(record, one.confirmed)}
+
+
+def _commands(search: SearchSnapshot) -> Sequence[tuple[str, str]]:
+    folder, run = shlex.quote(str(search.folder)), shlex.quote(search.record.run)
+    if not search.front:
+        return [("Go on with it", f"ofav2 search --resume {folder}")] if search.state == "stopped" else []
+    extract = f"ofav2 extract {run} --from-search {folder}"
+    return [
+        ("Take number 1 out", f"{extract} --number 1 --out network-1"),
+        ("Take the best compromise out", f"{extract} --knee --out knee"),
+        ("Take the best one within a limit", f"{extract} --max-macs 2M --out small"),
+    ]

@@ -1,0 +1,124 @@
+"""Searches side by side: `ofav2 compare`."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ofav2.errors import UserError
+from ofav2.nas.search_snapshot import SearchSnapshot
+from ofav2.nas.search_volumes import common_volumes
+from ofav2.report.comparison import Comparison, differing, folder_names
+from ofav2.report.page import write_page
+from ofav2.report.search import COST_NAMES
+from ofav2.tasks.base import Metric
+from ofav2.typed_json import to_plain
+
+RESULT_COLUMNS = (
+    "search",
+    "state",
+    "run",
+    "measured",
+    "networks",
+    "front",
+    "best confirmed",
+    "optimism",
+    "hypervolume",
+)
+"""Columns of `Comparison.results`; hypervolumes are of all that was measured, up to a reference that all share."""
+_SETTINGS = ("run", "phase", "weights", "space", "costs", "limits", "measurements", "minutes", "seed", "settings")
+
+
+def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Comparison:
+    """Compare searches: what differs, key results, and a page with their fronts on one plot.
+
+    Args:
+        searches: Two searches or more.
+        out: The page to write, replaced if it is there.
+
+    Raises:
+        UserError: If their objectives differ, or the page can't be written there.
+    """
+    names = folder_names([search.folder for search in searches])
+    metric, costs = _same_objectives(names, searches)
+    volumes = common_volumes(searches)
+    comparison = Comparison(
+        names=names,
+        metric=metric,
+        title=f"{metric.name} of searches, confirmed",
+        columns=RESULT_COLUMNS,
+        settings=differing([{key: to_plain(getattr(one.record, key)) for key in _SETTINGS} for one in searches]),
+        results=tuple(
+            _results(name, search, volume[-1][1] if volume else None)
+            for name, search, volume in zip(names, searches, volumes, strict=True)
+        ),
+        warnings=tuple(_warnings(names, searches)),
+        page=out,
+    )
+    values = {
+        "title": f"{' · '.join(names)} · ofav2",
+        "comparison": comparison,
+        "metric": metric,
+        "folders": [search.folder for search in searches],
+        "now": datetime.now(UTC).isoformat(timespec="minutes"),
+        "payload": {
+            "metric": asdict(metric),
+            "cost": COST_NAMES.get(costs[0], costs[0]),
+            "fronts": [_front(name, search) for name, search in zip(names, searches, strict=True)],
+            "volumes": [
+                {"search": name, "measured": [at for at, _ in volume], "hypervolume": [value for _, value in volume]}
+                for name, volume in zip(names, volumes, strict=True)
+            ],
+        },
+    }
+    write_page(comparison.page, "searches.html", values)
+    return comparison
+
+
+def _same_objectives(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> tuple[Metric, tuple[str, ...]]:
+    kinds = dict.fromkeys((search.record.metric, search.record.costs) for search in searches)
+    if len(kinds) > 1:
+        seen = ", ".join(
+            f"{name}: {', '.join((search.record.metric.name, *search.record.costs))}"
+            for name, search in zip(names, searches, strict=True)
+        )
+        raise UserError(f"searches have different objectives ({seen}): compare searches of the same")
+    return next(iter(kinds))
+
+
+def _results(name: str, search: SearchSnapshot, volume: float | None) -> tuple[str, ...]:
+    record, front, show = search.record, search.front, search.record.metric.show
+    best = record.metric.best(*(one.confirmed for one in front.finalists)) if front else None
+    return (
+        name,
+        search.state,
+        record.run,
+        f"{search.measured:,}",
+        f"{len(search.networks):,}",
+        f"{len(search.best()):,}",
+        show(best),
+        show(front.optimism if front else None),
+        "–" if volume is None else f"{volume:.4f}",
+    )
+
+
+def _warnings(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> Iterator[str]:
+    if len({search.record.data_fingerprint for search in searches}) > 1:
+        yield "The searches are of different data, so their values are not comparable."
+    elif len({(search.record.search_images, search.record.confirmation_images) for search in searches}) > 1:
+        yield "The searches measured on different images, so small differences of values are chance."
+    for name, search in zip(names, searches, strict=True):
+        if search.state != "finished":
+            yield f"{name} is not finished ({search.state}): its front is as measured, and nothing confirms it yet."
+
+
+def _front(name: str, search: SearchSnapshot) -> Mapping[str, Any]:
+    networks = [search.networks[index] for index in search.best()]
+    values = [one.confirmed for one in search.front.finalists] if search.front else [one.value for one in networks]
+    return {
+        "search": name,
+        "networks": [str(one.subnet) for one in networks],
+        "costs": [one.costs[search.record.costs[0]] for one in networks],
+        "values": values,
+    }
