@@ -39,7 +39,10 @@ class MetricCurve:
 
 def stretches(run: RunSnapshot) -> tuple[Stretch, ...]:
     """Return the run's phases in order; while it is not finished, those to come as the recipe plans them."""
-    done = tuple(Stretch(phase.name, phase.end - phase.steps, phase.end, True) for phase in run.record.phases)
+    phases = run.record.phases
+    # With patience a phase may take fewer steps than are planned up to its end.
+    starts = [0, *(phase.end for phase in phases)]
+    done = tuple(Stretch(phase.name, first, phase.end, True) for first, phase in zip(starts, phases, strict=False))
     if run.state == "finished":
         return done
     per_epoch = steps_per_epoch(run.record.data.images.train, run.config.data.batch_size)

@@ -39,12 +39,21 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
             "metric": asdict(run.record.metric),
             "phases": [asdict(stretch) | {"teacher": _teacher(run, stretch.name)} for stretch in planned],
             "train": [asdict(curve) for curve in curves(run, "train", ("loss", "lr"))],
-            "validation": [asdict(curve) for curve in curves(run, "validation", ("largest", "smallest"))],
+            "validation": [asdict(curve) for curve in curves(run, "validation", _validated(run))],
+            "validated": _validated(run),
             "exits": None if agreement is None else asdict(agreement),
             "confusion": None if by_class is None else by_class.confusion,
             **networks_payload(run, measured),
         },
     }
+
+
+def _validated(run: RunSnapshot) -> tuple[str, ...]:
+    """Return what is validated during training, by its name in the metrics."""
+    arch = run.record.architecture
+    if isinstance(arch, Backbone):
+        return ("ensemble", *(f"exit_{exit}" for exit in arch.exits))
+    return ("largest", "smallest")
 
 
 def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, Any]:

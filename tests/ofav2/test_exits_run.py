@@ -164,6 +164,7 @@ def test_the_page_and_the_other_commands_know_networks_with_exits(
 ) -> None:
     page = ofav2.write_report(exits_run.folder, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "test_resnet with 4 exits" in page
+    assert '"validated": ["ensemble", "exit_1", "exit_2", "exit_3", "exit_4"]' in page
     assert main(["evaluate", str(exits_run.folder), "--split", "val"]) == 0
     assert "r32 exit 2" in capsys.readouterr().out
     assert main(["latency", str(exits_run.folder)]) == 2

@@ -114,6 +114,11 @@ function joined(curves, name) {
   return {x, y};
 }
 
+function validatedPaint(name) {
+  const [, exit] = name.split("exit_");
+  return exit ? "c" + Math.min(7, Number(exit)) : name === "smallest" ? "second" : "accent";
+}
+
 function curvesFigure(node) {
   const {phases, train, validation} = payload, end = phases.length ? phases[phases.length - 1].end || 1 : 1;
   const inner = node.clientWidth - 70;
@@ -125,8 +130,7 @@ function curvesFigure(node) {
   const withTeacher = phases.filter(phase => phase.teacher && phase.teacher.score !== null);
   const data = [
     line(train, "loss", "loss", "accent", "y", "lines", ".3f"),
-    line(validation, "largest", "largest", "accent", "y2", "lines+markers", metricFormat()),
-    line(validation, "smallest", "smallest", "second", "y2", "lines+markers", metricFormat()),
+    ...payload.validated.map(name => line(validation, name, name.replace("_", " "), validatedPaint(name), "y2", "lines+markers", metricFormat())),
     line(train, "lr", "learning rate", "third", "y3", "lines", ".2~e"),
   ];
   if (withTeacher.length) data.push({
