@@ -2,6 +2,7 @@
 
 python -m benchmarks.search DATA                           # every method on every problem
 python -m benchmarks.search DATA --methods ofav2 linas --problems ofa --seeds 20
+python -m benchmarks.search DATA --methods ofav2 --settings batch=25 growth=0 optimism=1
 
 DATA holds two files of other projects, which are not part of this one:
 
@@ -17,8 +18,8 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -39,7 +40,7 @@ from ofav2.cli import console
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.engine.features import one_hot
 from ofav2.nas.engine.fronts import hypervolume, on_front
-from ofav2.nas.engine.loop import Picked, Settings, search
+from ofav2.nas.engine.loop import Picked, SearchSettings, search
 from ofav2.nas.engine.problem import Floats, Genes, Problem
 from ofav2.nas.genes import GeneSpace
 from ofav2.nas.limits import Limits
@@ -224,9 +225,12 @@ def objectives(problem: Table, genes: Genes) -> Floats:
 Method = Callable[[Table, int, int], Iterator[Genes]]
 
 
-def by_engine(problem: Table, measurements: int, seed: int) -> Iterator[Genes]:
-    """The engine of `ofav2 search`, with its default settings but the reference point."""
-    settings = Settings(worst_loss=float(problem.reference[0]))
+DEFAULTS = SearchSettings()
+
+
+def by_engine(problem: Table, measurements: int, seed: int, changed: SearchSettings = DEFAULTS) -> Iterator[Genes]:
+    """The engine of `ofav2 search`, with its default settings, unless they are changed, but the reference point."""
+    settings = replace(changed, worst_loss=float(problem.reference[0]))
     for event in search(problem, settings, measurements=measurements, seed=seed):
         if isinstance(event, Picked):
             yield event.bodies
@@ -387,18 +391,27 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--measurements", type=int, default=max(CHECKPOINTS))
+    parser.add_argument("--settings", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the engine")
     chosen = parser.parse_args(argv)
+    methods = {**METHODS, "ofav2": partial(by_engine, changed=read_settings(chosen.settings))}
     for problem in chosen.problems:
         rows = []
         for name in chosen.methods:
             outcomes = [
-                run(PROBLEMS[problem](chosen.data, seed), METHODS[name], chosen.measurements, seed)
+                run(PROBLEMS[problem](chosen.data, seed), methods[name], chosen.measurements, seed)
                 for seed in range(chosen.seeds)
             ]
             rows.append((name, *summary(outcomes)))
         title = f"{problem}: share of the best known hypervolume, median of {chosen.seeds} seeds (quartiles)"
         columns = ("method", *map(str, _shown(chosen.measurements)), "to target", "repeats", "seconds")
         console.show(table(title, columns, rows))
+
+
+def read_settings(texts: Sequence[str]) -> SearchSettings:
+    """The engine's settings, changed as in `batch=25`."""
+    kinds = {one.name: type(getattr(DEFAULTS, one.name)) for one in fields(DEFAULTS)}
+    pairs = (text.split("=", 1) for text in texts)
+    return replace(DEFAULTS, **{name: kinds[name](value) for name, value in pairs})
 
 
 def summary(outcomes: Sequence[Outcome]) -> tuple[object, ...]:

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
     from ofav2.inference.evaluate import ClassReport, evaluate_network
     from ofav2.nas.candidates import Candidate, Ranking, choose
+    from ofav2.nas.engine.loop import SearchSettings
     from ofav2.nas.found import Finalist, Found, load_search
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.nas.limits import Limits, parse_limits
+    from ofav2.nas.plugins import SearchPlugins
     from ofav2.nas.search import resume_search, search
     from ofav2.networks.backbone import attach_exits
     from ofav2.report.compare import compare_runs
@@ -67,6 +69,8 @@ __all__ = (
     "Run",
     "RunError",
     "RunRecord",
+    "SearchPlugins",
+    "SearchSettings",
     "SubnetRecord",
     "Transform",
     "UserError",
@@ -142,6 +146,8 @@ _HOMES = MappingProxyType(
         "load_search": "ofav2.nas.found",
         "search": "ofav2.nas.search",
         "resume_search": "ofav2.nas.search",
+        "SearchPlugins": "ofav2.nas.plugins",
+        "SearchSettings": "ofav2.nas.engine.loop",
         "Limits": "ofav2.nas.limits",
         "parse_limits": "ofav2.nas.limits",
         "attach_exits": "ofav2.networks.backbone",

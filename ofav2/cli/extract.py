@@ -12,7 +12,7 @@ from ofav2.output_folder import making
 from ofav2.tables import table
 
 if TYPE_CHECKING:
-    from ofav2.evaluation.opened_run import OpenedRun
+    from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
     from supernets import Exits
@@ -74,15 +74,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.data import refuse_inside
     from ofav2.deploy.artifact import RECORD
     from ofav2.deploy.extract import extract_into
-    from ofav2.evaluation.opened_run import open_run
+    from ofav2.evaluation.opened_run import load_run, open_loaded
     from ofav2.runtime.signals import interruptible
 
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
     found = _from_search(arguments)
-    constraints = None if found else _constraints(arguments)
+    loaded = load_run(arguments.run)
+    constraints = None if found else _constraints(arguments, loaded)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
-        run = open_run(arguments.run)
+        run = open_loaded(loaded)
         refuse_inside(run.data.trees, Path(arguments.out), "output folder")
         space = run.loaded.net.space
         ranking = _choose(arguments, run, constraints) if constraints else found
@@ -105,7 +106,7 @@ def _run(arguments: argparse.Namespace) -> None:
     )
 
 
-def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
+def _constraints(arguments: argparse.Namespace, run: "LoadedSupernet") -> "Constraints | None":
     """Return the constraints on the network to choose, checked against the run; None if the network is named."""
     from ofav2.nas.constraints import constrain
 
@@ -118,7 +119,7 @@ def _constraints(arguments: argparse.Namespace) -> "Constraints | None":
     if not given:
         return None
     return constrain(
-        arguments.run,
+        run,
         read_limits(arguments),
         exits=arguments.exit,
         resolutions=arguments.resolution,

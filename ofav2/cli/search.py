@@ -44,23 +44,26 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.nas.search import resume_search, search
-    from ofav2.runtime.processes import process_group
+    from ofav2.nas.search import resume_search
+    from ofav2.runtime.processes import own_rank
 
-    with process_group() as processes:
-        if processes.count > 1:
-            processes.refuse(
-                UserError(f"WORLD_SIZE ({processes.count}): a search takes one process; start it without torchrun")
-            )
     given = [name for name in ("run", *_NEW) if getattr(arguments, name) is not None]
     if arguments.resume is not None:
         if given:
             raise UserError(f"--resume goes on with a search as it was begun: leave out {given[0].replace('_', '-')}")
-        _show(resume_search(arguments.resume))
-        return
+        found = resume_search(arguments.resume)
+    else:
+        found = _begun(arguments)
+    if own_rank() == 0:
+        _show(found)
+
+
+def _begun(arguments: argparse.Namespace) -> "Found":
+    from ofav2.nas.search import search
+
     if arguments.run is None:
         raise UserError("RUN is missing: name a run folder, or a search with --resume DIR")
-    found = search(
+    return search(
         arguments.run,
         objectives=arguments.objectives.split(",") if arguments.objectives is not None else None,
         limits=read_limits(arguments),
@@ -72,19 +75,18 @@ def _run(arguments: argparse.Namespace) -> None:
         seed=arguments.seed or 0,
         out=arguments.out,
     )
-    _show(found)
 
 
 def _show(found: "Found") -> None:
-    from ofav2.nas.found import FRONT_COLUMNS, front_rows
+    from ofav2.nas.found import front_columns, front_rows
 
     front, record = found.front, found.record
     title = f"front of {front.networks} networks, {front.measured} measurements: {record.limits}"
-    console.show(table(title, FRONT_COLUMNS, front_rows(found)))
+    console.show(table(title, front_columns(found), front_rows(found)))
     show = record.metric.show
     error = "" if front.optimism_error is None else f" ± {show(front.optimism_error)}"
     extract = shlex.join(
-        ["ofav2", "extract", record.run, "--from-search", str(found.folder), "--knee", "--out", "knee"]
+        ["ofav2", "extract", str(found.run), "--from-search", str(found.folder), "--knee", "--out", "knee"]
     )
     console.say(
         f"optimism: {record.metric.name} is {show(front.optimism)}{error} better on the"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from torch.fx import GraphModule
 
 from ofav2.errors import RunError
+from ofav2.nas.candidates import Method
 from ofav2.nas.limits import Limits
 from ofav2.nas.machine import Machine
 from ofav2.networks.build import build_network, without_memory
@@ -22,7 +23,7 @@ from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 from supernets.ensembles import ensemble_alone
 
-FORMAT = "ofav2-subnet/4"
+FORMAT = "ofav2-subnet/5"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -78,12 +79,16 @@ class ChoiceRecord:
     """Exits that it could end at."""
     resolutions: tuple[int, ...]
     """Resolutions that it could have."""
+    method: Method
+    """Whether random networks were ranked, or a search's front was."""
+    rule: str
+    """Which one was taken: `best`, `knee`, or `number` and its number on the front."""
     candidates: Positive
-    """Networks that were ranked."""
+    """Networks that were measured."""
     seed: Count
-    """Seed of the draw."""
-    ranked_on: Literal["val"]
-    """The split that they were ranked on."""
+    """Seed of the draw, or of the search."""
+    ranked_on: Literal["val", "confirmation"]
+    """The images that they were ranked on: validation, or the half of it that a search never saw."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
-from ofav2.deploy.artifact import ExtractionRecord, SubnetRecord
+from ofav2.deploy.artifact import ChoiceRecord, ExtractionRecord, SubnetRecord
 from ofav2.tasks.class_results import ClassResults, worst_first
 from supernets.backbone import AnyArchitecture, Backbone
 
@@ -106,8 +106,7 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         yield f"- its images have changed since: measured on those of fingerprint {_code(record.measured_fingerprint)}"
     if found := record.choice:
         limits = ", ".join(f"{name} {value:,}" for name, value in found.limits.named.items()) or "none"
-        count, seed = found.candidates, found.seed
-        yield f"- the best on validation of {count} random networks (seed {seed}); limits: {limits}"
+        yield f"- {_chosen(found)}; limits: {limits}"
     if pruning := record.pruning:
         yield f"- exits chosen on validation: {pruning.rule}; weights: {_code(pruning.ensemble)}"
     for step in record.finetuning:
@@ -125,6 +124,16 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         "The scores hold for images like those of the data set; nothing is known about others. No licence has been"
         " chosen for these weights: set `license` in the front matter before you publish them, and mind the terms of"
         " the data set."
+    )
+
+
+def _chosen(choice: ChoiceRecord) -> str:
+    count, seed = choice.candidates, choice.seed
+    if choice.method == "random":
+        return f"the best on validation of {count} random networks (seed {seed})"
+    return (
+        f"{choice.rule} of the front of a search that measured {count} networks (seed {seed}) on one half of validation"
+        " and its front on the other"
     )
 
 

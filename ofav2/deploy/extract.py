@@ -176,9 +176,11 @@ def _choice(ranking: Ranking) -> ChoiceRecord:
         limits=ranking.limits,
         exits=ranking.space.height,
         resolutions=ranking.space.resolution,
-        candidates=len(ranking.ranked),
+        method=ranking.method,
+        rule=ranking.rule,
+        candidates=ranking.measured or len(ranking.ranked),
         seed=ranking.seed,
-        ranked_on="val",
+        ranked_on="confirmation" if ranking.method == "front" else "val",
     )
 
 

@@ -16,6 +16,7 @@ from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
 from ofav2.runtime.device import Runtime, open_runtime
+from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Task
 from ofav2.tasks.registry import make_task
@@ -38,6 +39,8 @@ class LoadedSupernet:
     """Checksum of the weights file."""
     record: RunRecord
     """What the run is, and how far it has come."""
+    folder: Path
+    """The run folder."""
 
 
 def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
@@ -64,7 +67,7 @@ def load_run(run: str | Path, phase: str | None = None) -> LoadedSupernet:
     tensors, described = checkpoint.load(folder.checkpoint_path(path, chosen), finished[chosen].sha256)
     checkpoint.fill(net, tensors, str(path))
     net.eval()
-    return LoadedSupernet(net, chosen, described["sha256"], record)
+    return LoadedSupernet(net, chosen, described["sha256"], record, path)
 
 
 def load_supernet(run: str | Path, phase: str | None = None) -> Network:
@@ -122,16 +125,26 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
         RunError: If the folder is no run, or its task, classes or normalisation are others than it was trained with.
         UserError: If its data set can't be opened, has other classes, or lacks images that the run was trained with.
     """
-    loaded = load_run(run, phase)
-    config = recipe.load(str(Path(run) / folder.RECIPE))
+    return open_loaded(load_run(run, phase))
+
+
+def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -> OpenedRun:
+    """Open the data set of a supernet that was read; see `open_run`.
+
+    Args:
+        loaded: The supernet.
+        processes: The processes that evaluate together.
+    """
+    run = loaded.folder
+    config = recipe.load(str(run / folder.RECIPE))
     if config.run.threads == loaded.record.chosen_threads:
         # That was the fastest number where and when the run was trained.
         config = replace(config, run=replace(config.run, threads=0))
-    runtime = open_runtime(config.run)
-    split = kept_split(Path(run), loaded.record)
+    runtime = open_runtime(config.run, processes)
+    split = kept_split(run, loaded.record)
     data = open_data(config.data, split)
     if split is None:
-        require_drawn_again(Path(run), loaded.record, data.fingerprint)
+        require_drawn_again(run, loaded.record, data.fingerprint)
     task = make_task(config.task, data, config.optim)
     _refuse_others(loaded.record, config, data, task)
     same_data = data.fingerprint == loaded.record.data.fingerprint

@@ -9,6 +9,7 @@ the accurate ones are: uniform draws alone cost about half of the largest networ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,10 @@ MOST_CANDIDATES = 100_000
 """More candidates than anyone would wait for are a slip."""
 PATIENCE = 300
 """Draws in a row that find nothing new, after which drawing ends: the limits leave few networks."""
+
+
+Method = Literal["random", "front"]
+"""Random networks that keep the limits, or the front of a search."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ class Ranking:
     """Seed of the draw."""
     metric: Metric
     """What the candidates are ranked by."""
+    method: Method = "random"
+    """Where the candidates are from."""
+    rule: str = "best"
+    """Which of them is chosen: `best`, `knee`, or `number` and its number."""
+    measured: int | None = None
+    """Networks that were measured to find the candidates; None if these are all."""
 
     @property
     def best(self) -> Candidate:

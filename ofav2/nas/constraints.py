@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from ofav2.evaluation.opened_run import OpenedRun, load_run, require_supernet
+from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, require_supernet
 from ofav2.nas.candidates import Ranking, feasible
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
@@ -29,7 +29,7 @@ class Constraints:
 
 
 def constrain(
-    run: str | Path,
+    run: LoadedSupernet,
     limits: Limits,
     *,
     exits: str | None = None,
@@ -39,7 +39,7 @@ def constrain(
     """Read the constraints on a run's networks, and refuse limits that none of them can keep.
 
     Args:
-        run: A run folder.
+        run: The run.
         limits: The most that a network may cost.
         exits: Exits to end at, such as `3`, `2,4` or `3..5`; None takes all.
         resolutions: Resolutions, likewise.
@@ -48,9 +48,9 @@ def constrain(
     Raises:
         UserError: If a text can't be read, or no network keeps the limits; the message says what can be kept.
     """
-    net = require_supernet(load_run(run).net, "name a network, with --largest or --subnet FILE")
+    net = require_supernet(run.net, "name a network, with --largest or --subnet FILE")
     space = narrowed(net.space, exits, resolutions)
-    path = table or (Path(run) / TABLE if limits.latency is not None else None)
+    path = table or (run.folder / TABLE if limits.latency is not None else None)
     loaded = load_table(path, net.architecture) if path else None
     feasible(CostModel(net.architecture, loaded), space, limits)
     return Constraints(limits, space, loaded)

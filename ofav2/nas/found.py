@@ -1,6 +1,7 @@
 """Record what a search is and found, and choose a network from it."""
 
 import os.path
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,15 +12,15 @@ from ofav2.evaluation.opened_run import load_run
 from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
 from ofav2.nas.cost_model import Price
-from ofav2.nas.engine.loop import Settings
+from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.limits import Limits, show
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Count, Positive, Sha256, read_record
 from supernets import Architecture, Space, Subnet
 
 RECORD, FRONT = "search.json", "front.json"
-FORMAT, FRONT_FORMAT = "ofav2-search/1", "ofav2-front/1"
-_STEP = "search again with `ofav2 search RUN`"
+FORMAT, FRONT_FORMAT = "ofav2-search/2", "ofav2-front/2"
+SEARCH_AGAIN = "search again with `ofav2 search RUN`"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class SearchRecord:
     """What a search is: written before it starts, and never changed."""
 
     run: str
-    """The run folder."""
+    """The run folder, from the search's folder on where that lies in it; `Found.run` is its path."""
     phase: str
     """The phase that left the weights."""
     weights: Sha256
@@ -45,19 +46,25 @@ class SearchRecord:
     limits: Limits
     """The most that a network may cost."""
     latency_table: str | None
-    """The latency table's file, where latency counts."""
+    """The latency table's file, where latency counts, written as the run folder is."""
+    latency_sha256: Sha256 | None
+    """Checksum of that file."""
     measurements: Positive
     """Bodies to measure."""
     minutes: float | None
     """Time after which no other body is measured; None sets no limit."""
     seed: Count
     """Seed of the search."""
-    settings: Settings
+    settings: SearchSettings
     """How it searches."""
     search_images: Positive
     """Validation images that it measures on."""
     confirmation_images: Positive
     """Other validation images, on which the front is measured once at the end."""
+    measurement: Sha256
+    """Digest of all that a measurement depends on but the network."""
+    versions: Mapping[str, str | None]
+    """Versions that the search was begun with."""
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,17 @@ class Finalist:
     """The metric on the images of the search."""
     confirmed: float
     """The metric on images that the search never saw."""
+    own: Mapping[str, float]
+    """Costs that the user's own functions give, by name."""
 
     @property
     def price(self) -> Price:
         """What it costs."""
         return Price(self.params, self.macs, self.memory, self.latency)
+
+    def cost(self, name: str) -> float:
+        """Return a cost by its name."""
+        return self.own[name] if name in self.own else float(getattr(self, name))
 
 
 @dataclass(frozen=True)
@@ -112,6 +125,11 @@ class Found:
     front: FrontRecord
     """What was found."""
 
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return located(self.record.run, self.folder)
+
     def best(self, limits: Limits | None = None) -> Finalist:
         """Return the network of the front that is best on the confirming images, among those within limits.
 
@@ -130,14 +148,12 @@ class Found:
                 f"{name} {show(name, min(getattr(one, name) for one in self.front.finalists))}" for name in limits.named
             )
             raise UserError(f"limits {limits} are kept by no network of the front: the least there is {least}")
-        return max(kept, key=lambda one: (self.record.metric.rank(one.confirmed), -getattr(one, self.record.costs[0])))
+        return max(kept, key=lambda one: (self.record.metric.rank(one.confirmed), -one.cost(self.record.costs[0])))
 
     def knee(self) -> Finalist:
         """Return the network of the front that lies farthest above the line between its ends, metric by first cost."""
         ends = self.front.finalists
-        points = np.array(
-            [(getattr(one, self.record.costs[0]), self.record.metric.rank(one.confirmed)) for one in ends]
-        )
+        points = np.array([(one.cost(self.record.costs[0]), self.record.metric.rank(one.confirmed)) for one in ends])
         spans = np.maximum(np.ptp(points, axis=0), 1e-12)
         scaled = (points - points.min(0)) / spans
         return ends[int((scaled[:, 1] - scaled[:, 0]).argmax())]
@@ -149,7 +165,23 @@ def read_search(path: Path) -> SearchRecord:
     Raises:
         RunError: If the folder is no search.
     """
-    return read_record(path / RECORD, SearchRecord, FORMAT, _STEP)
+    return read_record(path / RECORD, SearchRecord, FORMAT, SEARCH_AGAIN)
+
+
+def located(path: str, folder: Path) -> Path:
+    """Return the path of what a record in a folder names."""
+    return Path(os.path.normpath(folder / path))
+
+
+def located_from(path: Path, folder: Path, run: Path) -> str:
+    """Return how a record in a folder names a path: from there on if both are in the run folder, else absolutely.
+
+    So a run folder can be moved with the searches in it, and a search goes on from any working directory.
+    """
+    inside = os.path.abspath(run)
+    if all(os.path.commonpath([inside, os.path.abspath(one)]) == inside for one in (path, folder)):
+        return os.path.relpath(path, folder)
+    return os.path.abspath(path)
 
 
 def load_search(folder: str | Path) -> Found:
@@ -162,7 +194,7 @@ def load_search(folder: str | Path) -> Found:
     record = read_search(path)
     if not os.path.exists(path / FRONT):
         raise UserError(f"search ({path}) has not finished: go on with `ofav2 search --resume {path}`")
-    return Found(path, record, read_record(path / FRONT, FrontRecord, FRONT_FORMAT, _STEP))
+    return Found(path, record, read_record(path / FRONT, FrontRecord, FRONT_FORMAT, SEARCH_AGAIN))
 
 
 def choose_finalist(
@@ -192,11 +224,16 @@ def choose_finalist(
     others = [one for one in finalists if one is not chosen]
     candidates = tuple(Candidate(one.subnet, one.price, one.confirmed) for one in (chosen, *others))
     record = found.record
-    return Ranking(limits, candidates, record.space, record.seed, record.metric)
+    rule = f"number {number}" if number is not None else "knee" if knee else "best"
+    return Ranking(
+        limits, candidates, record.space, record.seed, record.metric, "front", rule, measured=found.front.networks
+    )
 
 
-FRONT_COLUMNS = ("number", "sub-network", "parameters", "multiply-adds", "memory", "latency", "search", "confirmed")
-"""Columns of `front_rows`."""
+def front_columns(found: Found) -> tuple[str, ...]:
+    """Return the columns of `front_rows`."""
+    fixed = ("number", "sub-network", "parameters", "multiply-adds", "memory", "latency")
+    return (*fixed, *_own_costs(found), "search", "confirmed")
 
 
 def front_rows(found: Found) -> list[tuple[object, ...]]:
@@ -210,8 +247,13 @@ def front_rows(found: Found) -> list[tuple[object, ...]]:
             f"{one.macs:,}",
             show("memory", one.memory),
             show("latency", one.latency) if one.latency else "-",
+            *(f"{one.own[name]:.4g}" for name in _own_costs(found)),
             show_value(one.searched),
             show_value(one.confirmed),
         )
         for number, one in enumerate(found.front.finalists, 1)
     ]
+
+
+def _own_costs(found: Found) -> list[str]:
+    return [name for name in found.record.costs if name not in Price._fields]

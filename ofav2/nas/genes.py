@@ -5,17 +5,19 @@ blocks kernel, expand and level. What does not run has gene 0, so equal networks
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ofav2.errors import UserError
 from ofav2.nas.candidates import feasible
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.engine.problem import Floats, Genes, Mask
 from ofav2.nas.limits import Limits
+from ofav2.nas.plugins import OwnCost
 from supernets import BlockChoice, Space, Subnet
 from supernets.parts import BlockPart, ExitPart, StemPart
 from supernets.subnet_cost import Position
@@ -34,6 +36,7 @@ class GeneSpace:
         model: What they cost; with a latency table where latency counts.
         limits: The most that a network may cost.
         cost_names: Names of the costs that are minimised.
+        own_costs: The user's own costs, by name.
 
     Raises:
         UserError: If no network can keep the limits; the message says what can be kept.
@@ -43,6 +46,7 @@ class GeneSpace:
     model: CostModel
     limits: Limits
     cost_names: tuple[str, ...]
+    own_costs: Mapping[str, OwnCost] = field(default_factory=dict)
 
     @cached_property
     def choices(self) -> tuple[int, ...]:
@@ -99,8 +103,31 @@ class GeneSpace:
         )
 
     def costs(self, genes: Genes) -> Floats:
-        """Return the costs to minimise, (N, costs): exact, as whole numbers."""
-        return self._costs(genes, self.cost_names).astype(np.float64)
+        """Return the costs to minimise, (N, costs); those of ofav2 are whole numbers and come first.
+
+        Raises:
+            UserError: If one of the user's own is no finite number.
+        """
+        fixed = tuple(name for name in self.cost_names if name in Price._fields)
+        found = self._costs(genes, fixed).astype(np.float64)
+        own = [self.own_costs[name] for name in self.cost_names[len(fixed) :]]
+        if not own:
+            return found
+        prices = self._costs(genes, Price._fields).tolist()
+        networks = [(self.decode(row), Price(*price)) for row, price in zip(genes, prices, strict=True)]
+        columns = [[cost(subnet, price) for cost in own] for subnet, price in networks]
+        added = np.array(columns, np.float64).reshape(len(genes), len(own))
+        if not np.isfinite(added).all():
+            (row, column) = np.argwhere(~np.isfinite(added))[0]
+            name, subnet = self.cost_names[len(fixed) + column], networks[row][0]
+            raise UserError(f"cost ({name}) of sub-network ({subnet}) is no finite number: correct its function")
+        return np.concatenate([found, added], 1)
+
+    def all_costs(self, subnet: Subnet) -> dict[str, float]:
+        """Return everything that a network costs, by name: what is limited, and the user's own costs."""
+        price = self.model.price(subnet)
+        own = {name: float(self.own_costs[name](subnet, price)) for name in self.cost_names if name in self.own_costs}
+        return {**price._asdict(), **own}
 
     def keeps_limits(self, genes: Genes) -> Mask:
         """Return which canonical networks keep the limits, (N,)."""

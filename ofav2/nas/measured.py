@@ -10,6 +10,7 @@ from ofav2.data import Split
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.runs.records import versions
+from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from supernets import SpaceError, Subnet
 
 logger = logging.getLogger(__name__)
@@ -21,15 +22,16 @@ STORE = "measured.jsonl"
 class MeasuredStore:
     """Measured values by network, in memory and in a file that only grows."""
 
-    def __init__(self, path: Path, key: str) -> None:
-        """Read what the file has under a key.
+    def __init__(self, path: Path, key: str, processes: Processes = SINGLE_PROCESS) -> None:
+        """Read what the file has under a key; of several processes, the first one reads and writes.
 
         Raises:
             RunError: If the file can't be read.
         """
         self._path = path
         self._key = key
-        self.known = _read(path, key)
+        self._writes = processes.rank == 0
+        self.known = processes.on_main(lambda: _read(path, key))
         """Values by network."""
 
     def get(self, subnet: Subnet) -> float | None:
@@ -43,7 +45,8 @@ class MeasuredStore:
             RunError: If the file can't be written.
         """
         self.known[subnet] = value
-        append_line(self._path, {"key": self._key, "subnet": subnet.to_dict(), "value": value})
+        if self._writes:
+            append_line(self._path, {"key": self._key, "subnet": subnet.to_dict(), "value": value})
 
 
 def measurement_key(run: OpenedRun, images: Split) -> str:

@@ -74,7 +74,7 @@ class SearchLog:
                 "round": event.round,
                 "body": event.body,
                 "networks": [
-                    {"subnet": subnet.to_dict(), "value": value, **self._genes.model.price(subnet)._asdict()}
+                    {"subnet": subnet.to_dict(), "value": value, **self._genes.all_costs(subnet)}
                     for subnet, value in zip(map(self._genes.decode, nested), self._values(event.losses), strict=True)
                 ],
             }
@@ -114,13 +114,24 @@ def measured_networks(folder: Path) -> Iterator[tuple[int, Subnet, float]]:
         RunError: If the archive can't be read.
     """
     seen: set[Subnet] = set()
+    for number, networks in measured_bodies(folder):
+        for subnet, value in networks:
+            if subnet not in seen:
+                seen.add(subnet)
+                yield number, subnet, value
+
+
+def measured_bodies(folder: Path) -> Iterator[tuple[int, list[tuple[Subnet, float]]]]:
+    """Yield, for each measured body, the round and its networks with their values.
+
+    Raises:
+        RunError: If the archive can't be read.
+    """
     for number, line in enumerate(whole_lines(folder / ARCHIVE), 1):
         try:
             entry = files.parse_json(line)
-            for one in entry["networks"] if entry["kind"] == "measured" else ():
-                subnet = Subnet.from_dict(one["subnet"])
-                if subnet not in seen:
-                    seen.add(subnet)
-                    yield entry["round"], subnet, float(one["value"])
+            if entry["kind"] == "measured":
+                networks = [(Subnet.from_dict(one["subnet"]), float(one["value"])) for one in entry["networks"]]
+                yield int(entry["round"]), networks
         except (ValueError, KeyError, TypeError, SpaceError) as error:
             raise RunError(f"{folder / ARCHIVE}: line {number} is no line of a search: start a new one") from error

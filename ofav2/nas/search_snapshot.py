@@ -14,7 +14,7 @@ from ofav2.errors import RunError
 from ofav2.json_lines import whole_lines
 from ofav2.nas.engine.fronts import on_front
 from ofav2.nas.engine.problem import Floats
-from ofav2.nas.found import FRONT, FRONT_FORMAT, RECORD, FrontRecord, SearchRecord, read_search
+from ofav2.nas.found import FRONT, FRONT_FORMAT, RECORD, FrontRecord, SearchRecord, located, read_search
 from ofav2.nas.search_log import ARCHIVE
 from ofav2.runs.snapshot import is_locked
 from ofav2.typed_json import read_record
@@ -75,6 +75,11 @@ class SearchSnapshot:
     """The rounds, the last one possibly unfinished."""
     front: FrontRecord | None
     """How it ended."""
+
+    @property
+    def run(self) -> Path:
+        """The run folder."""
+        return located(self.record.run, self.folder)
 
     @property
     def measured(self) -> int:

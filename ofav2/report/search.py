@@ -37,7 +37,7 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "summary": _summary(search),
         "keys": _keys(search),
         "optimism": _optimism(record, front) if front else None,
-        "costs": [COST_NAMES[name] for name in record.costs],
+        "costs": [COST_NAMES.get(name, name) for name in record.costs],
         "finalists": _rows(search, front) if front else [],
         "band": _has_band(record),
         "effects": effects,
@@ -45,7 +45,9 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "commands": _commands(search),
         "payload": {
             "metric": asdict(record.metric),
-            "costs": [{"name": name, "title": COST_NAMES[name], "unit": _unit(name)} for name in record.costs],
+            "costs": [
+                {"name": name, "title": COST_NAMES.get(name, name), "unit": _unit(name)} for name in record.costs
+            ],
             "supernet": drawn_supernet(record.architecture, record.space),
             "networks": [_network(one) for one in search.networks],
             "front": search.best(),
@@ -78,9 +80,9 @@ def _state(search: SearchSnapshot) -> dict[str, str]:
 
 def _summary(search: SearchSnapshot) -> str:
     record = search.record
-    names = ", ".join(COST_NAMES[name] for name in record.costs)
+    names = ", ".join(COST_NAMES.get(name, name) for name in record.costs)
     return (
-        f"{record.metric.title} against {names}, among {count(record.space.size())} sub-networks of run {record.run}"
+        f"{record.metric.title} against {names}, among {count(record.space.size())} sub-networks of run {search.run}"
         f" after phase {record.phase}; {record.limits}."
     )
 
@@ -163,7 +165,7 @@ def _confirmed(record: SearchRecord, one: Finalist) -> Mapping[str, Any]:
 
 
 def _commands(search: SearchSnapshot) -> Sequence[tuple[str, str]]:
-    folder, run = shlex.quote(str(search.folder)), shlex.quote(search.record.run)
+    folder, run = shlex.quote(str(search.folder)), shlex.quote(str(search.run))
     if not search.front:
         return [("Go on with it", f"ofav2 search --resume {folder}")] if search.state == "stopped" else []
     extract = f"ofav2 extract {run} --from-search {folder}"

@@ -27,7 +27,7 @@ RESULT_COLUMNS = (
     "hypervolume",
 )
 """Columns of `Comparison.results`; hypervolumes are of all that was measured, up to a reference that all share."""
-_SETTINGS = ("run", "phase", "weights", "space", "costs", "limits", "measurements", "minutes", "seed", "settings")
+_SETTINGS = ("phase", "weights", "space", "costs", "limits", "measurements", "minutes", "seed", "settings")
 
 
 def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Comparison:
@@ -93,7 +93,7 @@ def _results(name: str, search: SearchSnapshot, volume: float | None) -> tuple[s
     return (
         name,
         search.state,
-        record.run,
+        str(search.run),
         f"{search.measured:,}",
         f"{len(search.networks):,}",
         f"{len(search.best()):,}",

@@ -16,6 +16,8 @@ from tests.shared import made_once
 
 MEASUREMENTS = 11
 """Measurements of the search in `searched`."""
+QUICK = ofav2.SearchSettings(start=6, batch=2, population=16, generations=2, predictor="ridge")
+"""Its settings."""
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +58,7 @@ def searched(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(path: Path) -> None:
         shutil.copytree(tiny_run.folder, path)
-        ofav2.search(path, measurements=MEASUREMENTS, limits=ofav2.Limits(params=60_000))
+        ofav2.search(path, measurements=MEASUREMENTS, settings=QUICK, limits=ofav2.Limits(params=60_000))
 
     return made_once(tmp_path_factory, "searched", make)
 

@@ -4,10 +4,12 @@ A round is a pure function of earlier events, of the seed and of the round's num
 goes on from any of them as if it had not stopped.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from typing import Protocol, TypeVar
 
 import numpy as np
 from scipy.stats import kendalltau
@@ -16,24 +18,47 @@ from ofav2.nas.engine.archive import Archive
 from ofav2.nas.engine.belief import Belief, learn
 from ofav2.nas.engine.evolution import evolve
 from ofav2.nas.engine.fronts import hypervolume, on_front
-from ofav2.nas.engine.picking import PICKERS
-from ofav2.nas.engine.predictors import PREDICTORS
+from ofav2.nas.engine.picking import PICKERS, Picker
+from ofav2.nas.engine.predictors import PREDICTORS, Predictor
 from ofav2.nas.engine.problem import Floats, Genes, Problem
 from ofav2.nas.engine.start import first_bodies, spread_networks
 from ofav2.rng import generator
 
+T = TypeVar("T")
+
+RECENT, FEW = 50, 10
+"""Networks that a predictor is judged by: the latest so many, and never fewer than so many."""
+GOOD_TAU, LEAST_TRUST = 0.5, 0.25
+"""Rank correlation from which all of a round is picked by prediction; the share of it that always is."""
+MARGIN = 0.01
+"""Share of an objective's range by which the reference point is worse than the worst network."""
 MIN_LEARNABLE = 2
 """Networks from which something can be predicted."""
 
 
+class Agree(Protocol):
+    """Returns what a function returns."""
+
+    def __call__(self, do: Callable[[], T], /) -> T:
+        """Return what a function returns; in every process, what it returns in the first one."""
+        ...
+
+
+def call(do: Callable[[], T], /) -> T:
+    """Return what a function returns."""
+    return do()
+
+
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """How to search."""
 
-    start: int = 50
+    start: int = 20
     """Bodies that are measured before anything is predicted."""
-    batch: int = 25
-    """Bodies of each further round."""
+    batch: int = 10
+    """Least number of bodies of each further round."""
+    growth: float = 0.1
+    """Share of what was measured that a round measures, where that is more: learning anew pays less and less."""
     population: int = 200
     """Networks of the inner evolution."""
     generations: int = 30
@@ -96,12 +121,15 @@ _E = TypeVar("_E", Picked, Measured, Learned)
 
 def search(
     problem: Problem,
-    settings: Settings,
+    settings: SearchSettings,
     *,
     seed: int,
     measurements: int,
     past: Iterable[Event] = (),
     stop: Callable[[], bool] = lambda: False,
+    predictors: Mapping[str, Predictor] = PREDICTORS,
+    pickers: Mapping[str, Picker] = PICKERS,
+    agree: Agree = call,
 ) -> Iterator[Event]:
     """Search, and yield what happens; whoever stores all events can go on from any prefix of them.
 
@@ -111,16 +139,23 @@ def search(
         seed: Seed of all random numbers.
         measurements: Bodies to measure; fewer where the space holds no others.
         past: Events of a search with the same problem, settings and seed; they are not yielded again.
-        stop: Asked after each measurement and before each round but the first; the search ends where it returns True.
+        stop: Asked after each measurement, and before each but the first; the search ends where it returns True.
+        predictors: Predictors by the names that settings may have.
+        pickers: Pickers, likewise.
+        agree: Returns what a function returns; of several processes, in all of them what it returns in the first one.
     """
     old = deque(past)
     archive, reference, number, done = Archive.empty(problem), np.zeros(0), 0, 0
+    predicted, real = np.zeros(0), np.zeros(0)
     while done < measurements and not (done and stop()):
         picked = _old(old, Picked)
         if picked is None:
-            count = min(settings.batch if number else settings.start, measurements - done)
+            wanted = max(settings.batch, int(settings.growth * done)) if number else settings.start
+            count = min(wanted, measurements - done)
             rng = generator("search", seed, number)
-            picked = _propose(problem, archive, reference, settings, number, count, rng)
+            trusted = math.ceil(count * trust(predicted, real))
+            choose = partial(_propose, problem, archive, reference, settings, number, count, trusted, rng)
+            picked = agree(partial(choose, predictors[settings.predictor], pickers[settings.picker]))
             if not len(picked.bodies):
                 return
             yield picked
@@ -129,6 +164,8 @@ def search(
         while measured := _old(old, Measured):
             losses[measured.body] = measured.losses
         left = [body for body in range(len(nested)) if body not in losses]
+        if left and done + len(losses) and stop():
+            return
         for place, found in problem.measure(picked.bodies[left]) if left else ():
             losses[left[place]] = found
             yield Measured(number, left[place], found)
@@ -136,19 +173,30 @@ def search(
                 return
         for body, genes in enumerate(nested):
             archive = archive.plus(problem, genes, losses[body])
+        found = np.concatenate([losses[body] for body in range(len(nested))])
+        if number:
+            predicted = np.concatenate([predicted, *picked.predicted])[-RECENT:]
+            real = np.concatenate([real, found])[-RECENT:]
         reference = reference if number else first_reference(archive, settings.worst_loss)
         if not _old(old, Learned):
-            tau = _rank_correlation(picked.predicted, [losses[body] for body in range(len(nested))])
+            tau = rank_correlation(np.concatenate([*picked.predicted, []]), found)
             volume = hypervolume(archive.points, reference)
             yield Learned(number, len(archive), volume, tuple(reference.tolist()), tau)
         done, number = done + len(nested), number + 1
 
 
 def first_reference(archive: Archive, worst_loss: float | None) -> Floats:
-    """Return the worst objectives that count: the worst loss on the front of an archive, and its highest costs."""
+    """Return what networks have to beat to count: a little more than the front's worst loss and the highest costs.
+
+    The little is a hundredth of an objective's range. Without it the worst networks themselves would gain nothing, and
+    where all have the same cost, no network would.
+    """
     points = archive.points
-    worst = points[on_front(points), 0].max() if worst_loss is None else worst_loss
-    return np.concatenate([[worst], archive.costs.max(0)])
+    worst = np.concatenate([[points[on_front(points), 0].max()], archive.costs.max(0)])
+    spans = np.ptp(points, axis=0)
+    spans = np.where(spans > 0, spans, np.maximum(np.abs(worst), 1e-9))
+    reference = worst + MARGIN * spans
+    return reference if worst_loss is None else np.concatenate([[worst_loss], reference[1:]])
 
 
 def _old(events: deque[Event], kind: type[_E]) -> _E | None:
@@ -160,10 +208,13 @@ def _propose(
     problem: Problem,
     archive: Archive,
     reference: Floats,
-    settings: Settings,
+    settings: SearchSettings,
     number: int,
     count: int,
+    trusted: int,
     rng: np.random.Generator,
+    predictor: Predictor,
+    picker: Picker,
 ) -> Picked:
     if not number:
         bodies = first_bodies(problem, rng, count)
@@ -171,7 +222,7 @@ def _propose(
     if len(archive) < MIN_LEARNABLE:
         # The limits leave one network, which is measured.
         return Picked(number, archive.genes[:0], (), ())
-    belief = learn(problem, archive, PREDICTORS[settings.predictor])
+    belief = learn(problem, archive, predictor)
     found = _evolved(problem, belief, settings, rng)
     new = [(body, genes[archive.lacks(genes)]) for body in found for genes in [problem.nested(body)]]
     new = [(body, genes) for body, genes in new if len(genes)]
@@ -181,9 +232,7 @@ def _propose(
         belief.hoped(np.concatenate([genes for _, genes in new]), settings.optimism), [len(genes) for _, genes in new]
     )
     scale = np.maximum(np.abs(reference), 1e-12)
-    picked = PICKERS[settings.picker](
-        belief.points / scale, [family / scale for family in families], reference / scale, count, rng
-    )
+    picked = picker(belief.points / scale, [family / scale for family in families], reference / scale, trusted, rng)
     others = [index for index in range(len(new)) if index not in set(picked)]
     spread = [others[place] for place in rng.permutation(len(others))[: count - len(picked)]]
     bodies = np.array([new[index][0] for index in [*picked, *spread]])
@@ -192,7 +241,7 @@ def _propose(
     return Picked(number, bodies, ("gain",) * len(picked) + ("spread",) * len(spread), tuple(predicted))
 
 
-def _evolved(problem: Problem, belief: Belief, settings: Settings, rng: np.random.Generator) -> Genes:
+def _evolved(problem: Problem, belief: Belief, settings: SearchSettings, rng: np.random.Generator) -> Genes:
     """Return different networks that are good by prediction: bred from the archive's front and from random ones."""
     front = belief.archive.genes[on_front(belief.points)]
     others = spread_networks(problem, rng, settings.population)
@@ -214,8 +263,22 @@ def _split(values: Floats, sizes: Sequence[int]) -> list[Floats]:
     return np.split(values, np.cumsum(sizes)[:-1])
 
 
-def _rank_correlation(predicted: Sequence[Floats], losses: Sequence[Floats]) -> float | None:
-    if sum(map(len, predicted)) < 2:
+def rank_correlation(predicted: Floats, losses: Floats) -> float | None:
+    """Return Kendall's rank correlation of predicted and measured losses (N,); None where there is none."""
+    if len(predicted) < 2:
         return None
-    found = float(kendalltau(np.concatenate(predicted), np.concatenate(losses)).statistic)
+    found = float(kendalltau(predicted, losses).statistic)
     return found if np.isfinite(found) else None
+
+
+def trust(predicted: Floats, losses: Floats) -> float:
+    """Return the share of a round that may be picked by prediction; the others are picked at random, to learn from.
+
+    It is 1 as long as the predictor ranked recent networks well enough, and falls to `LEAST_TRUST`.
+
+    Args:
+        predicted: Predicted losses of the latest networks (N,).
+        losses: Their measured losses.
+    """
+    tau = rank_correlation(predicted, losses) if len(predicted) >= FEW else None
+    return 1.0 if tau is None else min(1.0, max(LEAST_TRUST, tau / GOOD_TAU))

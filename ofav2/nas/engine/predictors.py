@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.optimize import nnls
-from sklearn.ensemble import HistGradientBoostingRegressor
+from sklearn.ensemble import GradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import WhiteKernel
@@ -119,13 +119,14 @@ class Trees:
         """Fit, once more without each fold, and take the deviation of left-out errors as that of any prediction."""
         values = features.values
 
-        def trees(rows: Any) -> HistGradientBoostingRegressor:
-            model = HistGradientBoostingRegressor(
+        # Each split looks at a third of the features, which errs no more and is quicker.
+        def trees(rows: Any) -> GradientBoostingRegressor:
+            model = GradientBoostingRegressor(
                 learning_rate=0.1,
-                max_iter=100,
+                n_estimators=100,
                 max_leaf_nodes=8,
                 min_samples_leaf=5,
-                early_stopping=False,
+                max_features=1 / 3,
                 random_state=0,
             )
             return model.fit(values[rows], losses[rows])

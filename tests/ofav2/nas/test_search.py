@@ -7,6 +7,7 @@ import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,15 +19,20 @@ from ofav2.cli.main import main
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
-from ofav2.nas.cost_model import CostModel
+from ofav2.nas import search as search_module
+from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.found import FRONT, choose_finalist
+from ofav2.nas.latency_table import TABLE
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
+from ofav2.nas.search_clock import SECONDS
 from ofav2.nas.search_log import ARCHIVE, measured_networks
 from ofav2.tasks.base import Metric
-from supernets import Subnet
-from tests.ofav2.conftest import MEASUREMENTS
+from supernets import Subnet, Supernet
+from tests.ofav2.conftest import MEASUREMENTS, QUICK
+from tests.ofav2.crew import crew
+from tests.ofav2.nas.made_up import made_up_table
 from tests.ofav2.tiny import tiny_data
 from tests.test_architecture import ROOT
 
@@ -93,8 +99,6 @@ def test_halves_share_no_image_and_hold_each_label_evenly() -> None:
 def test_a_killed_search_goes_on_to_the_same_bytes(share: float, searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     folder = run / "search"
-    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    (folder / "search.json").write_text(json.dumps(record | {"run": str(run)}), encoding="utf-8")
     whole = (folder / ARCHIVE).read_bytes()
     front = (folder / FRONT).read_bytes()
     # Cut in the middle of a line; once, without what was measured before.
@@ -118,11 +122,11 @@ def test_a_later_search_measures_nothing_twice(searched: Path, tmp_path: Path, m
 
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     monkeypatch.setattr(Evaluator, "scores", counted)
-    again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
+    again = ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, limits=Limits(params=60_000))
     assert measured == []
     assert again.folder == run / "search-2"
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
-    other = ofav2.search(run, measurements=MEASUREMENTS, seed=1, out=tmp_path / "other")
+    other = ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, seed=1, out=tmp_path / "other")
     known = {subnet for _, subnet, _ in measured_networks(run / "search")}
     assert measured
     assert not known & set(measured)
@@ -135,7 +139,7 @@ def test_damaged_lines_of_what_was_measured_are_measured_again(
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     # The last line is cut, as a killed search leaves it; the first one is no JSON any more.
     (run / STORE).write_bytes(b"x" + (run / STORE).read_bytes()[1:-9])
-    again = ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000))
+    again = ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, limits=Limits(params=60_000))
     assert "line 1 can't be read and is left out" in caplog.text
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
 
@@ -150,7 +154,7 @@ def test_a_score_that_is_not_finite_is_refused_and_not_kept(
     (run / STORE).unlink()
     monkeypatch.setattr(Evaluator, "scores", broken)
     with pytest.raises(RunError, match="has no finite top-1"):
-        ofav2.search(run, measurements=MEASUREMENTS, out=tmp_path / "out")
+        ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, out=tmp_path / "out")
     assert not (run / STORE).exists()
     assert [line["kind"] for line in lines_of(tmp_path / "out")] == ["picked"]
 
@@ -171,7 +175,7 @@ def test_a_full_disk_ends_a_search_which_goes_on_when_there_is_room(
     with monkeypatch.context() as patch:
         patch.setattr(files, "open_in_place", full)
         with pytest.raises(RunError, match=r"archive.jsonl cannot be written \(No space left on device\)"):
-            ofav2.search(run, measurements=MEASUREMENTS, limits=Limits(params=60_000), out=out)
+            ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, limits=Limits(params=60_000), out=out)
     assert len(lines_of(out)) == 3
     ofav2.resume_search(out)
     assert (out / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
@@ -180,7 +184,12 @@ def test_a_full_disk_ends_a_search_which_goes_on_when_there_is_room(
 def test_other_objectives_and_a_part_of_the_space_can_be_searched(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     found = ofav2.search(
-        run, objectives=("memory", "top-1", "params"), exits="2..3", measurements=6, out=tmp_path / "out"
+        run,
+        objectives=("memory", "top-1", "params"),
+        exits="2..3",
+        measurements=6,
+        settings=QUICK,
+        out=tmp_path / "out",
     )
     assert found.record.costs == ("params", "memory")
     assert {one.subnet.height for one in found.front.finalists} <= {2, 3}
@@ -231,36 +240,169 @@ def test_limits_that_leave_one_network_end_with_it(searched: Path, tmp_path: Pat
     with pytest.raises(UserError) as refused:
         ofav2.search(run, limits=Limits(params=1), out=tmp_path / "none")
     least = int(re.findall(r"\(([\d,]+)\)", str(refused.value))[-1].replace(",", ""))
-    found = ofav2.search(run, limits=Limits(params=least), measurements=6, out=tmp_path / "out")
+    found = ofav2.search(run, limits=Limits(params=least), measurements=6, settings=QUICK, out=tmp_path / "out")
     assert {one.params for one in found.front.finalists} == {least}
 
 
 def test_a_search_whose_time_is_up_at_once_has_measured_one_network(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
-    found = ofav2.search(run, minutes=1e-9, out=tmp_path / "out")
+    found = ofav2.search(run, minutes=1e-9, settings=QUICK, out=tmp_path / "out")
     assert found.front.measured == 1
 
 
-def test_a_search_of_other_weights_does_not_go_on(searched: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
-    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+@pytest.fixture
+def unfinished(searched: Path, tmp_path: Path) -> Path:
+    """A search that lies outside of its run's folder and has not finished."""
+    folder = Path(shutil.copytree(searched / "search", tmp_path / "unfinished"))
     (folder / FRONT).unlink()
+    change_record(folder, {"run": str(searched)})
+    return folder
+
+
+def change_record(folder: Path, changes: dict[str, Any]) -> None:
+    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+    (folder / "search.json").write_text(json.dumps(record | changes), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "0" * 64}, "is of other weights than run"),
+        ({"data_fingerprint": "other"}, "is of other images than run"),
+        ({"measurement": "0" * 64}, "is of other validation images, calibration or device than run"),
+        ({"versions": {"torch": "1.0"}}, r"is of other .* than run"),
+        ({"costs": ["energy"]}, r"cost \(energy\) is unknown: give it among the plugins"),
+        ({"run": "elsewhere"}, "elsewhere"),
+    ],
+    ids=str,
+)
+def test_a_search_goes_on_only_where_measurements_are_the_same(
+    changes: dict[str, Any], message: str, unfinished: Path
+) -> None:
     with pytest.raises(UserError, match=r"has not finished: go on with `ofav2 search --resume"):
-        ofav2.load_search(folder)
-    changed = record | {"run": str(searched), "weights": "0" * 64}
-    (folder / "search.json").write_text(json.dumps(changed), encoding="utf-8")
-    with pytest.raises(RunError, match="is of other weights than run"):
-        ofav2.resume_search(folder)
+        ofav2.load_search(unfinished)
+    change_record(unfinished, changes)
+    before = (unfinished / ARCHIVE).read_bytes()
+    with pytest.raises(RunError if "run" in changes or "weights" in changes else UserError, match=message):
+        ofav2.resume_search(unfinished)
+    assert (unfinished / ARCHIVE).read_bytes() == before
 
 
-def test_a_line_that_is_none_of_a_search_is_refused(searched: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(searched / "search", tmp_path / "search"))
-    record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    (folder / "search.json").write_text(json.dumps(record | {"run": str(searched)}), encoding="utf-8")
-    (folder / FRONT).unlink()
-    (folder / ARCHIVE).write_bytes(b'{"kind": "picked", "round": 0, "bodies": 3}\n')
+def test_a_search_with_latencies_goes_on_with_the_same_table_only(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    net = ofav2.load_supernet(run)
+    assert isinstance(net, Supernet)
+    table = made_up_table(net.architecture, net.space)
+    ofav2.save_table(table, run / TABLE)
+    found = ofav2.search(run, objectives=("top-1", "latency"), measurements=3, settings=QUICK)
+    assert found.record.latency_table == f"../{TABLE}"
+    (found.folder / FRONT).unlink()
+    faster = {key: value // 2 for key, value in table.entries.items()}
+    ofav2.save_table(replace(table, entries=faster), run / TABLE)
+    with pytest.raises(RunError, match="is of other latencies than run"):
+        ofav2.resume_search(found.folder)
+
+
+def test_a_search_in_a_run_folder_goes_on_after_both_were_moved(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(searched, tmp_path / "runs" / "one")
+    monkeypatch.chdir(tmp_path)
+    found = ofav2.search("runs/one", measurements=3, settings=QUICK)
+    outside = ofav2.search("runs/one", measurements=3, settings=QUICK, out="other")
+    assert (found.run, outside.run) == (Path("runs/one"), tmp_path / "runs" / "one")
+    (found.folder / FRONT).unlink()
+    (outside.folder / FRONT).unlink()
+    monkeypatch.chdir(tmp_path / "runs")
+    assert ofav2.resume_search(tmp_path / "other").front == ofav2.resume_search("one/search-2").front
+    Path("one").rename("two")
+    (Path("two") / "search-2" / FRONT).unlink()
+    assert ofav2.resume_search("two/search-2").run == Path("two")
+
+
+def test_a_search_does_not_write_among_its_images(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(loaded: Any, processes: Any) -> Any:
+        return SimpleNamespace(data=SimpleNamespace(trees=(tmp_path / "images",)))
+
+    monkeypatch.setattr(search_module, "open_loaded", opened)
+    with pytest.raises(UserError, match="where it would be taken for images"):
+        ofav2.search(searched, out=tmp_path / "images" / "search")
+    assert not (tmp_path / "images").exists()
+
+
+def test_minutes_count_over_all_stops(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    (run / STORE).unlink()
+    found = ofav2.search(run, minutes=10, measurements=4, settings=QUICK, out=tmp_path / "out")
+    seconds = [json.loads(line)["seconds"] for line in (found.folder / SECONDS).read_text().splitlines()]
+    assert seconds == sorted(seconds)
+    assert len(seconds) == len(lines_of(found.folder))
+    # As if it had been killed after two measurements, when its time was just up.
+    lines = (found.folder / ARCHIVE).read_bytes().splitlines(keepends=True)
+    (found.folder / ARCHIVE).write_bytes(b"".join(lines[:3]))
+    (found.folder / SECONDS).write_text('{"seconds": 1.5}\n{"seconds": 600.0}\n{"seco')
+    (found.folder / FRONT).unlink()
+    assert ofav2.resume_search(found.folder).front.measured == 2
+
+
+def energy(subnet: Subnet, price: Price) -> float:
+    return 3.5 * price.macs + 200.0 * sum(subnet.depth)
+
+
+def test_a_cost_of_ones_own_is_an_objective(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    plugins = ofav2.SearchPlugins(costs={"energy": energy})
+    found = ofav2.search(
+        run, objectives=("energy", "top-1"), measurements=5, settings=QUICK, plugins=plugins, out=tmp_path / "out"
+    )
+    assert found.record.costs == ("energy",)
+    assert found.record.settings == QUICK
+    costs = [one.own["energy"] for one in found.front.finalists]
+    assert costs == [energy(one.subnet, one.price) for one in found.front.finalists] == sorted(costs)
+    (found.folder / FRONT).unlink()
+    assert ofav2.resume_search(found.folder, plugins=plugins).front == found.front
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"settings": ofav2.SearchSettings(predictor="mine")}, r"predictor \(mine\) is unknown: use gp, ridge"),
+        ({"settings": ofav2.SearchSettings(picker="mine")}, r"picker \(mine\) is unknown: use gain"),
+        ({"settings": ofav2.SearchSettings(batch=0)}, r"setting batch \(0\) must be a whole number from 1 up"),
+        ({"settings": ofav2.SearchSettings(optimism=-1.0)}, r"setting optimism \(-1.0\) must be"),
+    ],
+    ids=str,
+)
+def test_settings_that_no_search_can_have_are_refused(arguments: dict[str, Any], message: str, searched: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        ofav2.search(searched, **arguments)
+
+
+def test_plugins_do_not_take_a_name_of_ofav2() -> None:
+    with pytest.raises(UserError, match=r"cost \(macs\) is one of ofav2's own"):
+        ofav2.SearchPlugins(costs={"macs": energy})
+
+
+def search_in_two(run: Path, out: Path) -> bytes:
+    ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, limits=Limits(params=60_000), out=out)
+    return (out / ARCHIVE).read_bytes() + (out / FRONT).read_bytes()
+
+
+def test_two_processes_find_what_one_finds(searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    (run / STORE).unlink()
+    found = crew(2, lambda processes: search_in_two(run, tmp_path / "out"))
+    expected = (searched / "search" / ARCHIVE).read_bytes() + (searched / "search" / FRONT).read_bytes()
+    assert found == [expected, expected]
+    assert len((run / STORE).read_bytes().splitlines()) == len((searched / STORE).read_bytes().splitlines())
+
+
+def test_a_line_that_is_none_of_a_search_is_refused(unfinished: Path) -> None:
+    (unfinished / ARCHIVE).write_bytes(b'{"kind": "picked", "round": 0, "bodies": 3}\n')
     with pytest.raises(RunError, match="line 1 is no line of this search"):
-        ofav2.resume_search(folder)
+        ofav2.resume_search(unfinished)
 
 
 def test_the_best_is_the_best_confirmed_one_within_limits(searched: Path) -> None:
@@ -297,6 +439,13 @@ def test_the_command_searches_goes_on_and_extracts(
     record = ofav2.describe_subnet(tmp_path / "knee")
     assert record.subnet == ofav2.load_search(out).knee().subnet
     assert record.choice is not None
+    measured = ofav2.load_search(out).front.networks
+    assert (record.choice.method, record.choice.rule, record.choice.candidates) == ("front", "knee", measured)
+    assert record.choice.ranked_on == "confirmation"
+    assert main([*extract[:-3], "--formats", "card", "--out", str(tmp_path / "first"), "--number", "1"]) == 0
+    card = (tmp_path / "first" / "model_card.md").read_text(encoding="utf-8")
+    assert f"number 1 of the front of a search that measured {measured} networks (seed 0)" in card
+    assert "random" not in card
 
 
 @pytest.mark.parametrize(
@@ -328,13 +477,15 @@ def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypa
     shutil.rmtree(tmp_path / "runs" / "digits" / "search")
     monkeypatch.chdir(tmp_path)
     shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
-    commands = [shlex.split(line, comments=True)[1:] for line in shell.splitlines()]
+    # Another test searches with two processes.
+    lines = [line for line in shell.splitlines() if not line.startswith("torchrun")]
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert {command[0] for command in commands} == {"search", "extract"}
     for command in commands:
         if command[0] == "extract":
             command += ["--formats", "none"]
         assert main([word if word != "40" else "6" for word in command]) == 0, command
-    (python,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     names: dict[str, Any] = {"ofav2": ofav2}
-    exec(python.replace("measurements=40", "measurements=6"), names)
-    assert names["best"] in names["found"].front.finalists
+    for python in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec(python.replace("measurements=40", "measurements=6"), names)
+    assert "energy" in names["found"].record.costs

@@ -3,6 +3,7 @@
 import math
 import random
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,15 +11,19 @@ import pytest
 import torch
 
 from ofav2.nas.engine.archive import Archive
+from ofav2.nas.engine.features import Features
 from ofav2.nas.engine.fronts import hypervolume, on_front
-from ofav2.nas.engine.loop import Event, Learned, Measured, Picked, Settings, first_reference, search
+from ofav2.nas.engine.loop import Event, Learned, Measured, Picked, SearchSettings, first_reference, search, trust
+from ofav2.nas.engine.predictors import Prediction
 from ofav2.nas.engine.problem import Floats
 from tests.ofav2.nas.engine.tables import SmallTable
 
-QUICK = Settings(start=8, batch=6, population=24, generations=6, predictor="ridge")
+QUICK = SearchSettings(start=8, batch=6, population=24, generations=6, predictor="ridge")
 
 
-def events(table: SmallTable, *, settings: Settings = QUICK, seed: int = 0, measurements: int = 26, **more: Any) -> Any:
+def events(
+    table: SmallTable, *, settings: SearchSettings = QUICK, seed: int = 0, measurements: int = 26, **more: Any
+) -> Any:
     return list(search(table, settings, seed=seed, measurements=measurements, **more))
 
 
@@ -132,13 +137,57 @@ def test_the_reference_point_is_fixed_after_the_first_round_and_hypervolume_neve
     assert all(event.tau is not None and math.isfinite(event.tau) for event in learned[1:])
 
 
-def test_the_reference_point_is_the_worst_loss_of_the_front_and_the_highest_costs() -> None:
+def test_the_reference_point_is_a_hundredth_worse_than_the_fronts_worst_loss_and_the_highest_costs() -> None:
     table = SmallTable()
     every = table.everything()
     found = Archive(every, table.true(every), table.costs(every))
-    front = found.points[on_front(found.points)]
-    assert first_reference(found, None).tolist() == [front[:, 0].max(), found.costs.max()]
+    front, spans = found.points[on_front(found.points)], np.ptp(found.points, axis=0)
+    expected = [front[:, 0].max() + 0.01 * spans[0], found.costs.max() + 0.01 * spans[1]]
+    assert first_reference(found, None) == pytest.approx(expected)
     assert first_reference(found, -1.5)[0] == -1.5
+
+
+def test_networks_that_all_cost_the_same_still_gain() -> None:
+    """Memory is a maximum over parts, and often the same for all networks."""
+
+    class Even(SmallTable):
+        def costs(self, genes: Any) -> Floats:
+            return np.full((len(genes), 1), 512.0)
+
+    table = Even()
+    happened = events(table)
+    learned = [event for event in happened if isinstance(event, Learned)]
+    assert learned[0].hypervolume > 0
+    assert "gain" in {why for event in happened if isinstance(event, Picked) for why in event.why}
+    assert points(table, archive(table, happened))[:, 0].min() == table.true(table.everything()).min()
+
+
+def test_a_search_that_is_stopped_when_it_goes_on_measures_nothing_more() -> None:
+    whole = events(SmallTable())
+    for count in (3, 5, len(whole) - 2):
+        table = SmallTable()
+        assert not any(isinstance(event, Measured) for event in events(table, past=whole[:count], stop=lambda: True))
+        assert table.measured == []
+
+
+def test_a_predictor_and_a_picker_of_ones_own_are_used() -> None:
+    class Nearest:
+        """Predict the loss of the most similar measured network."""
+
+        def fit(self, features: Features, losses: Floats) -> Any:
+            def predict(given: Features) -> Prediction:
+                gaps = np.linalg.norm(given.values[:, None] - features.values, axis=2)
+                return Prediction(losses[gaps.argmin(1)], gaps.min(1))
+
+            return SimpleNamespace(left_out=Prediction(losses, losses), predict=predict, mean=lambda g: predict(g).mean)
+
+    def last_ones(known: Any, families: Any, reference: Any, count: int, rng: Any) -> list[int]:
+        return list(range(len(families)))[-count:]
+
+    settings = replace(QUICK, predictor="nearest", picker="last")
+    happened = events(SmallTable(), settings=settings, predictors={"nearest": Nearest()}, pickers={"last": last_ones})
+    assert sum(isinstance(event, Measured) for event in happened) == 26
+    assert {why for event in happened if isinstance(event, Picked) and event.round for why in event.why} == {"gain"}
 
 
 def test_equal_losses_everywhere_are_searched_too() -> None:
@@ -147,3 +196,26 @@ def test_equal_losses_everywhere_are_searched_too() -> None:
             return np.zeros(len(genes))
 
     assert sum(isinstance(event, Measured) for event in events(Flat())) == 26
+
+
+def test_a_predictor_that_ranks_badly_picks_less() -> None:
+    losses = np.arange(20.0)
+    assert trust(losses, losses) == 1.0
+    assert trust(-losses, losses) == 0.25
+    assert trust(-losses[:9], losses[:9]) == 1.0, "nine networks say too little"
+    # 66 of 190 pairs are in the wrong order, so tau is 58 / 190.
+    assert trust(np.concatenate([losses[:12][::-1], losses[12:]]), losses) == pytest.approx(58 / 190 / 0.5)
+
+    class Wrong:
+        """Predict the opposite."""
+
+        def fit(self, features: Features, losses: Floats) -> Any:
+            def predict(given: Features) -> Prediction:
+                return Prediction(given.values.sum(1), np.zeros(len(given.values)))
+
+            return SimpleNamespace(left_out=Prediction(losses, losses), predict=predict, mean=lambda g: predict(g).mean)
+
+    happened = events(SmallTable(exits=1), settings=replace(QUICK, predictor="wrong"), predictors={"wrong": Wrong()})
+    picked = [event for event in happened if isinstance(event, Picked)]
+    assert [len(event.bodies) for event in picked] == [8, 6, 6, 6]
+    assert picked[3].why.count("gain") <= 2
