@@ -1,8 +1,9 @@
 """Open data sets by name, split them, and make batches of a resolution.
 
-Reading order: `catalogue` (names, opening), `splits` (what a data set is), `readers/arrays` and `readers/folders` (how
-each is listed), `images` (one image), `digests` (what identifies files), `cache` (decoding once), `checks` (bad images
-and doubles), `views` (cropping and resizing), `augment` (what torchvision does to a batch), `loaders` (batches).
+Reading order: `catalogue` (names, opening), `splits` (what a data set is), `readers/` (how each is listed), `images`
+(one image), `patches` (images of many bands), `statistics` (means of bands), `digests` (what identifies files), `cache`
+(decoding once), `checks` (bad images and doubles), `views` (cropping and resizing), `augment` (what torchvision does to
+a batch), `loaders` (batches).
 """
 
 from ofav2.data.catalogue import count_channels, names, open_data, refuse_inside
