@@ -12,9 +12,11 @@ from ofav2.data.loaders import (
     Request,
     batch_resolution,
     calibration_batches,
+    count_views,
     eval_batches,
     steps_per_epoch,
     train_batches,
+    view_bytes,
 )
 from ofav2.data.splits import ImageData, Split, SplitRecord, join, read_split, split_record, write_split
 from ofav2.data.views import normalise
@@ -28,6 +30,7 @@ __all__ = [
     "batch_resolution",
     "calibration_batches",
     "count_channels",
+    "count_views",
     "eval_batches",
     "join",
     "names",
@@ -38,5 +41,6 @@ __all__ = [
     "split_record",
     "steps_per_epoch",
     "train_batches",
+    "view_bytes",
     "write_split",
 ]

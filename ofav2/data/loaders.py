@@ -206,6 +206,19 @@ def eval_batches(
     )
 
 
+def count_views(split: Split, resolution: int) -> int:
+    """Count what evaluation sees of a split: its images, or the windows of its patches."""
+    return len(_eval_views(split, resolution, 1.0))
+
+
+def view_bytes(split: Split, resolution: int) -> int:
+    """Return the bytes of one of them, with its target where that is a map."""
+    if isinstance(split.images, PatchImages) and len(split):
+        view = _eval_views(split, resolution, 1.0)[np.zeros(1, np.int64)]
+        return view.images.nbytes + view.targets.nbytes
+    return 3 * resolution**2
+
+
 def calibration_batches(
     data: ImageData, *, resolution: int, eval_crop: float, images: int, batch_size: int, seed: int
 ) -> list[Batch]:

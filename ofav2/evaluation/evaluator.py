@@ -19,7 +19,7 @@ from torch.fx import GraphModule
 
 import distill
 from ofav2.config.schema import Config, EvaluationConfig
-from ofav2.data import Batch, ImageData, Split, calibration_batches, eval_batches
+from ofav2.data import Batch, ImageData, Split, calibration_batches, count_views, eval_batches, view_bytes
 from ofav2.evaluation.recalibration import recalibrate
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.share import WHOLE, Share
@@ -244,7 +244,7 @@ class Evaluator:
         resolution = found[0][0].resolution
         views = Views(lambda: self.calibration(resolution), lambda: self.inputs(split, resolution, share))
         first, rest = self._parts(net, found[0])
-        through = self._through(first, views, split) if len(found) > 1 else None
+        through = self._through(first, views, count_views(split, resolution)) if len(found) > 1 else None
         calibration, posed = through or views
         for number, group in enumerate(found):
             first, rest = self._parts(net, group) if number else (first, rest)
@@ -255,12 +255,12 @@ class Evaluator:
             fold_norms_(rest)
             yield self._sums(module, posed())
 
-    def _through(self, first: GraphModule, views: Views, split: Split) -> Views | None:
+    def _through(self, first: GraphModule, views: Views, count: int) -> Views | None:
         """Return the first layers' outputs, recalibrated; None where they are too large to keep."""
         calibration, posed = views
         with torch.inference_mode():
             bytes_per_image = first(next(iter(calibration()))[:1]).nbytes
-        if bytes_per_image * (len(split) + self.config.calibration_images) > KEPT_BYTES:
+        if bytes_per_image * (count + self.config.calibration_images) > KEPT_BYTES:
             return None
         calibrated: list[Tensor] = []
         hook = first.register_forward_hook(lambda layers, given, made: calibrated.append(made))
@@ -302,7 +302,7 @@ class Evaluator:
             yield from map(Batch, images.split(count), targets.split(count))
 
     def _batches(self, split: Split, resolution: int, share: Share) -> Iterable[Batch]:
-        size = len(split) * self.data.channels * resolution**2 // share.parts
+        size = count_views(split, resolution) * view_bytes(split, resolution) // share.parts
         # The split itself is the key: a part of it has its name.
         return self._kept.get(
             (split, resolution, share),
@@ -318,7 +318,8 @@ class Evaluator:
         )
 
     def _calibration(self, resolution: int) -> Iterable[Batch]:
-        size = min(self.config.calibration_images, len(self.data.train)) * self.data.channels * resolution**2
+        train = self.data.train
+        size = min(self.config.calibration_images, count_views(train, resolution)) * view_bytes(train, resolution)
         return self._kept.get(
             ("calibration", resolution),
             size,

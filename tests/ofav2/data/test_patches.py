@@ -13,6 +13,7 @@ from ofav2.data import (
     Batch,
     ImageData,
     calibration_batches,
+    count_views,
     eval_batches,
     join,
     normalise,
@@ -20,6 +21,7 @@ from ofav2.data import (
     read_split,
     split_record,
     train_batches,
+    view_bytes,
     write_split,
 )
 from ofav2.data.patches import PatchImages, turned
@@ -59,7 +61,8 @@ def test_evaluation_sees_each_pixel_of_all_planes_once(tmp_path: Path, dtype: st
                 wanted = [[code_of.get(code, -100) for code in row] for row in stored["cover"][window].tolist()]
                 assert targets[number].tolist() == wanted
                 number += 1
-    assert number == len(images)
+    assert number == len(images) == count_views(data.val, 6)
+    assert number * view_bytes(data.val, 6) == images.nbytes + targets.nbytes
     parts = [
         list(eval_batches(data.val, resolution=6, eval_crop=1.0, batch_size=5, share=Share(part, 2))) for part in (0, 1)
     ]
