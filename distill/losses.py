@@ -6,7 +6,7 @@ batch, so that they may be called inside or outside of autocast with the same re
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
 from typing import TypeAlias
@@ -26,9 +26,15 @@ class Target:
     """
 
     logits: Tensor
-    """The teacher's weighted logits, (N, classes), float32 or wider."""
+    """The teacher's weighted logits, (N, classes) or (N, classes, H, W), float32 or wider."""
     probabilities: Tensor
-    """Their softmax, (N, classes)."""
+    """Their softmax over dimension 1, of the same shape."""
+    counted: Tensor | None = None
+    """Which pixels (N, H, W), or values (N, classes, H, W), distances are averaged over; None: all."""
+
+    def at(self, counted: Tensor | None) -> "Target":
+        """Return the same where only some pixels or values count."""
+        return self if counted is None else replace(self, counted=counted)
 
 
 Distance: TypeAlias = Callable[[Tensor, Target], Tensor]
@@ -38,11 +44,11 @@ def ensemble(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> T
     """Return the exits' ensemble, the sum of b_i * logits_i (AEP; OFAv2, ENS-KD).
 
     Args:
-        logits: One tensor (N, classes) per exit, first exit first.
+        logits: One tensor (N, classes), or (N, classes, H, W), per exit, first exit first.
         weights: One weight b_i per exit, as in `ExitWeights.ensemble`; an exit of weight 0 is not touched.
 
     Returns:
-        Weighted logits, (N, classes), float32 or wider.
+        Weighted logits, of the same shape, float32 or wider.
 
     Raises:
         DistillError: Logits and weights differ in number, the logits differ in shape, or all weights are 0.
@@ -87,35 +93,45 @@ def soft_cross_entropy(student_logits: Tensor, target: Target) -> Tensor:
     """Return the cross-entropy of the student with the teacher's probabilities, a scalar (OFA; OFAv2, ENS-KD).
 
     Args:
-        student_logits: Student's logits, (N, classes).
+        student_logits: Student's logits, (N, classes) or (N, classes, H, W).
         target: What the teacher says about the same batch.
 
     Returns:
-        Mean over the batch, in nats.
+        Mean over the batch and, of maps, the pixels that count, in nats.
 
     Raises:
         DistillError: Student and teacher differ in shape.
     """
     _check_same_shape(student_logits, target)
     log_probabilities = _wide(student_logits).log_softmax(dim=1)
-    return -(target.probabilities * log_probabilities).sum(dim=1).mean()
+    nats = (target.probabilities * log_probabilities).sum(dim=1)
+    counted = target.counted
+    if counted is not None and counted.ndim != nats.ndim:
+        raise DistillError(
+            "counted pixels (a value per class) must be one per pixel: cross-entropy is over all classes"
+        )
+    return -_mean(nats, counted)
 
 
 def mse(student_logits: Tensor, target: Target) -> Tensor:
     """Return the mean squared difference of the student's logits and the teacher's weighted logits, a scalar (OFA).
 
     Args:
-        student_logits: Student's logits, (N, classes).
+        student_logits: Student's logits, (N, classes) or (N, classes, H, W).
         target: What the teacher says about the same batch.
 
     Returns:
-        Mean over the batch and the classes.
+        Mean over the batch, the classes and, of maps, the pixels that count.
 
     Raises:
         DistillError: Student and teacher differ in shape.
     """
     _check_same_shape(student_logits, target)
-    return functional.mse_loss(_wide(student_logits), target.logits)
+    if target.counted is None:
+        return functional.mse_loss(_wide(student_logits), target.logits)
+    squares = (_wide(student_logits) - target.logits).square()
+    counted = target.counted if target.counted.ndim == squares.ndim else target.counted.unsqueeze(1)
+    return _mean(squares, counted.expand_as(squares))
 
 
 def distances() -> tuple[str, ...]:
@@ -187,6 +203,13 @@ def student_loss(
         return {"loss": task_loss, "task_loss": task_loss.detach(), "kd": torch.zeros_like(task_loss)}
     kd = distance(output, target)
     return {"loss": kd_ratio * kd + task_loss, "task_loss": task_loss.detach(), "kd": kd.detach()}
+
+
+def _mean(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean of those values that count; 0 where none does."""
+    if counted is None:
+        return values.mean()
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def _wide(logits: Tensor) -> Tensor:

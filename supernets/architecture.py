@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from supernets.space import BRANCHES, Space, SpaceError, known_fields, read_choices, shown
 
 CHANNEL_DIVISOR = 8
+HEAD_WIDTH = 32
+"""Channels inside a dense head, unless a recipe says otherwise."""
 STEM_CHANNELS = 16
 # Channels, stride, activation, squeeze-excite of the five body stages (MobileNetV3-Large as OFA has it).
 BODY = (
@@ -22,6 +24,9 @@ BODY = (
     (112, 1, "hardswish", True),
     (160, 2, "hardswish", True),
 )
+
+
+_FREE = ("num_classes", "width_mult", "stem_stride", "in_channels", "head_width")
 
 
 class Variant(NamedTuple):
@@ -116,6 +121,8 @@ class Architecture:
     """Whether stages have dense skips."""
     parallel: bool
     """Whether blocks have three parallel branches."""
+    head_width: int | None
+    """Channels inside every exit's dense head; None: exits pool, and have one output vector per image."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as JSON holds them: lists, numbers, texts and truth values."""
@@ -125,8 +132,8 @@ class Architecture:
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
         """Read what `to_dict` wrote.
 
-        The free fields (variant, classes, width, choices, stem stride, image channels) are checked like those of a new
-        supernet. All others follow from them, and must say the same.
+        The free fields (variant, classes, width, choices, stem stride, image channels, width of the heads) are checked
+        like those of a new supernet. All others follow from them, and must say the same.
 
         Raises:
             SpaceError: A field is missing, unknown or out of range, or contradicts another; the message names it.
@@ -135,7 +142,7 @@ class Architecture:
         found = architecture(
             values["variant"],
             **variant(values["variant"])._asdict(),
-            **{name: values[name] for name in ("num_classes", "width_mult", "stem_stride", "in_channels")},
+            **{name: values[name] for name in _FREE},
             **{name: values[name] for name in ("kernel", "expand", "depth")},
         )
         for name, expected in found.to_dict().items():
@@ -166,6 +173,18 @@ class Architecture:
         base = BODY[exit - 1][0]
         return make_divisible(6 * base * self.width_mult), make_divisible(8 * base * self.width_mult)
 
+    def feature_channels(self, feature: int) -> int:
+        """Return the channels of a feature: 0 is the stem's output, k that of body stage k, counted from 1."""
+        return self.stages[feature - 1].channels if feature else self.stem_channels
+
+    def head_reads(self, exit: int) -> tuple[int, ...]:
+        """Return the features that the head of exit `exit` (from 1) reads: a dense one has all up to the exit."""
+        return (exit,) if self.head_width is None else tuple(range(exit + 1))
+
+    def output_values(self, resolution: int) -> int:
+        """Return how many values an exit puts out for an image of this side in pixels."""
+        return self.num_classes * (1 if self.head_width is None else resolution**2)
+
     def block_side(self, stage: int, block: int, side: int) -> int:
         """Return the side of a block's output in pixels, given that of its input."""
         return _strided(side, self.stages[stage].stride) if block == 0 else side
@@ -189,7 +208,8 @@ class Architecture:
         """Return all sub-networks of the supernet at these resolutions.
 
         Raises:
-            SpaceError: If a resolution is smaller than the network's stride, so that its last features would collapse.
+            SpaceError: If a resolution is smaller than the network's stride, so that its last features would collapse,
+                or if a dense head could not give back an image's size.
         """
         space = Space(
             resolution=resolutions,
@@ -208,6 +228,12 @@ class Architecture:
             raise SpaceError(
                 f"resolution ({min(space.resolution)}) is smaller than the network's total stride {stride}:"
                 f" use at least {stride}{hint}"
+            )
+        odd = [side for side in space.resolution if side % self.stem_stride]
+        if odd and self.head_width is not None:
+            raise SpaceError(
+                f"resolution ({odd[0]}) is no multiple of stem_stride ({self.stem_stride}), so dense heads can't give"
+                f" back an image's size: use {odd[0] + 1}, or stem_stride 1"
             )
         return space
 
@@ -258,13 +284,15 @@ def architecture(
     depth: tuple[int, ...] = (2, 3, 4),
     stem_stride: int = 2,
     in_channels: int = 3,
+    head_width: int | None = None,
 ) -> Architecture:
     """Compute a supernet's architecture.
 
     Raises:
         SpaceError: If a number makes no network; the message names it.
     """
-    for name, value in (("num_classes", num_classes), ("in_channels", in_channels)):
+    named = {"num_classes": num_classes, "in_channels": in_channels}
+    for name, value in (named if head_width is None else {**named, "head_width": head_width}).items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
             raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to 1000000")
     check_options(width_mult=width_mult, kernel=kernel, expand=expand, depth=depth, stem_stride=stem_stride)
@@ -288,4 +316,5 @@ def architecture(
         depth=read_choices("depth", depth),
         dense=dense,
         parallel=parallel,
+        head_width=head_width,
     )

@@ -115,12 +115,12 @@ def graph_layers(module: GraphModule, shape: Sequence[int]) -> tuple[LayerCost, 
     return weighted_layers(graph_steps(module, shape))
 
 
-def graph_steps(module: GraphModule, shape: Sequence[int]) -> tuple[Step, ...]:
+def graph_steps(module: GraphModule, *shapes: Sequence[int]) -> tuple[Step, ...]:
     """Return what each node does, in the order in which they run; the last step reads what the network returns.
 
     Args:
         module: The network, in evaluation mode.
-        shape: Shape of its input without the batch dimension.
+        shapes: Shape of each of its inputs without the batch dimension.
 
     Raises:
         GraphError: As for `graph_cost`.
@@ -134,16 +134,16 @@ def graph_steps(module: GraphModule, shape: Sequence[int]) -> tuple[Step, ...]:
     meta = _Meta([*module.parameters(), *module.buffers()])
     pricer = _Pricer(module, meta)
     with torch.no_grad():
-        pricer.run(torch.empty(1, *shape, device="meta"))
+        pricer.run(*(torch.empty(1, *shape, device="meta") for shape in shapes))
     return tuple(pricer.steps)
 
 
-def steps_cost(steps: Sequence[Step], *, kept: bool = False) -> Cost:
+def steps_cost(steps: Sequence[Step], *, kept: int = 0) -> Cost:
     """Return what steps cost together.
 
     Args:
         steps: All steps of a graph.
-        kept: Whether the input is read again later.
+        kept: How many of its inputs, from the first one on, are read again later.
     """
     return Cost(sum(step.params for step in steps), sum(step.macs for step in steps), BYTES * peak_values(steps, kept))
 
@@ -165,27 +165,26 @@ def tensor_sizes(steps: Sequence[Step]) -> tuple[int, ...]:
     return tuple(values for step in steps for values in step.makes)
 
 
-def peak_values(steps: Sequence[Step], kept: bool = False) -> int:
+def peak_values(steps: Sequence[Step], kept: int = 0) -> int:
     """Return the most values that are alive at once.
 
     Args:
         steps: All steps of a graph.
-        kept: Whether the input is read again later.
+        kept: As for `steps_cost`.
     """
     sizes = tensor_sizes(steps)
     return max(sum(map(sizes.__getitem__, alive)) for alive in alive_tensors(steps, kept))
 
 
-def alive_tensors(steps: Sequence[Step], kept: bool = False) -> list[set[int]]:
+def alive_tensors(steps: Sequence[Step], kept: int = 0) -> list[set[int]]:
     """Return the tensors that are alive during each step, by index.
 
     Args:
         steps: All steps of a graph.
-        kept: Whether the input is read again later.
+        kept: As for `steps_cost`.
     """
     last = {tensor: index for index, step in enumerate(steps) for tensor in step.reads}
-    if kept:
-        last[0] = len(steps)
+    last |= dict.fromkeys(range(kept), len(steps))
     alive: set[int] = set()
     found, made = [], 0
     for index, step in enumerate(steps):

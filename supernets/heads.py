@@ -1,9 +1,21 @@
-"""Heads: the layers from an exit's features to its output."""
+"""Heads: the layers from features to an exit's output. `Architecture.head_reads` says which features a head reads."""
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
+from torch.nn import functional
 
+from supernets.architecture import Architecture
 from supernets.blocks import ConvNorm
-from supernets.layers import Dropout, ElasticConv2d, Linear
+from supernets.layers import (
+    ChannelDropout,
+    Dropout,
+    ElasticBatchNorm2d,
+    ElasticConv2d,
+    ElasticDepthwise,
+    Linear,
+    PixelLinear,
+)
 
 
 class ExitHead(nn.Module):
@@ -37,3 +49,57 @@ class ExitHead(nn.Module):
         x = self.flatten(self.act(self.mix(x, middle, last)))
         logits: Tensor = self.classifier(self.dropout(x))
         return logits
+
+
+class DenseHead(nn.Module):
+    """Map all features up to an exit to one output per pixel (feature pyramid networks, section 3).
+
+    A 1x1 convolution brings each feature to the head's width. From the coarsest on, the sum so far is resized to the
+    next finer feature and added to it. A depthwise 3x3 and a 1x1 convolution mix the sum, a linear layer per pixel
+    makes the outputs, and these are resized to the image. Resizing is bilinear.
+
+    Args:
+        in_channels: Channels of the features, from the finest one on.
+        width: Channels inside.
+        outputs: Outputs per pixel.
+        scale: Pixels of the image per pixel of the finest feature, along a side.
+        dropout: Probability of dropping a channel before the outputs.
+    """
+
+    def __init__(self, in_channels: Sequence[int], width: int, outputs: int, scale: int, dropout: float) -> None:
+        super().__init__()
+        self.width = width
+        self.laterals = nn.ModuleList(ConvNorm(channels, width) for channels in in_channels)
+        self.depthwise = ElasticDepthwise(width, (3,), 1)
+        self.depthwise_norm = ElasticBatchNorm2d(width)
+        self.mix = ConvNorm(width, width)
+        self.act = nn.Hardswish()
+        self.dropout = ChannelDropout(dropout)
+        self.classifier = PixelLinear(width, outputs)
+        self.resize = nn.Upsample(scale_factor=scale, mode="bilinear") if scale > 1 else nn.Identity()
+
+    def forward(self, *features: Tensor) -> Tensor:
+        """(N, C_i, H_i, W_i) each, the finest one first -> (N, outputs, scale * H_0, scale * W_0)."""
+        (coarsest, feature), *finer = reversed(list(zip(self.laterals, features, strict=True)))
+        x: Tensor = coarsest(feature)
+        for lateral, feature in finer:
+            y = lateral(feature)
+            x = y + functional.interpolate(x, size=y.shape[-2:], mode="bilinear")
+        x = self.act(self.depthwise_norm(self.depthwise(self.act(x), self.width, 3), self.width))
+        outputs: Tensor = self.resize(self.classifier(self.dropout(self.act(self.mix(x)))))
+        return outputs
+
+
+def build_head(arch: Architecture, exit: int, dropout: float) -> ExitHead | DenseHead:
+    """Return the head of an exit, counted from 1.
+
+    Args:
+        arch: The supernet's architecture.
+        exit: The exit.
+        dropout: Dropout probability before the outputs.
+    """
+    channels = [arch.feature_channels(feature) for feature in arch.head_reads(exit)]
+    if arch.head_width is not None:
+        return DenseHead(channels, arch.head_width, arch.num_classes, arch.stem_stride, dropout)
+    (in_channels,) = channels
+    return ExitHead(in_channels, *arch.exit_channels(exit), num_classes=arch.num_classes, dropout=dropout)

@@ -191,6 +191,29 @@ class Linear(ElasticLayer):
         return _filled(nn.Linear(inputs, outputs, device="meta"), weight=self.weight, bias=self.bias)
 
 
+class PixelLinear(ElasticLayer):
+    """A linear layer on the channels of each pixel, used whole.
+
+    Args:
+        in_channels: Inputs.
+        out_channels: Outputs.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels, 1, 1))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in, H, W) -> (N, out, H, W)."""
+        return functional.conv2d(x, self.weight, self.bias)
+
+    def plain(self) -> nn.Conv2d:
+        """Return a stock 1x1 convolution."""
+        outputs, inputs = self.weight.shape[:2]
+        return _filled(nn.Conv2d(inputs, outputs, 1, device="meta"), weight=self.weight, bias=self.bias)
+
+
 class Dropout(ElasticLayer):
     """Dropout, a layer of ours only so that extraction can put the stock one in its place.
 
@@ -209,6 +232,18 @@ class Dropout(ElasticLayer):
     def plain(self) -> nn.Dropout:
         """Return a stock dropout."""
         return nn.Dropout(self.p)
+
+
+class ChannelDropout(Dropout):
+    """Dropout of whole channels: neighbouring pixels are so alike that dropping some of them changes little."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
+        return functional.dropout2d(x, self.p, self.training)
+
+    def plain(self) -> nn.Dropout2d:  # type: ignore[override]
+        """Return a stock dropout of channels."""
+        return nn.Dropout2d(self.p)
 
 
 def _first(tensor: Tensor, count: int, dim: int = 0) -> Tensor:

@@ -14,13 +14,13 @@ from torch.fx import GraphModule
 
 from supernets.architecture import Architecture
 from supernets.blocks import ConvNorm, InvertedResidual, build_stage
-from supernets.heads import ExitHead
-from supernets.layers import Dropout, ElasticConv2d, ElasticDepthwise, Linear
+from supernets.heads import build_head
+from supernets.layers import Dropout, ElasticConv2d, ElasticDepthwise, Linear, PixelLinear
 from supernets.recorder import record, record_parts
 from supernets.space import Space, SpaceError, Subnet
 
 Exits = Literal["last", "all"] | Sequence[int]
-"""Which exits' logits a call returns: the sub-network's own, all up to it, or these (from 1)."""
+"""Which exits' outputs a call returns: the sub-network's own, all up to it, or these (from 1)."""
 
 
 class Supernet(nn.Module):
@@ -55,38 +55,26 @@ class Supernet(nn.Module):
             squeeze_excite=False,
         )
         self.stages = nn.ModuleList(build_stage(architecture, stage) for stage in range(len(architecture.stages)))
-        self.exits = nn.ModuleDict(
-            {
-                str(exit): ExitHead(
-                    architecture.stages[exit - 1].channels,
-                    *architecture.exit_channels(exit),
-                    num_classes=architecture.num_classes,
-                    dropout=dropout,
-                )
-                for exit in architecture.exits
-            }
-        )
+        self.exits = nn.ModuleDict({str(exit): build_head(architecture, exit, dropout) for exit in architecture.exits})
         initialise(self, torch.Generator().manual_seed(seed))
 
     def features(self, images: Tensor, subnet: Subnet) -> tuple[Tensor, ...]:
-        """Return the outputs of the body stages that the sub-network runs.
+        """Return the outputs of the stem and of the body stages that the sub-network runs.
 
         Args:
             images: (N, in_channels, H, W), normalised.
             subnet: The sub-network; its resolution is not looked at.
 
         Returns:
-            One tensor (N, C_i, H_i, W_i) per stage up to the sub-network's exit.
+            One tensor (N, C_i, H_i, W_i) for stem and first block, and one per stage up to the sub-network's exit.
 
         Raises:
             SpaceError: If the sub-network is outside the supernet's space.
         """
         self.space.check_architecture(subnet)
-        x = self.first(self.stem_act(self.stem(images)), 3, 1)
-        outputs: list[Tensor] = []
+        outputs: list[Tensor] = [self.first(self.stem_act(self.stem(images)), 3, 1)]
         for stage in range(subnet.height):
-            x = self.stages[stage](x, subnet.blocks(stage))
-            outputs.append(x)
+            outputs.append(self.stages[stage](outputs[-1], subnet.blocks(stage)))
         return tuple(outputs)
 
     @overload
@@ -97,23 +85,28 @@ class Supernet(nn.Module):
     def forward(self, images: Tensor, subnet: Subnet, exits: Exits) -> Tensor | tuple[Tensor, ...]: ...
 
     def forward(self, images: Tensor, subnet: Subnet, exits: Exits = "last") -> Tensor | tuple[Tensor, ...]:
-        """Return the logits of a sub-network.
+        """Return the outputs of a sub-network.
 
         Args:
-            images: (N, in_channels, H, W), normalised.
+            images: (N, in_channels, H, W), normalised; for dense heads, H and W are multiples of the stem's stride.
             subnet: The sub-network; its resolution is not looked at.
             exits: `last`, `all`, or exits by number, ascending.
 
         Returns:
-            Logits (N, classes) of the sub-network's own exit for `last`; else a tuple of such tensors, one per exit.
+            Output (N, outputs), or (N, outputs, H, W) of dense heads, of the sub-network's own exit for `last`; else a
+            tuple of such tensors, one per exit.
 
         Raises:
             SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
         """
         chosen = self.chosen_exits(subnet, exits)
         features = self.features(images, subnet)
-        logits = tuple(self.exits[str(exit)](features[exit - 1]) for exit in chosen)
-        return logits[0] if exits == "last" else logits
+        outputs = tuple(self._output(exit, features) for exit in chosen)
+        return outputs[0] if exits == "last" else outputs
+
+    def _output(self, exit: int, features: Sequence[Tensor]) -> Tensor:
+        output: Tensor = self.exits[str(exit)](*(features[index] for index in self.architecture.head_reads(exit)))
+        return output
 
     def extract(self, subnet: Subnet, exits: Exits = "last") -> GraphModule:
         """Return the sub-network as a plain torch module with weights of its own, in evaluation mode.
@@ -137,7 +130,8 @@ class Supernet(nn.Module):
         """Return the sub-network as two plain modules for inference: all up to its first block, and the rest.
 
         Networks with equal choices for that block have equal first parts. `rest(first(images))` is what the module
-        that `extract` gives makes of the images, to the bit.
+        that `extract` gives makes of the images, to the bit. A network with dense heads has no such parts, as they read
+        the stem's output.
 
         Args:
             subnet: The sub-network; its resolution is not looked at.
@@ -146,6 +140,7 @@ class Supernet(nn.Module):
         Raises:
             SpaceError: If the sub-network is outside the supernet's space, or an exit is not on its way.
         """
+        assert self.architecture.head_width is None, "a single tensor leads from one part to the other"
         first, rest = record_parts(self, "stages.0.blocks.0", subnet, exits)
         return first.eval(), rest.eval()
 
@@ -204,6 +199,6 @@ def initialise(net: nn.Module, generator: torch.Generator) -> None:
             if isinstance(module, ElasticConv2d | ElasticDepthwise):
                 fan_out = module.weight.shape[0] * module.weight.shape[2] * module.weight.shape[3]
                 module.weight.normal_(0.0, math.sqrt(2.0 / fan_out), generator=generator)
-            elif isinstance(module, Linear):
+            elif isinstance(module, Linear | PixelLinear):
                 bound = 1.0 / math.sqrt(module.weight.shape[1])
                 module.weight.uniform_(-bound, bound, generator=generator)

@@ -87,61 +87,91 @@ class ExitPart:
     def __str__(self) -> str:
         return f"exit {self.exit}"
 
-    def channels(self, arch: Architecture) -> int:
-        """Return the channels of its input."""
-        return arch.stages[self.exit - 1].channels
-
     def record(self, net: Supernet) -> GraphModule:
-        """Return it as a module of stock layers in evaluation mode, named as in the head."""
-        return record(net.exits[str(self.exit)]).eval()
+        """Return it as a module of stock layers in evaluation mode, named as in the head, with an input per feature."""
+        names = [f"feature_{index}" for index in net.architecture.head_reads(self.exit)]
+        return record(net.exits[str(self.exit)], inputs=names).eval()
 
 
 Part = StemPart | BlockPart | SkipPart | ExitPart
 """A part of a supernet's networks."""
 
 
-def input_shape(arch: Architecture, part: Part, side: int) -> tuple[int, int, int]:
-    """Return the shape of a part's input without the batch dimension."""
-    return part.channels(arch), side, side
+def part_side(arch: Architecture, part: Part, resolution: int) -> int:
+    """Return the side that a part's cost depends on: that of its input, or of the image where it has several inputs.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The part.
+        resolution: Side of the image in pixels.
+    """
+    match part:
+        case StemPart():
+            return resolution
+        case BlockPart():
+            return arch.stage_side(part.stage + part.later, resolution)
+        case SkipPart():
+            return arch.stage_side(part.stage + 1, resolution)
+        case ExitPart():
+            return resolution if arch.head_width is not None else arch.stage_side(part.exit, resolution)
+
+
+def input_shapes(arch: Architecture, part: Part, side: int) -> tuple[tuple[int, int, int], ...]:
+    """Return the shapes of a part's inputs without the batch dimension.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The part.
+        side: What `part_side` gives.
+    """
+    if not isinstance(part, ExitPart):
+        return ((part.channels(arch), side, side),)
+    if arch.head_width is None:
+        return ((arch.feature_channels(part.exit), side, side),)
+    sides = [arch.stage_side(feature, side) for feature in arch.head_reads(part.exit)]
+    return tuple((arch.feature_channels(feature), own, own) for feature, own in enumerate(sides))
 
 
 def subnet_parts(arch: Architecture, subnet: Subnet) -> Iterator[tuple[Part, int]]:
-    """Yield the parts of a network with its own exit, in the order in which they run, with the sides of their inputs.
+    """Yield the parts of a network with its own exit, in the order in which they run, with their sides (`part_side`).
 
     Args:
         arch: The supernet's architecture.
         subnet: A network of its space.
     """
-    yield StemPart(), subnet.resolution
-    side = arch.stage_side(0, subnet.resolution)
+    for part in _parts(arch, subnet):
+        yield part, part_side(arch, part, subnet.resolution)
+
+
+def _parts(arch: Architecture, subnet: Subnet) -> Iterator[Part]:
+    yield StemPart()
     for stage in range(subnet.height):
         for block, choice in enumerate(subnet.blocks(stage)):
-            yield BlockPart(stage, block > 0, choice), side
-            side = arch.block_side(stage, block, side)
-            yield from [(SkipPart(stage), side)] * arch.skips(block)
-    yield ExitPart(subnet.height), side
+            yield BlockPart(stage, block > 0, choice)
+            yield from [SkipPart(stage)] * arch.skips(block)
+    yield ExitPart(subnet.height)
 
 
 def space_parts(arch: Architecture, space: Space) -> Iterator[tuple[Part, tuple[int, ...]]]:
-    """Yield every different part of a space's networks with all sides that its input may have.
+    """Yield every different part of a space's networks with all sides (`part_side`) that it may have.
 
     Args:
         arch: The supernet's architecture.
         space: The networks.
     """
-    yield StemPart(), space.resolution
+    for part in _space_parts(arch, space):
+        yield part, tuple(sorted({part_side(arch, part, resolution) for resolution in space.resolution}))
+
+
+def _space_parts(arch: Architecture, space: Space) -> Iterator[Part]:
+    yield StemPart()
     for stage in range(max(space.height)):
-        sides, outputs = (
-            tuple(sorted({arch.stage_side(boundary, resolution) for resolution in space.resolution}))
-            for boundary in (stage, stage + 1)
-        )
         for later in range(min(2, max(space.depth))):
-            for choice in space.block_choices:
-                yield BlockPart(stage, later > 0, choice), outputs if later else sides
+            yield from (BlockPart(stage, later > 0, choice) for choice in space.block_choices)
         if arch.skips(max(space.depth) - 1):
-            yield SkipPart(stage), outputs
+            yield SkipPart(stage)
         if stage + 1 in space.height:
-            yield ExitPart(stage + 1), outputs
+            yield ExitPart(stage + 1)
 
 
 class _Stem(nn.Module):

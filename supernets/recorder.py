@@ -7,7 +7,7 @@ the same slice of weights. So there is no second, static copy of the network's c
 Nothing global is patched while recording (`torch.fx.symbolic_trace` would), so other threads can go on computing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -36,9 +36,15 @@ class _Recorder(GraphAppendingTracer):
         return self.create_proxy("call_module", name, (x,), {})
 
 
-def record(net: nn.Module, *choices: Any) -> GraphModule:
-    """Return the computation of `net(images, *choices)` as a module that is called as `module(images)`."""
-    graph, layers = _trace(net, *choices)
+def record(net: nn.Module, *choices: Any, inputs: Sequence[str] = ("images",)) -> GraphModule:
+    """Return the computation of `net(images, *choices)` as a module that is called as `module(images)`.
+
+    Args:
+        net: The supernet, or a part of it.
+        choices: What follows its inputs in the call.
+        inputs: Names of its inputs.
+    """
+    graph, layers = _trace(net, *choices, inputs=inputs)
     return GraphModule(layers, graph, class_name="ExtractedSubnet")
 
 
@@ -62,12 +68,12 @@ def record_parts(net: nn.Module, part: str, *choices: Any) -> tuple[GraphModule,
     return GraphModule(layers, head, class_name="Head"), GraphModule(layers, tail, class_name="Tail")
 
 
-def _trace(net: nn.Module, *choices: Any) -> tuple[Graph, dict[str, nn.Module]]:
-    """Return the computation of `net(images, *choices)`, and its layers by name."""
+def _trace(net: nn.Module, *choices: Any, inputs: Sequence[str] = ("images",)) -> tuple[Graph, dict[str, nn.Module]]:
+    """Return the computation of `net(*inputs, *choices)`, and its layers by name."""
     graph = Graph()
     recorder = _Recorder(graph, net)
-    images = Proxy(graph.placeholder("images"), recorder)
-    outputs = net(images, *choices)
+    given = [Proxy(graph.placeholder(name), recorder) for name in inputs]
+    outputs = net(*given, *choices)
     graph.output(recorder.create_arg(outputs))
     graph.lint()
     return graph, recorder.layers

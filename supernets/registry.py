@@ -24,6 +24,7 @@ def create(
     resolutions: tuple[int, ...] = PAPER_RESOLUTIONS,
     stem_stride: int = 2,
     in_channels: int = 3,
+    head_width: int | None = None,
     dropout: float = 0.1,
     seed: int = 0,
 ) -> Supernet:
@@ -31,7 +32,7 @@ def create(
 
     Args:
         name: One of `names()`.
-        num_classes: Classes of every exit.
+        num_classes: Outputs of every exit: one per class.
         width_mult: Width multiplier of all channel counts; the paper has 1.0 and 1.2.
         kernel: Kernel sizes in pixels that a block may have, odd.
         expand: Expansion ratios that a block may have.
@@ -39,6 +40,7 @@ def create(
         resolutions: Image sides in pixels that its space offers.
         stem_stride: Stride of the first convolution: 2, or 1 for images of about 32 pixels or less.
         in_channels: Channels of the images.
+        head_width: Channels inside dense heads, which have outputs for every pixel; None for heads that pool.
         dropout: Dropout probability before each exit's classifier.
         seed: Seed of the initial weights.
 
@@ -63,5 +65,6 @@ def create(
         depth=depth,
         stem_stride=stem_stride,
         in_channels=in_channels,
+        head_width=head_width,
     )
     return Supernet(arch, resolutions, dropout, seed)

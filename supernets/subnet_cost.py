@@ -28,7 +28,7 @@ from supernets.cost import (
 )
 from supernets.layers import ElasticLayer
 from supernets.mobilenetv3 import Exits, Supernet
-from supernets.parts import BlockPart, ExitPart, Part, StemPart, input_shape
+from supernets.parts import BlockPart, ExitPart, Part, StemPart, input_shapes, part_side
 from supernets.recorder import record
 from supernets.space import Subnet
 
@@ -62,28 +62,59 @@ def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
     """
-    chosen = _exits(arch, subnet, exits)
-    parts = [PartCost("stem", part_cost(arch, StemPart(), subnet.resolution))]
-    side = arch.stage_side(0, subnet.resolution)
-    waiting: list[int] = []  # bytes of the features that wait for their exit
+    chosen, resolution = _exits(arch, subnet, exits), subnet.resolution
+    parts = [PartCost("stem", part_cost(arch, StemPart(), resolution))]
+    read = frozenset(feature for exit in chosen for feature in arch.head_reads(exit))
     for stage in range(subnet.height):
-        kept = stage in chosen
         choices = subnet.blocks(stage)
-        cost = Cost(0, 0)
-        for block, choice in enumerate(choices):
-            first = kept and block == 0  # the block's own input waits; later, it is one of the other tensors
-            position = Position(block, len(choices))
-            own = block_cost(arch, BlockPart(stage, block > 0, choice), position, side, first)
-            cost += _beside(own, sum(waiting[:-1] if first else waiting))
-            side = arch.block_side(stage, block, side)
-        if stage + 1 in chosen:
-            waiting.append(BYTES * arch.stages[stage].channels * side**2)
-        parts.append(PartCost(f"stage {stage + 1}", cost))
+        blocks = (
+            waited_block_cost(
+                arch, BlockPart(stage, block > 0, choice), Position(block, len(choices)), resolution, read
+            )
+            for block, choice in enumerate(choices)
+        )
+        parts.append(PartCost(f"stage {stage + 1}", reduce(add, blocks)))
     for done, exit in enumerate(chosen):
-        own = part_cost(arch, ExitPart(exit), arch.stage_side(exit, subnet.resolution))
-        logits = BYTES * done * arch.num_classes
-        parts.append(PartCost(f"exit {exit}", _beside(own, sum(waiting[done + 1 :]) + logits)))
+        own = frozenset(arch.head_reads(exit))
+        later = frozenset(feature for after in chosen[done + 1 :] for feature in arch.head_reads(after))
+        assert own <= later or not own & later, "an exit's features are all read again, or none"
+        part = ExitPart(exit)
+        cost = _head_cost(arch, part, part_side(arch, part, resolution), bool(own & later))
+        held = _feature_bytes(arch, later - own, resolution) + BYTES * done * arch.output_values(resolution)
+        parts.append(PartCost(f"exit {exit}", _beside(cost, held)))
     return tuple(parts)
+
+
+def waited_block_cost(
+    arch: Architecture, part: BlockPart, position: "Position", resolution: int, read: frozenset[int]
+) -> Cost:
+    """Return the cost of a block while features wait for the heads that read them.
+
+    Args:
+        arch: The supernet's architecture.
+        part: The block.
+        position: Where it stands.
+        resolution: Side of the image in pixels.
+        read: The features that heads read: 0 is the stem's output, k that of body stage k.
+    """
+    # A first block's own input may be one of them; later in the stage, that is one of the other tensors.
+    kept = not part.later and part.stage in read
+    own = block_cost(arch, part, position, part_side(arch, part, resolution), kept)
+    waiting = frozenset(feature for feature in read if feature < part.stage + part.later)
+    return _beside(own, _feature_bytes(arch, waiting, resolution))
+
+
+@lru_cache(maxsize=2**12)
+def _feature_bytes(arch: Architecture, features: frozenset[int], resolution: int) -> int:
+    return BYTES * sum(
+        arch.feature_channels(feature) * arch.stage_side(feature, resolution) ** 2 for feature in features
+    )
+
+
+@lru_cache(maxsize=2**12)
+def _head_cost(arch: Architecture, part: ExitPart, side: int, kept: bool) -> Cost:
+    steps = part_steps(arch, part, side)
+    return steps_cost(steps, kept=len(arch.head_reads(part.exit)) if kept else 0)
 
 
 def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
@@ -97,10 +128,12 @@ def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
     layers = _named_layers(arch, StemPart(), subnet.resolution, "")
     for stage in range(subnet.height):
         for block, choice in enumerate(subnet.blocks(stage)):
-            side = arch.stage_side(stage + (block > 0), subnet.resolution)
-            layers += _named_layers(arch, BlockPart(stage, block > 0, choice), side, f"stages.{stage}.blocks.{block}.")
+            part = BlockPart(stage, block > 0, choice)
+            side = part_side(arch, part, subnet.resolution)
+            layers += _named_layers(arch, part, side, f"stages.{stage}.blocks.{block}.")
     for exit in _exits(arch, subnet, exits):
-        layers += _named_layers(arch, ExitPart(exit), arch.stage_side(exit, subnet.resolution), f"exits.{exit}.")
+        side = part_side(arch, ExitPart(exit), subnet.resolution)
+        layers += _named_layers(arch, ExitPart(exit), side, f"exits.{exit}.")
     return layers
 
 
@@ -141,7 +174,7 @@ def part_cost(arch: Architecture, part: Part, side: int) -> Cost:
     Args:
         arch: The supernet's architecture.
         part: The part.
-        side: Side of its input in pixels.
+        side: What `part_side` gives.
     """
     return steps_cost(part_steps(arch, part, side))
 
@@ -153,9 +186,9 @@ def part_steps(arch: Architecture, part: Part, side: int) -> tuple[Step, ...]:
     Args:
         arch: The supernet's architecture.
         part: The part.
-        side: Side of its input in pixels.
+        side: What `part_side` gives.
     """
-    return graph_steps(_recorded(arch, part), input_shape(arch, part, side))
+    return graph_steps(_recorded(arch, part), *input_shapes(arch, part, side))
 
 
 @lru_cache(maxsize=2**12)

@@ -8,19 +8,36 @@ import pytest
 import ofav2
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
-from ofav2.data import ImageData, SplitRecord
+from ofav2.data import ImageData, SplitRecord, open_data
 from ofav2.runs import folder
 from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
 from tests.ofav2 import tiny
+from tests.ofav2.tasks import dense
 
+PATCHES = {"eo_segment": ("cover", 3), "eo_regress": ("height", 1), "eo_pretrain": ("height", 4)}
+"""What recipes for patches learn, and its outputs."""
 CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000, "imagefolder": 3}
 TRAIN_IMAGES = 16
 
 
 def faked(config: DataConfig, split: SplitRecord | None) -> ImageData:
-    """Noise with the data set's classes."""
+    """Noise with the data set's classes; patches are read from small files."""
+    if config.name == "patches":
+        return open_data(config, split)
     return tiny.tiny_data(classes=CLASSES[config.name], train=TRAIN_IMAGES, val=6, test=5)
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Patches of the side that recipes have."""
+    counts = {"train": TRAIN_IMAGES, "val": 6, "test": 5}
+    return dense.write_patches(tmp_path_factory.mktemp("data") / "patches", 64, counts)
+
+
+def there(name: str, patches: Path) -> list[str]:
+    """Where a recipe finds its data."""
+    return [f"data.root={patches}", f"data.target={PATCHES[name][0]}"] if name in PATCHES else ["data.root=null"]
 
 
 @pytest.fixture(autouse=True)
@@ -33,8 +50,8 @@ def lacking(variant: str) -> set[str]:
 
 
 @pytest.mark.parametrize("name", recipe.names())
-def test_every_recipe_can_be_planned_as_it_is(name: str) -> None:
-    config = recipe.load(name, ["data.batch_size=4", "data.root=null", "run.device=cpu"])
+def test_every_recipe_can_be_planned_as_it_is(name: str, patches: Path) -> None:
+    config = recipe.load(name, ["data.batch_size=4", *there(name, patches), "run.device=cpu"])
     setup = prepare.prepare(config)
     skipped = {sentence.split()[0] for sentence in setup.plan.skipped}
     planned = [phase.name for phase in setup.plan.phases]
@@ -56,8 +73,10 @@ def recipes_to_run() -> list[Any]:
 
 
 @pytest.mark.parametrize("name", recipes_to_run())
-def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path) -> None:
-    overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), "data.root=null", "data.download=false"]
+def test_every_recipe_runs_through_all_its_phases(name: str, patches: Path, tmp_path: Path) -> None:
+    overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), *there(name, patches), "data.download=false"]
+    if name in PATCHES:
+        overrides.append("data.resolutions=[32,64]")
     run = ofav2.train(name, overrides, tmp_path / "run")
     assert run.record.status == "finished"
     config = recipe.load(str(run.folder / folder.RECIPE))
@@ -75,7 +94,7 @@ def test_every_recipe_runs_through_all_its_phases(name: str, tmp_path: Path) -> 
     net = ofav2.load_supernet(run.folder)
     expected_name = config.network.name or config.supernet.variant
     assert net.architecture.variant == expected_name
-    assert net.architecture.num_classes == CLASSES[config.data.name]
+    assert net.architecture.num_classes == (PATCHES[name][1] if name in PATCHES else CLASSES[config.data.name])
 
 
 def test_the_demo_trains_all_that_there_is() -> None:

@@ -62,7 +62,7 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--{option} ({getattr(arguments, option)}) has no effect on an extracted network: leave it out"
             )
-    from ofav2.inference.evaluate import evaluate_network
+    from ofav2.inference.evaluate import MetricsReport, evaluate_network
     from ofav2.tasks.class_results import worst_first
 
     found = evaluate_network(arguments.run, arguments.overrides, arguments.split)
@@ -71,6 +71,13 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
             "these are not the images that the network was tested on when it was written; check that it was not trained"
             " on some of them"
         )
+    if isinstance(found, MetricsReport):
+        columns = ("metric", *(f"exit {exit}" for exit in found.exits))
+        values = [
+            (metric.name, *(metric.show(own[metric.name]) for own in found.exits.values())) for metric in found.metrics
+        ]
+        console.show(table(f"{arguments.run}, {arguments.split}", columns, values))
+        return
     classes, results = worst_first(found.classes), found.results
     rows = [(score.name, score.images, _share(score.accuracy), _confusion(score)) for score in classes]
     console.show(table(f"{arguments.run}, {results.split}", ("class", "images", "right", "most often taken for"), rows))

@@ -72,6 +72,7 @@ RULES = (
         "100",
         ("data.batch_size", "evaluation.calibration_images", "evaluation.calibration_batch"),
     ),
+    Rule("from 1 to 4096", lambda v: 1 <= v <= 4096, "32", ("supernet.head_width",)),
     Rule("above 0 and at most 1000000", lambda v: 0 < v <= 1_000_000, "10", ("phases.*.epochs",)),
     Rule("from 1 to 1000000", lambda v: 1 <= v <= 1_000_000, "10", ("finetune.epochs",)),
     Rule("above 0", lambda v: 0 < v < math.inf, "0.01", ("phases.*.lr", "finetune.lr", "data.cache_gib")),
@@ -173,6 +174,7 @@ RULES = (
             "network.name",
             "network.weights",
             "supernet.variant",
+            "supernet.init",
             "phases.*.teacher",
             "teacher.policy",
             "teacher.checkpoint",
@@ -258,8 +260,11 @@ def _check_supernet(config: SupernetConfig) -> None:
     from supernets import SpaceError
     from supernets.architecture import check_options
 
+    if config.frozen and config.init is None:
+        raise UserError("supernet.frozen (true): weights that start anew have to be trained; set supernet.init=RUN")
     options = asdict(config)
-    del options["variant"]
+    for other in ("variant", "head_width", "init", "frozen"):
+        del options[other]
     try:
         check_options(**options)
     except SpaceError as error:

@@ -162,6 +162,13 @@ class SupernetConfig:
     """Numbers of blocks that a stage may have."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 as in the paper, 1 for images of about 32 pixels or less."""
+    head_width: int = 32
+    """Channels inside dense heads, which tasks have whose outputs are maps; others have no use for it."""
+    init: str | None = None
+    """Run folder of which the supernet's weights are taken to start from, such as one of task `reconstruct`; heads for
+    other outputs start anew. Null starts all anew."""
+    frozen: bool = False
+    """Whether the weights from `init` stay as they are up to the heads, which alone are trained."""
 
 
 @dataclass(frozen=True)

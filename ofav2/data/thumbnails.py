@@ -1,7 +1,8 @@
 """Make small pictures of images, for pages."""
 
 import torch
-from torchvision.io import encode_jpeg
+from torch import Tensor
+from torchvision.io import encode_jpeg, encode_png
 
 from ofav2.data.splits import Split
 from ofav2.data.views import evaluation_view
@@ -24,3 +25,8 @@ def thumbnail(split: Split, index: int, *, resolution: int, eval_crop: float) ->
         return None
     view = evaluation_view(image, min(resolution, SIDE), eval_crop)
     return encode_jpeg(view.contiguous(), quality=85).numpy().tobytes()
+
+
+def png(picture: Tensor) -> bytes:
+    """Return a PNG file of colours, uint8 (3, H, W)."""
+    return encode_png(picture.contiguous()).numpy().tobytes()

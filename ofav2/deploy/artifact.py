@@ -4,7 +4,7 @@ import os.path
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from torch.fx import GraphModule
 
@@ -14,16 +14,20 @@ from ofav2.nas.limits import Limits
 from ofav2.nas.machine import Machine
 from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint
-from ofav2.runs.records import SplitSizes, Spread, check_channels
+from ofav2.runs.records import Deviation, SplitSizes, Spread, check_channels
 from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import ClassResults
 from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
-from supernets import SpaceError, Subnet
+from supernets import Architecture, SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 from supernets.ensembles import ensemble_alone
 
-FORMAT = "ofav2-subnet/5"
+if TYPE_CHECKING:
+    # Loading an extracted network needs this file, and must not need what reads images.
+    from ofav2.data import ImageData
+
+FORMAT = "ofav2-subnet/6"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -35,20 +39,47 @@ ExitScores = Mapping[int, float]
 class InputRecord:
     """What a network takes."""
 
-    channels: Positive
-    """Channels of the images."""
+    bands: tuple[str, ...]
+    """Names of the images' channels, in their order."""
     resolution: Positive
     """Side of the square images in pixels."""
-    mean: tuple[Share, ...]
-    """Mean to normalise with, per channel, in 0..1."""
-    std: tuple[Spread, ...]
+    white: Deviation
+    """The stored value that counts as 1: 255 of pictures."""
+    mean: tuple[float, ...]
+    """Mean to normalise with, per band, in units of `white`."""
+    std: tuple[Deviation, ...]
     """Standard deviation, likewise."""
+    nodata: float | None
+    """The stored value of a pixel without data, which is 0 in all bands once normalised; None if there is none."""
     eval_crop: Spread
     """Share of the image's side that evaluation looks at."""
 
     def __post_init__(self) -> None:
         """Refuse a normalisation for other channels."""
         check_channels(self.channels, self.mean, self.std)
+
+    @property
+    def channels(self) -> int:
+        """How many bands there are."""
+        return len(self.bands)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether these are pictures, as image files have them."""
+        return self.white == 255 and self.nodata is None
+
+
+def input_record(data: "ImageData", resolution: int, eval_crop: float) -> InputRecord:
+    """Return what a network takes that was trained on a data set.
+
+    Args:
+        data: The data set.
+        resolution: Side of the images in pixels.
+        eval_crop: Share of the image's side that evaluation looks at.
+    """
+    return InputRecord(
+        tuple(data.bands), resolution, data.white, tuple(data.mean), tuple(data.std), data.nodata, eval_crop
+    )
 
 
 @dataclass(frozen=True)
@@ -329,6 +360,11 @@ class SubnetRecord:
     def name(self) -> str:
         """The choices in short, such as `r64 d4-4-4-4-4 k7 e6 l3 exit 5`."""
         return str(self.subnet)
+
+    @property
+    def dense(self) -> bool:
+        """Whether an output is a map (N, outputs, H, W)."""
+        return isinstance(self.architecture, Architecture) and self.architecture.head_width is not None
 
     @property
     def exit_indices(self) -> tuple[int, ...]:

@@ -70,12 +70,14 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield (
         f"A network for {_plain(record.task.replace('_', ' '))}: {_kind(record.architecture)}, trained on"
-        f" {_code(record.data)}, whose images have {len(record.classes)} classes."
+        f" {_code(record.data)}, {_outputs(record)}."
     )
     yield ""
     yield "| | |"
     yield "|---|---|"
-    yield f"| input | {given.channels} channels, {side} x {side} pixels, values in 0..1, normalised as below |"
+    stored = "values in 0..1" if given.pictures else "values as they are stored"
+    yield f"| input | {given.channels} channels, {side} x {side} pixels, {stored}, normalised as below |"
+    yield f"| channels | {', '.join(map(_code, given.bands))} |"
     yield f"| parameters | {cost.params:,} |"
     yield f"| multiply-adds per image | {cost.macs:,} |"
     yield f"| peak activation memory per image | {cost.memory:,} bytes |"
@@ -135,6 +137,12 @@ def _chosen(choice: ChoiceRecord) -> str:
         f"{choice.rule} of the front of a search that measured {count} networks (seed {seed}) on one half of validation"
         " and its front on the other"
     )
+
+
+def _outputs(record: SubnetRecord) -> str:
+    if not record.dense:
+        return f"whose images have {len(record.classes)} classes"
+    return f"with {record.architecture.num_classes} outputs for each pixel"
 
 
 def _kind(arch: AnyArchitecture) -> str:
@@ -211,8 +219,11 @@ def _usage(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield f"mean = torch.tensor({list(given.mean)}).view(1, -1, 1, 1)"
     yield f"std = torch.tensor({list(given.std)}).view(1, -1, 1, 1)"
-    yield f"images = torch.rand(2, {given.channels}, {given.resolution}, {given.resolution})  # yours, in 0..1"
+    stored = "in 0..1" if given.pictures else f"as stored, divided by {given.white:g}"
+    yield f"images = torch.rand(2, {given.channels}, {given.resolution}, {given.resolution})  # yours, {stored}"
     yield "images = (images - mean) / std"
+    if given.nodata is not None:
+        yield f"# where any band is {given.nodata:g}, NaN or infinite, all are 0 now"
     yield ""
     if "onnx" in record.formats:
         yield "import onnxruntime  # needs nothing of ofav2"

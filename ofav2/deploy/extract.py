@@ -16,9 +16,9 @@ from ofav2.deploy.artifact import (
     ChoiceRecord,
     ExportRecord,
     ExtractionRecord,
-    InputRecord,
     Provenance,
     SubnetRecord,
+    input_record,
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
@@ -142,7 +142,7 @@ def take_out(
         architecture=net.architecture,
         task=run_record.task,
         metric=run_record.metric,
-        input=InputRecord(data.channels, subnet.resolution, data.mean, data.std, data.eval_crop),
+        input=input_record(run.data, subnet.resolution, data.eval_crop),
         data=data.name,
         classes=data.classes,
         cost=network_cost(net.architecture, subnet, exits),

@@ -6,7 +6,8 @@ the first three stages of the one that goes on to exit 5: such nested sub-networ
 once.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
@@ -44,8 +45,8 @@ class Score:
     """The task's main metric."""
     images: int
     """Images it was measured on."""
-    others: tuple[float, ...] = ()
-    """The task's other metrics, in its order."""
+    others: tuple[float | None, ...] = ()
+    """The task's other metrics, in its order; None for one that means nothing here."""
 
 
 class JointScores(NamedTuple):
@@ -136,7 +137,8 @@ class Evaluator:
         for group, sums in self._summed(net, sorted(nested_groups(subnets), key=_beginning), split):
             for subnet, own in zip(reversed(group), sums, strict=True):
                 value, *others = self._read(own)
-                yield Score(subnet, value, len(split), tuple(others))
+                known = (other if math.isfinite(other) else None for other in others)
+                yield Score(subnet, value, len(split), tuple(known))
 
     def calibrated(self, net: Network, subnet: Subnet, exits: Exits) -> GraphModule:
         """Return the sub-network with these exits as a plain module, its batch norms recalibrated if it needs that."""
@@ -178,9 +180,14 @@ class Evaluator:
 
     def exit_scores(self, module: nn.Module, resolution: int, split: Split) -> tuple[float, ...]:
         """Return the score of each exit of a module, without recalibration."""
+        main = self.task.metrics[0].name
+        return tuple(found[main] for found in self.exit_metrics(module, resolution, split))
+
+    def exit_metrics(self, module: nn.Module, resolution: int, split: Split) -> tuple[Mapping[str, float], ...]:
+        """Return all metrics of each exit of a module by name, without recalibration."""
         module.eval()
         sums = self._sums(module, self.inputs(split, resolution, self.runtime.processes.share))
-        return tuple(self._read(own)[0] for own in self.runtime.processes.totals(sums))
+        return tuple(map(self.task.read, self.runtime.processes.totals(sums)))
 
     def inputs(self, split: Split, resolution: int, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield a split's inputs and the task's targets, on the device, in the portions that are evaluated at once.
@@ -228,11 +235,13 @@ class Evaluator:
         """Yield each group's sums per exit; what several in a row begin with is run once.
 
         Everything up to the first block is a quarter of an evaluation. A second block is far smaller, and few networks
-        agree in two.
+        agree in two. A dense head reads the first block's input again, so such networks are run whole.
         """
-        if not isinstance(net, Supernet):
+        if not isinstance(net, Supernet) or net.architecture.head_width is not None:
             for group in found:
                 module = self.calibrated(net, group[0], tuple(sorted(subnet.height for subnet in group)))
+                if net.needs_recalibration:
+                    fold_norms_(module)
                 yield self._sums(module, self.inputs(split, group[0].resolution, share))
             return
         for _, alike in groupby(found, _beginning):

@@ -22,9 +22,9 @@ from ofav2.deploy.artifact import (
     Epoch,
     ExitScores,
     FinetuningRecord,
-    InputRecord,
     Search,
     SubnetRecord,
+    input_record,
     load_subnet,
     usage,
 )
@@ -160,9 +160,7 @@ def _write(
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
     names = output_names(source.exit_indices, single=source.exits == "last", ensemble=source.ensemble is not None)
-    given = InputRecord(
-        data.channels, tuning.resolution, tuple(data.mean), tuple(data.std), tuning.config.data.eval_crop
-    )
+    given = input_record(data, tuning.resolution, tuning.config.data.eval_crop)
     about = usage(given, tuning.task.name, data.classes, names)
     exports, sha256 = write_network(staging, module, images, about, formats, source.ensemble)
     form = module if source.ensemble is None else with_ensemble(module, source.ensemble)

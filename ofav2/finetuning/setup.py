@@ -103,7 +103,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         start = net.extract(source.record.subnet, source.record.exits)
         _adopt_all_but_classifiers(start, source.module)
     for layer in start.modules():
-        if isinstance(layer, nn.Dropout):
+        if isinstance(layer, nn.Dropout | nn.Dropout2d):
             layer.p = config.finetune.dropout
     start = runtime.place(start)
     config = _settle_threads(config, start, data, runtime)

@@ -134,6 +134,11 @@ def load_classifier(directory: str | Path) -> Classifier:
     record, module = source.record, source.module
     if record.task != classification.NAME:
         raise UserError(f"network ({directory}) was trained for task {record.task}: only classes can be predicted")
+    if not record.input.pictures or len(record.input.bands) != 3:
+        raise UserError(
+            f"network ({directory}) takes the bands {', '.join(record.input.bands)}, which image files don't have:"
+            " evaluate it on patches with `ofav2 evaluate`"
+        )
     calibrated = (Path(directory) / EARLY_RECORD).exists()
     policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
     several = len(record.exit_indices) > 1

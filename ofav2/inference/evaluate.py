@@ -1,6 +1,6 @@
 """Evaluate an extracted network on a data set, class by class."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -9,12 +9,14 @@ from ofav2.config import recipe
 from ofav2.data import open_data
 from ofav2.data.splits import first_other_class
 from ofav2.errors import UserError
-from ofav2.exits.collect import predict_exits, require_classes
+from ofav2.exits.collect import predict_exits
 from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
 from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
+from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes
+from ofav2.tasks.classification import Classification
 from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
 
@@ -42,15 +44,30 @@ class ClassReport:
     """Whether these are the images that the network was tested on when it was written."""
 
 
+@dataclass(frozen=True)
+class MetricsReport:
+    """The results on a split of an extracted network whose task has no classes of images."""
+
+    metrics: tuple[Metric, ...]
+    """What was measured."""
+    exits: Mapping[int, Mapping[str, float]]
+    """The metrics' values by exit and name; NaN of one that means nothing here."""
+    same_images: bool
+    """Whether these are the images that the network was tested on when it was written."""
+
+
 def evaluate_network(
     directory: str | Path, overrides: Sequence[str] = (), split: Literal["val", "test"] = "test"
-) -> ClassReport:
+) -> ClassReport | MetricsReport:
     """Evaluate an extracted or fine-tuned network on its data set, or on another one with the same classes.
 
     Args:
         directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote.
         overrides: Settings of the data and of the device to change, as `key=value`.
         split: `test` or `val`.
+
+    Returns:
+        Results by class; of another task than classification, its metrics by exit.
 
     Raises:
         RunError: The folder holds no extracted network.
@@ -66,7 +83,6 @@ def evaluate_network(
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
-    require_classes(task)
     refuse_task(task, source)
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
@@ -83,6 +99,9 @@ def evaluate_network(
     images_of = data.test if split == "test" else data.val
     evaluator = open_evaluator(config, data, task, runtime)
     weights, exits = source.record.ensemble, source.record.exit_indices
+    if not isinstance(task, Classification):
+        metrics = evaluator.exit_metrics(module, resolution, images_of)
+        return MetricsReport(task.metrics, dict(zip(exits, metrics, strict=True)), same_images)
     form = with_ensemble(module, weights) if weights else module
     predicted, targets = (found.numpy() for found in predict_exits(form, evaluator, images_of, resolution))
     results = count_classes(predicted[-1].tolist(), targets.tolist(), len(data.classes), split)

@@ -50,14 +50,13 @@ def cheapest(model: CostModel, space: Space, names: Sequence[str]) -> dict[tuple
     for resolution in space.resolution:
         front = [_Partial(model.part(StemPart(), resolution), ())]
         for stage in range(max(space.height)):
-            side = model.architecture.stage_side(stage, resolution)
             longer: list[_Partial] = []
             for depth in space.depth:
-                longer += _through(front, _stage_blocks(model, space, stage, depth, side), names)
+                longer += _through(front, _stage_blocks(model, space, stage, depth, resolution), names)
             front = _front(longer, names)
             if stage + 1 in space.height:
-                exit, after = ExitPart(stage + 1), model.architecture.stage_side(stage + 1, resolution)
-                head = model.part(exit, after)
+                exit = ExitPart(stage + 1)
+                head = model.part(exit, resolution)
                 whole = _front((_Partial(partial.price.then(head), partial.choices) for partial in front), names)
                 found[resolution, exit.exit] = tuple(
                     Cheapest(partial.price, _subnet(resolution, exit.exit, partial.choices)) for partial in whole
@@ -65,14 +64,13 @@ def cheapest(model: CostModel, space: Space, names: Sequence[str]) -> dict[tuple
     return found
 
 
-def _stage_blocks(model: CostModel, space: Space, stage: int, depth: int, side: int) -> list[list[_Partial]]:
+def _stage_blocks(model: CostModel, space: Space, stage: int, depth: int, resolution: int) -> list[list[_Partial]]:
     """Return every block that may stand at each position of a stage of this depth."""
     blocks = []
     for block in range(depth):
         position = Position(block, depth)
         parts = [BlockPart(stage, block > 0, choice) for choice in space.block_choices]
-        blocks.append([_Partial(model.block(part, position, side), ((part.choice,),)) for part in parts])
-        side = model.architecture.block_side(stage, block, side)
+        blocks.append([_Partial(model.block(part, position, resolution), ((part.choice,),)) for part in parts])
     return blocks
 
 

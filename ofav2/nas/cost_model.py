@@ -6,8 +6,8 @@ from typing import NamedTuple
 from ofav2.nas.latency_table import LatencyTable, part_latency, predict_latency
 from supernets import Architecture, Exits, Subnet
 from supernets.cost import Cost
-from supernets.parts import BlockPart, Part, SkipPart
-from supernets.subnet_cost import Position, block_cost, part_cost, subnet_cost
+from supernets.parts import BlockPart, ExitPart, Part, SkipPart, StemPart, part_side
+from supernets.subnet_cost import Position, part_cost, subnet_cost, waited_block_cost
 
 
 class Price(NamedTuple):
@@ -57,37 +57,42 @@ class CostModel:
         latency = predict_latency(self.table, self.architecture, subnet) if self.table else 0
         return _price(self.cost(subnet), latency)
 
-    def part(self, part: Part, side: int) -> Price:
+    def part(self, part: StemPart | ExitPart, resolution: int) -> Price:
         """Return the price of the stem or an exit.
 
         Args:
             part: The part.
-            side: Side of its input in pixels.
+            resolution: Side of the image in pixels.
 
         Raises:
             UserError: If the latency table lacks it.
         """
-        return _price(part_cost(self.architecture, part, side), self._latency(part, side))
+        cost = part_cost(self.architecture, part, part_side(self.architecture, part, resolution))
+        return _price(cost, self._latency(part, resolution))
 
-    def block(self, part: BlockPart, position: Position, side: int) -> Price:
+    def block(self, part: BlockPart, position: Position, resolution: int) -> Price:
         """Return the price of a block, with the dense skips that meet at its end.
+
+        Features that a dense head reads wait meanwhile.
 
         Args:
             part: The block.
             position: Where it stands in its stage.
-            side: Side of its input in pixels.
+            resolution: Side of the image in pixels.
 
         Raises:
             UserError: If the latency table lacks it.
         """
-        latency = self._latency(part, side)
-        if skips := self.architecture.skips(position.block):
-            output = self.architecture.block_side(part.stage, position.block, side)
-            latency += skips * self._latency(SkipPart(part.stage), output)
-        return _price(block_cost(self.architecture, part, position, side), latency)
+        arch = self.architecture
+        latency = self._latency(part, resolution)
+        if skips := arch.skips(position.block):
+            latency += skips * self._latency(SkipPart(part.stage), resolution)
+        # Which exit it is does not matter: features after the block do not wait yet.
+        read = frozenset(arch.head_reads(len(arch.stages)))
+        return _price(waited_block_cost(arch, part, position, resolution, read), latency)
 
-    def _latency(self, part: Part, side: int) -> int:
-        return part_latency(self.table, part, side) if self.table else 0
+    def _latency(self, part: Part, resolution: int) -> int:
+        return part_latency(self.table, part, part_side(self.architecture, part, resolution)) if self.table else 0
 
 
 def _price(cost: Cost, latency: int) -> Price:

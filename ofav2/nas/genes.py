@@ -230,27 +230,24 @@ class GeneSpace:
     @cached_property
     def _tables(self) -> "_Tables":
         """Prices of all parts: by resolution, stage, depth, block, kernel, expand, level; and of stem and exits."""
-        space, model, arch = self.space, self.model, self.model.architecture
+        space, model = self.space, self.model
         block_shape = (len(space.kernel), len(space.expand), len(space.levels))
         shape = (len(space.resolution), space.stages, len(space.depth), space.blocks, *block_shape, len(Price._fields))
         blocks = np.zeros(shape, np.int64)
         ends = np.zeros((len(space.resolution), len(space.height), 2, len(Price._fields)), np.int64)
         for r, resolution in enumerate(space.resolution):
             for h, height in enumerate(space.height):
-                after = arch.stage_side(height, resolution)
-                ends[r, h] = model.part(StemPart(), resolution), model.part(ExitPart(height), after)
+                ends[r, h] = model.part(StemPart(), resolution), model.part(ExitPart(height), resolution)
             for stage, (d, depth) in product(range(max(space.height)), enumerate(space.depth)):
-                side = arch.stage_side(stage, resolution)
                 for block in range(depth):
                     for choice in space.block_choices:
                         part = BlockPart(stage, block > 0, choice)
-                        price = model.block(part, Position(block, depth), side)
+                        price = model.block(part, Position(block, depth), resolution)
                         kernel, expand, level = self._block_genes(choice)
                         if choice.kernel:
                             blocks[r, stage, d, block, kernel, expand, level] = price
                         else:
                             blocks[r, stage, d, block, :, :, level] = price
-                    side = arch.block_side(stage, block, side)
         return _Tables(blocks, ends)
 
     def _block_genes(self, choice: BlockChoice) -> tuple[int, int, int]:

@@ -62,18 +62,18 @@ def measure_latency(
     if warmup < 0 or repeats < 1:
         raise UserError(f"repeats ({repeats}) must be at least 1 and warmup ({warmup}) at least 0")
     with using_threads(threads):
-        call_times(module, images, warmup)
-        times = call_times(module, images, repeats)
+        call_times(module, (images,), warmup)
+        times = call_times(module, (images,), repeats)
         machine = this_machine(images.device)
     lower, median, upper = (int(value) for value in np.quantile(times, (0.25, 0.5, 0.75)))
     return Latency(median, lower, upper, repeats, len(images), machine)
 
 
-def call_times(module: nn.Module, images: Tensor, repeats: int) -> list[int]:
-    """Return the nanoseconds of each of some calls."""
+def call_times(module: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> list[int]:
+    """Return the nanoseconds of each of some calls with these inputs."""
     module.eval()
     with torch.inference_mode():
-        return [call_time(module, images) for _ in range(repeats)]
+        return [call_time(lambda _: module(*inputs), inputs[0]) for _ in range(repeats)]
 
 
 def stream_times(

@@ -26,12 +26,12 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.typed_json import Count, Positive, read_record, write_record
 from supernets import Architecture, Subnet, Supernet
 from supernets.multi_exit import Network
-from supernets.parts import Part, input_shape, space_parts, subnet_parts
+from supernets.parts import Part, input_shapes, space_parts, subnet_parts
 from supernets.recorder import record
 
 TABLE = "latency.json"
 """Name of the table in a run folder."""
-FORMAT = "ofav2-latency/2"
+FORMAT = "ofav2-latency/3"
 ROUNDS = 6
 """Rounds over all parts."""
 REPEATS = 3
@@ -74,8 +74,8 @@ class TimedPart:
 
     module: nn.Module
     """The part; those that differ in the side of their input alone share it."""
-    shape: tuple[int, ...]
-    """Shape of its input without the batch dimension."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes of its inputs without the batch dimension."""
 
 
 def part_latency(table: LatencyTable, part: Part, side: int) -> int:
@@ -84,7 +84,7 @@ def part_latency(table: LatencyTable, part: Part, side: int) -> int:
     Args:
         table: The table.
         part: The part.
-        side: Side of its input in pixels.
+        side: Its side, as `supernets.parts.part_side` gives it.
 
     Raises:
         UserError: If the table lacks it.
@@ -208,7 +208,7 @@ def timed_parts(net: Supernet) -> Iterator[tuple[str, TimedPart]]:
     for part, sides in space_parts(net.architecture, net.space):
         module = part.record(net)
         for side in sides:
-            yield _key(part, side), TimedPart(module, input_shape(net.architecture, part, side))
+            yield _key(part, side), TimedPart(module, input_shapes(net.architecture, part, side))
 
 
 def _time_parts(
@@ -221,11 +221,11 @@ def _time_parts(
     with log_progress("timing parts", rounds * len(parts)) as advance:
         for _ in range(rounds):
             for key, part in parts.items():
-                images = _input(part.shape, batch, runtime)
+                inputs = tuple(_input(shape, batch, runtime) for shape in part.shapes)
                 module = runtime.place(part.module)
-                nothing += call_times(empty, images, 1)
-                call_times(module, images, 1)
-                times[key] += call_times(module, images, repeats)
+                nothing += call_times(empty, inputs[:1], 1)
+                call_times(module, inputs, 1)
+                times[key] += call_times(module, inputs, repeats)
                 advance()
     overhead = _calm(nothing)
     return {key: max(0, round(_calm(values) - overhead)) for key, values in times.items()}
@@ -241,8 +241,8 @@ def _time_networks(
         for _ in range(rounds):
             for subnet, module, own in zip(subnets, modules, times, strict=True):
                 images = _input((net.architecture.in_channels, subnet.resolution, subnet.resolution), batch, runtime)
-                call_times(module, images, 1)
-                own += call_times(module, images, repeats)
+                call_times(module, (images,), 1)
+                own += call_times(module, (images,), repeats)
                 advance()
     return [_calm(own) for own in times]
 

@@ -8,6 +8,7 @@ import torch
 
 import supernets
 from ofav2.config.schema import Config
+from ofav2.errors import UserError
 from supernets import Architecture, Supernet
 from supernets.backbone import AnyArchitecture, Backbone
 from supernets.multi_exit import MultiExit, Network
@@ -56,6 +57,7 @@ def build_supernet(arch: Architecture, resolutions: tuple[int, ...], seed: int =
         resolutions=resolutions,
         stem_stride=arch.stem_stride,
         in_channels=arch.in_channels,
+        head_width=arch.head_width,
         seed=seed,
     )
 
@@ -81,20 +83,26 @@ def check_network(config: Config, channels: int) -> None:
     check_weights(found, config.network.weights)
 
 
-def recipe_network(config: Config, *, outputs: int, channels: int) -> Network:
+def recipe_network(config: Config, *, outputs: int, channels: int, dense: bool = False) -> Network:
     """Return the network of a recipe and its data, with the weights that it starts from.
 
     Args:
         config: The recipe; of a network with exits, one that `check_network` has seen.
         outputs: Outputs of every exit.
         channels: Channels of the images.
+        dense: Whether every pixel has outputs.
 
     Raises:
         UserError, SpaceError: If a setting is impossible; the message names it.
     """
     if config.network.kind == "supernet":
-        options = supernet_options(config, outputs=outputs, channels=channels)
+        options = supernet_options(config, outputs=outputs, channels=channels, dense=dense)
         return supernets.create(config.supernet.variant, **options)
+    if dense:
+        raise UserError(
+            f"network.kind (timm): exits of timm's networks have no dense heads, which task {config.task} needs: set it"
+            " to supernet"
+        )
     from ofav2.networks.backbone import make_backbone
 
     network, made = make_backbone(_described(config, outputs, channels), config.network.weights, config.run.seed)
@@ -125,13 +133,15 @@ def with_classes(arch: AnyArchitecture, classes: int) -> AnyArchitecture:
     return replace(arch, num_classes=classes, behaviour=())
 
 
-def supernet_options(config: Config, *, outputs: int, channels: int) -> dict[str, Any]:
-    """Keyword arguments of `supernets.create` for a recipe and its data."""
-    options = {name: value for name, value in asdict(config.supernet).items() if name != "variant"}
+def supernet_options(config: Config, *, outputs: int, channels: int, dense: bool = False) -> dict[str, Any]:
+    """Return keyword arguments of `supernets.create` for a recipe and its data."""
+    own = ("variant", "init", "frozen")
+    options = {name: value for name, value in asdict(config.supernet).items() if name not in own}
     return {
         **options,
         "num_classes": outputs,
         "in_channels": channels,
+        "head_width": config.supernet.head_width if dense else None,
         "resolutions": config.data.resolutions,
         "seed": config.run.seed,
     }

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
@@ -20,7 +21,7 @@ from supernets.backbone import Backbone
 def run_page(run: RunSnapshot) -> dict[str, Any]:
     """Return what the page of a run shows: what was trained, how it went, what came out."""
     planned, measured, agreement = stretches(run), tables(run), read_exits(run)
-    by_class = class_page(run)
+    by_class, maps = class_page(run), read_maps(run.folder, run.record)
     return {
         "title": f"{run.record.name} · ofav2",
         "run": run,
@@ -34,6 +35,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "unusable": unusable_steps(run),
         "tables": measured,
         "agreement": agreement,
+        "maps": maps,
         "by_class": by_class,
         "payload": {
             "metric": asdict(run.record.metric),

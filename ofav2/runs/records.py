@@ -168,6 +168,20 @@ class ImportedWeights:
 
 
 @dataclass(frozen=True)
+class InitialWeights:
+    """The run whose weights another one started from."""
+
+    run: str
+    """Its name."""
+    phase: str
+    """The phase that left the weights."""
+    sha256: Sha256
+    """Their checksum."""
+    fresh: tuple[str, ...]
+    """Parameters that started anew, by name."""
+
+
+@dataclass(frozen=True)
 class RunRecord:
     """What a run is, and how far it has come."""
 
@@ -207,6 +221,8 @@ class RunRecord:
     """Scores on the test split; None before the end, and of imported weights."""
     imported: ImportedWeights | None
     """Where the weights come from, if they were not trained here."""
+    initial: InitialWeights | None
+    """Where the weights come from that training started with; None if it started anew."""
     wandb_run_id: str | None
     """Its run at Weights & Biases."""
     states: Mapping[str, Sha256]
@@ -254,6 +270,7 @@ def new_record(
     recipe: str,
     processes: int = 1,
     teacher_sha256: str | None = None,
+    initial: InitialWeights | None = None,
 ) -> RunRecord:
     """Return the record of a run that starts now.
 
@@ -266,6 +283,7 @@ def new_record(
         recipe: The recipe as YAML.
         processes: Processes that train it together.
         teacher_sha256: Checksum of the recipe's teacher file.
+        initial: Where its first weights come from.
     """
     return RunRecord(
         name=name,
@@ -296,6 +314,7 @@ def new_record(
         phases=(),
         test=None,
         imported=None,
+        initial=initial,
         wandb_run_id=None,
         states={},
     )
@@ -307,11 +326,11 @@ def versions() -> dict[str, str | None]:
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:
-    """Return, as plain values, what stays the same as long as a run lasts: seed, task, data, supernet, teacher file.
+    """Return what stays the same as long as a run lasts: seed, task, data, supernet, teacher file, first weights.
 
     Keys are those of a recipe's parts, so that a change which `--allow-change` accepts in one is accepted in the other.
     """
-    supernet = {**to_plain(record.architecture), "space": record.space.to_dict()}
+    supernet = {**to_plain(record.architecture), "space": record.space.to_dict(), "init": to_plain(record.initial)}
     return {
         "seed": record.seed,
         "task": record.task,
@@ -332,6 +351,7 @@ def with_lasting(record: RunRecord, now: RunRecord) -> RunRecord:
         data=now.data,
         architecture=now.architecture,
         space=now.space,
+        initial=now.initial,
         recipe=now.recipe,
         teacher_sha256=now.teacher_sha256,
     )

@@ -1,5 +1,6 @@
 """Define the protocol of tasks and metrics, which training, evaluation, search and report use."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -31,13 +32,13 @@ class Metric:
         return self.name[:1].upper() + self.name[1:]
 
     def show(self, value: float | None, digits: int = 2) -> str:
-        """Return a value as people read it, such as `98.31 %`; a dash for None.
+        """Return a value as people read it, such as `98.31 %`; a dash for None, and for NaN.
 
         Args:
             value: The value; of unit `%`, a share in 0..1.
             digits: Decimals of a percentage, or significant digits beyond two of another value.
         """
-        if value is None:
+        if value is None or math.isnan(value):
             return "–"
         if self.unit == "%":
             return f"{100 * value:.{digits}f} %"
@@ -97,6 +98,11 @@ class Task(Protocol):
         """Whether a target may be probabilities of classes (N, classes), which mixup and cutmix make."""
         ...
 
+    @property
+    def dense(self) -> bool:
+        """Whether heads are dense: an output is (N, outputs, H, W), not (N, outputs)."""
+        ...
+
     def pose(self, images: Tensor, targets: Tensor, rng: "np.random.Generator | None") -> tuple[Tensor, Tensor]:
         """Make a network's input and its target of a batch.
 
@@ -109,7 +115,11 @@ class Task(Protocol):
         ...
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return how wrong an exit's output (N, …) is: the mean over the batch, a scalar in float32 or wider."""
+        """Return how wrong an exit's output (N, …) is: the mean over what counts, a scalar in float32 or wider."""
+        ...
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values of a target count, bool, of its shape; None: all. A teacher is not asked about others."""
         ...
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
@@ -117,7 +127,13 @@ class Task(Protocol):
         ...
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
-        """Return the metrics by name of added sums (S,), the main one first."""
+        """Return the metrics by name of added sums (S,), the main one first.
+
+        Any but the main one may be NaN: that of a class, for example, of which there is nothing.
+
+        Raises:
+            UserError: If the main metric can't be told from so little; the message says what is missing.
+        """
         ...
 
 

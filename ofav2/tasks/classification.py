@@ -56,6 +56,11 @@ class Classification:
         """Whether mixed targets are understood: they are."""
         return True
 
+    @property
+    def dense(self) -> bool:
+        """Whether heads are dense: they pool."""
+        return False
+
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return images and targets as they are given."""
         return images, targets
@@ -65,6 +70,10 @@ class Classification:
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
         target = target.to(wide.dtype) if target.is_floating_point() else target
         return functional.cross_entropy(wide, target, label_smoothing=self.label_smoothing)
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return None: all targets count."""
+        return None
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
         """Return how many images are classified rightly, and how many there are: float64 (2,)."""

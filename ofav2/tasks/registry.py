@@ -16,7 +16,7 @@ from types import MappingProxyType
 from ofav2.config.schema import OptimConfig
 from ofav2.data import ImageData
 from ofav2.errors import UserError
-from ofav2.tasks import classification
+from ofav2.tasks import classification, reconstruction, regression, segmentation
 from ofav2.tasks.base import Task
 
 GROUP = "ofav2.tasks"
@@ -30,7 +30,30 @@ def _classification(data: ImageData, optim: OptimConfig) -> Task:
     return classification.Classification(len(data.classes), optim.label_smoothing)
 
 
-_OWN: MappingProxyType[str, MakeTask] = MappingProxyType({classification.NAME: _classification})
+def _segment(data: ImageData, optim: OptimConfig) -> Task:
+    return segmentation.Segmentation(data.target.names, optim.label_smoothing)
+
+
+def _regress(data: ImageData, optim: OptimConfig) -> Task:
+    return regression.Regression(data.target.names)
+
+
+def _reconstruct(data: ImageData, optim: OptimConfig) -> Task:
+    return reconstruction.Reconstruction(data.bands, data.target.names if data.target.kind == "numbers" else ())
+
+
+_OWN: MappingProxyType[str, MakeTask] = MappingProxyType(
+    {
+        classification.NAME: _classification,
+        segmentation.NAME: _segment,
+        regression.NAME: _regress,
+        reconstruction.NAME: _reconstruct,
+    }
+)
+_TARGETS: MappingProxyType[str, str] = MappingProxyType(
+    {classification.NAME: "classes", segmentation.NAME: "codes", regression.NAME: "numbers"}
+)
+"""Task -> the kind of targets that it needs; one that is not here takes any."""
 
 
 def names() -> tuple[str, ...]:
@@ -47,9 +70,10 @@ def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
         optim: The optimiser's settings, which hold those of the loss.
 
     Raises:
-        UserError: If there is no such task.
+        UserError: If there is no such task, or it needs other targets than the data set has.
     """
     if name in _OWN:
+        _refuse_targets(name, data)
         return _OWN[name](data, optim)
     found = tuple(entry_points(group=GROUP, name=name))
     if not found:
@@ -58,3 +82,17 @@ def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
         raise UserError(f"task ({name}): tasks are {', '.join(names())}; {hint}")
     make: MakeTask = found[0].load()
     return make(data, optim)
+
+
+def _refuse_targets(name: str, data: ImageData) -> None:
+    kind = data.target.kind
+    fitting = [task for task, needed in _TARGETS.items() if needed == kind]
+    if name in _TARGETS and name not in fitting:
+        raise UserError(
+            f"task ({name}): needs targets that are {_TARGETS[name]}, and those of {data.name} are {kind}; set"
+            f" task={fitting[0]}, or choose other data"
+        )
+    if name == regression.NAME and not data.target.names:
+        raise UserError(
+            f"task ({name}): {data.name} has no targets; set task={reconstruction.NAME}, or choose other data"
+        )

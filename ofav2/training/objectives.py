@@ -113,7 +113,7 @@ class Distill:
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        teacher_target = self.teacher(images) if self.teacher and self.kd_ratio else None
+        teacher_target = self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
         for subnet in self.draw.at(step, images.shape[-1]):
             output = self.net(images, subnet)
             yield distill.student_loss(

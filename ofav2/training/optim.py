@@ -60,9 +60,10 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
 
     Its fused form passes over the parameters once instead of once per term of its formula.
     """
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in net.parameters() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in net.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
@@ -70,7 +71,7 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
     if config.momentum:
         # What a parameter's first gradient would start. In the fused form (up to torch 2.12 at least), all parameters
         # have to start in one step, and those of a supernet take part when they are drawn.
-        for parameter in net.parameters():
+        for parameter in trained:
             sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return sgd
 

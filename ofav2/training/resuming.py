@@ -85,6 +85,7 @@ def _record_now(name: str, config: Config, setup: Setup) -> RunRecord:
         recipe=recipe.dump(setup.config),
         processes=setup.runtime.processes.count,
         teacher_sha256=setup.teacher_sha256,
+        initial=setup.initial,
     )
 
 

@@ -9,6 +9,7 @@ from ofav2.config import recipe
 from ofav2.data import refuse_inside
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import largest_by_class
+from ofav2.evaluation.maps import largest_maps
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
@@ -132,6 +133,7 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
             record = replace(record, test=evaluate_on_test(setup, tracker), status="finished")
             last = record.phases[-1]
             writer.keep_classes(largest_by_class(setup.net, setup.evaluator, last.name, last.sha256))
+            writer.keep_maps(largest_maps(setup.net, setup.evaluator, last.name, last.sha256))
         except Stopped:
             writer.keep_status("stopped")
             raise

@@ -15,11 +15,12 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
 from ofav2.networks.build import check_network, recipe_network
-from ofav2.runs.records import PhaseRecord, lasting, new_record
+from ofav2.runs.records import InitialWeights, PhaseRecord, lasting, new_record
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
+from ofav2.training.initial import adopt_initial
 from ofav2.training.phases import Phase, Plan, make_plan
 from ofav2.training.teacher import external_teachers
 from supernets.multi_exit import MultiExit, Network
@@ -35,6 +36,8 @@ class Setup:
     """The data set."""
     net: Network
     """The supernet, or network with exits, with the weights that it starts from, on the CPU."""
+    initial: InitialWeights | None
+    """Where these weights come from; None if they are fresh."""
     plan: Plan
     """The phases."""
     weights: distill.ExitWeights
@@ -67,7 +70,16 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS, split: SplitR
     opened = processes.local_main_first if config.data.download else processes.on_all
     data = opened(lambda: open_data(config.data, split))
     setup = processes.on_all(lambda: _build(config, data, processes))
-    record = new_record("", config, setup.task, data, setup.net, recipe="", teacher_sha256=setup.teacher_sha256)
+    record = new_record(
+        "",
+        config,
+        setup.task,
+        data,
+        setup.net,
+        recipe="",
+        teacher_sha256=setup.teacher_sha256,
+        initial=setup.initial,
+    )
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
 
@@ -77,7 +89,8 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
     refuse_mixing(task, config.data)
-    net = recipe_network(config, outputs=task.outputs, channels=data.channels)
+    net = recipe_network(config, outputs=task.outputs, channels=data.channels, dense=task.dense)
+    initial = adopt_initial(net, config.supernet, data, task)
     weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
@@ -88,7 +101,7 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     external = external_teachers(plan, config, data, task, runtime)
     sha256 = files.sha256(Path(config.teacher.checkpoint)) if external and config.teacher.checkpoint else None
     evaluator = open_evaluator(config, data, task, runtime)
-    return Setup(config, data, net, plan, weights, external, sha256, runtime, task, evaluator)
+    return Setup(config, data, net, initial, plan, weights, external, sha256, runtime, task, evaluator)
 
 
 def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:

@@ -49,6 +49,11 @@ def external_teachers(
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     if not names:
         return {}
+    if task.dense:
+        raise UserError(
+            f"teacher ({next(iter(names))}): timm's networks have no maps to teach task {task.name} with;"
+            " use fixed, progressive, best or none"
+        )
     file = _teacher_file(config.teacher)
     classes = data.classes if len(data.classes) == task.outputs else task.outputs
     images = distill.Normalisation(tuple(data.mean), tuple(data.std))

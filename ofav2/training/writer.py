@@ -13,6 +13,7 @@ from ofav2.config.schema import Config
 from ofav2.data import ImageData, split_record, write_split
 from ofav2.errors import RunError
 from ofav2.evaluation.by_class import ClassesRecord, write_classes
+from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
 from ofav2.runs.state import PhaseState, save_state, set_aside_after, state_names
@@ -49,6 +50,11 @@ class RunWriter:
         """Write `classes.json`, where a task has classes."""
         if record is not None:
             self._on_main(lambda: write_classes(self.path, record))
+
+    def keep_maps(self, record: MapsRecord | None) -> None:
+        """Write `maps.json`, where a task's outputs are maps."""
+        if record is not None:
+            self._on_main(lambda: write_maps(self.path, record))
 
     def keep(self, record: RunRecord) -> RunRecord:
         """Write `run.json`; return the first process's record."""

@@ -360,3 +360,40 @@ def test_a_teacher_of_another_shape_is_refused_and_not_broadcast(name: str, shap
 def test_a_kd_ratio_that_is_no_weight_is_refused(kd_ratio: float) -> None:
     with pytest.raises(DistillError, match=r"kd_ratio \(.*must be 0 or more and finite"):
         student_loss(draw(2, 3), labels_of(2, 3), label_smoothing=0.0, target=None, distance=mse, kd_ratio=kd_ratio)
+
+
+@pytest.mark.parametrize("name", distances())
+def test_of_maps_the_mean_is_over_pixels_and_of_those_that_count(name: str) -> None:
+    student, teacher = draw(3, 4, 5, 6, seed=1), draw(3, 4, 5, 6, seed=2)
+    counted = draw(3, 5, 6, seed=3) > 0
+    by_pixel, target = student.movedim(1, -1), teacher.movedim(1, -1)
+    for chosen in (torch.ones_like(counted), counted):
+        expected = distance(name)(by_pixel[chosen], teacher_target([target[chosen]], [1]))
+        found = distance(name)(student, teacher_target([teacher], [1]).at(chosen))
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        distance(name)(student, teacher_target([teacher], [1])),
+        distance(name)(student, teacher_target([teacher], [1]).at(torch.ones_like(counted))),
+    )
+    student.requires_grad_()
+    distance(name)(student, teacher_target([teacher], [1]).at(counted)).backward()
+    assert student.grad is not None
+    assert torch.equal((student.grad != 0).any(1), counted)
+    assert distance(name)(student, teacher_target([teacher], [1]).at(torch.zeros_like(counted))) == 0
+
+
+def test_numbers_of_a_pixel_may_count_one_by_one_where_they_are_compared_one_by_one() -> None:
+    student, teacher = draw(3, 4, 5, 6, seed=1), draw(3, 4, 5, 6, seed=2)
+    counted = draw(3, 4, 5, 6, seed=3) > 0
+    target = teacher_target([teacher], [1]).at(counted)
+    torch.testing.assert_close(mse(student, target), (student - teacher)[counted].square().mean())
+    with pytest.raises(DistillError, match="one per pixel"):
+        soft_cross_entropy(student, target)
+
+
+def test_the_ensemble_of_maps_is_that_of_each_pixels_logits() -> None:
+    exits = [draw(2, 3, 4, 5, seed=seed) for seed in range(3)]
+    weights = exit_weights("ascending", 3).ensemble
+    found = teacher_target(exits, weights)
+    flat = teacher_target([exit.movedim(1, -1).flatten(0, 2) for exit in exits], weights)
+    torch.testing.assert_close(found.probabilities.movedim(1, -1).flatten(0, 2), flat.probabilities)

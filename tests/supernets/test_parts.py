@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 import supernets
-from supernets.parts import BlockPart, SkipPart, input_shape, space_parts, subnet_parts
+from supernets.parts import BlockPart, SkipPart, input_shapes, space_parts, subnet_parts
 from tests.supernets.randomise import some_subnets
 
 
-@pytest.mark.parametrize("variant", supernets.names())
+@pytest.mark.parametrize("variant", [*supernets.names(), "dense heads"])
 def test_parts_in_a_row_are_the_network(variant: str) -> None:
-    net = supernets.create(variant, num_classes=3, width_mult=0.1, depth=(1, 2, 4, 5), resolutions=(32, 33))
+    name, width = ("ee_dp", 8) if variant == "dense heads" else (variant, None)
+    depth, sides = (1, 2, 4, 5), (32, 34)
+    net = supernets.create(name, num_classes=3, width_mult=0.1, depth=depth, resolutions=sides, head_width=width)
     for subnet in some_subnets(net, 3):
         parts = [
             node.target if node.op != "call_module" else str(node.target).split(".")[-1]
@@ -40,6 +42,6 @@ def test_what_a_part_is_called_and_given() -> None:
     arch = supernets.create("ee_dp", num_classes=3, resolutions=(64,)).architecture
     later = BlockPart(1, True, supernets.BlockChoice(5, 4, ("mbconv", "conv")))
     assert str(later) == "stage 2 later mbconv+conv k5 e4"
-    assert input_shape(arch, later, 8) == (40, 8, 8)
-    assert input_shape(arch, BlockPart(1, False, later.choice), 16) == (24, 16, 16)
-    assert (str(SkipPart(0)), input_shape(arch, SkipPart(0), 9)) == ("stage 1 skip", (24, 9, 9))
+    assert input_shapes(arch, later, 8) == ((40, 8, 8),)
+    assert input_shapes(arch, BlockPart(1, False, later.choice), 16) == ((24, 16, 16),)
+    assert (str(SkipPart(0)), input_shapes(arch, SkipPart(0), 9)) == ("stage 1 skip", ((24, 9, 9),))

@@ -457,6 +457,8 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("network.name", ("null",), ("''",)),
     ("network.weights", ("null",), ("''",)),
     ("network.drop_rate", ("0",), ("1", "-0.1")),
+    ("supernet.head_width", ("1", "4096"), ("0", "4097")),
+    ("supernet.init", ("null", "runs/a"), ("''", '"a\\nb"')),
     ("supernet.variant", ("se_b",), ("''",)),
     ("supernet.width_mult", ("0.05", "20"), ("0.04", "0", "-1", "20.1")),
     ("supernet.kernel", ("[1]", "[7, 3]", "[31]"), ("[]", "[4]", "[3, 3]", "[-3]", "[33]")),

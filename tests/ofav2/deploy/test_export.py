@@ -100,10 +100,12 @@ def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_pa
 def test_every_file_says_how_it_is_used(extracted: Extracted) -> None:
     given, names = extracted.record.input, extracted.record.exports.outputs
     expected = {
-        "channels": 3,
+        "bands": ["red", "green", "blue"],
         "resolution": 16,
+        "white": 255.0,
         "mean": list(given.mean),
         "std": list(given.std),
+        "nodata": None,
         "eval_crop": given.eval_crop,
         "task": "classification",
         "classes": list(extracted.record.classes),

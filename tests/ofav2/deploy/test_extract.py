@@ -11,6 +11,7 @@ import torch
 import ofav2
 from ofav2 import files
 from ofav2.data import open_data
+from ofav2.data.splits import RGB
 from ofav2.deploy.artifact import RECORD, WEIGHTS, InputRecord, SubnetRecord
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
@@ -44,7 +45,7 @@ def test_the_description_of_an_extracted_network_says_what_it_is_and_where_it_ca
     cost = subnet_cost(opened.loaded.net.architecture, subnet)
     assert (record.subnet, record.cost) == (subnet, cost)
     assert record.classes == tuple(str(digit) for digit in range(10))
-    assert record.input == InputRecord(3, 16, tuple(opened.data.mean), tuple(opened.data.std), 0.875)
+    assert record.input == InputRecord(RGB, 16, 255.0, opened.data.mean, opened.data.std, None, 0.875)
     came_from = record.provenance
     assert (came_from.run, came_from.phase, came_from.checkpoint_sha256) == ("six", "expand", opened.loaded.sha256)
     assert came_from.data_fingerprint == opened.data.fingerprint == record.data_fingerprint

@@ -4,6 +4,7 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+from ofav2.data.splits import RGB
 from ofav2.deploy.artifact import (
     WEIGHTS,
     ExportRecord,
@@ -48,7 +49,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         architecture=arch,
         task=NAME,
         metric=TOP1,
-        input=InputRecord(arch.in_channels, subnet.resolution, (0.5, 0.4, 0.3), (0.25, 0.3, 0.2), 0.875),
+        input=InputRecord(RGB, subnet.resolution, 255.0, (0.5, 0.4, 0.3), (0.25, 0.3, 0.2), None, 0.875),
         data="digits",
         classes=tuple(f"class {number}" for number in range(arch.num_classes)),
         cost=subnet_cost(arch, subnet, exits),

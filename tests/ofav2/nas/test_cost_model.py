@@ -13,9 +13,10 @@ from supernets.subnet_cost import Position, subnet_cost
 from tests.ofav2.nas.made_up import made_up_table
 
 
-@pytest.mark.parametrize("variant", ["se_b", "ee_dp"])
-def test_the_parts_prices_are_the_networks(variant: str) -> None:
-    net = supernets.create(variant, num_classes=3, width_mult=0.1, expand=(2,), depth=(1, 4), resolutions=(33, 40))
+@pytest.mark.parametrize(("variant", "head_width"), [("se_b", None), ("ee_dp", None), ("ee_dp", 8)])
+def test_the_parts_prices_are_the_networks(variant: str, head_width: int | None) -> None:
+    options = {"width_mult": 0.1, "expand": (2,), "depth": (1, 4), "resolutions": (34, 40)}
+    net = supernets.create(variant, num_classes=3, head_width=head_width, **options)  # type: ignore[arg-type]
     arch, space = net.architecture, net.space
     model = CostModel(arch, made_up_table(arch, space))
     rng = np.random.default_rng(1)
@@ -24,10 +25,9 @@ def test_the_parts_prices_are_the_networks(variant: str) -> None:
         for stage in range(subnet.height):
             choices = subnet.blocks(stage)
             for block, choice in enumerate(choices):
-                side = arch.stage_side(stage + (block > 0), subnet.resolution)
                 part = BlockPart(stage, block > 0, choice)
-                prices.append(model.block(part, Position(block, len(choices)), side))
-        prices.append(model.part(ExitPart(subnet.height), arch.stage_side(subnet.height, subnet.resolution)))
+                prices.append(model.block(part, Position(block, len(choices)), subnet.resolution))
+        prices.append(model.part(ExitPart(subnet.height), subnet.resolution))
         assert reduce(Price.then, prices) == model.price(subnet)
 
 

@@ -123,9 +123,9 @@ def test_a_table_is_read_back_as_it_was(net: Supernet, table: LatencyTable, tmp_
         (None, "does not exist"),
         ("{", "no JSON"),
         ("{}", "format"),
-        ('{"format": "ofav2-latency/2"}', "machine is missing"),
+        ('{"format": "ofav2-latency/3"}', "machine is missing"),
         (
-            '{"format": "ofav2-latency/2", "machine": 3, "batch": 1, "supernet": {}, "entries": {}, "factor": 1,'
+            '{"format": "ofav2-latency/3", "machine": 3, "batch": 1, "supernet": {}, "entries": {}, "factor": 1,'
             ' "error": {}}',
             r"machine \(3\) must be a mapping",
         ),

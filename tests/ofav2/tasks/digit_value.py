@@ -28,6 +28,7 @@ class DigitValue:
     metrics: tuple[Metric, ...] = (MAE, NEAR)
     distances: tuple[str, ...] = ("mse",)
     mixes: bool = False
+    dense: bool = False
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return the images, and values (N, 1) for labels (N,)."""
@@ -36,6 +37,10 @@ class DigitValue:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean squared error."""
         return functional.mse_loss(output.float(), target.float())
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return None: all values count."""
+        return None
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the sum of absolute errors, how many are below a half, and how many values there are."""

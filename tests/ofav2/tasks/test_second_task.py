@@ -22,7 +22,7 @@ from tests.ofav2.tasks.recipes import OTHER_TASK, RECIPE
 
 
 def test_an_installed_package_brings_a_task(installed: None) -> None:
-    assert names() == ("classification", "digit_value")
+    assert names() == ("classification", "segment", "regress", "reconstruct", "digit_value")
 
 
 def test_an_unknown_task_is_refused_with_the_nearest_one(installed: None, tmp_path: Path) -> None:

@@ -1,0 +1,245 @@
+"""Dense tasks go through everything: phases, evaluation, extraction, reports, search, fine-tuning, another start."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import ofav2
+from ofav2.cli.main import main
+from ofav2.deploy.artifact import load_subnet
+from ofav2.errors import UserError
+from ofav2.evaluation.maps import _class_maps, _number_maps
+from ofav2.inference.evaluate import MetricsReport, evaluate_network
+from ofav2.runs.records import Run, read_run
+from ofav2.tasks.segmentation import IGNORED
+from tests.notes import Notes
+from tests.ofav2 import tiny
+from tests.ofav2.tasks import dense
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of patches."""
+    return dense.write_patches(tmp_path_factory.mktemp("data") / "patches")
+
+
+def train(folder: Path, text: str, *overrides: str) -> Run:
+    return ofav2.train(tiny.written(folder, text), overrides, folder / "run")
+
+
+@pytest.fixture(scope="module")
+def segmented(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of `segment`, through all phases; to look at only."""
+    return train(tmp_path_factory.mktemp("segment"), dense.recipe("segment", patches, "cover"))
+
+
+@pytest.fixture(scope="module")
+def regressed(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of `regress`, with a teacher; to look at only."""
+    text = dense.recipe("regress", patches, "height", phases=dense.TWO_PHASES, more=dense.DISTANCE)
+    return train(tmp_path_factory.mktemp("regress"), text)
+
+
+@pytest.fixture(scope="module")
+def pretrained(patches: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of `reconstruct`, with height as a further plane; to look at only."""
+    text = dense.recipe("reconstruct", patches, "height", phases=dense.ONE_PHASE, more=dense.DISTANCE)
+    return train(tmp_path_factory.mktemp("reconstruct"), text)
+
+
+def lines(run: Run, kind: str) -> list[dict[str, Any]]:
+    found = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return [line for line in found if line["kind"] == kind]
+
+
+def test_a_supernet_learns_to_segment_and_to_regress(segmented: Run, regressed: Run, pretrained: Run) -> None:
+    for run, metric in ((segmented, "mIoU"), (regressed, "R2"), (pretrained, "R2")):
+        assert run.record.status == "finished"
+        assert run.record.metric.name == metric
+        assert all(math.isfinite(line["loss"]) for line in lines(run, "train"))
+        full = [line["loss"] for line in lines(run, "train") if line["phase"] == "full"]
+        assert full[-1] < full[0]
+    assert segmented.record.architecture.num_classes == 3
+    assert pretrained.record.architecture.num_classes == len(dense.BANDS) + 1
+
+
+def stored(root: Path, name: str, kind: str) -> Any:
+    return np.load(root / f"{name}_{kind}.npy")
+
+
+def inputs(root: Path, run: Run) -> torch.Tensor:
+    """The test images, normalised by hand."""
+    images = stored(root, "test", "images").astype(np.float64)
+    train = stored(root, "train", "images").astype(np.float64)
+    valid = (train != -9999).all(-1)
+    mean, std = train[valid].mean(0), train[valid].std(0)
+    np.testing.assert_allclose(run.record.data.mean, mean, rtol=1e-5)
+    normalised = np.where((images != -9999).all(-1, keepdims=True), (images - mean) / std, 0)
+    return torch.from_numpy(normalised.transpose(0, 3, 1, 2)).float()
+
+
+def test_an_extracted_segmentation_has_the_iou_that_a_plain_loop_finds(
+    segmented: Run, patches: Path, tmp_path: Path
+) -> None:
+    run = ofav2.open_run(segmented.folder)
+    largest = run.loaded.net.space.largest()
+    written = ofav2.extract(run, largest, tmp_path / "largest", "all")
+    truth = stored(patches, "test", "cover").astype(int)
+    truth[(stored(patches, "test", "images") == -9999).any(-1)] = 9
+    with torch.inference_mode():
+        outputs = load_subnet(tmp_path / "largest")(inputs(patches, segmented))
+    for exit, output in enumerate(outputs, 1):
+        found = output.argmax(1).numpy()
+        ious = [
+            ((found == code) & (truth == code)).sum() / (((found == code) & (truth != 9)) | (truth == code)).sum()
+            for code in range(3)
+        ]
+        assert written.scores["test"][exit] == pytest.approx(np.mean(ious), abs=0.01)
+    assert written.scores["test"][5] == pytest.approx(segmented.record.test.largest, abs=1e-9)
+    assert written.input.bands == dense.BANDS
+    assert written.input.nodata == -9999
+    card = (tmp_path / "largest" / "model_card.md").read_text("utf-8")
+    assert "3 outputs for each pixel" in card
+    assert "`nir`" in card
+
+
+def test_an_extracted_regression_has_the_r2_that_a_plain_loop_finds(
+    regressed: Run, patches: Path, tmp_path: Path
+) -> None:
+    run = ofav2.open_run(regressed.folder)
+    written = ofav2.extract(run, run.loaded.net.space.smallest(), tmp_path / "small", formats=())
+    truth = stored(patches, "test", "height").astype(float)
+    truth[(stored(patches, "test", "images") == -9999).any(-1)] = np.nan
+    with torch.inference_mode():
+        output = load_subnet(tmp_path / "small")(inputs(patches, regressed))[:, 0].double().numpy()
+    expected = 1 - np.nanmean((output - truth) ** 2) / np.nanvar(truth)
+    (found,) = written.scores["test"].values()
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_commands_name_only_the_metric(segmented: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(segmented.folder)
+    commands = (
+        ("evaluate", run),
+        ("extract", run, "--max-macs", "10G", "--candidates", "3", "--out", str(tmp_path / "chosen")),
+        ("report", run, "--out", str(tmp_path / "report.html")),
+        ("search", run, "--measurements", "8", "--out", str(tmp_path / "search")),
+    )
+    for command in commands:
+        assert main(command) == 0, "".join(capsys.readouterr())
+        shown = "".join(capsys.readouterr())
+        assert "top-1" not in shown.lower(), command
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "mIoU" in page
+    assert all(page.count(f'alt="{name} of test image') == 6 for name in ("image", "target", "output", "error"))
+
+
+def test_an_extracted_networks_metrics_are_shown_by_exit(
+    segmented: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ofav2.open_run(segmented.folder)
+    written = ofav2.extract(run, run.loaded.net.space.largest(), tmp_path / "all", "all", formats=())
+    found = evaluate_network(tmp_path / "all")
+    assert isinstance(found, MetricsReport)
+    assert found.same_images
+    assert {exit: values["mIoU"] for exit, values in found.exits.items()} == pytest.approx(written.scores["test"])
+    assert main(["evaluate", str(tmp_path / "all")]) == 0
+    assert "IoU wood" in capsys.readouterr().out
+
+
+def test_maps_show_targets_outputs_and_where_they_differ() -> None:
+    truths = np.array([[[0, 1], [IGNORED, 1]]])
+    target, output, error = _class_maps(truths, np.array([[[0, 0], [1, 1]]]))
+    assert target[0, 0, 0].tolist() == output[0, 0, 1].tolist() == [0, 0x72, 0xB2]
+    assert target[0, 1, 0].tolist() == [0, 0, 0]
+    right, wrong = [0xE8] * 3, [0xC0, 0x39, 0x2B]
+    assert error[0].tolist() == [[right, wrong], [[0, 0, 0], right]]
+    numbers = np.array([[[0.0, 1.0], [np.nan, 0.5]]], np.float32)
+    keys, error_keys, (target, output, error) = _number_maps(numbers, np.array([[[0.0, 2.0], [5.0, 0.5]]], np.float32))
+    assert [key.name for key in keys] == ["0", "0.5", "1"]
+    assert [key.name for key in error_keys] == ["-1", "+0", "+1"]
+    assert target[0, 0].tolist() == output[0, 0].tolist(), "beyond the range, colours stay at its end"
+    assert error[0, 0, 0].tolist() == error[0, 1, 1].tolist() == [0xF7] * 3
+    assert error[0, 1, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_network_is_fine_tuned_on_its_task(segmented: Run, tmp_path: Path) -> None:
+    run = ofav2.open_run(segmented.folder)
+    ofav2.extract(run, run.loaded.net.space.smallest(), tmp_path / "small", formats=())
+    settings = ["finetune.epochs=1", "finetune.lr=0.001"]
+    tuned = ofav2.finetune(tmp_path / "small", settings, out=tmp_path / "tuned", formats=())
+    assert tuned.finetuning[-1].epochs == 1
+    assert not tuned.finetuning[-1].new_classifiers
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.mixup=0.2"], "data.mixup"),
+        (["teacher.policy=timm:resnet18"], "timm's networks have no maps to teach task segment with"),
+        (["network.kind=timm", "network.name=resnet18"], r"network.kind \(timm\).* no dense heads"),
+        (["task=classification"], r"task \(classification\): needs targets that are classes.* set task=segment"),
+        (["data.target=height"], r"task \(segment\): needs targets that are codes.* set task=regress"),
+        (["task=regress", "data.target=height"], r"teacher.distance \(cross_entropy\) makes no sense.* use mse"),
+        (["supernet.frozen=true"], r"supernet.frozen \(true\).*set supernet.init=RUN"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(
+    overrides: list[str], message: str, patches: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train(tmp_path, dense.recipe("segment", patches, "cover"), *overrides)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_early_exits_and_predictions_need_classes_of_images(segmented: Run, tmp_path: Path) -> None:
+    run = ofav2.open_run(segmented.folder)
+    ofav2.extract(run, run.loaded.net.space.largest(), tmp_path / "all", "all", formats=())
+    with pytest.raises(UserError, match=r"task \(segment\) has no classes"):
+        ofav2.calibrate_exits(tmp_path / "all")
+    assert main(["predict", str(tmp_path / "all"), "x.png"]) == 2
+
+
+def test_a_run_starts_from_another_ones_weights(pretrained: Run, patches: Path, tmp_path: Path, notes: Notes) -> None:
+    text = dense.recipe("segment", patches, "cover", phases=dense.ONE_PHASE)
+    init = f"supernet.init={pretrained.folder}"
+    run = train(tmp_path, text, init, "supernet.frozen=true")
+    assert "only heads are trained" in notes()
+    initial = read_run(run.folder).initial
+    assert initial is not None
+    assert initial.sha256 == pretrained.record.phases[-1].sha256
+    assert set(initial.fresh) == {
+        f"exits.{exit}.classifier.{kind}" for exit in range(1, 6) for kind in ("weight", "bias")
+    }
+    before, after = (dict(ofav2.load_supernet(one.folder).named_parameters()) for one in (pretrained, run))
+    for name, weight in after.items():
+        if not name.startswith("exits."):
+            assert torch.equal(weight, before[name]), name
+    assert any(not torch.equal(after[name], before[name]) for name in after if "laterals" in name)
+
+
+def test_a_start_in_another_supernet_is_refused(pretrained: Run, patches: Path, tmp_path: Path) -> None:
+    text = dense.recipe("segment", patches, "cover", phases=dense.ONE_PHASE)
+    for change in ("supernet.depth=[1,3]", "data.bands=[red,nir]"):
+        with pytest.raises(UserError, match=r"supernet.init .*: weight .* has shape"):
+            train(tmp_path, text, f"supernet.init={pretrained.folder}", change)
+
+
+def test_scores_do_not_depend_on_batches(segmented: Run) -> None:
+    run = ofav2.open_run(segmented.folder)
+    net, split = run.loaded.net, run.data.test
+    subnets = [net.space.largest(), replace(net.space.largest(), height=2)]
+    whole = {score.subnet: score for score in run.evaluator.scores(net, subnets, split)}
+    run.evaluator.config = replace(run.evaluator.config, batch_size=4)
+    parts = {score.subnet: score for score in run.evaluator.scores(net, subnets, split)}
+    assert parts == whole

@@ -1,0 +1,71 @@
+"""Segmentation's metrics are those of a plain loop over pixels, however they are divided into batches."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from ofav2.errors import UserError
+from ofav2.tasks.segmentation import IGNORED, Segmentation
+
+TASK = Segmentation(("tree", "grass", "snow", "water"))
+
+
+def made_up() -> tuple[Tensor, Tensor]:
+    """Logits and targets of seven small images, without a pixel of snow, some pixels ignored."""
+    generator = torch.Generator().manual_seed(1)
+    output = torch.randn(7, 4, 5, 6, generator=generator)
+    target = torch.tensor([0, 1, 3])[torch.randint(0, 3, (7, 5, 6), generator=generator)]
+    target[torch.rand(target.shape, generator=generator) < 0.3] = IGNORED
+    target[0] = IGNORED
+    return output, target
+
+
+def slow_metrics(output: Tensor, target: Tensor) -> dict[str, float]:
+    """The metrics from a list of pixels."""
+    guesses, truths = output.argmax(1).flatten().tolist(), target.flatten().tolist()
+    pixels = [(guess, truth) for guess, truth in zip(guesses, truths, strict=True) if truth != IGNORED]
+    found: dict[str, float] = {}
+    for code, name in enumerate(TASK.classes):
+        both = sum(guess == truth == code for guess, truth in pixels)
+        either = sum(code in pair for pair in pixels)
+        found[f"IoU {name}"] = both / either if either else math.nan
+    known = [value for value in found.values() if not math.isnan(value)]
+    right = sum(guess == truth for guess, truth in pixels)
+    absent = sum(all(truth != code for _, truth in pixels) for code in range(4))
+    return {"mIoU": sum(known) / len(known), "pixel accuracy": right / len(pixels), "absent classes": absent, **found}
+
+
+@pytest.mark.parametrize("sizes", [[7], [1, 1, 5], [4, 3]], ids=str)
+@pytest.mark.parametrize("never", [False, True], ids=["taken for snow", "never taken for snow"])
+def test_metrics_are_a_plain_loops_whatever_the_batches(sizes: list[int], never: bool) -> None:
+    output, target = made_up()
+    output[:, 2] -= 100 * never
+    sums = sum(TASK.tally(*part) for part in zip(output.split(sizes), target.split(sizes), strict=True))
+    assert isinstance(sums, Tensor)
+    assert sums.dtype == torch.float64
+    found = TASK.read(sums)
+    assert found == pytest.approx(slow_metrics(output, target), rel=1e-12, nan_ok=True)
+    assert [*found] == [metric.name for metric in TASK.metrics]
+    assert found["absent classes"] == 1
+    assert math.isnan(found["IoU snow"]) == never
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_is_the_mean_over_counted_pixels(smoothing: float) -> None:
+    output, target = made_up()
+    expected = functional.cross_entropy(output, target, ignore_index=IGNORED, label_smoothing=smoothing)
+    assert float(Segmentation(TASK.classes, smoothing).loss(output, target)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_images_of_ignored_pixels_alone_teach_nothing_and_are_not_measured() -> None:
+    output, target = made_up()
+    target[:] = IGNORED
+    output.requires_grad_()
+    TASK.loss(output, target).backward()
+    assert output.grad is not None
+    assert not output.grad.any()
+    with pytest.raises(UserError, match="no pixel that counts"):
+        TASK.read(TASK.tally(output, target))
