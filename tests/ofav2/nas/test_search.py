@@ -480,7 +480,7 @@ def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypa
     # Another test searches with two processes.
     lines = [line for line in shell.splitlines() if not line.startswith("torchrun")]
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
-    assert {command[0] for command in commands} == {"search", "extract"}
+    assert {command[0] for command in commands} == {"search", "extract", "report"}
     for command in commands:
         if command[0] == "extract":
             command += ["--formats", "none"]
