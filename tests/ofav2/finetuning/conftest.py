@@ -10,6 +10,7 @@ import pytest
 import ofav2
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
+from ofav2.data.splits import TargetSpec
 from ofav2.finetuning import setup as prepare
 from tests.ofav2 import tiny
 from tests.shared import made_once
@@ -20,7 +21,8 @@ QUICK = ("finetune.epochs=3", "finetune.patience=0", "finetune.lr=0.01")
 
 def images(**changes: Any) -> ImageData:
     """Noise with the classes of digits: 40 training, 23 validation, 17 test images."""
-    return replace(tiny.tiny_data(classes=10, side=16), **({"classes": DIGITS, "fingerprint": "noise"} | changes))
+    data = replace(tiny.tiny_data(classes=10, side=16), target=TargetSpec("classes", DIGITS), fingerprint="noise")
+    return replace(data, **changes)
 
 
 @pytest.fixture

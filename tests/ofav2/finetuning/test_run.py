@@ -20,6 +20,7 @@ from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import ImageData, Split, eval_batches, join, normalise, train_batches
 from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
+from ofav2.data.splits import TargetSpec
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
@@ -216,7 +217,7 @@ def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
 def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     classes: tuple[str, ...], several: Path, tmp_path: Path, serve: Serve, notes: Notes
 ) -> None:
-    serve(replace(tiny.tiny_data(classes=len(classes), side=16), classes=classes))
+    serve(replace(tiny.tiny_data(classes=len(classes), side=16), target=TargetSpec("classes", classes)))
     start, before = tiny.bits(finetune_run.prepare(several).start), tensors(several)
     differing = {name for name in before if not torch.equal(before[name], start[name])}
     assert differing == {f"exits.{exit}.classifier.weight" for exit in (2, 3)} | (
@@ -309,7 +310,7 @@ def test_impossible_settings_of_a_fine_tuning_are_refused_by_name(
 
 
 def test_images_of_other_channels_are_refused(extracted: Path, tmp_path: Path, serve: Serve) -> None:
-    serve(images(channels=1))
+    serve(images(bands=("grey",)))
     with pytest.raises(UserError, match="have 1 channels, and the network takes 3"):
         finetune(extracted, out=tmp_path / "out")
 
