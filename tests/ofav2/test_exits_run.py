@@ -170,7 +170,7 @@ def test_the_page_and_the_other_commands_know_networks_with_exits(
     assert main(["latency", str(exits_run.folder)]) == 2
     assert "is no supernet" in capsys.readouterr().err
     with pytest.raises(UserError, match="--largest"):
-        constrain(exits_run.folder, ofav2.parse_limits(macs="1M"))
+        constrain(ofav2.load_supernet(exits_run.folder), ofav2.parse_limits(macs="1M"))
 
 
 def test_plan_lists_the_cost_of_every_subset(mixed: str, capsys: pytest.CaptureFixture[str]) -> None:
