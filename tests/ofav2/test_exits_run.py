@@ -160,7 +160,7 @@ def test_training_starts_from_the_weights_of_a_file(mixed: str, tmp_path: Path) 
 
 
 def test_the_page_and_the_other_commands_know_networks_with_exits(
-    exits_run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    exits_run: Run, opened: ofav2.OpenedRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = ofav2.write_report(exits_run.folder, tmp_path / "page.html").read_text(encoding="utf-8")
     assert "test_resnet with 4 exits" in page
@@ -170,7 +170,7 @@ def test_the_page_and_the_other_commands_know_networks_with_exits(
     assert main(["latency", str(exits_run.folder)]) == 2
     assert "is no supernet" in capsys.readouterr().err
     with pytest.raises(UserError, match="--largest"):
-        constrain(ofav2.load_supernet(exits_run.folder), ofav2.parse_limits(macs="1M"))
+        constrain(opened.loaded, ofav2.parse_limits(macs="1M"))
 
 
 def test_plan_lists_the_cost_of_every_subset(mixed: str, capsys: pytest.CaptureFixture[str]) -> None:
