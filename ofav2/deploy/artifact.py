@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from torch.fx import GraphModule
 
 from ofav2.errors import RunError
-from ofav2.nas.candidates import Method
-from ofav2.nas.limits import Limits
+from ofav2.nas.limits import Limits, Method
 from ofav2.nas.machine import Machine
 from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint

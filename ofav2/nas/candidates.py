@@ -9,7 +9,6 @@ the accurate ones are: uniform draws alone cost about half of the largest networ
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -18,7 +17,7 @@ from ofav2.evaluation.opened_run import OpenedRun, require_supernet
 from ofav2.nas.cheapest import Cheapest, cheapest, within
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.latency_table import LatencyTable
-from ofav2.nas.limits import Limits, show
+from ofav2.nas.limits import Limits, Method, show
 from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.tasks.base import Metric
@@ -28,10 +27,6 @@ MOST_CANDIDATES = 100_000
 """More candidates than anyone would wait for are a slip."""
 PATIENCE = 300
 """Draws in a row that find nothing new, after which drawing ends: the limits leave few networks."""
-
-
-Method = Literal["random", "front"]
-"""Random networks that keep the limits, or the front of a search."""
 
 
 @dataclass(frozen=True)

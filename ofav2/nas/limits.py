@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
+from typing import Literal
 
 from ofav2.errors import UserError
 from supernets import Space
@@ -22,6 +23,9 @@ UNITS = MappingProxyType({"params": COUNT_UNITS, "macs": COUNT_UNITS, "memory": 
 """The units of each limit."""
 LARGEST = 10**18
 """No limit is larger; a number with hundreds of digits is a slip."""
+
+Method = Literal["random", "front"]
+"""Random networks that keep the limits, or the front of a search."""
 
 
 @dataclass(frozen=True)
