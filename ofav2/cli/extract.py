@@ -1,6 +1,7 @@
 """`ofav2 extract`: extract a sub-network, named or chosen under limits, as files."""
 
 import argparse
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ _CHOICE = (*LIMITS, *PARTS, "candidates", "seed")
 _EPILOG = """\
 examples:
   ofav2 extract runs/digits --largest --out largest
+  ofav2 extract runs/digits --phase full --largest --out best    as an earlier phase left it
   ofav2 extract runs/digits --subnet mine.json --out mine
   ofav2 extract runs/digits --largest --exits 2,4 --out exits
   ofav2 extract runs/digits --max-macs 2M --max-params 200k --out small
@@ -56,6 +58,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     front.add_argument("--knee", action="store_true", help="with --from-search: the best compromise of the front")
     front.add_argument("--number", metavar="N", type=int, help="with --from-search: number of the front's table")
     _add_choice(parser)
+    parser.add_argument("--phase", metavar="NAME", help="weights of this phase (default: the last one)")
     parser.add_argument(
         "--exits", metavar="WHICH", default="last", help="logits to return: last (default), all, or exits such as 2,4"
     )
@@ -78,8 +81,10 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.runtime.signals import interruptible
 
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
+    if arguments.from_search and arguments.phase:
+        raise UserError("--phase has no effect on a search, which names its phase: leave it out")
     found = _from_search(arguments)
-    loaded = load_run(arguments.run)
+    loaded = load_run(arguments.run, arguments.phase)
     constraints = None if found else _constraints(arguments, loaded)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
@@ -94,15 +99,24 @@ def _run(arguments: argparse.Namespace) -> None:
         _show_choice(arguments, run, constraints, ranking)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
-    show, name = written.metric.show, written.metric.name
+    show, name, sizes = written.metric.show_from, written.metric.name, run.loaded.record.data.images
     after_name = f"{name} recalibrated" if written.extraction.calibration_images else f"{name} as written"
     rows = [
-        (exit, split, show(before[split][exit]), show(after[split][exit])) for split in before for exit in before[split]
+        (exit, split, show(before[split][exit], images, 2), show(after[split][exit], images, 2))
+        for split, images in (("val", sizes.val), ("test", sizes.test))
+        for exit in before[split]
     ]
     console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", after_name), rows))
+    if grain := written.metric.grain(sizes.val, "validation"):
+        console.say(grain)
+    if run.loaded.record.status != "finished":
+        console.say(f"{arguments.run} is not finished: `ofav2 train --resume {shlex.quote(arguments.run)}` goes on")
+    out = shlex.quote(arguments.out)
+    step = "calibrate" if len(written.exit_indices) > 1 else "evaluate"
     console.say(
         f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"
-        f"next: in Python, ofav2.load_subnet({arguments.out!r})"
+        f"next: ofav2 predict {out} IMAGE\n"
+        f"      ofav2 {step} {out}"
     )
 
 

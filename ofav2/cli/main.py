@@ -13,6 +13,7 @@ Results go to stdout, notes and progress to stderr. Exit codes:
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
@@ -107,7 +108,8 @@ def _exit_code(arguments: argparse.Namespace) -> int:
             (arguments.verb.run if arguments.verb else _run_without_verb)(arguments)
     except Stopped as stopped:
         if _rank() == 0:
-            console.say(f"ofav2: stopped after {stopped}; `ofav2 train --resume RUN` goes on from there")
+            run = shlex.quote(stopped.folder)
+            console.say(f"ofav2: stopped after {stopped}; `ofav2 train --resume {run}` goes on from there")
         return STOPPED
     except Lost as lost:
         if _rank() == 0:

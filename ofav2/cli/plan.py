@@ -1,6 +1,7 @@
 """`ofav2 plan`: show a recipe's phases, and what a network's exits cost, without training."""
 
 import argparse
+import json
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,12 +15,14 @@ from ofav2.tables import table
 
 if TYPE_CHECKING:
     from ofav2.data import ImageData
+    from ofav2.training.preview import Preview
     from ofav2.training.setup import Setup
     from supernets.multi_exit import MultiExit
 
 _EPILOG = """\
 examples:
   ofav2 plan digits
+  ofav2 plan digits --json
   ofav2 plan tiny_imagenet_paper data.root=/data/tiny-imagenet-200
   ofav2 plan exits data.root=images network.name=mobilenetv3_small_100
   ofav2 plan exits data.root=images --latency
@@ -29,10 +32,13 @@ next: ofav2 train RECIPE
 _BATCHES = (1, 64)
 _ROUNDS = 9
 _ALL_SUBSETS = 5
+_MOST_CLASSES = 20
+"""Classes that are listed one by one."""
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
+    parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(
         "--latency", action="store_true", help="time a network's subsets of exits, at batches of 1 and 64 images"
     )
@@ -42,22 +48,50 @@ def _run(arguments: argparse.Namespace) -> None:
     config = recipe.load(arguments.recipe, arguments.overrides)
     from ofav2.errors import UserError
     from ofav2.training.phases import plan_table
+    from ofav2.training.preview import preview
     from ofav2.training.setup import prepare
+    from ofav2.typed_json import to_plain
     from supernets.multi_exit import MultiExit
 
     setup = prepare(config)
     if arguments.latency and not isinstance(setup.net, MultiExit):
         raise UserError("--latency times exits of a network of timm: train the supernet, then use ofav2 latency RUN")
+    found = preview(setup)
+    if arguments.json:
+        console.show_data(json.dumps(to_plain(found), ensure_ascii=False))
+        return
+    _show_images(found)
     columns, rows = plan_table(setup.plan)
-    console.show(
-        table(f"{arguments.recipe}: {setup.data.name}, {len(setup.data.train)} training images", columns, rows)
-    )
+    console.show(table(f"\n{arguments.recipe}", columns, rows))
     for sentence in (*setup.plan.skipped, *_orientation(setup.data, setup.config.data.exif_orientation)):
         console.show(sentence)
     if isinstance(setup.net, MultiExit):
         console.show(_costs(setup, setup.net, arguments.latency))
+    else:
+        costs = [(name, cost.params, cost.macs, shown) for name, (shown, cost) in found.networks.items()]
+        rows = [(name, f"{params:,}", f"{macs:,}", shown) for name, params, macs, shown in costs]
+        console.show(table("\nnetworks", ("", "parameters", "multiply-adds", "choices"), rows))
     console.show(f"in all {setup.plan.steps:,} steps of {setup.config.data.batch_size} images")
     console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}")
+
+
+def _show_images(found: "Preview") -> None:
+    sizes = found.sizes
+    different = [f"{height} x {width}" for height, width in dict.fromkeys(sizes or ())]
+    range_of = " (smallest, median, largest)" if len(different) > 1 else ""
+    seen = f" of {', '.join(different)} pixels{range_of}" if different else ""
+    splits = ", ".join(f"{count:,} {name}" for name, count in found.images.items())
+    console.show(f"{found.data}: {splits} images{seen}")
+    if not found.classes:
+        return
+    if len(found.classes) <= _MOST_CLASSES:
+        console.show(table("", ("class", *found.images), [(name, *counts) for name, counts in found.classes.items()]))
+    else:
+        counts = sorted(found.classes.items(), key=lambda item: item[1][0])
+        (few, least), (many, most) = counts[0], counts[-1]
+        console.show(f"{len(counts)} classes: {least[0]:,} training images ({few}) to {most[0]:,} ({many})")
+    if found.imbalance:
+        console.show(found.imbalance)
 
 
 def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:

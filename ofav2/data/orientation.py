@@ -24,9 +24,14 @@ class Turned(NamedTuple):
 
 def count_turned(data: ImageData) -> Turned:
     """Count images whose EXIF orientation turns or mirrors them; their headers alone are read."""
-    paths = [path for split in (data.train, data.val, data.test) for path in _paths(split)]
-    chosen = paths[:: -(-len(paths) // MOST) or 1]
+    chosen = sample_paths(data)
     return Turned(sum(map(_is_turned, chosen)), len(chosen))
+
+
+def sample_paths(data: ImageData) -> list[Path]:
+    """Return files of a data set, at most `MOST` of them that lie evenly in it; none where images are no files."""
+    paths = [path for split in (data.train, data.val, data.test) for path in _paths(split)]
+    return paths[:: -(-len(paths) // MOST) or 1]
 
 
 def _paths(split: Split) -> list[Path]:

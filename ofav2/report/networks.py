@@ -64,6 +64,15 @@ def tables(run: RunSnapshot) -> tuple[Table, ...]:
         return tuple(_table(run, name, line) for name, line in found.items())
 
 
+def to_choose_from(measured: Sequence[Table]) -> Table | None:
+    """Return the table to choose networks from: the newest of validation, or of test where there is no other.
+
+    Whoever chooses on test images has none left that tell how good the choice is.
+    """
+    validation = [table for table in measured if table.split != "test"]
+    return next(reversed(validation or [*measured]), None)
+
+
 def front(networks: Sequence[Measured], metric: Metric) -> tuple[int, ...]:
     """Positions of the networks that no other one beats: each better than all that cost no more.
 

@@ -10,7 +10,7 @@ from ofav2.errors import UserError
 from ofav2.messages import duration
 from ofav2.report.comparison import Comparison, differing, folder_names
 from ofav2.report.curves import phase_seconds
-from ofav2.report.networks import Table, cheapest_near_best, front, tables
+from ofav2.report.networks import Table, cheapest_near_best, front, tables, to_choose_from
 from ofav2.report.page import count, write_page
 from ofav2.runs.snapshot import RunSnapshot
 from ofav2.tasks.base import Metric
@@ -25,9 +25,10 @@ RESULT_COLUMNS = (
     "smallest",
     "corner mean",
     "cheapest near the best",
+    "largest on test",
     "time",
 )
-"""Columns of `Comparison.results`; scores are of the test split."""
+"""Columns of `Comparison.results`; scores are of validation where the column does not say test."""
 
 
 def compare_snapshots(snapshots: Sequence[RunSnapshot], out: Path) -> Comparison:
@@ -45,7 +46,7 @@ def compare_snapshots(snapshots: Sequence[RunSnapshot], out: Path) -> Comparison
     comparison = Comparison(
         names=names,
         metric=metric,
-        title=f"{metric.name} on test",
+        title=f"{metric.name} on validation, ± one standard error",
         columns=RESULT_COLUMNS,
         settings=differing([asdict(run.config) for run in snapshots]),
         results=tuple(_results(name, run, own) for name, run, own in zip(names, snapshots, measured, strict=True)),
@@ -76,20 +77,22 @@ def _same_metric(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Metric:
 
 
 def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[str, ...]:
-    test, arch, metric = run.record.test, run.record.architecture, run.record.metric
-    at_the_end = next((table.networks for table in measured if table.split == "test"), ())
-    close = cheapest_near_best(at_the_end, metric)
-    largest = max((network.cost.params for network in at_the_end), default=None)
+    test, arch, metric, images = run.record.test, run.record.architecture, run.record.metric, run.record.data.images
+    opened = to_choose_from(measured)
+    networks = opened.networks if opened else ()
+    close = cheapest_near_best(networks, metric)
+    scores = {network.subnet: network.score for network in networks}
+    ends = (run.record.space.largest(), run.record.space.smallest())
+    seen = images.test if opened and opened.split == "test" else images.val
     return (
         name,
         run.state,
         arch.name if isinstance(arch, Backbone) else f"{arch.variant} w{arch.width_mult:g}",
-        "–" if largest is None else f"{largest:,}",
-        *(
-            metric.show(score, 1)
-            for score in ((test.largest, test.smallest, test.mean) if test else (None, None, None))
-        ),
+        f"{max(network.cost.params for network in networks):,}" if networks else "–",
+        *(metric.show_from(scores.get(end), seen) for end in ends),
+        metric.show(sum(scores.values()) / len(scores), 1) if scores else "–",
         "–" if close is None else f"{count(close.cost.macs)} at {metric.show(close.score, 1)}",
+        metric.show_from(test.largest, images.test) if test else "–",
         duration(sum(phase_seconds(run).values())) if run.metrics else "–",
     )
 
@@ -109,7 +112,8 @@ def _data(run: RunSnapshot) -> str:
 
 
 def _front(name: str, measured: Sequence[Table], metric: Metric) -> dict[str, Any]:
-    table = measured[-1]
+    table = to_choose_from(measured)
+    assert table, "a run that has measured something"
     chosen = [table.networks[index] for index in front(table.networks, metric)]
     return {
         "run": name,

@@ -1,5 +1,6 @@
 """Collect what the page of one run shows."""
 
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +11,16 @@ from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
 from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
-from ofav2.report.networks import Table, cheapest_near_best, drawn_supernet, front, part_costs, part_names, tables
+from ofav2.report.networks import (
+    Table,
+    cheapest_near_best,
+    drawn_supernet,
+    front,
+    part_costs,
+    part_names,
+    tables,
+    to_choose_from,
+)
 from ofav2.report.page import count
 from ofav2.runs.folder import RECIPE
 from ofav2.runs.snapshot import RunSnapshot
@@ -22,6 +32,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
     """Return what the page of a run shows: what was trained, how it went, what came out."""
     planned, measured, agreement = stretches(run), tables(run), read_exits(run)
     by_class, maps = class_page(run), read_maps(run.folder, run.record)
+    opened = to_choose_from(measured)
     return {
         "title": f"{run.record.name} · ofav2",
         "run": run,
@@ -33,6 +44,9 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "commands": _commands(run),
         "phases": [_phase_row(run, stretch, measured) for stretch in planned],
         "unusable": unusable_steps(run),
+        "fall": _fall(run),
+        "grains": _grains(run),
+        "opened": measured.index(opened) if opened else None,
         "tables": measured,
         "agreement": agreement,
         "maps": maps,
@@ -45,6 +59,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
             "validated": _validated(run),
             "exits": None if agreement is None else asdict(agreement),
             "confusion": None if by_class is None else by_class.confusion,
+            "opened": measured.index(opened) if opened else None,
             **networks_payload(run, measured),
         },
     }
@@ -106,7 +121,34 @@ def _state(run: RunSnapshot, planned: Sequence[Stretch]) -> dict[str, str]:
 
 
 def _last_step(run: RunSnapshot) -> int:
-    return max((line["global_step"] for line in run.metrics if "global_step" in line), default=0)
+    measured = [line["global_step"] for line in run.metrics if "global_step" in line]
+    # A run that was told to stop has saved its last step, which need not be one that is measured.
+    saved = [int(name[-9:]) for name in run.record.states if re.fullmatch(r"state-\d{9}", name, re.ASCII)]
+    return max((*measured, *saved), default=0)
+
+
+def _fall(run: RunSnapshot) -> str | None:
+    """Say why the largest network got worse after the first phase; None where it did not."""
+    phases, metric = run.record.phases, run.record.metric
+    scores = {phase.name: phase.ensemble_score for phase in phases if phase.ensemble_score is not None}
+    if len(scores) < 2 or not metric.counts_images:
+        return None
+    (first, best), (last, now) = next(iter(scores.items())), list(scores.items())[-1]
+    if metric.rank(now) > metric.rank(best) - 0.01:
+        return None
+    return (
+        f"The largest network fell from {metric.show(best, 1)} after {first} to {metric.show(now, 1)} after {last}: it"
+        " shares its weights with all networks that later phases train. More epochs in those phases win some of it"
+        f" back. If only the largest is wanted, ofav2 extract {shlex.quote(str(run.folder))} --phase"
+        f" {shlex.quote(first)} --largest takes it as {first} left it; ofav2 finetune trains any extracted one on."
+    )
+
+
+def _grains(run: RunSnapshot) -> list[str]:
+    """Return sentences on how much one image is, where that is much."""
+    images, metric = run.record.data.images, run.record.metric
+    found = (metric.grain(images.val, "validation"), metric.grain(images.test, "test"))
+    return [sentence for sentence in found if sentence]
 
 
 def _summary(run: RunSnapshot) -> str:
@@ -124,16 +166,17 @@ def _summary(run: RunSnapshot) -> str:
 def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:
     """Return value, name and remark of the key results."""
     record, metric = run.record, run.record.metric
+    images, opened = record.data.images, to_choose_from(measured)
     keys = [(count(record.space.size()), "sub-networks", "in the whole space")]
-    if record.test:
-        keys.append((metric.show(record.test.largest, 1), "largest", f"test {metric.name}"))
-        keys.append((metric.show(record.test.smallest, 1), "smallest", f"test {metric.name}"))
-    elif record.phases and record.phases[-1].ensemble_score is not None:
-        best = metric.show(record.phases[-1].ensemble_score, 1)
+    if record.phases and record.phases[-1].ensemble_score is not None:
+        best = metric.show_from(record.phases[-1].ensemble_score, images.val)
         keys.append((best, "largest, all exits", f"validation {metric.name}"))
-    close = cheapest_near_best(measured[-1].networks, metric) if measured else None
-    if close:
-        remark = f"reach {metric.show(close.score, 1)}, {metric.nearly} of the best"
+    if record.test:
+        keys.append((metric.show_from(record.test.largest, images.test), "largest", f"test {metric.name}"))
+        keys.append((metric.show_from(record.test.smallest, images.test), "smallest", f"test {metric.name}"))
+    close = cheapest_near_best(opened.networks, metric) if opened else None
+    if opened and close:
+        remark = f"reach {metric.show(close.score, 1)} {opened.title}, {metric.nearly} of the best"
         keys.append((count(close.cost.macs), "multiply-adds", remark))
     return keys
 
@@ -142,11 +185,16 @@ def _commands(run: RunSnapshot) -> list[tuple[str, str]]:
     path = shlex.quote(str(run.folder))
     kept = shlex.quote(str(run.folder / RECIPE))
     going_on = [("Go on with it", f"ofav2 train --resume {path}")] if run.state == "stopped" else []
+    largest = shlex.quote(f"{run.folder.resolve().name}-largest")
+    # Before the first phase has ended there are no weights to work with.
+    with_weights = [
+        ("Measure its corner sub-networks", f"ofav2 evaluate {path} --split val"),
+        ("Take the largest one out", f"ofav2 extract {path} --largest --out {largest}"),
+    ]
     return [
         *going_on,
         ("Train it again", f"ofav2 train {kept}"),
-        ("Measure its corner sub-networks", f"ofav2 evaluate {path}"),
-        ("Take the largest one out", f"ofav2 extract {path} --largest --out largest"),
+        *(with_weights if run.record.phases else []),
     ]
 
 

@@ -16,6 +16,12 @@ _STDERR = 2
 class Stopped(Exception):
     """The run was told to stop, has saved its state and can be resumed."""
 
+    def __init__(self, after: str, folder: str = "RUN") -> None:
+        """Say after what it stopped, and in which folder."""
+        super().__init__(after)
+        self.folder = folder
+        """The run folder."""
+
 
 class Lost(Exception):
     """Another process of the run failed or is gone, and this one can't go on without it."""

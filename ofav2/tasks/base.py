@@ -45,6 +45,35 @@ class Metric:
         return f"{value:.{digits + 2}g} {self.unit}".rstrip()
 
     @property
+    def counts_images(self) -> bool:
+        """Whether it is a share of images, such as top-1; a share of pixels, or of areas, has another standard error."""
+        return self.unit == "%" and self.name.startswith("top-")
+
+    def show_from(self, value: float | None, images: int, digits: int = 1) -> str:
+        """Return a value with its standard error, such as `98.3 ± 0.2 %`, from the number of images alone.
+
+        Args:
+            value: The value; only a share of images has such an error.
+            images: How many images it was measured on.
+            digits: As for `show`.
+        """
+        if value is None or math.isnan(value) or not self.counts_images or not images:
+            return self.show(value, digits)
+        error = (max(0.0, value * (1 - value)) / images) ** 0.5
+        return f"{100 * value:.{digits}f} ± {100 * error:.{digits}f} %"
+
+    def grain(self, images: int, split: str) -> str | None:
+        """Return a sentence on how much one image is where that is over 0.3 points; None where it is not.
+
+        Args:
+            images: How many images were measured on.
+            split: What to call them.
+        """
+        if not self.counts_images or not images or 100 / images <= 0.3:
+            return None
+        return f"One of the {images:,} {split} images is {100 / images:.2g} points."
+
+    @property
     def nearly(self) -> str:
         """How far from the best a value may be and still be near it (`is_near`), as people read it."""
         return "within a point" if self.unit == "%" else "within 1 %"

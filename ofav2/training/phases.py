@@ -148,33 +148,19 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
     return Plan(tuple(planned), tuple(skipped), steps_per_epoch)
 
 
-PLAN_COLUMNS = (
-    "phase",
-    "unlocks",
-    "networks",
-    "epochs",
-    "steps",
-    "warm-up steps",
-    "peak lr",
-    "sub-networks a step",
-    "sampler",
-    "teacher",
-)
+PLAN_COLUMNS = ("phase", "unlocks", "epochs", "steps", "peak lr", "draws", "teacher")
 
 
 def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Return the columns and rows that show a plan; sizes of a million networks and more are rounded."""
+    """Return the columns and rows that show a plan, within 80 columns of text: `draws` are sub-networks per step."""
     rows: list[tuple[object, ...]] = [
         (
             phase.name,
-            phase.unlocks,
-            f"{phase.space.size():.3g}" if phase.space.size() >= 10**6 else phase.space.size(),
+            phase.unlocks if phase.unlocked else "nothing",
             phase.config.epochs,
             phase.steps,
-            phase.warmup_steps,
             phase.config.lr,
-            1 if phase.sampler == Largest() else phase.config.subnets,
-            "-" if phase.sampler == Largest() else phase.config.sampler,
+            "largest" if phase.sampler == Largest() else f"{phase.config.subnets} {phase.config.sampler}",
             phase.teacher,
         )
         for phase in plan.phases

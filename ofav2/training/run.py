@@ -134,9 +134,9 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
             last = record.phases[-1]
             writer.keep_classes(largest_by_class(setup.net, setup.evaluator, last.name, last.sha256))
             writer.keep_maps(largest_maps(setup.net, setup.evaluator, last.name, last.sha256))
-        except Stopped:
+        except Stopped as stopped:
             writer.keep_status("stopped")
-            raise
+            raise Stopped(str(stopped), str(writer.path)) from stopped
         except Exception as error:
             writer.keep_failure(error)
             raise

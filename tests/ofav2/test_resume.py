@@ -460,7 +460,7 @@ def test_auto_starts_goes_on_and_finds_the_run_finished(
     with monkeypatch.context() as patch:
         before_yielding(patch, at("kernel", 2), ask_to_stop)
         assert main(command) == STOPPED == 75
-    assert "stopped after step 2 of phase kernel; `ofav2 train --resume RUN` goes on" in capsys.readouterr().err
+    assert f"stopped after step 2 of phase kernel; `ofav2 train --resume {run}` goes on" in capsys.readouterr().err
     assert main(command) == 0
     assert_same_run(run, straight)
     assert main(command) == 0

@@ -2,7 +2,7 @@
 // The page of one run. Reading order: the networks and their selection, the drawing, the other charts.
 
 const {networks, tables, parts} = payload;
-const chosen = {table: tables.length - 1, point: 0};
+const chosen = {table: payload.opened, point: 0};
 
 function at(point) {
   const table = tables[chosen.table];
@@ -122,6 +122,7 @@ function validatedPaint(name) {
 function curvesFigure(node) {
   const {phases, train, validation} = payload, end = phases.length ? phases[phases.length - 1].end || 1 : 1;
   const inner = node.clientWidth - 70;
+  const measuredYet = validation.some(curve => Object.values(curve.values).some(values => values.some(value => value !== null)));
   const line = (curves, name, label, paint, yaxis, mode, form) => ({
     type: "scatter", mode, name: label, ...joined(curves, name), yaxis, xaxis: "x", showlegend: yaxis === "y2",
     line: {color: colour(paint), width: 1.6}, marker: {size: 6, color: colour(paint)},
@@ -155,7 +156,8 @@ function curvesFigure(node) {
     legend: {orientation: "h", x: 0, y: .60, xanchor: "left", yanchor: "bottom"},
     xaxis: axis("training steps", {range: [-.004 * end, 1.012 * end], anchor: "y3", showgrid: false, tickformat: ","}),
     yaxis: axis("loss", {domain: [.69, 1], rangemode: "tozero", nticks: 5}),
-    yaxis2: metricAxis("validation ", {domain: [.24, .60], nticks: 6}),
+    // Without a point plotly would show numbers from -1 to 4.
+    yaxis2: metricAxis("validation ", {domain: [.24, .60], nticks: 6, ...(measuredYet ? {} : {range: [0, 1]})}),
     yaxis3: axis("learning rate", {domain: [0, .16], rangemode: "tozero", nticks: 4, exponentformat: "power"}),
   })};
 }

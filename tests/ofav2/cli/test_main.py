@@ -25,7 +25,7 @@ from ofav2.config import recipe
 from ofav2.runs import folder
 from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
-from tests.ofav2.data.conftest import write_classes
+from tests.ofav2.data.conftest import write_classes, write_image
 
 ROOT = Path(__file__).resolve().parents[3]
 VERBS = tuple(verb.name for verb in cli.VERBS)
@@ -246,8 +246,9 @@ def test_a_plan_shows_every_phase_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     out, err = run_ok(capsys, "plan", two, "phases.full.epochs=1")
-    assert re.search(r"^full +.*the largest network.* +2 +1 +106 ", out, re.MULTILINE)
-    assert re.search(r"^kernel +kernel 3, 5 +64 +0\.02 +2 ", out, re.MULTILINE), "two resolutions, five blocks"
+    assert re.search(r"^full +nothing +1 +106 +0\.003 +largest +none$", out, re.MULTILINE)
+    assert re.search(r"^kernel +kernel 3, 5 +0\.02 +2 +0\.001 +1 uniform +progressive$", out, re.MULTILINE)
+    assert max(map(len, out.splitlines())) <= 80
     assert "height is skipped" in out
     assert "in all 108 steps of 16 images" in out
     assert f"next: ofav2 train {two} phases.full.epochs=1" in err
@@ -268,9 +269,31 @@ def test_a_plan_counts_photos_that_are_turned(tmp_path: Path, capsys: Capture) -
     assert "3 of 40 images have an EXIF orientation and stay as they are stored (data.exif_orientation=false)" in out
 
 
+def test_a_plan_tells_images_by_class_their_sizes_and_costs(tmp_path: Path, capsys: Capture) -> None:
+    write_classes(tmp_path / "images", {"cat": 40, "dog": 8})
+    write_image(tmp_path / "images" / "dog" / "large.jpg", (40, 30))
+    text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {tmp_path / 'images'}")
+    mine = tiny.written(tmp_path, text)
+    out, _ = run_ok(capsys, "plan", mine)
+    title, heading, _, cat, dog, uneven = out.splitlines()[:6]
+    assert title == "imagefolder: 45 train, 2 val, 2 test images of 10 x 12, 30 x 40 pixels (smallest, median, largest)"
+    assert [line.split() for line in (heading, cat, dog)] == [
+        ["class", "train", "val", "test"],
+        ["cat", "38", "1", "1"],
+        ["dog", "7", "1", "1"],
+    ]
+    assert uneven.startswith("cat has 38 training images, dog 7: data.balance=classes")
+    found = json.loads(run_ok(capsys, "plan", mine, "--json")[0])
+    assert found["classes"] == {"cat": [38, 1, 1], "dog": [7, 1, 1]}
+    for name in ("largest", "smallest"):
+        shown, cost = found["networks"][name]
+        assert re.search(rf"^{name} +{cost['params']:,} +{cost['macs']:,} +{re.escape(shown)}$", out, re.MULTILINE)
+
+
 def test_the_demos_plan_has_all_six_phases(capsys: Capture) -> None:
     out, _ = run_ok(capsys, "plan", "digits")
-    listed = [line.split()[0] for line in out.splitlines()[3:]]
+    listed = [line.split()[0] for line in out.splitlines()[3:] if line]
+    assert "digits: 1,222 train, 216 val, 359 test images of 8 x 8 pixels" in out
     assert [name for name in listed if name in tiny.SIX_PHASES] == list(tiny.SIX_PHASES)
 
 
@@ -377,9 +400,16 @@ def test_extract_shows_accuracy_before_and_after(which: str, tiny_run: Run, tmp_
         before, after = (
             scores[split][record.subnet.height] for scores in (record.extraction.scores_before, record.scores)
         )
-        assert re.search(rf"\b{split} +{100 * before:.2f} % +{100 * after:.2f} %$", out, re.MULTILINE)
+        assert re.search(rf"\b{split} +{100 * before:.2f} ± \S+ % +{100 * after:.2f} ± \S+ %$", out, re.MULTILINE)
     assert f"made {tmp_path / 'out'}: {record.cost.params:,} parameters" in err
-    assert "ofav2.load_subnet(" in err
+    assert f"ofav2 predict {tmp_path / 'out'} IMAGE" in err
+
+
+def test_extract_takes_an_earlier_phase(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ("--phase", "full", "--largest", "--exits", "all", "--formats", "none", "--out", str(tmp_path / "o"))
+    _, err = run_ok(capsys, "extract", str(tiny_run.folder), *arguments)
+    assert ofav2.describe_subnet(tmp_path / "o").provenance.phase == "full"
+    assert f"ofav2 calibrate {tmp_path / 'o'}" in err
 
 
 def test_extract_takes_a_file(tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:

@@ -12,9 +12,13 @@ import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import CLASSES, read_classes
+from ofav2.report.networks import tables
 from ofav2.report.page import count, percent, when
+from ofav2.report.several import RESULT_COLUMNS
 from ofav2.runs.records import Run
+from ofav2.runs.snapshot import read_snapshot
 from tests.ofav2.changes import change_facts
+from tests.ofav2.tiny import SIX_PHASES
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -61,7 +65,13 @@ def test_the_page_is_in_the_run_by_default_and_tells_what_the_run_did(tiny_run: 
     shown = Markup(page)
     test = tiny_run.record.test
     assert test is not None
-    for told in (percent(test.largest), percent(test.smallest), f"ofav2 train {run_copy}/recipe.yaml"):
+    shown_from, images = tiny_run.record.metric.show_from, tiny_run.record.data.images.test
+    assert (tables(read_snapshot(run_copy))[shown.payload["opened"]]).name == f"{SIX_PHASES[-1]}/corners"
+    for told in (
+        shown_from(test.largest, images),
+        shown_from(test.smallest, images),
+        f"ofav2 train {run_copy}/recipe.yaml",
+    ):
         assert told in shown.text
     assert (run_copy / "recipe.yaml").read_text(encoding="utf-8").strip() in shown.text
     for phase in tiny_run.record.phases:
@@ -123,6 +133,16 @@ def test_a_run_that_broke_off_says_so(half_run: Path) -> None:
     assert "it failed: RunError" in Markup(ofav2.write_report(half_run)).text
 
 
+def test_a_fall_after_the_first_phase_is_explained_with_the_step_that_helps(run_copy: Path) -> None:
+    def fall(facts: dict[str, Any]) -> None:
+        facts["phases"][0]["ensemble_score"], facts["phases"][-1]["ensemble_score"] = 0.9, 0.8
+
+    change_facts(run_copy, fall)
+    told = Markup(ofav2.write_report(run_copy)).text
+    assert "fell from 90.0 % after full to 80.0 % after expand" in told
+    assert f"ofav2 extract {run_copy} --phase full --largest" in told
+
+
 def test_a_run_that_has_only_begun_has_a_page(half_run: Path) -> None:
     change_facts(half_run, lambda facts: facts.update(phases=[]))
     (half_run / "metrics.jsonl").unlink()
@@ -157,7 +177,13 @@ def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Pa
     assert not found.warnings
     shown = Markup(found.page)
     assert [front["run"] for front in shown.payload["fronts"]] == ["six", "copy"]
-    assert percent(tiny_run.record.test.largest) in found.results[0]
+    row, test, images = dict(zip(RESULT_COLUMNS, found.results[0], strict=True)), tiny_run.record.test, 50
+    assert test is not None
+    assert (tiny_run.record.data.images.test, tiny_run.record.metric.unit) == (images, "%")
+    error = (test.largest * (1 - test.largest) / images) ** 0.5
+    assert row["largest on test"] == f"{100 * test.largest:.1f} ± {100 * error:.1f} %"
+    (kept,) = (t for t in tables(read_snapshot(tiny_run.folder)) if t.name == f"{SIX_PHASES[-1]}/corners")
+    assert row["largest"].split(" ±")[0] == f"{100 * kept.networks[-1].score:.1f}", "choose on validation"
 
 
 def test_a_phase_that_only_one_run_has_is_a_difference(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ofav2.tasks.base import Metric
 from ofav2.tasks.classification import predict, ranks
 
 
@@ -21,3 +22,13 @@ def test_ranks_are_places_in_a_stable_sort(levels: int, dtype: type) -> None:
 def test_there_may_be_more_classes_than_a_byte_counts() -> None:
     logits = np.arange(1000, dtype=np.float32)[:, None]
     assert ranks(logits, np.array([0])).tolist() == [999]
+
+
+def test_an_accuracy_is_shown_with_its_standard_error_and_what_one_image_is() -> None:
+    top1 = Metric("top-1", "%", higher_is_better=True)
+    assert top1.show_from(0.9, 100) == "90.0 ± 3.0 %"
+    assert top1.show_from(None, 100) == "–"
+    assert Metric("error", "m", higher_is_better=False).show_from(2.0, 100) == "2 m"
+    assert Metric("mIoU", "%", higher_is_better=True).show_from(0.9, 100) == "90.0 %", "a share of areas"
+    assert top1.grain(216, "validation") == "One of the 216 validation images is 0.46 points."
+    assert top1.grain(334, "validation") is None
