@@ -1,6 +1,7 @@
 """`ofav2 calibrate`: calibrate when images exit early."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 from ofav2.cli import console
@@ -17,7 +18,7 @@ examples:
 DIR is what `ofav2 extract RUN --largest --exits all --out exits` makes, or the same with some exits such as 2,4.
 It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the chosen threshold.
 
-next: in Python, ofav2.load_early_exits(DIR).decide(images, ofav2.load_exit_policy(DIR))
+next: ofav2 predict DIR IMAGE; in Python, ofav2.load_classifier(DIR)
 """
 
 
@@ -59,9 +60,7 @@ def _run(arguments: argparse.Namespace) -> None:
         f" at {study.last.mean_macs:,.0f})"
     )
     console.say(
-        f"made {page.with_suffix('.json')} and {page}\n"
-        f"next: in Python, ofav2.load_early_exits({arguments.directory!r})"
-        f".decide(images, ofav2.load_exit_policy({arguments.directory!r}))"
+        f"made {page.with_suffix('.json')} and {page}\nnext: ofav2 predict {shlex.quote(arguments.directory)} IMAGE"
     )
 
 

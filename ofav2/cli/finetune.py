@@ -1,6 +1,7 @@
 """`ofav2 finetune`: train an extracted network further."""
 
 import argparse
+import shlex
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_formats, read_formats, shift_settings
@@ -23,7 +24,7 @@ finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}
 
 Ctrl-C or SIGTERM leaves nothing behind.
 
-next: in Python, ofav2.load_subnet(DIR)
+next: ofav2 predict DIR IMAGE; in Python, ofav2.load_classifier(DIR)
 """
 
 
@@ -50,7 +51,8 @@ def _run(arguments: argparse.Namespace) -> None:
     console.show(table(written.name, ("exit", f"test {name} before", f"test {name} fine-tuned"), rows))
     console.say(
         f"made {arguments.out}: {done.epochs} epochs on {done.images.train + done.images.val} images\n"
-        f"next: in Python, ofav2.load_subnet({arguments.out!r})"
+        f"next: ofav2 predict {shlex.quote(arguments.out)} IMAGE\n"
+        f"      ofav2 evaluate {shlex.quote(arguments.out)}"
     )
 
 

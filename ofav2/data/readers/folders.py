@@ -383,7 +383,7 @@ def _sorted_out(folder: Path, names: Sequence[str]) -> tuple[tuple[str, ...], _R
         elif kind == _UNKNOWN:
             ignored.append(str(folder / name))
         elif kind != _HARMLESS:
-            step = "convert it to PNG or JPEG" + (" (the package pillow-heif reads it)" if kind == "HEIC" else "")
+            step = "convert it to PNG or JPEG" + (", as the package pillow-heif can" if kind == "HEIC" else "")
             unusable.append(f"image {one_line(str(folder / name))}: {kind} is not read; {step}")
     return tuple(images), _Rest(tuple(unusable), tuple(ignored))
 
