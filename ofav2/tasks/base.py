@@ -46,7 +46,7 @@ class Metric:
 
     @property
     def counts_images(self) -> bool:
-        """Whether it is a share of images, such as top-1; a share of pixels, or of areas, has another standard error."""
+        """Whether it is a share of images, such as top-1; shares of pixels or areas have another standard error."""
         return self.unit == "%" and self.name.startswith("top-")
 
     def show_from(self, value: float | None, images: int, digits: int = 1) -> str:
