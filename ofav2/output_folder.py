@@ -1,5 +1,6 @@
 """Make the folder that a command was given to write: whole or not at all, by one process, and tried before the work."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -13,6 +14,8 @@ STAGING = ".ofav2-staging"
 """Name of the folder that is filled first, or its end after `.NAME`."""
 LOCK = ".ofav2-lock"
 """Name of the file that the process holds which fills it, likewise."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
+"""What the system says of a disk that takes no more, where it names no file."""
 
 
 def check_free(path: Path) -> None:
@@ -51,6 +54,7 @@ def making(path: Path, last: str) -> Iterator[Path]:
     check_free(path)
     parent, own = (path, "") if path.exists() else (path.parent, f".{path.name}")
     missing = [above for above in (parent, *parent.parents) if not above.exists()]
+    foreign: OSError | None = None
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _held(parent / f"{own}{LOCK}", path):
@@ -61,7 +65,11 @@ def making(path: Path, last: str) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir()
             try:
-                yield staging
+                try:
+                    yield staging
+                except OSError as error:
+                    foreign = None if _is_of_writing(error, staging) else error
+                    raise
                 if own:
                     staging.rename(path)
                 else:
@@ -69,6 +77,8 @@ def making(path: Path, last: str) -> Iterator[Path]:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     except OSError as error:
+        if error is foreign:
+            raise
         raise UserError(
             f"output folder ({path}) cannot be written ({error.strerror}): give one that you may write to"
         ) from error
@@ -77,6 +87,13 @@ def making(path: Path, last: str) -> Iterator[Path]:
         for above in missing:
             with suppress(OSError):
                 above.rmdir()
+
+
+def _is_of_writing(error: OSError, staging: Path) -> bool:
+    """Return whether the work failed on its output, and not on something that it read."""
+    if isinstance(error.filename, str | bytes):
+        return Path(os.fsdecode(error.filename)).is_relative_to(staging)
+    return error.errno in _FULL
 
 
 def check_writable(path: Path) -> None:

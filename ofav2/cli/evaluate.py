@@ -68,8 +68,8 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
     found = evaluate_network(arguments.run, arguments.overrides, arguments.split)
     if not found.same_images:
         console.say(
-            "these are not the images that the network was tested on when it was written; check that it was not trained"
-            " on some of them"
+            "these are not the images that the network was tested on when it was written; files that it was trained on"
+            " are left out"
         )
     if isinstance(found, MetricsReport):
         columns = ("metric", *(f"exit {exit}" for exit in found.exits))

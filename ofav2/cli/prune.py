@@ -1,7 +1,6 @@
 """`ofav2 prune`: keep the exits of a network that are worth it."""
 
 import argparse
-from pathlib import Path
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_formats, read_formats, read_subnet
@@ -63,9 +62,8 @@ def _run(arguments: argparse.Namespace) -> None:
         min_top1=None if arguments.min_top1 is None else parse_share("top-1", arguments.min_top1),
         cautious=arguments.cautious,
         formats=read_formats(arguments.formats),
+        also=lambda study, folder: write_subsets_page(study, folder / PAGE),
     )
-    page = Path(arguments.out) / PAGE
-    write_subsets_page(study, page)
     console.show(table(f"{study.name}, validation", prune_columns(study), prune_rows(study)))
     test = study.pruning.test
     console.show(
@@ -73,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> None:
         f" {100 * test['whole'].top1:.2f} %, last exit alone {100 * test['last'].top1:.2f} %)"
     )
     console.say(
-        f"made {arguments.out} with {page.name}: {study.record.cost.params:,} parameters,"
+        f"made {arguments.out} with {PAGE}: {study.record.cost.params:,} parameters,"
         f" {study.record.cost.macs:,} multiply-adds\nnext: in Python, ofav2.load_ensemble({arguments.out!r})"
     )
 

@@ -7,7 +7,6 @@ import shlex
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe, shift_settings
 from ofav2.cli.verb import Verb
-from ofav2.config import recipe
 from ofav2.errors import UserError
 
 _EPILOG = """\
@@ -80,8 +79,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--run-dir ({arguments.run_dir}) has no effect on a run that is resumed: leave it out")
     if arguments.recipe is None and arguments.resume is None:
         raise UserError("RECIPE is missing: `ofav2 recipes` lists them")
-    if arguments.recipe is not None:
-        recipe.load(arguments.recipe, arguments.overrides)
 
 
 VERB = Verb("train", "Train a recipe through all its phases.", _EPILOG, _add_arguments, _run)

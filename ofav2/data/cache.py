@@ -18,9 +18,8 @@ import os
 import re
 import shutil
 import zipfile
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -32,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ofav2 import files
+from ofav2.data.ahead import worked_ahead
 from ofav2.data.decoding import decode, read_size, shrunk_size
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
 from ofav2.data.images import FileImages, Indices, Pixels, Size, digest_of
@@ -111,6 +111,11 @@ class Store:
     """Their pixels; None where they were only looked at."""
     bad: Mapping[int, str] = field(default_factory=dict)
     """Why an image cannot be decoded, by its number."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of all pixels; 0 where no image was decoded."""
+        return 0 if self.shapes is None else 3 * int(self.shapes.prod(1).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,13 +215,15 @@ def open_store(
             return store
         shutil.rmtree(entry, ignore_errors=True)
         expected = _needed(trees)
-        if expected > budget:
-            _log_too_large(name, trees, expected, budget, enough)
         if expected > budget and not check:
+            _log_too_large(name, trees, expected, budget, enough)
             return None
-        _make(entry, trees, digests, key, root, budget if expected <= budget else -1)
+        # What is expected is an estimate: only decoding tells whether all images fit.
+        _make(entry, trees, digests, key, root, budget)
         _remove_stale(entry, name, root, digests)
         store = _load(entry, key, digests, budget)
+        if store is not None and store.kept is None:
+            _log_too_large(name, trees, store.bytes, budget, enough)
     if store is None:
         raise CacheError(f"data.cache ({cache}): what was just written reads otherwise; check the disk")
     return store
@@ -428,9 +435,8 @@ def _decode_all(path: Path, trees: Sequence[FileImages], digests: Digests, name:
     offsets, shapes = np.zeros(total, dtype=np.int64), np.zeros((total, 2), dtype=np.int64)
     checks = np.zeros(total, dtype=np.uint64)
     bad: dict[int, str] = {}
-    end, kept = 0, budget >= 0
-    verb = "decoding" if kept else "looking at"
-    with files.open_in_place(path, "ab+") as file, log_progress(f"{verb} {name}", total) as advance:
+    end, kept = 0, True
+    with files.open_in_place(path, "ab+") as file, log_progress(f"decoding {name}", total) as advance:
         for number, found in enumerate(_looks(trees)):
             _require_same(found.digest, digests, number, trees)
             offsets[number], checks[number] = end, found.check
@@ -464,19 +470,13 @@ def _write(file: IO[bytes], pixels: npt.NDArray[np.uint8], kept: bool) -> None:
 
 def _looks(trees: Sequence[FileImages]) -> Iterator[_Look]:
     """Decode files in several threads, a bounded number of them ahead, and give them in order."""
-    threads = os.cpu_count() or 1
     chunks = ((tree, start) for tree in trees for start in range(0, len(tree.paths), CHUNK))
-    ahead: deque[Future[list[_Look]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for tree, start in chunks:
-            ahead.append(pool.submit(_look_at_chunk, tree, start))
-            if len(ahead) > 3 * threads:
-                yield from ahead.popleft().result()
-        while ahead:
-            yield from ahead.popleft().result()
+    for found in worked_ahead(_look_at_chunk, chunks):
+        yield from found
 
 
-def _look_at_chunk(tree: FileImages, start: int) -> list[_Look]:
+def _look_at_chunk(chunk: tuple[FileImages, int]) -> list[_Look]:
+    tree, start = chunk
     return [_look(tree, index) for index in range(start, min(start + CHUNK, len(tree.paths)))]
 
 
@@ -486,9 +486,13 @@ def _remove_stale(entry: Path, name: str, root: Path, digests: Digests) -> None:
     The newest of those that only lack images, or only have further ones, is kept: a run goes on seeing the images that
     it began with after others were added.
     """
-    others = sorted(entry.parent.glob(f"{name}-*"), key=lambda other: other.stat().st_mtime_ns, reverse=True)
+    times = {}
+    for other in entry.parent.glob(f"{name}-*"):
+        # Another process may remove one meanwhile.
+        with suppress(FileNotFoundError):
+            times[other] = other.stat().st_mtime_ns
     kept = 0
-    for other in others:
+    for other in sorted(times, key=lambda other: times[other], reverse=True):
         if other == entry or not _STAGING.fullmatch(f".{other.name}-x"):
             continue
         try:

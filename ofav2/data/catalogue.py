@@ -2,13 +2,15 @@
 
 import difflib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
-from ofav2.data.checks import checked_files, log_duplicates
+from ofav2.data.checks import below_root, checked_files, log_duplicates
+from ofav2.data.images import FileImages
 from ofav2.data.patches import PatchImages
 from ofav2.data.readers import arrays, folders, labels
 from ofav2.data.readers.patches import read_description, read_patches
@@ -226,7 +228,8 @@ def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[List
     """
     if difference := first_other_class(split.classes, listed.classes):
         raise UserError(f"data set ({config.name}): {difference}; restore the classes that the run was trained with")
-    listed, missing, unknown = select(listed, split)
+    listed = _known_pictures(listed, split, config)
+    listed, missing, unknown = select(listed, split, _left_out(split, config))
     if unknown:
         logger.info(f"{config.name}: images that the run was not trained with, left out: {_counted(unknown)}")
     if missing and config.bad_images == "refuse":
@@ -237,6 +240,33 @@ def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[List
     if missing:
         logger.warning(f"{config.name}: images that the run was trained with are missing: {_counted(missing)}")
     return listed, (*split.skipped, *(f"image {name}: is missing" for name in missing))
+
+
+def _known_pictures(listed: Listed, split: SplitRecord, config: DataConfig) -> Listed:
+    """Leave pictures that can't be used to those that the run knew; say how many were added since."""
+    if not listed.mislabelled:
+        return listed
+    root = folders.root_of(config)
+    new = [reason for reason in listed.mislabelled if below_root(reason, root) not in split.skipped]
+    if new:
+        logger.info(
+            f"{config.name}: pictures that can't be used and that the run was not trained with, left out:"
+            f" {_counted(new)}"
+        )
+    return listed._replace(mislabelled=tuple(reason for reason in listed.mislabelled if reason not in new))
+
+
+def _left_out(split: SplitRecord, config: DataConfig) -> Callable[[Split, str], bool]:
+    """Return what says whether a run could not use a file."""
+
+    def was_left_out(listed: Split, name: str) -> bool:
+        if config.bad_images == "refuse":
+            return False
+        assert isinstance(listed.images, FileImages), "a data set of files as it is listed"
+        path = os.path.relpath(listed.images.root / name, folders.root_of(config))
+        return any(reason.startswith(f"image {path}: ") for reason in split.skipped)
+
+    return was_left_out
 
 
 def _counted(images: Sequence[str]) -> str:

@@ -52,7 +52,13 @@ def checked_files(listed: Listed, config: DataConfig, root: Path) -> tuple[Liste
     if skipped:
         logger.warning(f"{config.name}: images left out: {len(skipped)} (the first: {skipped[0]})")
         _require_classes(listed)
-    return listed, tuple(reason.replace(f"{root}{os.sep}", "") for reason in skipped)
+    return listed, tuple(below_root(reason, root) for reason in skipped)
+
+
+def below_root(reason: str, root: Path) -> str:
+    """Return why an image can't be used, as `image PATH: why`, with a path relative to the data set's folder."""
+    kind, _, rest = reason.partition(" ")
+    return f"{kind} {rest.removeprefix(f'{root}{os.sep}')}"
 
 
 def log_duplicates(parts: Parts) -> None:

@@ -9,17 +9,18 @@ import hashlib
 import io
 import logging
 import os
-from collections import deque
+import zipfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ofav2 import files
+from ofav2.data.ahead import worked_ahead
 from ofav2.data.images import FileImages, Indices, digest_of
 from ofav2.data.turns import CacheError, turn
 from ofav2.errors import RunError, UserError
@@ -140,11 +141,23 @@ def _matching(memory: Path, listing: Listing) -> tuple[Digests, npt.NDArray[np.b
     if content[:32] != hashlib.sha256(content[32:]).digest():
         logger.warning(f"cache {memory}: is damaged; images are read again")
         return digests, known
-    with np.load(io.BytesIO(content[32:]), allow_pickle=False) as kept:
-        paths, stamps, remembered = kept["paths"], kept["stamps"], kept["digests"]
+    try:
+        with np.load(io.BytesIO(content[32:]), allow_pickle=False) as kept:
+            paths, stamps, remembered = kept["paths"], kept["stamps"], kept["digests"]
+        if not _is_table(paths, stamps, remembered):
+            raise ValueError("no table of digests")
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile):
+        logger.warning(f"cache {memory}: is no table of digests; images are read again")
+        return digests, known
     positions = np.minimum(np.searchsorted(paths, listing.paths), len(paths) - 1)
     known = (paths[positions] == listing.paths) & (stamps[positions] == listing.stamps).all(1)
     return np.where(known, remembered[positions], digests), known
+
+
+def _is_table(paths: npt.NDArray[Any], stamps: npt.NDArray[Any], digests: npt.NDArray[Any]) -> bool:
+    kinds = (paths.dtype.kind, stamps.dtype.kind, digests.dtype.name)
+    count = len(paths) if paths.ndim == 1 else 0
+    return count > 0 and kinds == ("S", "i", "uint64") and stamps.shape == (count, 4) and digests.shape == (count,)
 
 
 def _remember(memory: Path, listing: Listing, digests: Digests) -> None:
@@ -180,15 +193,12 @@ def _completed(digests: Digests, known: npt.NDArray[np.bool_], trees: Sequence[F
 def _read(trees: Sequence[FileImages], numbers: Sequence[int], name: str) -> Digests:
     """Digest files, by their numbers among all, in several threads, a bounded number of them ahead."""
     found: list[int] = []
-    threads = os.cpu_count() or 1
-    ahead: deque[Future[list[int]]] = deque()
-    with ThreadPoolExecutor(threads) as pool, _progress(name, len(numbers)) as advance:
-        for start in range(0, len(numbers), CHUNK):
-            ahead.append(pool.submit(_read_chunk, trees, numbers[start : start + CHUNK]))
-            if len(ahead) > 3 * threads:
-                _collect(ahead.popleft(), found, advance)
-        while ahead:
-            _collect(ahead.popleft(), found, advance)
+    chunks = (numbers[start : start + CHUNK] for start in range(0, len(numbers), CHUNK))
+    with _progress(name, len(numbers)) as advance:
+        for digests in worked_ahead(partial(_read_chunk, trees), chunks):
+            for digest in digests:
+                found.append(digest)
+                advance()
     return np.array(found, dtype=np.uint64)
 
 
@@ -219,12 +229,6 @@ def _file_digest(path: Path, size: int) -> int:
     if done != size:
         raise UnreadableError(f"file {path}: had {size} bytes when it was listed, and has {done} now; start again")
     return int.from_bytes(found.digest(), "little")
-
-
-def _collect(ready: Future[list[int]], found: list[int], advance: Advance) -> None:
-    for digest in ready.result():
-        found.append(digest)
-        advance()
 
 
 def located(trees: Sequence[FileImages], numbers: Sequence[int]) -> Iterator[tuple[Path, int]]:

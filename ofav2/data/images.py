@@ -7,6 +7,7 @@ Python list: counting references writes to every item.
 import hashlib
 import os
 import stat
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -201,7 +202,9 @@ class FileImages:
 
     def identity_by(self, digests: npt.NDArray[np.uint64]) -> bytes:
         """Return the identity, of digests that are known (N,)."""
-        rows = zip(self.paths.tolist(), self.stamps[:, 0].tolist(), digests.tolist(), strict=True)
+        # Systems store accented letters in two forms that look the same.
+        paths = [path if path.isascii() else _composed(path) for path in self.paths.tolist()]
+        rows = zip(paths, self.stamps[:, 0].tolist(), digests.tolist(), strict=True)
         return (b"" if self.upright else b"as stored\n") + b"".join(b"%s %d %016x\n" % row for row in rows)
 
     def names(self) -> list[str]:
@@ -259,6 +262,10 @@ class JoinedImages:
             return None
         both = first + second
         return [both[position] for position in self.positions.tolist()]
+
+
+def _composed(path: bytes) -> bytes:
+    return os.fsencode(unicodedata.normalize("NFC", os.fsdecode(path)))
 
 
 def file_images(root: Path, paths: Sequence[str], upright: bool = True, shrink_to: int = 0) -> FileImages:

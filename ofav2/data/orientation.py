@@ -6,6 +6,7 @@ from typing import NamedTuple
 from ofav2 import files
 from ofav2.data.cache import CheckedImages
 from ofav2.data.decoding import read_header
+from ofav2.data.digests import located
 from ofav2.data.images import FileImages
 from ofav2.data.splits import ImageData, Split
 
@@ -24,6 +25,7 @@ class Turned(NamedTuple):
 
 def count_turned(data: ImageData) -> Turned:
     """Count images whose EXIF orientation turns or mirrors them; their headers alone are read."""
+<<<<<<< HEAD
     chosen = sample_paths(data)
     return Turned(sum(map(_is_turned, chosen)), len(chosen))
 
@@ -35,8 +37,18 @@ def sample_paths(data: ImageData) -> list[Path]:
 
 
 def _paths(split: Split) -> list[Path]:
+=======
+    trees = [tree for split in (data.train, data.val, data.test) if (tree := _files(split)) is not None]
+    count = sum(len(tree.paths) for tree in trees)
+    # A path per image would take longer than all headers that are read.
+    chosen = [path for path, _ in located(trees, range(0, count, -(-count // MOST) or 1))]
+    return Turned(sum(map(_is_turned, chosen)), len(chosen))
+
+
+def _files(split: Split) -> FileImages | None:
+>>>>>>> 7bf42ab (Networks know the images that they were trained on; runs' recipes are compared; caches, splits and states keep what they say)
     images = split.images.files if isinstance(split.images, CheckedImages) else split.images
-    return [images.path(index) for index in range(len(images.paths))] if isinstance(images, FileImages) else []
+    return images if isinstance(images, FileImages) else None
 
 
 def _is_turned(path: Path) -> bool:

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -255,21 +256,33 @@ class Selected(NamedTuple):
     """Images that are there, and that the run does not know."""
 
 
-def select(listed: Listed, record: SplitRecord) -> Selected:
-    """Leave all images out that a run does not know."""
+def _none(split: Split, name: str) -> bool:
+    return False
+
+
+def select(listed: Listed, record: SplitRecord, left_out: Callable[[Split, str], bool] = _none) -> Selected:
+    """Leave all images out that a run does not know.
+
+    Args:
+        listed: The data set as it was listed.
+        record: The run's split.
+        left_out: Says of a file whether the run knew it and could not use it. It is kept, to be checked again, as the
+            cache holds all that were looked at.
+    """
     splits: list[Split] = []
     missing: list[str] = []
     unknown: list[str] = []
     for name in ("train", "val", "test"):
         split = next((split for split in listed.splits if split.name == name), None)
         known = [one for members in record.by_name.values() if members.listed == name for one in members.members]
-        index_of = _index_of(split) if split else {}
+        index_of = _find(split, known) if split else {}
         missing += [str(one) for one in known if one not in index_of]
         if split:
-            unknown += [str(one) for one in index_of.keys() - set(known)]
-            splits.append(
-                split.take(name, np.array(sorted(index_of[one] for one in known if one in index_of), np.int64))
-            )
+            found = set(index_of.values())
+            others = [(index, one) for index, one in enumerate(_members_of(split)) if index not in found]
+            again = {index for index, one in others if isinstance(one, str) and left_out(split, one)}
+            unknown += [str(one) for index, one in others if index not in again]
+            splits.append(split.take(name, np.array(sorted(found | again), np.int64)))
     # Of images that are no files, the order in a package names them: all of them have to stay.
     chosen = listed if record.train.files is None else listed.with_splits(splits)
     return Selected(chosen, tuple(sorted(missing)), tuple(sorted(unknown)))
@@ -281,12 +294,11 @@ def restore(listed: Listed, record: SplitRecord) -> Parts:
     Raises:
         UserError: Of a split no image is left.
     """
-    index_of = {split.name: _index_of(split) for split in listed.splits}
     splits = {split.name: split for split in listed.splits}
     parts: dict[str, Split] = {}
     origins: dict[str, Origin] = {}
     for name, members in record.by_name.items():
-        there = index_of.get(members.listed, {})
+        there = _find(splits[members.listed], members.members) if members.listed in splits else {}
         indices = np.array([there[one] for one in members.members if one in there], dtype=np.int64)
         if not len(indices):
             raise UserError(f"split {name}: none of the run's images is left; put them back, or train again")
@@ -295,11 +307,29 @@ def restore(listed: Listed, record: SplitRecord) -> Parts:
     return Parts(parts["train"], parts["val"], parts["test"], origins)
 
 
-def _index_of(split: Split) -> Mapping[str | int, int]:
-    """Return the index of each image, by its path or by the index itself."""
+def _members_of(split: Split) -> Sequence[str | int]:
+    """Return what names each image: its path, or the index itself."""
     names = split.images.names()
-    members: Sequence[str | int] = range(len(split)) if names is None else names
-    return {one: index for index, one in enumerate(members)}
+    return range(len(split)) if names is None else names
+
+
+def _find(split: Split, members: Sequence[str | int]) -> Mapping[str | int, int]:
+    """Return the indices of those images that are there.
+
+    A copy may hold a name's accented letters in another Unicode form, so names that are not found are compared in one.
+    """
+    index_of = {one: index for index, one in enumerate(_members_of(split))}
+    found = {one: index_of[one] for one in members if one in index_of}
+    missing = [one for one in members if one not in found]
+    if missing:
+        others = {composed(one): index for one, index in index_of.items() if one not in found}
+        found |= {one: others[composed(one)] for one in missing if composed(one) in others}
+    return found
+
+
+def composed(name: str | int) -> str | int:
+    """Return a file's name with its accented letters in the composed form (NFC); systems store them in two."""
+    return name if isinstance(name, int) or name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Indices, Indices]:
@@ -423,6 +453,14 @@ def first_other_class(before: Sequence[str], now: Sequence[str]) -> str | None:
     pairs = enumerate(zip(before, now, strict=True))
     label, (old, name) = next((label, pair) for label, pair in pairs if pair[0] != pair[1])
     return f"class {label} was {show(old)}, and is {show(name)} now"
+
+
+def with_test(data: ImageData, test: Split) -> ImageData:
+    """Return a data set with some of its test images alone; one with all of them is the same."""
+    if test is data.test:
+        return data
+    whole = fingerprint(data.name, data.classes, (data.train, data.val, test))
+    return replace(data, test=test, fingerprint=whole)
 
 
 def join(first: Split, second: Split, name: str) -> Split:

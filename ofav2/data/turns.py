@@ -49,8 +49,13 @@ def turn(cache: Path, name: str) -> Iterator[None]:
 
 @contextmanager
 def free_turn(cache: Path, name: str) -> Iterator[bool]:
-    """Take a turn without waiting; yield whether it was free."""
-    with files.open_in_place(_lock_file(cache, name), "ab+") as handle:
+    """Take a turn without waiting; yield whether it was free, and may be taken by this user."""
+    try:
+        lock = files.open_in_place(_lock_file(cache, name), "ab+")
+    except OSError:
+        yield False
+        return
+    with lock as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-subnet/6"
+FORMAT = "ofav2-subnet/7"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -334,6 +334,8 @@ class SubnetRecord:
     """How the exported files compare with the network."""
     sha256: Sha256
     """Checksum of the weights."""
+    seen_sha256: Sha256
+    """Checksum of `trained_images.bin`: digests of the training and validation images that it has seen."""
 
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ofav2.data import refuse_inside
+from ofav2.data.seen import seen_digests
 from ofav2.deploy.agreement import largest_gap, require_same
 from ofav2.deploy.artifact import (
     RECORD,
@@ -22,6 +23,7 @@ from ofav2.deploy.artifact import (
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
+from ofav2.deploy.seen import seen_sha256, write_seen
 from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError
 from ofav2.evaluation.by_class import class_results
@@ -95,6 +97,7 @@ def extract_into(
     about = usage(taken.input, taken.task, taken.classes, taken.exports.outputs)
     exports, sha256 = write_network(staging, module, images, about, formats)
     record = replace(taken, formats=tuple(formats), exports=exports, sha256=sha256)
+    write_seen(staging, seen_digests(run.data))
     write_description(staging, record)
     return record
 
@@ -156,6 +159,7 @@ def take_out(
         formats=(),
         exports=ExportRecord(output_names(indices, single=exits == "last"), (), {}),
         sha256=weights_sha256(module),
+        seen_sha256=seen_sha256(seen_digests(run.data)),
     )
     return module, images, record
 

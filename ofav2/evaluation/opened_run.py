@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofav2.config import recipe
-from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data
 from ofav2.data.splits import first_other_class
 from ofav2.errors import RunError, UserError
@@ -13,6 +12,7 @@ from ofav2.evaluation.evaluator import CHUNK_PIXELS, Evaluator, open_evaluator
 from ofav2.messages import show
 from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
 from ofav2.runtime.device import Runtime, open_runtime
@@ -136,7 +136,7 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
         processes: The processes that evaluate together.
     """
     run = loaded.folder
-    config = recipe.load(str(run / folder.RECIPE))
+    config = kept_recipe(run, loaded.record)
     if config.run.threads == loaded.record.chosen_threads:
         # That was the fastest number where and when the run was trained.
         config = replace(config, run=replace(config.run, threads=0))
@@ -146,7 +146,7 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
     if split is None:
         require_drawn_again(run, loaded.record, data.fingerprint)
     task = make_task(config.task, data, config.optim)
-    _refuse_others(loaded.record, config, data, task)
+    _refuse_others(loaded.record, data, task)
     same_data = data.fingerprint == loaded.record.data.fingerprint
     if not same_data:
         logger.warning(
@@ -160,9 +160,9 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))
 
 
-def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Task) -> None:
+def _refuse_others(record: RunRecord, data: ImageData, task: Task) -> None:
     """Refuse what would give wrong scores without a word: outputs, or inputs, that mean something else than before."""
-    known, kept = record.data, recipe.parse(record.recipe, f"recipe in {folder.RECORD} of {record.name}")
+    known = record.data
     if difference := first_other_class(known.classes, data.classes):
         raise RunError(
             f"data set ({data.name}): {difference}; restore the classes that run {record.name} was trained with"
@@ -174,11 +174,6 @@ def _refuse_others(record: RunRecord, config: Config, data: ImageData, task: Tas
         ("bands", known.bands, data.bands),
         ("mean", known.mean, tuple(data.mean)),
         ("std", known.std, tuple(data.std)),
-        ("eval_crop", known.eval_crop, config.data.eval_crop),
-        ("data.exif_orientation", kept.data.exif_orientation, config.data.exif_orientation),
-        ("data.shrink_to", kept.data.shrink_to, config.data.shrink_to),
-        ("evaluation.calibration_images", kept.evaluation.calibration_images, config.evaluation.calibration_images),
-        ("evaluation.calibration_batch", kept.evaluation.calibration_batch, config.evaluation.calibration_batch),
     ):
         if before != now:
             raise RunError(

@@ -6,7 +6,7 @@ does not need. Here the front of subsets is kept as well, limits can be set, and
 
 import logging
 import os.path
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,10 +20,12 @@ from torch.fx import GraphModule
 import distill
 from ofav2.config import recipe
 from ofav2.data import Split
+from ofav2.data.seen import seen_digests
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.extract import COMPARED, take_out
+from ofav2.deploy.seen import seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
@@ -158,6 +160,7 @@ def prune_exits(
     min_top1: float | None = None,
     cautious: bool = False,
     formats: Sequence[str] = FORMATS,
+    also: Callable[[PruneStudy, Path], None] | None = None,
 ) -> PruneStudy:
     """Score every subset of a network's exits on validation, and write the best one as `ofav2 extract` writes networks.
 
@@ -178,6 +181,7 @@ def prune_exits(
         min_top1: Validation top-1 (0..1), at least: the cheapest subset that reaches it is taken.
         cautious: Whether to take the cheapest subset within one standard error of the best one.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
+        also: Writes further files into the folder, before it is there; None writes none.
 
     Returns:
         All subsets, and the written network's record.
@@ -204,7 +208,7 @@ def prune_exits(
     pruning = _pruning(opened, study, scored, scheme, test[:3])
     scores = {"val": [table.top1(index) for index in singles], "test": [found.top1 for found in test[3:]]}
     logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
-    return replace(study, record=_write(opened, study, pruning, scores, Path(out), formats))
+    return _write(opened, study, pruning, scores, Path(out), formats, also)
 
 
 def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subnet | None = None) -> Source:
@@ -366,7 +370,8 @@ def _write(
     scores: Mapping[str, Sequence[float]],
     out: Path,
     formats: Sequence[str],
-) -> SubnetRecord:
+    also: Callable[[PruneStudy, Path], None] | None,
+) -> PruneStudy:
     exits, evaluator = pruning.chosen.exits, source.evaluator
     single = len(exits) == 1
     network = _network(source.module, study.table.choices[study.choice.index])
@@ -375,6 +380,7 @@ def _write(
     with interruptible(), making(out, RECORD) as staging:
         names = output_names(exits, single=single, ensemble=not single)
         about = usage(source.record.input, source.record.task, source.record.classes, names)
+        seen = seen_digests(evaluator.data)
         form = network if weights is None else with_ensemble(network, weights)
         exports, sha256 = write_network(staging, network, images, about, formats, weights)
         record = replace(
@@ -389,11 +395,16 @@ def _write(
             formats=tuple(formats),
             exports=exports,
             sha256=sha256,
+            seen_sha256=seen_sha256(seen),
         )
+        write_seen(staging, seen)
         write_description(staging, record)
         with torch.inference_mode():
             loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
             kept = exit_logits(source.module(images))
             expected = [kept[i] for i in study.table.choices[study.choice.index]]
             require_same(loaded, expected, "pruned network, beside the one with all exits,")
-        return record
+        found = replace(study, record=record)
+        if also:
+            also(found, staging)
+        return found

@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from ofav2 import files
 from ofav2.config import recipe
-from ofav2.data import ImageData, join, refuse_inside
+from ofav2.data import join, refuse_inside
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import (
     RECORD,
@@ -29,6 +29,7 @@ from ofav2.deploy.artifact import (
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
+from ofav2.deploy.seen import seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
@@ -108,21 +109,9 @@ def _introduce(tuning: Tuning) -> None:
     if tuning.new_classifiers:
         old = len(tuning.source.record.classes)
         logger.warning(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
-    if seen := _seen(tuning.source.record, data):
-        logger.warning(seen)
-
-
-def _seen(source: SubnetRecord, data: ImageData) -> str | None:
-    """Return what to mind where the network may have been trained on images that it is evaluated on; else None."""
-    same_images = source.data_fingerprint == data.fingerprint
-    if same_images and source.finetuning:
-        return "validation images were trained on by the last fine-tuning: the epochs found on them say little"
-    if data.name == source.data and not same_images:
-        return (
-            f"{data.name} holds other images, or other splits, than the network was trained on: if images that it has"
-            " seen are among the test images, accuracy on them says little"
-        )
-    return None
+    source = tuning.source.record
+    if source.finetuning and source.data_fingerprint == data.fingerprint:
+        logger.warning("validation images were trained on by the last fine-tuning: epochs found on them say little")
 
 
 def _tell(found: Search, metric: Metric) -> None:
@@ -182,7 +171,9 @@ def _write(
         formats=tuple(formats),
         exports=exports,
         sha256=sha256,
+        seen_sha256=seen_sha256(tuning.seen),
     )
+    write_seen(staging, tuning.seen)
     write_description(staging, written)
     files.write_text(staging / folder.RECIPE, done.recipe)
     with torch.inference_mode():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 from torch.fx import GraphModule
 
@@ -13,8 +14,12 @@ import distill
 from ofav2.config import recipe
 from ofav2.config.schema import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
+from ofav2.data.digests import Digests
+from ofav2.data.seen import seen_digests, unseen
+from ofav2.data.splits import with_test
 from ofav2.deploy.artifact import RECORD, SubnetRecord, describe_subnet, load_subnet
 from ofav2.deploy.extract import COMPARED
+from ofav2.deploy.seen import read_seen
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.networks.build import build_network, with_classes
@@ -61,6 +66,8 @@ class Tuning:
     """Where it computes."""
     evaluator: Evaluator
     """What measures it."""
+    seen: Digests
+    """Digests of all images that the network is trained on when it is done, ascending."""
 
     @property
     def resolution(self) -> int:
@@ -89,8 +96,10 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     config = recipe.adjust_tuning(source.settings, file, overrides)
     _refuse_resolutions(config, source.record.subnet.resolution)
     runtime = open_runtime(config.run)
-    data = open_data(config.data)
+    data, seen = open_data(config.data), read_seen(Path(directory), source.record)
     _refuse_data(config, data, source)
+    if data.fingerprint != source.record.measured_fingerprint:
+        data = with_test(data, unseen(data.test, seen))
     task = make_task(config.task, data, config.optim)
     refuse_task(task, source)
     refuse_mixing(task, config.data)
@@ -118,6 +127,7 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
         task=task,
         runtime=runtime,
         evaluator=open_evaluator(config, data, task, runtime),
+        seen=np.union1d(seen, seen_digests(data)),
     )
 
 

@@ -7,7 +7,9 @@ from typing import Literal
 
 from ofav2.config import recipe
 from ofav2.data import open_data
+from ofav2.data.seen import unseen
 from ofav2.data.splits import first_other_class
+from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
 from ofav2.exits.collect import predict_exits
 from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
@@ -97,6 +99,8 @@ def evaluate_network(
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
         choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
     images_of = data.test if split == "test" else data.val
+    if not same_images:
+        images_of = unseen(images_of, read_seen(Path(directory), source.record))
     evaluator = open_evaluator(config, data, task, runtime)
     weights, exits = source.record.ensemble, source.record.exit_indices
     if not isinstance(task, Classification):

@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofav2.config import recipe
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import load_run, require_supernet
 from ofav2.nas.latency import Latency, call_times, measure_latency, using_threads
 from ofav2.nas.machine import Machine, this_machine
 from ofav2.progress import log_progress
 from ofav2.rng import generator
-from ofav2.runs import folder
+from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.typed_json import Count, Positive, read_record, write_record
 from supernets import Architecture, Subnet, Supernet
@@ -161,8 +160,9 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
         RunError: If the folder is no run.
         UserError: If a number is out of range.
     """
-    net = require_supernet(load_run(run).net, "`ofav2 plan RECIPE --latency` times its exits")
-    runtime = open_runtime(recipe.load(str(Path(run) / folder.RECIPE)).run)
+    loaded = load_run(run)
+    net = require_supernet(loaded.net, "`ofav2 plan RECIPE --latency` times its exits")
+    runtime = open_runtime(kept_recipe(Path(run), loaded.record).run)
     runtime.place(net)
     return build_table(net, runtime, batch=batch, threads=threads)
 

@@ -159,6 +159,10 @@ def lock(folder: Path) -> Iterator[Lock]:
     Raises:
         RunError: The folder is in use, missing, or cannot be locked.
     """
+    if (folder / CHECKPOINTS).is_symlink():
+        raise RunError(
+            f"run folder ({folder}): {CHECKPOINTS} is a link, and what it leads to would be changed; make it a folder"
+        )
     try:
         handle = TextIOWrapper(files.open_in_place(folder / LOCK, "ab+"), encoding="utf-8", errors="replace")
     except OSError as error:

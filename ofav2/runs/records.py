@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-run/4"
+FORMAT = "ofav2-run/5"
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
 SKIPPED_SHOWN = 20
 """Images left out of a data set that a record names, at most."""
@@ -204,7 +204,9 @@ class RunRecord:
     recipe: str
     """Its resolved recipe, as YAML."""
     teacher_sha256: Sha256 | None
-    """Checksum of the recipe's `teacher.checkpoint`, if a phase has it teach."""
+    """Checksum of an external teacher's weights, if a phase has it teach: of their file, or of what timm loaded."""
+    weights_sha256: Sha256 | None
+    """Checksum of the weights that its network began with, likewise; None of one that began anew."""
     task: str
     """What its networks do: `classification`."""
     metric: Metric
@@ -271,6 +273,7 @@ def new_record(
     processes: int = 1,
     teacher_sha256: str | None = None,
     initial: InitialWeights | None = None,
+    weights_sha256: str | None = None,
 ) -> RunRecord:
     """Return the record of a run that starts now.
 
@@ -282,7 +285,8 @@ def new_record(
         net: Its supernet.
         recipe: The recipe as YAML.
         processes: Processes that train it together.
-        teacher_sha256: Checksum of the recipe's teacher file.
+        teacher_sha256: Checksum of an external teacher's weights.
+        weights_sha256: Checksum of the weights that the network begins with.
         initial: Where its first weights come from.
     """
     return RunRecord(
@@ -296,6 +300,7 @@ def new_record(
         seed=config.run.seed,
         recipe=recipe,
         teacher_sha256=teacher_sha256,
+        weights_sha256=weights_sha256,
         task=task.name,
         metric=task.metrics[0],
         data=DataRecord(
@@ -338,6 +343,7 @@ def lasting(record: RunRecord) -> dict[str, Any]:
         "data": to_plain(record.data),
         "supernet": supernet,
         "teacher": {"checkpoint": {"sha256": record.teacher_sha256}},
+        "network": {"weights": {"sha256": record.weights_sha256}},
     }
 
 
@@ -354,6 +360,7 @@ def with_lasting(record: RunRecord, now: RunRecord) -> RunRecord:
         initial=now.initial,
         recipe=now.recipe,
         teacher_sha256=now.teacher_sha256,
+        weights_sha256=now.weights_sha256,
     )
 
 

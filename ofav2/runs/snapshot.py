@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ofav2 import files
-from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.errors import RunError, UserError
 from ofav2.runs import folder as run_folder
+from ofav2.runs.kept_recipe import trained_recipe
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.tracking import read_metrics
 
@@ -32,7 +32,7 @@ class RunSnapshot:
     config: Config
     """The resolved recipe."""
     recipe: str
-    """The same as text, as it stands in the folder."""
+    """The same as text, as `run.json` holds it."""
     metrics: tuple[Mapping[str, Any], ...]
     """The lines of `metrics.jsonl`, oldest first; an unfinished last line is left out."""
 
@@ -53,8 +53,8 @@ def read_snapshot(run: str | Path) -> RunSnapshot:
         folder=path,
         record=record,
         state=_state(path, record.status),
-        config=recipe.load(str(path / run_folder.RECIPE)),
-        recipe=files.read_bytes(path / run_folder.RECIPE).decode("utf-8"),
+        config=trained_recipe(path, record),
+        recipe=record.recipe,
         # A run that has only just begun has not opened the file yet.
         metrics=tuple(read_metrics(path)) if os.path.lexists(path / run_folder.METRICS) else (),
     )

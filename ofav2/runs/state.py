@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ofav2 import files
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 
@@ -135,13 +136,33 @@ def set_aside_after(run_folder: Path, global_step: int) -> None:
     for path in _states(run_folder, "state"):
         if int(path.name.removeprefix("state-")) <= global_step:
             return
-        for file in reversed(checkpoint.file_paths(path)):
-            try:
-                file.replace(file.with_name(file.name.replace("state", "aside", 1)))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise RunError(f"{file} cannot be set aside ({error.strerror}); check its permissions") from error
+        _set_aside(path)
+
+
+def set_aside_skipped(run_folder: Path, phase: str) -> None:
+    """Rename the states of a phase that were saved after a batch had been skipped, and those that can't be read.
+
+    Raises:
+        RunError: If the system refuses.
+    """
+    for path in _states(run_folder, "state"):
+        try:
+            progress = _read_progress(files.read_json(checkpoint.file_paths(path)[1]), path)
+        except RunError:
+            _set_aside(path)
+            continue
+        if progress.phase == phase and progress.skipped:
+            _set_aside(path)
+
+
+def _set_aside(path: Path) -> None:
+    for file in reversed(checkpoint.file_paths(path)):
+        try:
+            file.replace(file.with_name(file.name.replace("state", "aside", 1)))
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunError(f"{file} cannot be set aside ({error.strerror}); check its permissions") from error
 
 
 def check_state(state: PhaseState, net: nn.Module, *, first_step: int, steps: int) -> None:

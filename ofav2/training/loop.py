@@ -140,7 +140,9 @@ def learn(
                 sound = step.number - 1 if sound is None else sound
                 _skip(step, phase, skipped, setup, tracker)
                 if skipped > config.optim.skip_limit:
-                    _give_up(setup, phase, writer, sound, step.refused)
+                    writer.set_aside_skipped(phase.name)
+                    back = "--resume goes back before the first of the skipped batches"
+                    _give_up(setup, phase, writer, sound, f"{step.refused} ({skipped} batches were skipped)", back)
             else:
                 sound = None
             _record(setup, phase, step, tracker)
@@ -235,10 +237,10 @@ def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: Step) ->
     """End the run if a weight or a statistic is not finite, in any process."""
     if any(setup.runtime.processes.any(not_finite(setup.net) is not None)):
         why = f"weights after step {step.number} of phase {phase.name} are not finite"
-        _give_up(setup, phase, writer, step.number - 1, why)
+        _give_up(setup, phase, writer, step.number - 1, why, "--resume takes a state before that step")
 
 
-def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str) -> NoReturn:
+def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str, back: str) -> NoReturn:
     """End the run, with the states set aside that it could not go on from.
 
     The state of the last step before the trouble is among them: the next loss was that of its weights.
@@ -249,12 +251,13 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
         writer: What writes into the run folder.
         sound: Steps of the phase that were taken before the trouble.
         why: What it is.
+        back: Where the run can go on.
     """
     writer.set_aside_after(phase.first_step + sound - 1)
     setup.runtime.processes.refuse(
         DivergedError(
             f"{why}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit, and accept it with"
-            " --allow-change: --resume goes back before the first of these batches"
+            f" --allow-change: {back}"
         )
     )
 

@@ -86,6 +86,7 @@ def _record_now(name: str, config: Config, setup: Setup) -> RunRecord:
         processes=setup.runtime.processes.count,
         teacher_sha256=setup.teacher_sha256,
         initial=setup.initial,
+        weights_sha256=setup.weights_sha256,
     )
 
 
@@ -177,7 +178,7 @@ def _restore(setup: Setup, path: Path, record: RunRecord) -> tuple[tuple[PhaseRe
     state = load_newest(path, setup.plan.phases[len(finished)].name, record.states)
     if begun or state or diverged:
         where = f"step {state.progress.step}" if state else "its start"
-        why = ", before the batches that were skipped" if diverged else ""
+        why = ", before what made it stop" if diverged else ""
         logger.info(f"going on with phase {setup.plan.phases[len(finished)].name} from {where}{why}")
     return finished, state
 

@@ -88,12 +88,15 @@ def resume(
             split = processes.on_main(lambda: same_split(path, record, config, allow))
             setup = settle_threads(prepare(config, processes, split))
             record = processes.on_main(lambda: next_record(record, config, setup, allow))
-            if split is None and setup.data.fingerprint == record.data.fingerprint:
+            drawn = split is None and setup.data.fingerprint == record.data.fingerprint
+            if record.status == "finished" and drawn:
                 writer.keep_split(setup.data)
             if record.status == "finished":
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
             writer.write(folder.RECIPE, recipe.dump(setup.config))
+            if drawn:
+                writer.keep_split(setup.data)
             return _run_phases(setup, writer, record)
 
 

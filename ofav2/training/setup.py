@@ -1,6 +1,7 @@
 """Prepare everything that a run needs from its recipe, and check it before anything is written."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
 from ofav2.networks.build import check_network, recipe_network
+from ofav2.runs import checkpoint
+from ofav2.runs.kept_recipe import flat_settings
 from ofav2.runs.records import InitialWeights, PhaseRecord, lasting, new_record
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
@@ -45,7 +48,9 @@ class Setup:
     external: Mapping[str, nn.Module]
     """Teachers from timm, by policy."""
     teacher_sha256: str | None
-    """Checksum of the file that one of them has its weights from."""
+    """Checksum of their weights: of the file, or of what timm has loaded; None without such a teacher."""
+    weights_sha256: str | None
+    """Checksum of `network.weights`, likewise; None of a network that starts anew."""
     runtime: Runtime
     """Device, precision and processes."""
     task: Task
@@ -79,6 +84,7 @@ def prepare(config: Config, processes: Processes = SINGLE_PROCESS, split: SplitR
         recipe="",
         teacher_sha256=setup.teacher_sha256,
         initial=setup.initial,
+        weights_sha256=setup.weights_sha256,
     )
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
@@ -99,9 +105,26 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
         _check_patience(config, phase, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
-    sha256 = files.sha256(Path(config.teacher.checkpoint)) if external and config.teacher.checkpoint else None
+    sha256 = _weights_sha256(config.teacher.checkpoint, [external[policy] for policy in sorted(external)])
     evaluator = open_evaluator(config, data, task, runtime)
-    return Setup(config, data, net, initial, plan, weights, external, sha256, runtime, task, evaluator)
+    start = _weights_sha256(_file(config.network.weights), [net] if config.network.weights else [])
+    return Setup(config, data, net, initial, plan, weights, external, sha256, start, runtime, task, evaluator)
+
+
+def _file(weights: str | None) -> str | None:
+    return None if weights == "timm" else weights
+
+
+def _weights_sha256(file: str | None, networks: Sequence[nn.Module]) -> str | None:
+    """Return the checksum of weights from elsewhere: of their file, or of what timm has loaded; None of no network."""
+    if not networks:
+        return None
+    if file is not None:
+        return files.sha256(Path(file))
+    digest = hashlib.sha256()
+    for net in networks:
+        digest.update(checkpoint.tensor_bytes(net.state_dict()))
+    return digest.hexdigest()
 
 
 def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:
@@ -152,7 +175,7 @@ def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> No
         RunError: In the first process, if there are differences; the message has those to the first one that differs.
         Lost: In the others.
     """
-    first, *others = (dict(_flat(theirs, "")) for theirs in processes.gather(settings))
+    first, *others = (dict(flat_settings(theirs)) for theirs in processes.gather(settings))
     for rank, theirs in enumerate(others, 1):
         differing = [key for key in {**first, **theirs} if first.get(key) != theirs.get(key)]
         if differing:
@@ -177,7 +200,7 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed:
     Raises:
         RunError: If another key differs; the message has the differences.
     """
-    old, new = dict(_flat(before, "")), dict(_flat(after, ""))
+    old, new = dict(flat_settings(before)), dict(flat_settings(after))
     differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
     refused = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in allowed)]
     if refused:
@@ -186,14 +209,6 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed:
         raise RunError(
             f"run can't go on as it was: {shown}{more}; restore that, or accept it with --allow-change {refused[0]}"
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
 
 
 def _brief(value: object) -> str:

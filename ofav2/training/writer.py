@@ -16,7 +16,7 @@ from ofav2.evaluation.by_class import ClassesRecord, write_classes
 from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
-from ofav2.runs.state import PhaseState, save_state, set_aside_after, state_names
+from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, state_names
 from ofav2.runs.tracking import Tracker, flushed_bytes, open_tracker, untracked
 from ofav2.runtime.processes import Processes
 
@@ -44,7 +44,7 @@ class RunWriter:
 
     def keep_split(self, data: ImageData) -> None:
         """Write `split.json`."""
-        self.processes.on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
+        self._on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
 
     def keep_classes(self, record: ClassesRecord | None) -> None:
         """Write `classes.json`, where a task has classes."""
@@ -91,6 +91,10 @@ class RunWriter:
     def set_aside_after(self, global_step: int) -> None:
         """Set the states aside that are beyond a step."""
         self._on_main(lambda: set_aside_after(self.path, global_step))
+
+    def set_aside_skipped(self, phase: str) -> None:
+        """Set a phase's states aside that were saved after a batch had been skipped."""
+        self._on_main(lambda: set_aside_skipped(self.path, phase))
 
     def keep_phase(self, record: PhaseRecord, net: nn.Module, tracker: Tracker) -> PhaseRecord:
         """Save what a phase left; return its record, with what had been measured by then."""

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 import distill
 import ofav2
 import ofav2.timm_plugin
+from ofav2 import files
 from ofav2.cli.main import main
 from ofav2.deploy.card import model_card
 from ofav2.errors import RunError, UserError
@@ -157,6 +158,10 @@ def test_training_starts_from_the_weights_of_a_file(mixed: str, tmp_path: Path) 
     end = weights(run.folder, "backbone")
     distance = {name: float((end[f"network.{name}"] - tensor).abs().max()) for name, tensor in own.items()}
     assert distance["layer4.0.conv1.weight"] < 0.05
+    assert run.record.weights_sha256 == files.sha256(tmp_path / "own.safetensors")
+    save_file({name: -tensor for name, tensor in own.items()}, tmp_path / "own.safetensors")
+    with pytest.raises(RunError, match=r"network\.weights\.sha256 was .* with --allow-change network\.weights\.sha256"):
+        ofav2.resume(run.folder)
 
 
 def test_the_page_and_the_other_commands_know_networks_with_exits(

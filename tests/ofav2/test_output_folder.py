@@ -106,6 +106,16 @@ def test_a_body_that_fails_leaves_nothing(exists: bool, tmp_path: Path) -> None:
     assert everything(tmp_path) == (["above", "above/out"] if exists else [])
 
 
+def test_a_body_that_fails_on_what_it_reads_is_not_the_folders_fault(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), making(tmp_path / "out", LAST):
+        (tmp_path / "elsewhere").read_bytes()
+    with pytest.raises(ConnectionError), making(tmp_path / "out", LAST):
+        raise ConnectionResetError(104, "Connection reset by peer")
+    assert everything(tmp_path) == []
+    with pytest.raises(UserError, match="cannot be written"), making(tmp_path / "out", LAST) as staging:
+        (staging / "no" / "folder").write_bytes(b"")
+
+
 @pytest.mark.parametrize("exists", [True, False])
 def test_a_second_process_is_refused_before_its_work_and_the_first_goes_on(exists: bool, tmp_path: Path) -> None:
     out = tmp_path / "out"

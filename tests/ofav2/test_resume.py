@@ -30,8 +30,10 @@ from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import read_run
+from ofav2.runtime.processes import SINGLE_PROCESS
 from ofav2.runtime.signals import Stopped
 from ofav2.training.step import train_steps
+from ofav2.training.writer import RunWriter
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts, flip_a_bit
@@ -670,7 +672,21 @@ def test_one_unusable_batch_too_many_stops_the_run_which_resumes_before_the_firs
     monkeypatch.undo()
     notes()
     assert_accepted(run, overrides=["phases.full.lr=0.0001"], allow=["phases.full.lr"])
-    assert "going on with phase full from step 1, before the batches that were skipped" in notes()
+    assert "going on with phase full from step 1, before what made it stop" in notes()
+
+
+def test_a_run_that_skipped_too_many_batches_goes_back_before_the_first_though_others_trained_between(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes
+) -> None:
+    run = tmp_path / "run"
+    poison(monkeypatch, lambda batch: batch in (1, 3, 5))
+    settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2", "run.keep_states=9"]
+    with pytest.raises(RunError, match=r"3 batches were skipped.*goes back before the first of the skipped batches"):
+        ofav2.train(recipes["short"], settings, run)
+    assert states(run) == ["aside-000000003.json", "aside-000000005.json", "state-000000001.json"]
+    notes()
+    ofav2.resume(run, overrides=["optim.skip_limit=3"], allow=["optim.skip_limit"])
+    assert "going on with phase full from step 1, before what made it stop" in notes()
 
 
 def test_no_state_is_saved_while_batches_are_skipped(
@@ -701,7 +717,7 @@ def test_a_phase_that_diverged_can_be_gone_on_with_at_a_lower_rate(recipes: dict
         "phases.full.epochs=0.2",
         "run.save_steps=2",
     ]
-    with pytest.raises(RunError, match="--resume goes back before the first of these batches"):
+    with pytest.raises(RunError, match="--resume goes back before the first of the skipped batches"):
         ofav2.train(recipes["short"], settings, run)
     assert ofav2.resume(run, overrides=["phases.full.lr=0.001"], allow=["phases.full.lr"]).record.status == "finished"
 
@@ -823,6 +839,23 @@ def test_a_lock_that_is_removed_ends_the_run_at_the_next_save(
 
 
 # One writer
+
+
+def test_checkpoints_that_are_a_link_are_not_written_to(stopped: Path, tmp_path: Path) -> None:
+    elsewhere = (stopped / "checkpoints").rename(tmp_path / "elsewhere")
+    before = sorted(path.name for path in elsewhere.iterdir())
+    (stopped / "checkpoints").symlink_to(elsewhere)
+    with pytest.raises(RunError, match="checkpoints is a link, and what it leads to would be changed"):
+        ofav2.resume(stopped)
+    assert sorted(path.name for path in elsewhere.iterdir()) == before
+
+
+def test_a_split_is_not_written_where_the_lock_was_lost(tmp_path: Path) -> None:
+    with folder.lock(tmp_path) as lock:
+        (tmp_path / folder.LOCK).unlink()
+        with pytest.raises(RunError, match=r"lost its \.lock"):
+            RunWriter(tmp_path, SINGLE_PROCESS, lock).keep_split(tiny.tiny_data())
+    assert not (tmp_path / folder.SPLIT).exists()
 
 
 def test_what_a_killed_owner_leaves_running_is_waited_for(tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def read_imagenet(config: DataConfig) -> Listed:
     classes = _class_names(root / "train")
     train, rest = _class_tree(root / "train", "train", classes, config)
     test, more = _class_tree(root / "val", "test", classes, config)
+    _log_unread(root, [name for name in _folders(root) if name not in ("train", "val")])
     return _settled(Listed(classes, train, test=test), rest + more + _beside(root), config)
 
 
@@ -127,6 +128,7 @@ def read_tiny_imagenet(config: DataConfig) -> Listed:
     train, rest = _class_tree(root / "train", "train", wnids, config, inner="images")
     test, more = _annotated(root / "val", "test", wnids, config)
     names = _readable_names(root / "words.txt", wnids)
+    _log_unread(root, [name for name in _folders(root) if name not in ("train", "val", "test")])
     return _settled(Listed(names, train, test=test), rest + more + _beside(root) + _beside(root / "val"), config)
 
 
@@ -198,8 +200,7 @@ def _beside_splits(root: Path, splits: Mapping[str, str], classes: Sequence[str]
                 f"folder {root / name}: beside train, splits are folders called val and test that hold class folders; "
                 "rename it, fill it, or move it out of data.root"
             )
-    if others:
-        logger.warning(f"folders beside train that are not read: {len(others)} (the first: {root / others[0]})")
+    _log_unread(root, others)
     return _beside(root)
 
 
@@ -218,6 +219,11 @@ def _refuse_deeper_classes(folder: Path, classes: Sequence[str]) -> None:
             f"folder {folder / folders[classes[0]]}: it holds no image, and the folder {inside[0][0][0]!r} like all"
             " others beside it; set data.root to the folder whose folders are train or the classes"
         )
+
+
+def _log_unread(root: Path, folders: Sequence[str]) -> None:
+    if folders:
+        logger.warning(f"folders beside train that are not read: {len(folders)} (the first: {root / folders[0]})")
 
 
 def _class_tree(

@@ -538,6 +538,11 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tiny_run: Run, tmp_path:
 # Run folders that cannot be used
 
 
+def edit_recipe(run: Path) -> None:
+    file = run / "recipe.yaml"
+    file.write_text(file.read_text().replace("weight_decay: 0.01", "weight_decay: 0.5"))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -547,7 +552,7 @@ def test_a_file_that_cannot_be_read_is_named(name: str, tiny_run: Run, tmp_path:
         (lambda path: (path / "run.json").write_text('{"format": "ofav2-r'), r"run\.json is no JSON"),
         (lambda path: (path / "checkpoints" / "expand.safetensors").unlink(), r"expand\.safetensors is missing"),
         (lambda path: (path / "checkpoints" / "expand.json").write_text("{}"), r"expand\.json: format \(None\)"),
-        (lambda path: (path / "recipe.yaml").unlink(), r"recipe\.yaml: there is no such file"),
+        (edit_recipe, r"recipe\.yaml: optim\.weight_decay is 0\.5, and was 0\.01 when the run was trained"),
         (lambda path: (path / "recipe.yaml").write_text("a: [1"), r"recipe\.yaml.*is not valid YAML"),
     ],
 )

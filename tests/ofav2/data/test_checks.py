@@ -9,6 +9,7 @@ import pytest
 
 from ofav2 import data
 from ofav2.config.schema import DataConfig
+from ofav2.data.checks import below_root
 from ofav2.errors import UserError
 from tests.notes import Notes
 
@@ -169,6 +170,11 @@ def test_what_was_left_out_is_said_the_same_of_a_folder_that_was_moved(config: D
     after = data.open_data(replace(skipping, root=str(tmp_path / "moved")))
     assert (after.skipped, after.fingerprint) == (before.skipped, before.fingerprint)
     assert str(tmp_path) not in "".join(after.skipped)
+
+
+def test_a_path_is_made_relative_once() -> None:
+    assert below_root("image data/xdata/1.png: is no file", Path("data")) == "image xdata/1.png: is no file"
+    assert below_root("image a./b.png: is no file", Path()) == "image a./b.png: is no file"
 
 
 def test_a_file_of_which_the_system_tells_nothing_now_is_refused(

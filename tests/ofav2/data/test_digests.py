@@ -1,5 +1,7 @@
 """Images are the same if names and bytes are; times only decide whether bytes are read again."""
 
+import hashlib
+import io
 import os
 import shutil
 from collections.abc import Callable
@@ -142,6 +144,23 @@ def test_damaged_digests_are_said_and_not_used(config: DataConfig, position: int
     assert f"cache {memory(config)}: is damaged" in notes()
     data.open_data(config)
     assert "damaged" not in notes()
+
+
+@pytest.mark.parametrize(
+    "columns", [{}, {"paths": np.zeros(0, "S1")}, {"stamps": np.zeros((20, 2), np.int64)}, {"digests": np.zeros(3)}]
+)
+def test_a_table_of_another_shape_is_said_and_not_used(
+    config: DataConfig, columns: dict[str, np.ndarray], notes: Notes
+) -> None:
+    before = data.open_data(config).fingerprint
+    content = memory(config).read_bytes()[32:]
+    with np.load(io.BytesIO(content)) as kept:
+        table = dict(kept) | columns if columns else {}
+    archive = io.BytesIO()
+    np.savez(archive, **table)  # type: ignore[arg-type]
+    memory(config).write_bytes(hashlib.sha256(archive.getvalue()).digest() + archive.getvalue())
+    assert data.open_data(config).fingerprint == before
+    assert "is no table of digests; images are read again" in notes()
 
 
 def test_many_files_in_many_trees_are_read_in_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

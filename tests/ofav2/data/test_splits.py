@@ -211,6 +211,19 @@ def test_images_that_a_run_does_not_know_are_left_out_and_those_it_misses_are_na
     assert parts.train.targets.tolist() == [NAMES.index(name) % 2 for name in parts.train.images.names() or []]
 
 
+def test_names_in_another_unicode_form_are_the_same_images(tmp_path: Path) -> None:
+    composed = [f"\u00e9{name}" for name in NAMES]
+    record = split_record(opened(Listed(("a", "b"), listed_files(tmp_path, *composed))))
+    now = Listed(("a", "b"), listed_files(tmp_path, *(f"e\u0301{name}" for name in NAMES)))
+    found = select(now, record)
+    assert (found.missing, found.unknown) == ((), ())
+    parts = restore(found.listed, record)
+    assert [len(one) for one in parts[:3]] == [len(one.members) for one in record.by_name.values()]
+    digests = np.arange(20, dtype=np.uint64)
+    one, other = (file_images(tmp_path, names) for names in (composed, now.train.images.names() or []))
+    assert one.identity_by(digests) == other.identity_by(digests)
+
+
 def test_splits_that_a_data_set_brings_are_kept_apart_by_where_they_are_listed(tmp_path: Path) -> None:
     test = Split("test", np.array([0, 1]), file_images(tmp_path / "test", NAMES[:2]))
     data = opened(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES), test=test))

@@ -16,7 +16,15 @@ from ofav2.cli import main as cli
 from ofav2.config.schema import FinetuneConfig
 from ofav2.finetuning.setup import prepare
 
-FILES = {"model.safetensors", "subnet.json", "model.onnx", "model.pt2", "model_card.md", "recipe.yaml"}
+FILES = {
+    "model.safetensors",
+    "subnet.json",
+    "model.onnx",
+    "model.pt2",
+    "model_card.md",
+    "recipe.yaml",
+    "trained_images.bin",
+}
 LITTLE = ("data.val_fraction=0.4", "data.test_fraction=0.5", "data.batch_size=128", "finetune.epochs=1")
 
 

@@ -1,6 +1,7 @@
 """A fine-tuned network is what the method says, to the last bit, or nothing is left behind."""
 
 import json
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from ofav2.config import recipe
 from ofav2.data import ImageData, Split, eval_batches, join, normalise, train_batches
 from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
 from ofav2.data.splits import TargetSpec
+from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
@@ -148,7 +150,7 @@ class Watched:
         return self.images.identity()
 
 
-def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_path: Path, serve: Serve) -> None:
+def test_test_images_are_evaluated_once_after_all_training(several: Path, tmp_path: Path, serve: Serve) -> None:
     log: list[tuple[str, int]] = []
 
     def watched(split: Split) -> Split:
@@ -158,6 +160,10 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))
     written = finetune(several, QUICK, out=tmp_path / "out")
+    # Before, each image is read once, to know it again.
+    known = len(data.train) + len(data.val) + len(data.test)
+    assert sorted(name for name, _ in log[:known]) == sorted(["train"] * 40 + ["val"] * 23 + ["test"] * 17)
+    del log[:known]
     tested = [position for position, (name, _) in enumerate(log) if name == "test"]
     assert sorted(log[position] for position in tested) == [("test", index) for index in range(len(data.test))]
     assert tested == list(range(tested[0], tested[0] + len(tested))), "in one go"
@@ -260,10 +266,14 @@ def test_a_fine_tuned_network_can_be_fine_tuned_again(extracted: Path, tmp_path:
     assert second.finetuning[-1].test_before == first.scores["test"]
 
 
-def test_other_splits_of_the_same_images_are_told(extracted: Path, tmp_path: Path, serve: Serve, notes: Notes) -> None:
-    serve(images(name="digits"))
-    finetune(extracted, QUICK, out=tmp_path / "out")
-    assert "digits holds other images, or other splits, than the network was trained on" in notes()
+def test_a_list_of_trained_images_that_is_lost_or_changed_is_refused(extracted: Path, tmp_path: Path) -> None:
+    network = Path(shutil.copytree(extracted, tmp_path / "network"))
+    (network / SEEN).write_bytes(b"x" * 16)
+    with pytest.raises(RunError, match=r"trained_images\.bin is not the one that subnet\.json names"):
+        finetune_run.prepare(network)
+    (network / SEEN).unlink()
+    with pytest.raises(RunError, match=r"trained_images\.bin cannot be read"):
+        finetune_run.prepare(network)
 
 
 def test_the_same_fine_tuning_gives_the_same_bytes(extracted: Path, tmp_path: Path) -> None:

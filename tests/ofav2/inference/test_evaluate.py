@@ -4,11 +4,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ofav2
 from ofav2.deploy.artifact import write_subnet_record
+from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
+from tests.notes import Notes
 
 
 def test_the_results_are_those_of_the_extraction(extracted: Path) -> None:
@@ -54,3 +57,17 @@ def test_other_images_than_those_it_was_tested_on_are_refused_unless_they_are_na
     with pytest.raises(UserError, match="may be ones that it knows"):
         ofav2.evaluate_network(other)
     assert not ofav2.evaluate_network(other, ["data.split_seed=0"]).same_images
+
+
+def test_images_that_were_trained_on_are_no_test_images(extracted: Path, tmp_path: Path, notes: Notes) -> None:
+    other = ["data.split_seed=9", "data.test_fraction=0.5", "data.val_fraction=0.8"]
+    before = read_seen(extracted, ofav2.describe_subnet(extracted))
+    tuned = ofav2.finetune(
+        extracted, ["finetune.epochs=1", "run.threads=1", *other], out=tmp_path / "tuned", formats=()
+    )
+    left = tuned.finetuning[-1].images.test
+    assert 0 < left < 100, "few of all images were not trained on"
+    assert f"test images that the network was trained on, left out: {901 - left} of 901" in notes()
+    assert np.isin(before, read_seen(tmp_path / "tuned", tuned)).all()
+    assert ofav2.evaluate_network(extracted, other).results.total == left
+    assert f"left out: {901 - left} of 901" in notes()

@@ -57,7 +57,7 @@ def test_a_finished_record_comes_back_equal(tiny_run: Run, tmp_path: Path) -> No
 
 def test_the_file_starts_with_its_format(tmp_path: Path) -> None:
     write_run(tmp_path, recorded())
-    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/4")
+    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/5")
 
 
 def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_what_lasts_changes_with_data_net_metric_and_seed_alone() -> None:
         (lambda facts: facts.update(status="late"), 'status ("late") must be training'),
         (lambda facts: facts.update(seed=True), "seed (true) must be a whole number"),
         (lambda facts: facts.update(extra=1), "extra is not a key"),
-        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/4'"),
+        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/5'"),
     ],
 )
 def test_a_damaged_record_is_refused_by_file_and_key(run_copy: Path, change: Change, message: str) -> None:
@@ -151,6 +151,6 @@ def test_what_is_no_run_folder_of_ours_is_refused_with_a_next_step(tmp_path: Pat
     assert "has no run.json, so it holds no run; give one that `ofav2 train` made" in refusal(tmp_path)
     file.write_text("{}")
     assert "is a file; give the folder" in refusal(file)
-    assert "format (None) must be 'ofav2-run/4'" in refusal(tmp_path)
+    assert "format (None) must be 'ofav2-run/5'" in refusal(tmp_path)
     file.write_text(json.dumps({"format": "ofav2-run/9"}))
     assert "use the version of ofav2 that made it" in refusal(tmp_path)

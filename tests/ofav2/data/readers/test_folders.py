@@ -402,6 +402,9 @@ def test_folders_beside_splits_are_counted_aloud(tmp_path: Path, classes: Callab
     classes(tmp_path, {"extra": 3})
     open_at("imagefolder", tmp_path)
     assert f"folders beside train that are not read: 1 (the first: {tmp_path / 'extra'})" in notes()
+    classes(tmp_path / "val", {"a": 2, "b": 2})
+    open_at("imagenet", tmp_path)
+    assert f"folders beside train that are not read: 1 (the first: {tmp_path / 'extra'})" in notes()
 
 
 def test_pictures_that_cannot_be_used_are_left_out_on_request(

@@ -1,0 +1,50 @@
+"""Know images again by their content, so that those that a network was trained on are never its test images."""
+
+import logging
+
+import numpy as np
+
+from ofav2.data.cache import CheckedImages
+from ofav2.data.digests import Digests
+from ofav2.data.images import Images, digest_of
+from ofav2.data.splits import ImageData, Split
+from ofav2.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def seen_digests(data: ImageData) -> Digests:
+    """Return digests of the training and the validation images, ascending, each once.
+
+    Those of a file are of its bytes, wherever it lies; a copy that was written anew is another image.
+    """
+    return np.unique(np.concatenate([_digests(split.images, len(split)) for split in (data.train, data.val)]))
+
+
+def unseen(split: Split, seen: Digests) -> Split:
+    """Return a split without the images that a network was trained on, and say how many they are.
+
+    Args:
+        split: Images to test it on.
+        seen: Digests of the images that it was trained on.
+
+    Raises:
+        UserError: No image is left.
+    """
+    known = np.isin(_digests(split.images, len(split)), seen)
+    if not known.any():
+        return split
+    if known.all():
+        raise UserError(
+            f"split {split.name} holds {len(split)} images, and the network was trained on all of them: name images"
+            " that it never saw by data.root=PATH"
+        )
+    logger.warning(f"{split.name} images that the network was trained on, left out: {known.sum()} of {len(split)}")
+    return split.take(split.name, np.flatnonzero(~known))
+
+
+def _digests(images: Images, count: int) -> Digests:
+    if isinstance(images, CheckedImages):
+        return images.digests
+    pixels = (images.read(index).contiguous() for index in range(count))
+    return np.array([digest_of(image.numpy().tobytes()) for image in pixels], dtype=np.uint64)

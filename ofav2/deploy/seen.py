@@ -1,0 +1,50 @@
+"""Keep which images an extracted network was trained on, by digests of their contents."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from ofav2 import files
+from ofav2.data.digests import Digests
+from ofav2.deploy.artifact import RECORD, SubnetRecord
+from ofav2.errors import RunError
+
+SEEN = "trained_images.bin"
+"""The file in a network's folder: ascending 64-bit digests, little-endian."""
+
+
+def seen_sha256(digests: Digests) -> str:
+    """Return the SHA-256 that the file of some digests has."""
+    return hashlib.sha256(_content(digests)).hexdigest()
+
+
+def write_seen(folder: Path, digests: Digests) -> None:
+    """Write the file.
+
+    Raises:
+        RunError: It can't be written.
+    """
+    files.write_bytes(folder / SEEN, _content(digests))
+
+
+def read_seen(folder: Path, record: SubnetRecord) -> Digests:
+    """Read the file.
+
+    Raises:
+        RunError: It is missing, or is not the one that `subnet.json` names.
+    """
+    try:
+        content = files.read_bytes(folder / SEEN)
+    except OSError as error:
+        raise RunError(
+            f"{folder / SEEN} cannot be read ({error.strerror}), so images that the network was trained on can't be"
+            " told from others: restore it, or extract the network again"
+        ) from error
+    if len(content) % 8 or hashlib.sha256(content).hexdigest() != record.seen_sha256:
+        raise RunError(f"{folder / SEEN} is not the one that {RECORD} names: restore it, or extract the network again")
+    return np.frombuffer(content, dtype="<u8").astype(np.uint64)
+
+
+def _content(digests: Digests) -> bytes:
+    return np.unique(digests).astype("<u8").tobytes()

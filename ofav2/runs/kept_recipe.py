@@ -1,0 +1,70 @@
+"""Read the recipe that a run was trained by."""
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ofav2.config import recipe
+from ofav2.config.schema import Config
+from ofav2.errors import RunError
+from ofav2.messages import show
+from ofav2.runs.folder import RECIPE, RECORD
+from ofav2.runs.records import RunRecord
+
+logger = logging.getLogger(__name__)
+
+_FREE = (
+    *(f"data.{name}" for name in ("root", "download", "cache", "cache_gib", "bad_images", "workers")),
+    *("run.device", "run.threads", "run.folder", "evaluation.batch_size", "tracking"),
+)
+"""Settings that say where things are and what computes: they may be edited in a run's `recipe.yaml`."""
+
+
+def kept_recipe(folder: Path, record: RunRecord) -> Config:
+    """Return the recipe that a run was trained by, with images and device where its `recipe.yaml` has them now.
+
+    Args:
+        folder: The run folder. `recipe.yaml` may be lost: `run.json` holds all of it.
+        record: The run's record.
+
+    Raises:
+        RunError: If `recipe.yaml` differs in something else.
+        UserError: If it can't be read.
+    """
+    kept, path = trained_recipe(folder, record), folder / RECIPE
+    if not os.path.lexists(path):
+        logger.warning(f"{path} is missing: its settings are taken from {RECORD}")
+        return kept
+    edited = recipe.load(str(path))
+    before, now = dict(flat_settings(asdict(kept))), dict(flat_settings(asdict(edited)))
+    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    for key in differing:
+        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE):
+            raise RunError(
+                f"{path}: {key} is {show(now.get(key))}, and was {show(before.get(key))} when the run was trained:"
+                " restore its recipe.yaml, or remove the file, as run.json holds the recipe"
+            )
+    if differing:
+        logger.info(f"{path} was edited since the run was trained: {', '.join(differing)}")
+    return edited
+
+
+def trained_recipe(folder: Path, record: RunRecord) -> Config:
+    """Return the recipe that a run was trained by, from its record alone.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    return recipe.parse(record.recipe, f"recipe in {folder / RECORD}")
+
+
+def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield settings by their full keys, such as `phases.full.lr`."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flat_settings(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value
