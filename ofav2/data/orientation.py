@@ -25,28 +25,19 @@ class Turned(NamedTuple):
 
 def count_turned(data: ImageData) -> Turned:
     """Count images whose EXIF orientation turns or mirrors them; their headers alone are read."""
-<<<<<<< HEAD
     chosen = sample_paths(data)
     return Turned(sum(map(_is_turned, chosen)), len(chosen))
 
 
 def sample_paths(data: ImageData) -> list[Path]:
     """Return files of a data set, at most `MOST` of them that lie evenly in it; none where images are no files."""
-    paths = [path for split in (data.train, data.val, data.test) for path in _paths(split)]
-    return paths[:: -(-len(paths) // MOST) or 1]
-
-
-def _paths(split: Split) -> list[Path]:
-=======
     trees = [tree for split in (data.train, data.val, data.test) if (tree := _files(split)) is not None]
     count = sum(len(tree.paths) for tree in trees)
     # A path per image would take longer than all headers that are read.
-    chosen = [path for path, _ in located(trees, range(0, count, -(-count // MOST) or 1))]
-    return Turned(sum(map(_is_turned, chosen)), len(chosen))
+    return [path for path, _ in located(trees, range(0, count, -(-count // MOST) or 1))]
 
 
 def _files(split: Split) -> FileImages | None:
->>>>>>> 7bf42ab (Networks know the images that they were trained on; runs' recipes are compared; caches, splits and states keep what they say)
     images = split.images.files if isinstance(split.images, CheckedImages) else split.images
     return images if isinstance(images, FileImages) else None
 
