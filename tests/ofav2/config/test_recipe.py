@@ -136,7 +136,7 @@ def test_description_stops_at_the_first_sentence() -> None:
 
 
 PAPER = (
-    # phase, unlocks, epochs, warm-up epochs, learning rate, sub-networks per step
+    # phase, unlocks, epochs after the warm-up, warm-up epochs, learning rate, sub-networks per step
     ("full", UnlockConfig(), 180, 0, 0.08, 1),
     ("kernel", UnlockConfig(kernel=(3, 5, 7)), 120, 5, 0.03, 1),
     ("level_1", UnlockConfig(level=(2, 3)), 25, 0, 0.0025, 2),
@@ -157,7 +157,13 @@ def paper_phases(*dimensions: str) -> list[tuple[str, PhaseConfig]]:
         (
             name,
             PhaseConfig(
-                epochs, lr, unlock, warmup, subnets=subnets, sampler="uniform", dropout=0.2 if name == "full" else 0.1
+                epochs + warmup,
+                lr,
+                unlock,
+                warmup,
+                subnets=subnets,
+                sampler="uniform",
+                dropout=0.2 if name == "full" else 0.1,
             ),
         )
         for name, unlock, epochs, warmup, lr, subnets in PAPER

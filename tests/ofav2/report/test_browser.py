@@ -249,7 +249,7 @@ def test_a_run_that_has_only_begun_has_no_complaint(browser: webdriver.Chrome, h
 def test_hostile_names_do_nothing(browser: webdriver.Chrome, run_copy: Path, tiny_run: Run, tmp_path: Path) -> None:
     def soil(facts: dict[str, Any]) -> None:
         facts.update(name=HOSTILE)
-        facts["data"].update(name=HOSTILE, fingerprint="other", classes=[HOSTILE] * 10)
+        facts["data"].update(name=HOSTILE, fingerprint="other", classes=[f"{HOSTILE} {number}" for number in range(10)])
         facts["phases"][1]["teacher"].update(name=HOSTILE, reason=HOSTILE)
 
     change_facts(run_copy, soil)
