@@ -167,10 +167,12 @@ def test_a_run_that_cannot_be_read_leaves_the_old_page(run_copy: Path) -> None:
     assert page.read_bytes() == before
 
 
+def change_recipe(run: Path, before: str, after: str) -> None:
+    change_facts(run, lambda facts: facts.update(recipe=facts["recipe"].replace(before, after)))
+
+
 def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
-    recipe = run_copy / "recipe.yaml"
-    text = recipe.read_text(encoding="utf-8")
-    recipe.write_text(text.replace("label_smoothing: 0.1", "label_smoothing: 0.25"), encoding="utf-8")
+    change_recipe(run_copy, "label_smoothing: 0.1", "label_smoothing: 0.25")
     found = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html")
     assert found.settings == (("optim.label_smoothing", "0.1", "0.25"),)
     assert found.names == ("six", "copy")
@@ -187,8 +189,7 @@ def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Pa
 
 
 def test_a_phase_that_only_one_run_has_is_a_difference(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
-    recipe = run_copy / "recipe.yaml"
-    recipe.write_text(recipe.read_text(encoding="utf-8").replace("\n  expand:\n    epochs", "\n  more:\n    epochs"))
+    change_recipe(run_copy, "\n  expand:\n    epochs", "\n  more:\n    epochs")
     settings = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html").settings
     assert ("phases.expand.epochs", "0.02", "–") in settings
     assert ("phases.more.epochs", "–", "0.02") in settings
