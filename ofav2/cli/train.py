@@ -7,6 +7,7 @@ import shlex
 from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe, shift_settings
 from ofav2.cli.verb import Verb
+from ofav2.config import recipe
 from ofav2.errors import UserError
 
 _EPILOG = """\
@@ -49,7 +50,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.training.run import resume, train, train_or_resume
 
     with process_group() as processes:
-        processes.on_all(lambda: _check(arguments))
+        if "WORLD_SIZE" in os.environ:
+            processes.on_all(lambda: _check(arguments))
         if arguments.resume == "auto":
             run = train_or_resume(arguments.run_dir, arguments.recipe, arguments.overrides, arguments.allow_change)
         elif arguments.resume:
@@ -79,6 +81,9 @@ def _check(arguments: argparse.Namespace) -> None:
         raise UserError(f"--run-dir ({arguments.run_dir}) has no effect on a run that is resumed: leave it out")
     if arguments.recipe is None and arguments.resume is None:
         raise UserError("RECIPE is missing: `ofav2 recipes` lists them")
+    if arguments.recipe is not None:
+        # A mistake in it is told before torch is imported.
+        recipe.load(arguments.recipe, arguments.overrides)
 
 
 VERB = Verb("train", "Train a recipe through all its phases.", _EPILOG, _add_arguments, _run)

@@ -24,7 +24,7 @@ from ofav2.runs import checkpoint
 from supernets import Exits, SpaceError, Subnet, Supernet
 from supernets.outputs import exit_logits
 
-FILES = {"model.safetensors", "subnet.json", "model.onnx", "model.pt2", "model_card.md"}
+FILES = {"model.safetensors", "subnet.json", "trained_images.bin", "model.onnx", "model.pt2", "model_card.md"}
 
 
 @dataclass(frozen=True)

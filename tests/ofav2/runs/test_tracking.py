@@ -409,7 +409,7 @@ def test_a_link_is_not_written_through(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious, without a line's end")
     (tmp_path / "metrics.jsonl").symlink_to(victim)
-    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be written \(is a link"), opened(tmp_path):
+    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be (written|cut) \(is a link"), opened(tmp_path):
         pass
     with pytest.raises(RunError, match=r"metrics\.jsonl cannot be cut \(is a link"):
         tracking.cut_metrics(tmp_path, 3)
