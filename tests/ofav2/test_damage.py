@@ -97,13 +97,13 @@ def test_a_run_of_what_is_no_file_is_refused_at_once(
 ) -> None:
     (run_copy / name).unlink()
     make(run_copy / name)
-    # A finished run is not opened to be measured on.
-    resuming = [] if name == "metrics.jsonl" else [["train", "--resume", str(run_copy)]]
-    for arguments in (
+    # A finished run is not opened to be measured on, and pages take the recipe from run.json.
+    resuming = [] if name == "metrics.jsonl" else [["train", "--resume", str(run_copy)], ["evaluate", str(run_copy)]]
+    showing = [
         ["report", str(run_copy), "--out", str(tmp_path / "page.html")],
         ["compare", str(run_copy), str(run_copy.parent / "other")],
-        *resuming,
-    ):
+    ]
+    for arguments in (*([] if name == "recipe.yaml" else showing), *resuming):
         code = main(arguments)
         assert_ended(code, said())
         assert code == 2

@@ -348,7 +348,7 @@ def test_a_change_is_accepted_by_key_or_part_and_then_kept(
     assert "lr: 0.5" in (stopped / "recipe.yaml").read_text()
 
 
-@pytest.mark.parametrize("changed", [{"fingerprint": "other"}, {"classes": tuple("abcdefghij")}])
+@pytest.mark.parametrize("changed", [{"fingerprint": "other"}, {"mean": (0.5, 0.5, 0.5)}])
 def test_data_that_changed_are_refused_with_the_difference(
     changed: dict[str, Any], stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -261,5 +261,5 @@ def test_calibrate_shows_the_policy_that_it_chose(directory: Path, capsys: Captu
     assert out.splitlines()[1].split("  ")[0] == ""
     assert sum(line.startswith("->") for line in out.splitlines()) == 1
     assert "chosen: threshold" in out
-    assert "load_exit_policy" in err
+    assert "next: ofav2 predict" in err
     assert (directory / PAGE).is_file()

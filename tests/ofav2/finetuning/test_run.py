@@ -150,7 +150,7 @@ class Watched:
         return self.images.identity()
 
 
-def test_test_images_are_evaluated_once_after_all_training(several: Path, tmp_path: Path, serve: Serve) -> None:
+def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_path: Path, serve: Serve) -> None:
     log: list[tuple[str, int]] = []
 
     def watched(split: Split) -> Split:

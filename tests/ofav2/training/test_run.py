@@ -365,6 +365,7 @@ def test_an_empty_folder_will_do_as_a_run_folder(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in (tmp_path / "run").iterdir()) == [
         ".lock",
         "checkpoints",
+        "classes.json",
         "metrics.jsonl",
         "recipe.yaml",
         "run.json",
