@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ofav2.exits.exit_agreement import Agreement, measure_exits
     from ofav2.exits.policy_file import load_early_exits, load_exit_policy
     from ofav2.exits.prune import PruneStudy, prune_exits
+    from ofav2.finetuning.front import TunedFront, TunedNetwork, finetune_front
     from ofav2.finetuning.run import finetune
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
     from ofav2.inference.evaluate import ClassReport, evaluate_network
@@ -73,6 +74,8 @@ __all__ = (
     "SearchSettings",
     "SubnetRecord",
     "Transform",
+    "TunedFront",
+    "TunedNetwork",
     "UserError",
     "attach_exits",
     "calibrate_exits",
@@ -83,6 +86,7 @@ __all__ = (
     "evaluate_network",
     "extract",
     "finetune",
+    "finetune_front",
     "import_ofa",
     "layer_costs",
     "load_classifier",
@@ -167,7 +171,10 @@ _HOMES = MappingProxyType(
         "load_ensemble": "ofav2.deploy.artifact",
         "load_subnet": "ofav2.deploy.artifact",
         "load_supernet": "ofav2.evaluation.opened_run",
+        "TunedFront": "ofav2.finetuning.front",
+        "TunedNetwork": "ofav2.finetuning.front",
         "finetune": "ofav2.finetuning.run",
+        "finetune_front": "ofav2.finetuning.front",
         "ClassReport": "ofav2.inference.evaluate",
         "ClassResults": "ofav2.tasks.class_results",
         "measure_classes": "ofav2.evaluation.by_class",

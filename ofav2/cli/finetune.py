@@ -6,6 +6,7 @@ import shlex
 from ofav2.cli import console
 from ofav2.cli.arguments import add_formats, read_formats, shift_settings
 from ofav2.cli.verb import Verb
+from ofav2.errors import UserError
 from ofav2.tables import table
 
 _EPILOG = """\
@@ -15,6 +16,8 @@ examples:
   ofav2 finetune exits finetune.exit_weights=uniform --out tuned    all its exits together
   ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
   ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
+  ofav2 finetune --from-search runs/digits/search --out tuned-front     all networks of a search's front
+  ofav2 finetune --from-search runs/digits/search --forms single,joint finetune.epochs=20 --out tuned-front
 
 The first training finds, on validation, after how many epochs the network is best; the second one starts again from the
 same weights and takes that many epochs on training and validation images together. Test images are looked at once.
@@ -22,23 +25,34 @@ same weights and takes that many epochs on training and validation images togeth
 Keys: run.{seed,device,precision,tf32,compile,threads}, data.*, optim.* as in recipes, and
 finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
 
-Ctrl-C or SIGTERM leaves nothing behind.
+Of a front, form `single` trains each network's own exit, `joint` all exits up to it together.
+
+Ctrl-C or SIGTERM leaves nothing behind; of a front, the networks that are done stay, and the same command goes on.
 
 next: ofav2 predict DIR IMAGE; in Python, ofav2.load_classifier(DIR)
 """
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", help="folder that `ofav2 extract`, or this command, made")
+    parser.add_argument("directory", metavar="DIR", nargs="?", help="folder that `ofav2 extract` or this command made")
     parser.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
     add_formats(parser)
+    parser.add_argument("--from-search", metavar="DIR", help="fine-tune the front of this search instead")
+    parser.add_argument("--forms", metavar="NAMES", help="of a front: single (default), joint or single,joint")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")
 
 
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.finetuning.run import finetune
 
+    if arguments.from_search is not None:
+        _run_front(arguments)
+        return
+    if arguments.directory is None:
+        raise UserError("DIR is missing: name an extracted network, or a search with --from-search DIR")
+    if arguments.forms is not None:
+        raise UserError(f"--forms ({arguments.forms}) is of a search's front: name one with --from-search DIR")
     formats = read_formats(arguments.formats)
     shift_settings(arguments)
     written = finetune(
@@ -54,6 +68,27 @@ def _run(arguments: argparse.Namespace) -> None:
         f"next: ofav2 predict {shlex.quote(arguments.out)} IMAGE\n"
         f"      ofav2 evaluate {shlex.quote(arguments.out)}"
     )
+
+
+def _run_front(arguments: argparse.Namespace) -> None:
+    from ofav2.finetuning.front import FORMS, TUNED_COLUMNS, finetune_front, read_forms, tuned_rows
+
+    # What stands before the settings is no network here, but may be a file of settings.
+    given = [text for text in (arguments.directory, arguments.recipe, *arguments.overrides) if text is not None]
+    files = [text for text in given if "=" not in text]
+    if len(files) > 1:
+        raise UserError(f"{files[1]} is one file too many: with --from-search, give one YAML file at most")
+    tuned = finetune_front(
+        arguments.from_search,
+        [text for text in given if "=" in text],
+        out=arguments.out,
+        forms=FORMS[:1] if arguments.forms is None else read_forms(arguments.forms),
+        file=files[0] if files else None,
+        formats=() if arguments.formats is None else read_formats(arguments.formats),
+    )
+    console.show(table(f"{tuned.metric.name} of the last exit on test", TUNED_COLUMNS, tuned_rows(tuned)))
+    first = f"{arguments.out}/{tuned.networks[0].folder}"
+    console.say(f"made {arguments.out}\nnext: in Python, ofav2.load_subnet({first!r})")
 
 
 VERB = Verb("finetune", "Train an extracted network on, on its images or on others.", _EPILOG, _add_arguments, _run)

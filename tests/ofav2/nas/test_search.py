@@ -477,8 +477,8 @@ def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypa
     shutil.rmtree(tmp_path / "runs" / "digits" / "search")
     monkeypatch.chdir(tmp_path)
     shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
-    # Another test searches with two processes.
-    lines = [line for line in shell.splitlines() if not line.startswith("torchrun")]
+    # Other tests search with two processes, and fine-tune a front.
+    lines = [line for line in shell.splitlines() if not line.startswith(("torchrun", "ofav2 finetune"))]
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert {command[0] for command in commands} == {"search", "extract", "report"}
     for command in commands:

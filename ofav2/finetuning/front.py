@@ -1,0 +1,217 @@
+"""Fine-tune all networks of a search's front, and tell for each what that gained.
+
+The networks are taken out and trained one after the other, each into a folder of its own that is made whole or not at
+all. So a call that stopped goes on with the first network that is missing, and ends with the same files.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from ofav2.deploy.artifact import RECORD, describe_subnet
+from ofav2.deploy.export import check_formats
+from ofav2.deploy.extract import extract
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.opened_run import OpenedRun, open_run
+from ofav2.finetuning.run import finetune
+from ofav2.nas.found import load_search
+from ofav2.tasks.base import Metric
+from ofav2.typed_json import Positive, Sha256, read_record, write_record
+from supernets import Subnet
+
+logger = logging.getLogger(__name__)
+
+TUNING, RESULT = "tuning.json", "front.json"
+_FORMAT, _RESULT_FORMAT = "ofav2-front-tuning/1", "ofav2-front-tuned/1"
+_STEP = "fine-tune the front again into a new folder"
+
+Form = Literal["single", "joint"]
+"""How a network is fine-tuned: its own exit alone, or all exits up to it together (AEP)."""
+FORMS: tuple[Form, ...] = ("single", "joint")
+
+
+@dataclass(frozen=True)
+class FrontTuning:
+    """What is fine-tuned, and how: written before it starts, and never changed."""
+
+    weights: Sha256
+    """Checksum of the supernet's weights."""
+    networks: tuple[Subnet, ...]
+    """The front's networks, in its order."""
+    forms: tuple[Form, ...]
+    """The forms that each is fine-tuned in."""
+    settings: tuple[str, ...]
+    """Settings that were changed, as `key=value`."""
+    formats: tuple[str, ...]
+    """Files that are written beside weights and description."""
+
+
+@dataclass(frozen=True)
+class TunedNetwork:
+    """A network of the front before and after."""
+
+    number: Positive
+    """Its number on the front."""
+    form: Form
+    """How it was fine-tuned."""
+    folder: str
+    """The folder of the fine-tuned network, within that of the front."""
+    subnet: Subnet
+    """The network."""
+    params: Positive
+    """Parameters, with all exits that are kept."""
+    macs: Positive
+    """Multiply-adds of an image, with all exits that are kept."""
+    epochs: int
+    """Epochs that were found to be best."""
+    before: float | None
+    """The metric of its last exit on test, as the supernet left it; None of other images."""
+    after: float
+    """The same after fine-tuning."""
+
+
+@dataclass(frozen=True)
+class TunedFront:
+    """A fine-tuned front."""
+
+    metric: Metric
+    """What its values are."""
+    networks: tuple[TunedNetwork, ...]
+    """Its networks, in the front's order."""
+
+
+def finetune_front(
+    search: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    out: str | Path,
+    forms: Sequence[Form] = ("single",),
+    file: str | None = None,
+    formats: Sequence[str] = (),
+) -> TunedFront:
+    """Fine-tune the networks of a search's front, each as `finetune` does; go on where an earlier call stopped.
+
+    Args:
+        search: The folder of a finished search.
+        overrides: Settings to change, as `key=value`.
+        out: Folder to make, or one that the same call left unfinished.
+        forms: `single` trains a network's own exit, `joint` all exits up to it together, weighted by
+            `finetune.exit_weights`. For a network that ends at the first exit both are the same: `single`.
+        file: Path of a YAML file with settings.
+        formats: Which files to write beside weights and description of each network.
+
+    Returns:
+        The networks before and after, on test.
+
+    Raises:
+        UserError: If something given can't be used, or the folder holds another fine-tuning.
+        RunError: If the search is not finished, or its run has other weights now.
+    """
+    check_formats(formats)
+    read_forms(",".join(forms))
+    found, path = load_search(search), Path(out)
+    run = open_run(found.run, found.record.phase)
+    if run.loaded.sha256 != found.record.weights:
+        raise RunError(f"search ({found.folder}) is of other weights than run {found.run} has now: search it again")
+    networks = tuple(one.subnet for one in found.front.finalists)
+    settings = (*((f"file {file}",) if file else ()), *overrides)
+    _claim(path, FrontTuning(found.record.weights, networks, tuple(forms), settings, tuple(formats)))
+    first = min(found.record.architecture.exits)
+    work = [
+        (number, subnet, form)
+        for number, subnet in enumerate(networks, 1)
+        for form in (forms if subnet.height > first else FORMS[:1])
+    ]
+    tuned = []
+    for place, (number, subnet, form) in enumerate(work, 1):
+        logger.info(f"network {number} ({form}), {place} of {len(work)}: {subnet}")
+        tuned.append(_tuned(run, number, subnet, form, path, overrides, file, formats))
+    result = TunedFront(found.record.metric, tuple(tuned))
+    write_record(path / RESULT, result, _RESULT_FORMAT)
+    return result
+
+
+def read_forms(text: str) -> tuple[Form, ...]:
+    """Read forms such as `single,joint`; their order changes nothing.
+
+    Raises:
+        UserError: If one is unknown, or given twice.
+    """
+    names = text.split(",")
+    if len(set(names)) < len(names) or not set(names) <= set(FORMS):
+        raise UserError(f"forms ({text[:40]}) must be single, joint or single,joint")
+    return tuple(form for form in FORMS if form in names)
+
+
+def _claim(path: Path, wanted: FrontTuning) -> None:
+    """Write what is going to be done into a new folder, or require that an old one is of the same."""
+    if (path / TUNING).exists():
+        known = read_record(path / TUNING, FrontTuning, _FORMAT, _STEP)
+        # Settings may be corrected until a network has been trained with them.
+        corrected = replace(wanted, forms=known.forms, settings=known.settings, formats=known.formats)
+        if known != wanted and (known != corrected or any(path.glob(f"*/tuned/{RECORD}"))):
+            raise UserError(
+                f"output folder ({path}) holds a fine-tuning of another front, or with other settings: give a new one"
+            )
+    elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"output folder ({path}) is not empty: give a new one with --out")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output folder ({path}) cannot be made ({error.strerror}): give another one") from error
+    write_record(path / TUNING, wanted, _FORMAT)
+
+
+def _tuned(
+    run: OpenedRun,
+    number: int,
+    subnet: Subnet,
+    form: Form,
+    path: Path,
+    overrides: Sequence[str],
+    file: str | None,
+    formats: Sequence[str],
+) -> TunedNetwork:
+    taken, done = path / f"{number}-{form}" / "extracted", path / f"{number}-{form}" / "tuned"
+    if not (taken / RECORD).exists():
+        extract(run, subnet, taken, "all" if form == "joint" else "last", formats=())
+    if not (done / RECORD).exists():
+        finetune(taken, overrides, out=done, file=file, formats=formats)
+    written = describe_subnet(done)
+    last = written.finetuning[-1]
+    return TunedNetwork(
+        number=number,
+        form=form,
+        folder=done.relative_to(path).as_posix(),
+        subnet=subnet,
+        params=written.cost.params,
+        macs=written.cost.macs,
+        epochs=last.epochs,
+        before=None if last.test_before is None else last.test_before[subnet.height],
+        after=last.test[subnet.height],
+    )
+
+
+TUNED_COLUMNS = ("number", "form", "sub-network", "parameters", "multiply-adds", "epochs", "before", "after", "gain")
+"""Columns of `tuned_rows`."""
+
+
+def tuned_rows(front: TunedFront) -> list[tuple[object, ...]]:
+    """Return a row per fine-tuned network."""
+    show = front.metric.show
+    return [
+        (
+            one.number,
+            one.form,
+            str(one.subnet),
+            f"{one.params:,}",
+            f"{one.macs:,}",
+            one.epochs,
+            show(one.before),
+            show(one.after),
+            None if one.before is None else show(one.after - one.before),
+        )
+        for one in front.networks
+    ]
