@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ofav2 import files
+from ofav2.config import recipe
 from ofav2.data import refuse_inside
 from ofav2.data.halves import Halves, halve
 from ofav2.errors import RunError, UserError
@@ -45,6 +46,7 @@ from ofav2.nas.plugins import SearchPlugins, check_settings, require_costs
 from ofav2.nas.search_clock import SearchClock
 from ofav2.nas.search_log import SearchLog, measured_bodies, measured_networks
 from ofav2.nas.supernet_problem import SupernetProblem
+from ofav2.nas.tracked import track_search
 from ofav2.output_folder import check_free
 from ofav2.progress import log_progress
 from ofav2.runs import folder
@@ -231,7 +233,10 @@ def _check_budget(measurements: int, minutes: float | None, seed: int) -> None:
 
 def _run(place: Path, record: SearchRecord, run: OpenedRun, halves: Halves, plugins: SearchPlugins) -> Found:
     processes = run.runtime.processes
-    with folder.lock(place) if processes.rank == 0 else nullcontext():
+    with (
+        folder.lock(place) if processes.rank == 0 else nullcontext(),
+        track_search(place, record, recipe.parse(run.recipe, "recipe of the run").tracking, processes) as tracker,
+    ):
         table = load_table(located(record.latency_table, place), record.architecture) if record.latency_table else None
         genes = GeneSpace(
             record.space, CostModel(record.architecture, table), record.limits, record.costs, plugins.costs
@@ -241,6 +246,7 @@ def _run(place: Path, record: SearchRecord, run: OpenedRun, halves: Halves, plug
         store = MeasuredStore(run.loaded.folder / STORE, record.measurement, processes)
         with log_progress("searching", record.measurements) as advance:
             for event in past:
+                tracker.know(event)
                 if isinstance(event, Measured):
                     advance()
 
@@ -263,9 +269,11 @@ def _run(place: Path, record: SearchRecord, run: OpenedRun, halves: Halves, plug
                 if processes.rank == 0:
                     log.append(event)
                     clock.note()
+                tracker.event(event)
                 _say(event)
         front = _confirmed(place, record, run, problem, halves, plugins)
         processes.on_main(lambda: write_record(place / FRONT, front, FRONT_FORMAT))
+        tracker.front(front)
     return Found(place, record, front)
 
 

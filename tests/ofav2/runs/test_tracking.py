@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import struct
 import sys
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -15,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 import wandb
-from wandb.proto import wandb_internal_pb2
 
 from ofav2.config.schema import TrackingConfig
 from ofav2.errors import RunError
 from ofav2.runs import tracking
+from tests.ofav2.wandb_files import history, of_type, wandb_records
 
 OFFLINE = TrackingConfig(mode="offline", project="tests", tags=("small", "ee_dp"))
 RECIPE = {"data": {"name": "digits", "resolutions": [16, 24]}, "run": {"seed": 3}}
@@ -41,49 +39,6 @@ def opened(
     folder: Path, config: TrackingConfig = OFFLINE, run_id: str | None = None
 ) -> AbstractContextManager[tracking.Tracker]:
     return tracking.open_tracker(folder, config, name="trial", recipe=RECIPE, run_id=run_id)
-
-
-def wandb_records(folder: Path) -> list[Any]:
-    """All records of the finished W&B run in a folder."""
-    [path] = folder.glob("wandb/offline-run-*/*.wandb")
-    # W&B's service may close the file some milliseconds after `finish` returns; the exit record is the last one.
-    deadline = time.monotonic() + 30
-    while not of_type(records := parse_wandb(path), "exit"):
-        assert time.monotonic() < deadline, "W&B never wrote the end of the run"
-        time.sleep(0.01)
-    return records
-
-
-def parse_wandb(path: Path) -> list[Any]:
-    """Complete records of a .wandb file: blocks of 32 KiB of LevelDB log chunks behind a header of 7 bytes."""
-    # The module makes its classes when it is imported, so type checkers do not see them.
-    messages: Any = wandb_internal_pb2
-    data, position, payload, records = path.read_bytes(), 7, b"", []
-    while position + 7 <= len(data):
-        left_in_block = 32768 - position % 32768
-        if left_in_block < 7:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack("<IHB", data[position : position + 7])
-        if position + 7 + length > len(data):
-            break
-        payload += data[position + 7 : position + 7 + length]
-        position += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            records.append(messages.Record.FromString(payload))
-            payload = b""
-    return records
-
-
-def of_type(records: list[Any], kind: str) -> list[Any]:
-    return [getattr(record, kind) for record in records if record.WhichOneof("record_type") == kind]
-
-
-def history(records: list[Any]) -> list[dict[str, Any]]:
-    return [
-        {"/".join(item.nested_key) or item.key: json.loads(item.value_json) for item in row.item}
-        for row in of_type(records, "history")
-    ]
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
