@@ -184,7 +184,9 @@ function cornersFigure(node) {
 
 function confusionFigure() {
   const {classes, images} = payload.confusion, names = classes.map(plain), few = classes.length <= 12;
-  const places = classes.map((_, index) => index), named = {tickvals: places, ticktext: names, showgrid: false};
+  // Long names would leave no room for the chart; whole ones are in what the pointer shows.
+  const labels = classes.map(name => plain(name.length > 20 ? name.slice(0, 19) + "…" : name));
+  const places = classes.map((_, index) => index), named = {tickvals: places, ticktext: labels, showgrid: false};
   const shares = images.map(row => {
     const sum = row.reduce((one, other) => one + other, 0) || 1;
     return row.map(count => count / sum);
