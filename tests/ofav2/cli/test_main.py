@@ -248,7 +248,8 @@ def test_a_plan_shows_every_phase_and_writes_nothing(
     out, err = run_ok(capsys, "plan", two, "phases.full.epochs=1")
     assert re.search(r"^full +nothing +1 +106 +0\.003 +largest +none$", out, re.MULTILINE)
     assert re.search(r"^kernel +kernel 3, 5 +0\.02 +2 +0\.001 +1 uniform +progressive$", out, re.MULTILINE)
-    assert max(map(len, out.splitlines())) <= 80
+    # The recipe's path may be as long as it likes.
+    assert max(len(line) for line in out.splitlines() if line != two) <= 80
     assert "height is skipped" in out
     assert "in all 108 steps of 16 images" in out
     assert f"next: ofav2 train {two} phases.full.epochs=1" in err
