@@ -391,7 +391,12 @@ def test_the_command_shows_the_front_and_writes_the_page(source: Path, tmp_path:
     assert "last exit alone" in shown
     assert "within one standard error" in shown
     assert f"load_ensemble({str(out)!r})" in said
-    assert sorted(entry.name for entry in out.iterdir()) == ["model.safetensors", PAGE, "subnet.json", "trained_images.bin"]
+    assert sorted(entry.name for entry in out.iterdir()) == [
+        "model.safetensors",
+        PAGE,
+        "subnet.json",
+        "trained_images.bin",
+    ]
 
 
 def test_the_commands_and_the_python_of_the_docs_run(
