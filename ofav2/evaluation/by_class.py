@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ofav2.data import Split
+from ofav2.data import Split, count_views
 from ofav2.data.thumbnails import thumbnail
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
@@ -65,10 +65,10 @@ class ClassesRecord:
 
 
 class Answers(NamedTuple):
-    """What a network says of each image of a split."""
+    """What a network says of each image of a split, or of each window of its patches."""
 
     predicted: npt.NDArray[np.int64]
-    """The most likely class (N,)."""
+    """The most likely class (N,), N as `count_views` tells."""
     targets: npt.NDArray[np.int64]
     """The right one (N,)."""
     probability: npt.NDArray[np.float32]
@@ -76,7 +76,7 @@ class Answers(NamedTuple):
 
 
 def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolution: int) -> Answers:
-    """Classify a split's images, in its order; of several processes, each takes some batches.
+    """Classify a split's images or windows, in its order; of several processes, each takes some batches.
 
     Args:
         module: Images (N, C, H, W) -> logits (N, classes), or a tuple of such; the last ones answer.
@@ -85,8 +85,9 @@ def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolut
         resolution: Their side in pixels.
     """
     processes, size = evaluator.runtime.processes, evaluator.config.batch_size
-    starts = range(processes.rank * size, len(split), processes.count * size)
-    places = [np.arange(start, min(start + size, len(split))) for start in starts]
+    count = count_views(split, resolution)
+    starts = range(processes.rank * size, count, processes.count * size)
+    numbers = [np.arange(start, min(start + size, count)) for start in starts]
     answers: list[npt.NDArray[np.float64]] = []
     module.eval()
     with torch.inference_mode():
@@ -94,7 +95,7 @@ def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolut
             logits = exit_logits(module(images))[-1].float()
             own = logits.softmax(1).gather(1, target[:, None])[:, 0].nan_to_num(0)
             answers.append(torch.stack([predict(logits), target, own.double()]).cpu().numpy())
-    found = (np.concatenate(places), np.concatenate(answers, 1)) if answers else (np.zeros(0, int), np.zeros((3, 0)))
+    found = (np.concatenate(numbers), np.concatenate(answers, 1)) if answers else (np.zeros(0, int), np.zeros((3, 0)))
     order, columns = zip(*processes.gather(found), strict=True)
     predicted, targets, probability = np.concatenate(columns, 1)[:, np.argsort(np.concatenate(order))]
     return Answers(predicted.astype(np.int64), targets.astype(np.int64), probability.astype(np.float32))
@@ -139,19 +140,21 @@ def largest_by_class(net: Network, evaluator: Evaluator, phase: str, sha256: str
 def _mistakes(found: Answers, evaluator: Evaluator, split: Split, resolution: int) -> tuple[Mistake, ...]:
     wrong = np.flatnonzero(found.predicted != found.targets)
     worst = wrong[np.argsort(found.probability[wrong], kind="stable")][:SHOWN].tolist()
-    names = split.images.take(np.array(worst, dtype=np.int64)).names() or [f"image {index}" for index in worst]
+    windows = count_views(split, resolution) // len(split)
+    images = [view // windows for view in worst]
+    names = split.images.take(np.array(images, dtype=np.int64)).names() or [f"image {index}" for index in images]
     return tuple(
-        _mistake(found, evaluator, split, resolution, index, name) for index, name in zip(worst, names, strict=True)
+        _mistake(found, view, thumbnail(split, index, resolution=resolution, eval_crop=evaluator.eval_crop), name)
+        for view, index, name in zip(worst, images, names, strict=True)
     )
 
 
-def _mistake(found: Answers, evaluator: Evaluator, split: Split, resolution: int, index: int, name: str) -> Mistake:
-    picture = thumbnail(split, index, resolution=resolution, eval_crop=evaluator.eval_crop)
+def _mistake(found: Answers, view: int, picture: bytes | None, name: str) -> Mistake:
     return Mistake(
         image=name,
-        target=int(found.targets[index]),
-        predicted=int(found.predicted[index]),
-        probability=float(found.probability[index]),
+        target=int(found.targets[view]),
+        predicted=int(found.predicted[view]),
+        probability=float(found.probability[view]),
         thumbnail=None if picture is None else base64.b64encode(picture).decode("ascii"),
     )
 

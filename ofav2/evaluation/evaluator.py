@@ -44,7 +44,7 @@ class Score:
     value: float
     """The task's main metric."""
     images: int
-    """Images it was measured on."""
+    """Images, or windows of patches, that it was measured on."""
     others: tuple[float | None, ...] = ()
     """The task's other metrics, in its order; None for one that means nothing here."""
 
@@ -138,7 +138,7 @@ class Evaluator:
             for subnet, own in zip(reversed(group), sums, strict=True):
                 value, *others = self._read(own)
                 known = (other if math.isfinite(other) else None for other in others)
-                yield Score(subnet, value, len(split), tuple(known))
+                yield Score(subnet, value, count_views(split, subnet.resolution), tuple(known))
 
     def calibrated(self, net: Network, subnet: Subnet, exits: Exits) -> GraphModule:
         """Return the sub-network with these exits as a plain module, its batch norms recalibrated if it needs that."""

@@ -180,7 +180,8 @@ def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Ou
         exited += (found.exits.cpu()[:, None] == exits).sum(0)
     counts = exited.tolist()
     macs = sum(count * cost.passed for count, cost in zip(counts, opened.macs, strict=True))
-    total = len(split)
+    # Of patches, there are more windows than images.
+    total = sum(counts)
     return Outcome(total, right / total, macs / total, tuple(count / total for count in counts))
 
 

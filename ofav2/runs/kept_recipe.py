@@ -17,7 +17,7 @@ from ofav2.runs.records import RunRecord
 logger = logging.getLogger(__name__)
 
 _FREE = (
-    *(f"data.{name}" for name in ("root", "download", "cache", "cache_gib", "bad_images", "workers")),
+    *(f"data.{name}" for name in ("root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
     *("run.device", "run.threads", "run.folder", "evaluation.batch_size", "tracking"),
 )
 """Settings that say where things are and what computes: they may be edited in a run's `recipe.yaml`."""

@@ -44,6 +44,11 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
     if not isinstance(net, Supernet):
         raise UserError(f"supernet.init ({config.init}): the recipe trains no supernet; leave it out")
     loaded = load_run(config.init)
+    if loaded.record.data.bands != data.bands:
+        raise UserError(
+            f"supernet.init ({config.init}): its images have the bands {', '.join(loaded.record.data.bands)}, and these"
+            f" have {', '.join(data.bands)}; give the same in the same order by data.bands"
+        )
     known, fresh_weights = require_supernet(loaded.net, "leave supernet.init out").state_dict(), net.state_dict()
     _refuse_another_body(config.init, known, fresh_weights)
     same_outputs = (loaded.record.task, loaded.record.data.classes) == (task.name, tuple(data.classes))

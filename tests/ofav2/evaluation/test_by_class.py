@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 import ofav2
+from ofav2.data import open_data
 from ofav2.data.decoding import decode
 from ofav2.evaluation.by_class import CLASSES, class_answers, read_classes
 from ofav2.runs.records import Run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.share import Share
 from tests.ofav2 import tiny
+from tests.ofav2.patches import write_patches
 
 
 class Brightness(nn.Module):
@@ -46,6 +48,26 @@ def test_results_of_other_weights_are_not_shown(tiny_run: Run) -> None:
     last = replace(tiny_run.record.phases[-1], sha256="0" * 64)
     trained_again = replace(tiny_run.record, phases=(*tiny_run.record.phases[:-1], last))
     assert read_classes(tiny_run.folder, trained_again) is None
+
+
+def test_every_window_of_a_patch_is_an_answer_of_its_own(tmp_path: Path) -> None:
+    arrays = write_patches(tmp_path)["test"]
+    config = tiny.data_config(
+        name="patches", root=str(tmp_path), target="kind", resolutions=(6,), eval_crop=1.0, mean=None, std=None
+    )
+    data = open_data(config)
+    evaluator = tiny.tiny_evaluator(data, eval_crop=1.0)
+    found = class_answers(Brightness(), evaluator, data.test, 6)
+    assert found.targets.tolist() == np.repeat(arrays["kind"], 4).tolist()
+    windows = [
+        patch[row : row + 6, column : column + 6].transpose(2, 0, 1)
+        for patch in arrays["images"]
+        for row in (0, 6)
+        for column in (0, 6)
+    ]
+    with torch.no_grad():
+        outputs = Brightness()(data.normalise(torch.from_numpy(np.stack(windows))))
+    assert found.predicted.tolist() == outputs.argmax(1).tolist()
 
 
 def test_processes_share_the_images() -> None:

@@ -230,8 +230,13 @@ def test_a_run_starts_from_another_ones_weights(pretrained: Run, patches: Path, 
 
 def test_a_start_in_another_supernet_is_refused(pretrained: Run, patches: Path, tmp_path: Path) -> None:
     text = dense.recipe("segment", patches, "cover", phases=dense.ONE_PHASE)
-    for change in ("supernet.depth=[1,3]", "data.bands=[red,nir]"):
-        with pytest.raises(UserError, match=r"supernet.init .*: weight .* has shape"):
+    changes = {
+        "supernet.depth=[1,3]": "weight .* has shape",
+        "data.bands=[red,nir]": "its images have the bands",
+        f"data.bands=[{','.join(reversed(pretrained.record.data.bands))}]": "give the same in the same order",
+    }
+    for change, message in changes.items():
+        with pytest.raises(UserError, match=rf"supernet.init .*{message}"):
             train(tmp_path, text, f"supernet.init={pretrained.folder}", change)
 
 
