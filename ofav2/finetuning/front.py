@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from ofav2 import files
 from ofav2.deploy.artifact import RECORD, describe_subnet
 from ofav2.deploy.export import check_formats
 from ofav2.deploy.extract import extract
@@ -34,7 +35,7 @@ FORMS: tuple[Form, ...] = ("single", "joint")
 
 @dataclass(frozen=True)
 class FrontTuning:
-    """What is fine-tuned, and how: written before it starts, and never changed."""
+    """What is fine-tuned, and how: written before it starts, and kept from the first trained network on."""
 
     weights: Sha256
     """Checksum of the supernet's weights."""
@@ -43,7 +44,7 @@ class FrontTuning:
     forms: tuple[Form, ...]
     """The forms that each is fine-tuned in."""
     settings: tuple[str, ...]
-    """Settings that were changed, as `key=value`."""
+    """Settings that were changed, as `key=value`, and the checksum of the file of settings, if there was one."""
     formats: tuple[str, ...]
     """Files that are written beside weights and description."""
 
@@ -116,7 +117,7 @@ def finetune_front(
     if run.loaded.sha256 != found.record.weights:
         raise RunError(f"search ({found.folder}) is of other weights than run {found.run} has now: search it again")
     networks = tuple(one.subnet for one in found.front.finalists)
-    settings = (*((f"file {file}",) if file else ()), *overrides)
+    settings = (*((f"file {files.sha256(Path(file))}",) if file else ()), *overrides)
     _claim(path, FrontTuning(found.record.weights, networks, tuple(forms), settings, tuple(formats)))
     first = min(found.record.architecture.exits)
     work = [
@@ -125,8 +126,8 @@ def finetune_front(
         for form in (forms if subnet.height > first else FORMS[:1])
     ]
     tuned = []
-    for place, (number, subnet, form) in enumerate(work, 1):
-        logger.info(f"network {number} ({form}), {place} of {len(work)}: {subnet}")
+    for index, (number, subnet, form) in enumerate(work, 1):
+        logger.info(f"network {number} ({form}), {index} of {len(work)}: {subnet}")
         tuned.append(_tuned(run, number, subnet, form, path, overrides, file, formats))
     result = TunedFront(found.record.metric, tuple(tuned))
     write_record(path / RESULT, result, _RESULT_FORMAT)

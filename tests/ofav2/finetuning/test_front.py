@@ -156,7 +156,13 @@ def test_the_commands_of_the_page_run(short_search: Path, tmp_path: Path, monkey
 def test_settings_can_be_corrected_until_a_network_is_trained(short_search: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"finetune.lr \(0"):
         finetune_front(short_search, ("finetune.lr=0",), out=tmp_path / "out")
-    assert finetune_front(short_search, QUICK, out=tmp_path / "out", forms=("joint",)).networks[0].form == "single"
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("finetune: {epochs: 1, patience: 0}\n")
+    again: dict[str, Any] = {"out": tmp_path / "out", "forms": ("joint",), "file": str(mine)}
+    assert finetune_front(short_search, **again).networks[0].form == "single"
+    mine.write_text("finetune: {epochs: 2, patience: 0}\n")
+    with pytest.raises(UserError, match="or with other settings"):
+        finetune_front(short_search, **again)
 
 
 def test_the_command_shows_before_and_after(
