@@ -25,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"((?:state|aside)-\d{9})\.(?:json|safetensors)", re.ASCII)
 
+LEARNT = 0.9
+"""A diverged phase's state counts as sound if its usual loss is at most so much of the loss of the first step."""
+CLIMBED = 1.1
+"""And at most so many times the usual loss of an older sound one."""
+
 # Per parameter, what an optimiser remembers after its first step.
 _REMEMBERED = MappingProxyType(
     {torch.optim.SGD: {"momentum_buffer"}, torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}}
@@ -47,6 +52,8 @@ class Progress:
     """Best validation so far in the phase; None before the first."""
     skipped: int = 0
     """Batches skipped so far in the phase because their loss was unusable."""
+    first_loss: float | None = None
+    """Loss of the phase's first step; None before it."""
     usual_loss: float | None = None
     """Moving average of the loss; None before the first step of a phase."""
     lowest_loss: float | None = None
@@ -146,13 +153,40 @@ def set_aside_skipped(run_folder: Path, phase: str) -> None:
         RunError: If the system refuses.
     """
     for path in _states(run_folder, "state"):
-        try:
-            progress = _read_progress(files.read_json(checkpoint.file_paths(path)[1]), path)
-        except RunError:
+        progress = _progress_of(path)
+        if progress is None or (progress.phase == phase and progress.skipped):
             _set_aside(path)
-            continue
-        if progress.phase == phase and progress.skipped:
+
+
+def set_aside_unlearnt(run_folder: Path, phase: str) -> None:
+    """Rename the states of a diverged phase whose weights may be driven too far already.
+
+    Weights grow before the loss does: behind batch norm, ones that no rate will ever train again have the loss of fresh
+    ones. So a state is kept only if the phase had learnt something by then (`LEARNT`), and lost nothing of it since
+    (`CLIMBED`).
+
+    Raises:
+        RunError: If the system refuses.
+    """
+    lowest = math.inf
+    for path in reversed(_states(run_folder, "state")):
+        progress = _progress_of(path)
+        if progress is None:
             _set_aside(path)
+        elif progress.phase == phase:
+            first, usual = progress.first_loss, progress.usual_loss
+            if first is None or usual is None or usual > min(LEARNT * first, CLIMBED * lowest):
+                _set_aside(path)
+            else:
+                lowest = min(lowest, usual)
+
+
+def _progress_of(path: Path) -> Progress | None:
+    """Return a state's progress; None if it can't be read."""
+    try:
+        return _read_progress(files.read_json(checkpoint.file_paths(path)[1]), path)
+    except RunError:
+        return None
 
 
 def _set_aside(path: Path) -> None:
@@ -243,7 +277,7 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
 
 def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
     counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped", "stale")}
-    scores = {name: facts.get(name) for name in ("best_score", "usual_loss", "lowest_loss")}
+    scores = {name: facts.get(name) for name in ("best_score", "first_loss", "usual_loss", "lowest_loss")}
     phase = facts.get("phase")
     if (
         not isinstance(phase, str)

@@ -128,7 +128,7 @@ def learn(
             posed(batches, setup.data, setup.task, stream, setup.runtime, progress.step),
             objective,
             updates,
-            guard=Guard(config.optim.loss_jump, progress.usual_loss),
+            guard=Guard(config.optim.loss_jump, progress.first_loss, progress.usual_loss),
             stream=stream,
             runtime=setup.runtime,
             start_step=progress.step,
@@ -214,6 +214,7 @@ def _state(
         metrics_bytes=flushed_bytes(path),
         best_score=None if best is None else best.score,
         skipped=skipped,
+        first_loss=step.guard.first,
         usual_loss=step.guard.usual,
         lowest_loss=patience.lowest,
         stale=patience.stale,
@@ -243,7 +244,8 @@ def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: Step) ->
 def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str, back: str) -> NoReturn:
     """End the run, with the states set aside that it could not go on from.
 
-    The state of the last step before the trouble is among them: the next loss was that of its weights.
+    The state of the last step before the trouble is among them: the next loss was that of its weights. So are those in
+    which the phase had learnt nothing yet.
 
     Args:
         setup: The run's setup.
@@ -254,6 +256,7 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
         back: Where the run can go on.
     """
     writer.set_aside_after(phase.first_step + sound - 1)
+    writer.set_aside_unlearnt(phase.name)
     setup.runtime.processes.refuse(
         DivergedError(
             f"{why}; lower phases.{phase.name}.lr, set optim.grad_clip or raise optim.skip_limit, and accept it with"

@@ -41,6 +41,8 @@ class Guard:
 
     loss_jump: float
     """A loss of more than so many times the usual one is not; 0 accepts every finite loss."""
+    first: float | None = None
+    """Loss of the phase's first step; None before it."""
     usual: float | None = None
     """Moving average of the loss so far in the phase; None before the first step."""
 
@@ -54,7 +56,9 @@ class Guard:
 
     def after(self, loss: float) -> "Guard":
         """Return the guard that has seen a usable loss."""
-        return replace(self, usual=loss if self.usual is None else 0.95 * self.usual + 0.05 * loss)
+        if self.usual is None:
+            return replace(self, first=loss, usual=loss)
+        return replace(self, usual=0.95 * self.usual + 0.05 * loss)
 
 
 def not_finite(module: nn.Module) -> str | None:

@@ -16,7 +16,7 @@ from ofav2.evaluation.by_class import ClassesRecord, write_classes
 from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
-from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, state_names
+from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, set_aside_unlearnt, state_names
 from ofav2.runs.tracking import Tracker, flushed_bytes, open_tracker, untracked
 from ofav2.runtime.processes import Processes
 
@@ -95,6 +95,10 @@ class RunWriter:
     def set_aside_skipped(self, phase: str) -> None:
         """Set a phase's states aside that were saved after a batch had been skipped."""
         self._on_main(lambda: set_aside_skipped(self.path, phase))
+
+    def set_aside_unlearnt(self, phase: str) -> None:
+        """Set a diverged phase's states aside whose weights may be driven too far already."""
+        self._on_main(lambda: set_aside_unlearnt(self.path, phase))
 
     def keep_phase(self, record: PhaseRecord, net: nn.Module, tracker: Tracker) -> PhaseRecord:
         """Save what a phase left; return its record, with what had been measured by then."""

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import ofav2
+import ofav2.runs.state
 import ofav2.training.loop
 import ofav2.training.objectives
 import ofav2.training.phase
@@ -659,6 +660,8 @@ def test_one_unusable_batch_too_many_stops_the_run_which_resumes_before_the_firs
     notes: Notes,
 ) -> None:
     run = tmp_path / "run"
+    # A tiny network learns nothing in one step, and would begin the phase anew.
+    monkeypatch.setattr(ofav2.runs.state, "LEARNT", 1.0)
     poisoned = poison(monkeypatch, lambda batch: batch >= 2)
     settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2", "run.keep_states=9"]
     assert main(["train", recipes["short"], *settings, "--run-dir", str(run)]) == 2
@@ -679,6 +682,7 @@ def test_a_run_that_skipped_too_many_batches_goes_back_before_the_first_though_o
     recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: Notes
 ) -> None:
     run = tmp_path / "run"
+    monkeypatch.setattr(ofav2.runs.state, "LEARNT", 1.0)
     poison(monkeypatch, lambda batch: batch in (1, 3, 5))
     settings = [*EVERY_STEP, "phases.full.epochs=0.06", "optim.skip_limit=2", "run.keep_states=9"]
     with pytest.raises(RunError, match=r"3 batches were skipped.*goes back before the first of the skipped batches"):
@@ -707,19 +711,21 @@ def test_no_state_is_saved_while_batches_are_skipped(
     assert saved == ["full 4", "full 6", "kernel 2", "kernel 4"]
 
 
-def test_a_phase_that_diverged_can_be_gone_on_with_at_a_lower_rate(recipes: dict[str, str], tmp_path: Path) -> None:
-    """Weights that were driven too far are in no state that is left; with a lower rate, the run ends."""
+@pytest.mark.parametrize("lr", ["30", "1e6"])
+def test_a_diverged_phase_goes_on_at_a_lower_rate_as_if_it_had_never_had_another(
+    lr: str, recipes: dict[str, str], tmp_path: Path, notes: Notes
+) -> None:
+    """Weights that were driven too far are in no state that is left, also where the loss does not show it yet."""
     run = tmp_path / "run"
-    settings = [
-        "optim.name=sgd",
-        "optim.loss_jump=0",
-        "phases.full.lr=1e6",
-        "phases.full.epochs=0.2",
-        "run.save_steps=2",
-    ]
-    with pytest.raises(RunError, match="--resume goes back before the first of the skipped batches"):
-        ofav2.train(recipes["short"], settings, run)
-    assert ofav2.resume(run, overrides=["phases.full.lr=0.001"], allow=["phases.full.lr"]).record.status == "finished"
+    settings = ["optim.name=sgd", "phases.full.epochs=0.4", "run.save_steps=1", "run.keep_states=20"]
+    with pytest.raises(RunError, match=r"--resume (goes back|takes a state before)"):
+        ofav2.train(recipes["short"], [*settings, f"phases.full.lr={lr}"], run)
+    assert not [name for name in states(run) if name.startswith("state")]
+    notes()
+    ofav2.resume(run, overrides=["phases.full.lr=0.001"], allow=["phases.full.lr"])
+    assert "going on with phase full from its start, before what made it stop" in notes()
+    straight_run = ofav2.train(recipes["short"], [*settings, "phases.full.lr=0.001"], tmp_path / "straight").folder
+    assert_same_run(run, straight_run)
 
 
 @pytest.mark.parametrize("place", [("full", 2), ("kernel", 1)])

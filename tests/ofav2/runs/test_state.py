@@ -22,6 +22,8 @@ from ofav2.runs.state import (
     restore_optimizer,
     save_state,
     set_aside_after,
+    set_aside_unlearnt,
+    state_names,
 )
 from ofav2.training.optim import build_optimizer
 from tests.notes import Notes
@@ -78,7 +80,7 @@ def test_training_goes_on_from_a_state_to_the_last_bit(name: str, tmp_path: Path
     straight = small_net()
     optimizer = optimizer_of(straight, name)
     take_steps(straight, optimizer, 0, 3)
-    here = progress_at(best_score=0.1 + 0.2, skipped=2, usual_loss=1 / 3)
+    here = progress_at(best_score=0.1 + 0.2, skipped=2, first_loss=2 / 3, usual_loss=1 / 3)
     save_state(
         tmp_path, PhaseState(here, straight.state_dict(), optimizer_tensors(optimizer), cloned(straight)), keep=1
     )
@@ -366,3 +368,26 @@ def test_a_state_that_cannot_be_written_leaves_the_others(tmp_path: Path, monkey
     with pytest.raises(RunError, match="No space left on device"):
         save_state(tmp_path, state(2), keep=1)
     assert names(tmp_path) == files(1)
+
+
+@pytest.mark.parametrize(
+    ("losses", "kept"),
+    [
+        ([(1.0, 1.0), (1.0, 0.95)], []),
+        ([(1.0, 0.91), (1.0, 0.9)], [2]),
+        ([(1.0, 0.5), (1.0, 0.55)], [1, 2]),
+        ([(1.0, 0.5), (1.0, 0.56), (1.0, 0.54)], [1, 3]),
+        ([(None, None), (1.0, None)], []),
+    ],
+    ids=["learnt too little", "learnt enough", "within the bound", "climbed and fell", "unknown"],
+)
+def test_of_a_diverged_phase_only_states_that_learnt_and_did_not_climb_are_left(
+    losses: list[tuple[float | None, float | None]], kept: list[int], tmp_path: Path
+) -> None:
+    save_state(tmp_path, state(90, "full"), keep=9)
+    for step, (first, usual) in enumerate(losses, start=1):
+        progress = progress_at(step=step, global_step=step, first_loss=first, usual_loss=usual)
+        save_state(tmp_path, dataclasses.replace(state(step), progress=progress), keep=9)
+    (tmp_path / "checkpoints" / "state-000000080.json").write_text("{")
+    set_aside_unlearnt(tmp_path, "kernel")
+    assert state_names(tmp_path) == ("state-000000090", *(f"state-{step:09d}" for step in reversed(kept)))
