@@ -1,10 +1,12 @@
-"""Measure means and standard deviations of the bands of patches."""
+"""Measure means and standard deviations of the bands of patches, and how frequent classes are."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from ofav2.data.images import Indices
 from ofav2.data.patches import PatchImages, valid_pixels
+from ofav2.data.splits import Split
 from ofav2.errors import UserError
 
 MOST = 10_000
@@ -28,7 +30,7 @@ def measure_bands(images: PatchImages, bands: Sequence[str]) -> tuple[tuple[floa
     Source: Chan et al., Updating formulae and a pairwise algorithm for computing sample variances, 1979.
     """
     count, mean, squares = 0, np.zeros(len(bands)), np.zeros(len(bands))
-    chosen = np.unique(np.linspace(0, len(images.rows) - 1, min(MOST, len(images.rows))).astype(np.int64))
+    chosen = _evenly(len(images.rows))
     for cut in images.chunks(chosen):
         values = cut.images[valid_pixels(cut.images, images.nodata)].astype(np.float64)
         if len(values):
@@ -49,6 +51,37 @@ def measure_bands(images: PatchImages, bands: Sequence[str]) -> tuple[tuple[floa
             )
     std = np.sqrt(squares / count)
     return tuple(map(_rounded, mean.tolist())), tuple(map(_rounded, std.tolist()))
+
+
+def class_shares(split: Split, classes: int) -> tuple[float, ...]:
+    """Return each class's share of a split's targets (0..1): images, or pixels that count.
+
+    Of more than 10,000 patches, pixels of as many that lie evenly among all are counted.
+
+    Args:
+        split: Images with classes, or patches with a plane of classes.
+        classes: How many classes there are.
+
+    Raises:
+        UserError: No pixel counts.
+    """
+    if split.targets.ndim == 1:
+        counts = np.bincount(split.targets, minlength=classes)
+    else:
+        images = split.images
+        assert isinstance(images, PatchImages), "planes of classes"
+        counts = np.zeros(classes, np.int64)
+        for cut in images.chunks(_evenly(len(images.rows))):
+            assert cut.target is not None, "planes of classes"
+            counts += np.bincount(cut.target[cut.target >= 0], minlength=classes)
+    if not counts.any():
+        raise UserError("targets of the training patches have no pixel of a class, so there is nothing to learn")
+    return tuple((counts / counts.sum()).tolist())
+
+
+def _evenly(count: int) -> Indices:
+    """Return as many indices as are measured, evenly among all."""
+    return np.unique(np.linspace(0, count - 1, min(MOST, count)).astype(np.int64))
 
 
 def _rounded(value: float) -> float:

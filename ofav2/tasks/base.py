@@ -1,7 +1,7 @@
 """Define the protocol of tasks and metrics, which training, evaluation, search and report use."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -164,6 +164,17 @@ class Task(Protocol):
             UserError: If the main metric can't be told from so little; the message says what is missing.
         """
         ...
+
+
+def log_weights(shares: Sequence[float]) -> tuple[float, ...]:
+    """Return weights of classes in the loss that grow with rarity: 1 / ln(1.02 + share).
+
+    Args:
+        shares: Each class's share of the training targets, in 0..1.
+
+    Source: Paszke et al., ENet, 2016, section 5.
+    """
+    return tuple(1 / math.log(1.02 + share) for share in shares)
 
 
 def refuse_mixing(task: Task, config: DataConfig) -> None:

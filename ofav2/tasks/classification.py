@@ -30,6 +30,8 @@ class Classification:
     """How many classes there are."""
     label_smoothing: float = 0.0
     """Share of the label's probability spread over all classes in training; 0 turns it off."""
+    weights: tuple[float, ...] | None = None
+    """How much each class's images weigh in the loss; None: all alike."""
 
     @property
     def name(self) -> str:
@@ -69,7 +71,8 @@ class Classification:
         """Return the cross-entropy of logits (N, classes) with the labels, smoothed, in nats."""
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
         target = target.to(wide.dtype) if target.is_floating_point() else target
-        return functional.cross_entropy(wide, target, label_smoothing=self.label_smoothing)
+        weights = None if self.weights is None else wide.new_tensor(self.weights)
+        return functional.cross_entropy(wide, target, weights, label_smoothing=self.label_smoothing)
 
     def counted(self, target: Tensor) -> Tensor | None:
         """Return None: all targets count."""

@@ -15,9 +15,10 @@ from types import MappingProxyType
 
 from ofav2.config.schema import OptimConfig
 from ofav2.data import ImageData
+from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.tasks import classification, reconstruction, regression, segmentation
-from ofav2.tasks.base import Task
+from ofav2.tasks.base import Task, log_weights
 
 GROUP = "ofav2.tasks"
 """Group of entry points that other packages add tasks to."""
@@ -27,19 +28,32 @@ MakeTask = Callable[[ImageData, OptimConfig], Task]
 
 
 def _classification(data: ImageData, optim: OptimConfig) -> Task:
-    return classification.Classification(len(data.classes), optim.label_smoothing)
+    return classification.Classification(len(data.classes), optim.label_smoothing, _class_weights(data, optim))
 
 
 def _segment(data: ImageData, optim: OptimConfig) -> Task:
-    return segmentation.Segmentation(data.target.names, optim.label_smoothing)
+    return segmentation.Segmentation(data.target.names, optim.label_smoothing, _class_weights(data, optim))
+
+
+def _class_weights(data: ImageData, optim: OptimConfig) -> tuple[float, ...] | None:
+    return None if optim.class_weights == "none" else log_weights(class_shares(data.train, len(data.classes)))
 
 
 def _regress(data: ImageData, optim: OptimConfig) -> Task:
+    _refuse_class_weights(regression.NAME, optim)
     return regression.Regression(data.target.names)
 
 
 def _reconstruct(data: ImageData, optim: OptimConfig) -> Task:
+    _refuse_class_weights(reconstruction.NAME, optim)
     return reconstruction.Reconstruction(data.bands, data.target.names if data.target.kind == "numbers" else ())
+
+
+def _refuse_class_weights(name: str, optim: OptimConfig) -> None:
+    if optim.class_weights != "none":
+        raise UserError(
+            f"optim.class_weights ({optim.class_weights}) needs classes, which task {name} has none of: set it to none"
+        )
 
 
 _OWN: MappingProxyType[str, MakeTask] = MappingProxyType(

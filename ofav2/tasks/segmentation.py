@@ -30,6 +30,8 @@ class Segmentation:
     """Names of the classes."""
     label_smoothing: float = 0.0
     """Share of the right class's probability spread over all classes in training; 0 turns it off."""
+    weights: tuple[float, ...] | None = None
+    """How much each class's pixels weigh in the loss; None: all alike."""
 
     @property
     def name(self) -> str:
@@ -68,10 +70,14 @@ class Segmentation:
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Return the mean cross-entropy in nats of logits (N, classes, H, W) over the pixels that count; 0 of none."""
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
+        weights = None if self.weights is None else wide.new_tensor(self.weights)
         total = functional.cross_entropy(
-            wide, target, ignore_index=IGNORED, label_smoothing=self.label_smoothing, reduction="sum"
+            wide, target, weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        return total / self.counted(target).sum().clamp(min=1)
+        counted = self.counted(target)
+        if weights is None:
+            return total / counted.sum().clamp(min=1)
+        return total / weights[target[counted]].sum().clamp(min=weights.min())
 
     def counted(self, target: Tensor) -> Tensor:
         """Return which pixels count, bool (N, H, W)."""

@@ -26,6 +26,7 @@ from ofav2.data import (
 )
 from ofav2.data.patches import PatchImages, turned
 from ofav2.data.splits import hold_out
+from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.rng import Stream
 from ofav2.runtime.share import Share
@@ -291,3 +292,13 @@ def test_windows_are_classified_by_the_class_that_most_of_their_pixels_have(tmp_
     strict = config(tmp_path, window=6, classes=("crop", "tree"), window_share=0.7)
     with pytest.raises(UserError, match="class 'crop'"):
         open_data(strict)
+
+
+def test_shares_of_classes_are_those_of_pixels_that_count_or_of_images(tmp_path: Path) -> None:
+    arrays = write_patches(tmp_path)["train"]
+    train = open_data(config(tmp_path, target="cover")).train
+    counted = np.isin(arrays["cover"], CODES) & (arrays["images"] != -1).all(-1)
+    codes = arrays["cover"][counted]
+    assert class_shares(train, len(CODES)) == tuple((codes == code).mean() for code in CODES)
+    kinds = open_data(config(tmp_path, target="kind")).train
+    assert class_shares(kinds, 2) == (0.5, 0.5)

@@ -189,6 +189,10 @@ def test_a_network_is_fine_tuned_on_its_task(segmented: Run, tmp_path: Path) -> 
         (["task=classification"], r"task \(classification\): needs targets that are classes.* set task=segment"),
         (["data.target=height"], r"task \(segment\): needs targets that are codes.* set task=regress"),
         (["task=regress", "data.target=height"], r"teacher.distance \(cross_entropy\) makes no sense.* use mse"),
+        (
+            ["task=regress", "data.target=height", "teacher.distance=mse", "optim.class_weights=log"],
+            r"optim.class_weights \(log\) needs classes",
+        ),
         (["supernet.frozen=true"], r"supernet.frozen \(true\).*set supernet.init=RUN"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0],

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ofav2.errors import UserError
+from ofav2.tasks.base import log_weights
 from ofav2.tasks.segmentation import IGNORED, Segmentation
 
 TASK = Segmentation(("tree", "grass", "snow", "water"))
@@ -58,6 +59,22 @@ def test_the_loss_is_the_mean_over_counted_pixels(smoothing: float) -> None:
     output, target = made_up()
     expected = functional.cross_entropy(output, target, ignore_index=IGNORED, label_smoothing=smoothing)
     assert float(Segmentation(TASK.classes, smoothing).loss(output, target)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_rare_classes_weigh_more_where_asked() -> None:
+    output, target = made_up()
+    weights = log_weights((0.5, 0.25, 0.0, 0.25))
+    assert weights == pytest.approx([1 / math.log(1.02 + share) for share in (0.5, 0.25, 0.0, 0.25)])
+    chances = output.log_softmax(1)
+    pixels = [
+        (weights[code], float(chances[image, code, row, column]))
+        for image, row, column in (target != IGNORED).nonzero().tolist()
+        if (code := int(target[image, row, column])) >= 0
+    ]
+    expected = -sum(weight * chance for weight, chance in pixels) / sum(weight for weight, _ in pixels)
+    assert float(Segmentation(TASK.classes, 0.0, weights).loss(output, target)) == pytest.approx(expected, rel=1e-5)
+    target[:] = IGNORED
+    assert float(Segmentation(TASK.classes, 0.0, weights).loss(output, target)) == 0
 
 
 def test_images_of_ignored_pixels_alone_teach_nothing_and_are_not_measured() -> None:
