@@ -140,7 +140,7 @@ def _gradient(net: Supernet, objective: Objective, images: Tensor, labels: Tenso
         net.zero_grad(set_to_none=True)
         net.train()
         runtime = Runtime(torch.device("cpu"), "float32", SINGLE_PROCESS)
-        step_gradients(net, objective.losses(part, targets, 0), runtime)
+        step_gradients(list(net.parameters()), objective.losses(part, targets, 0), runtime)
         total.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
     return torch.stack(total).mean(0)
 

@@ -1,12 +1,12 @@
 """Build optimisers and learning-rate schedules."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ofav2.config.schema import OptimConfig
 
@@ -22,11 +22,11 @@ class Updates:
     grad_clip: float = 0.0
     """Largest allowed norm of the gradient; 0 turns clipping off."""
 
-    def clip(self, net: nn.Module) -> float:
+    def clip(self, parameters: Sequence[Tensor]) -> float:
         """Clip a network's gradients, and return their norm before."""
-        norm = torch.nn.utils.get_total_norm([p.grad for p in net.parameters() if p.grad is not None])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if self.grad_clip:
-            torch.nn.utils.clip_grads_with_norm_(net.parameters(), self.grad_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.grad_clip, norm)
         return float(norm)
 
     def apply(self, step: int) -> None:

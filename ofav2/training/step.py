@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -94,13 +94,15 @@ def train_steps(
     Yields:
         What each step did, after it.
     """
+    # Walking through modules takes a noticeable part of a small network's step, so it is done once.
+    parameters, buffers = list(net.parameters()), list(net.buffers())
     for number, (images, target) in enumerate(batches, start_step):
         started = time.perf_counter()
         net.train()
         seed_torch(stream, number, runtime.processes.rank)
-        statistics = [buffer.clone() for buffer in net.buffers()]
-        metrics = step_gradients(net, objective.losses(images, target, number), runtime)
-        norm = updates.clip(net)
+        statistics = [buffer.clone() for buffer in buffers]
+        metrics = step_gradients(parameters, objective.losses(images, target, number), runtime)
+        norm = updates.clip(parameters)
         refused = guard.refuses(metrics["loss"], norm)
         if refused is None:
             guard = guard.after(metrics["loss"])
@@ -110,7 +112,7 @@ def train_steps(
                 f" in step {number} of phase {stream.name}, resolution {images.shape[-1]},"
                 f" {objective.describe(number, images.shape[-1])}"
             )
-            for buffer, before in zip(net.buffers(), statistics, strict=True):
+            for buffer, before in zip(buffers, statistics, strict=True):
                 buffer.copy_(before)
         updates.reset()
         rate = len(images) * runtime.processes.count / (time.perf_counter() - started)
@@ -123,14 +125,14 @@ def train_steps(
         yield Step(number + 1, metrics | measured, guard, refused)
 
 
-def step_gradients(net: nn.Module, losses: Iterator[Losses], runtime: Runtime) -> dict[str, float]:
-    """Compute a step's gradients in the network: summed over its losses, averaged over the processes.
+def step_gradients(parameters: Sequence[Tensor], losses: Iterator[Losses], runtime: Runtime) -> dict[str, float]:
+    """Compute a step's gradients: summed over its losses, averaged over the processes.
 
     They are exchanged once, after the last backward pass, and only those of parameters that took part. As all processes
     have equally many images, they are those of one process with all images, except for what batch norm makes of a part.
 
     Args:
-        net: The network, without gradients.
+        parameters: All parameters of the network, without gradients.
         losses: The step's losses, equally many in all processes.
         runtime: Precision and processes.
 
@@ -138,7 +140,7 @@ def step_gradients(net: nn.Module, losses: Iterator[Losses], runtime: Runtime) -
         The loss and its parts, means over losses and processes.
     """
     count, totals = _backward(losses, runtime)
-    gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     elements = sum(gradient.numel() for gradient in gradients)
     metrics = {name: float(total) / count for name, total in totals.items()}
     means = runtime.processes.mean({**metrics, "elements": elements})

@@ -102,9 +102,9 @@ def test_damaged_runs(run: Path, counts: Counts, capsys: pytest.CaptureFixture[s
     weights = (".safetensors",)
     for number, (trials, *arguments) in enumerate(
         (
-            (400, "report", str(run), "--out", page),
-            (60, "compare", str(run), str(other), "--out", page),
-            (40, "evaluate", str(run), "--subnet", str(smallest)),
+            (200, "report", str(run), "--out", page),
+            (30, "compare", str(run), str(other), "--out", page),
+            (20, "evaluate", str(run), "--subnet", str(smallest)),
         )
     ):
         left_out = weights if arguments[0] != "evaluate" else ()
@@ -112,7 +112,7 @@ def test_damaged_runs(run: Path, counts: Counts, capsys: pytest.CaptureFixture[s
 
 
 def test_damaged_networks(network: Path, counts: Counts, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    counts["load_subnet"] = try_each(network, 3, 600, lambda: accepted(lambda: ofav2.load_subnet(network)) is not None)
+    counts["load_subnet"] = try_each(network, 3, 300, lambda: accepted(lambda: ofav2.load_subnet(network)) is not None)
     out = tmp_path / "tuned"
 
     def finetune() -> bool:
@@ -128,7 +128,7 @@ def test_damaged_sub_networks(run: Path, counts: Counts, capsys: pytest.CaptureF
     subnet = tmp_path / "files" / "subnet.json"
     subnet.write_text(ofav2.load_supernet(run).space.smallest().to_json())
     counts["evaluate --subnet"] = try_each(
-        tmp_path / "files", 5, 40, command(capsys, "evaluate", str(run), "--subnet", str(subnet))
+        tmp_path / "files", 5, 20, command(capsys, "evaluate", str(run), "--subnet", str(subnet))
     )
 
 

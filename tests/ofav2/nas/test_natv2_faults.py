@@ -102,7 +102,7 @@ def test_the_gradients_of_all_parameters_are_clipped_together() -> None:
     for images in (torch.ones(1, 3), torch.ones(2, 3)):
         (net(images).sum() * 100).backward()
     config = OptimConfig(grad_clip=1.0)
-    before = make_updates(net, config, steps=4, warmup_steps=1, peak=0.1).clip(net)
+    before = make_updates(net, config, steps=4, warmup_steps=1, peak=0.1).clip(list(net.parameters()))
     gradients = [one.grad for one in net.parameters() if one.grad is not None]
     assert len(gradients) == 4
     assert before > 1

@@ -90,7 +90,7 @@ def gradients(
     net: Supernet, objective: Objective, images: Tensor, labels: Tensor, processes: Processes
 ) -> tuple[dict[str, float], dict[str, Tensor]]:
     net.zero_grad(set_to_none=True)
-    metrics = step_gradients(net, objective.losses(images, labels, 0), on(processes))
+    metrics = step_gradients(list(net.parameters()), objective.losses(images, labels, 0), on(processes))
     return metrics, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
@@ -170,7 +170,7 @@ def test_processes_that_train_different_parameters_are_stopped() -> None:
     def job(processes: Processes) -> Any:
         draw = tiny.given(net, net.space.uniform(resolution=16, height=1 + processes.rank))
         objective = Distill(Classification(5), draw, net, None, distill.mse, 1.0)
-        step_gradients(net, objective.losses(images, labels, 0), on(processes))
+        step_gradients(list(net.parameters()), objective.losses(images, labels, 0), on(processes))
 
     assert all(isinstance(member.error, AssertionError) for member in run_crew(2, job))
 

@@ -105,7 +105,7 @@ def test_forward_and_backward_passes_on_cuda_use_tf32_where_that_is_enabled(enab
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         runtime = Runtime(torch.device("cuda"), "float32", tf32=enabled)
-        step_gradients(net, losses(), runtime)
+        step_gradients(list(net.parameters()), losses(), runtime)
         look()
     finally:
         torch.backends.cudnn.allow_tf32 = found
