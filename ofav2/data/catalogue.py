@@ -235,7 +235,7 @@ def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[List
     if missing and config.bad_images == "refuse":
         raise UserError(
             f"data set ({config.name}): images that the run was trained with are missing: {_counted(missing)};"
-            " put them back, or leave them out by data.bad_images=skip"
+            " put them back, or leave them out by data.bad_images: skip in the run's recipe.yaml"
         )
     if missing:
         logger.warning(f"{config.name}: images that the run was trained with are missing: {_counted(missing)}")
