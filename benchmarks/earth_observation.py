@@ -94,15 +94,15 @@ def with_errors(task: Task, sums: Tensor) -> Mapping[str, tuple[float, float]]:
     without = [task.read(total - own) for own in sums] if count > 1 else []
     found = {}
     for name, value in values.items():
-        others = np.array([read[name] for read in without])
-        error = float(np.sqrt((count - 1) / count * np.nansum((others - np.nanmean(others)) ** 2))) if without else 0.0
-        found[name] = (value, error)
+        others = np.array([read[name] for read in without if not np.isnan(read[name])])
+        spread = np.square(others - others.mean()).sum() if len(others) else 0.0
+        found[name] = (value, float(np.sqrt((count - 1) / count * spread)))
     return found
 
 
-def network_rows(run: OpenedRun, subnets: Mapping[str, Subnet]) -> Iterator[Row]:
-    """Yield the sums of sub-networks on test, batch norm recalibrated."""
-    net, evaluator, test = run.loaded.net, run.evaluator, run.data.test
+def network_rows(run: OpenedRun, subnets: Mapping[str, Subnet], test: Split) -> Iterator[Row]:
+    """Yield the sums of sub-networks on a split, batch norm recalibrated."""
+    net, evaluator = run.loaded.net, run.evaluator
     for name, subnet in subnets.items():
         module = evaluator.calibrated(net, subnet, "last")
         cost = network_cost(net.architecture, subnet)
@@ -134,11 +134,11 @@ def _pixel_features(raw: Tensor) -> Tensor:
     return torch.cat((raw, torch.stack([pair.clamp(-1, 1) for pair in pairs], 1)), 1)
 
 
-def linear_rows(run: OpenedRun, resolution: int) -> Iterator[Row]:
-    """Yield the sums of linear models on test."""
-    task, data = run.evaluator.task, run.data
-    train, test = (inputs(run, split, resolution) for split in (data.train, data.test))
-    groups = groups_of(data.test, resolution)
+def linear_rows(run: OpenedRun, resolution: int, split: Split) -> Iterator[Row]:
+    """Yield the sums of linear models, fitted to the training split, on a split."""
+    task = run.evaluator.task
+    train, test = inputs(run, run.data.train, resolution), inputs(run, split, resolution)
+    groups = groups_of(split, resolution)
     none = ("–", "–", "–")
     if isinstance(task, Classification | Segmentation):
         models = {"ridge": RidgeClassifier(), "ridge, classes balanced": RidgeClassifier(class_weight="balanced")}
@@ -185,6 +185,8 @@ def shown(task: Task, rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _shown(value: float, error: float, unit: str) -> str:
+    if np.isnan(value):
+        return "–"
     return f"{100 * value:.1f} ± {100 * error:.1f}" if unit == "%" else f"{value:.3f} ± {error:.3f}"
 
 
@@ -193,17 +195,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", metavar="RUN")
     parser.add_argument("--random", type=int, default=5, help="random sub-networks of the largest resolution (5)")
+    parser.add_argument("--images", type=int, help="measure on as many test images, drawn at random")
     parser.add_argument("--linear", action=argparse.BooleanOptionalAction, default=True)
     options = parser.parse_args(arguments)
     run = ofav2.open_run(options.run)
     space, task = run.loaded.net.space, run.evaluator.task
+    test = run.data.test
+    if options.images:
+        test = test.take("some-test", generator("earth observation images").permutation(len(test))[: options.images])
     whole = space.restrict(resolution=(max(space.resolution),))
     largest = whole.largest()
     exits = {f"largest to exit {exit}": whole.restrict(height=(exit,)).largest() for exit in space.height}
     rng = generator("earth observation")
     drawn = {f"random {number}": whole.sample(rng) for number in range(options.random)}
     subnets = {**exits, "smallest": whole.smallest(), **drawn}
-    rows = [*(linear_rows(run, largest.resolution) if options.linear else ()), *network_rows(run, subnets)]
+    linear = linear_rows(run, largest.resolution, test) if options.linear else ()
+    rows = [*linear, *network_rows(run, subnets, test)]
     columns = ("", "parameters", "multiply-adds", "GFLOP per image", *(metric.name for metric in task.metrics))
     console.show(table(f"{options.run}, test", columns, shown(task, rows)))
     values = [task.read(row.sums.sum(0))[task.metrics[0].name] for row in rows if row.name.startswith("random")]

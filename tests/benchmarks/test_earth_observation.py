@@ -26,13 +26,13 @@ def check(run: OpenedRun, groups: int, least: float = 0.5) -> None:
     """The largest network has the evaluator's score, and one of the linear models learns."""
     task, largest = run.evaluator.task, run.loaded.net.space.largest()
     main = task.metrics[0].name
-    (row,) = network_rows(run, {"largest": largest})
+    (row,) = network_rows(run, {"largest": largest}, run.data.test)
     (score,) = run.evaluator.scores(run.loaded.net, [largest], run.data.test)
     value, error = with_errors(task, row.sums)[main]
     assert value == pytest.approx(score.value, rel=1e-4)
     assert len(row.sums) == groups
     assert error > 0
-    found = [with_errors(task, row.sums)[main][0] for row in linear_rows(run, largest.resolution)]
+    found = [with_errors(task, row.sums)[main][0] for row in linear_rows(run, largest.resolution, run.data.test)]
     assert max(found) > least
 
 
@@ -45,7 +45,7 @@ def test_classes_of_images(tmp_path: Path) -> None:
 def test_maps_of_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = trained(tmp_path, "segment", "cover")
     check(run, 5)
-    earth_observation.main([str(run.loaded.folder), "--random", "1", "--no-linear"])
+    earth_observation.main([str(run.loaded.folder), "--random", "1", "--no-linear", "--images", "4"])
     lines = capsys.readouterr().out
     assert "smallest" in lines
     assert "1 random sub-networks: mIoU" in lines
