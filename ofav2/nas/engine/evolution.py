@@ -28,7 +28,7 @@ def evolve(
     generations: int,
     rng: np.random.Generator,
 ) -> Genes:
-    """Return the last population of a genetic algorithm: NSGA-II for two objectives, U-NSGA-III for more.
+    """Return the last population of a genetic algorithm: NSGA-II for up to two objectives, U-NSGA-III for more.
 
     Args:
         problem: The space.
@@ -46,11 +46,13 @@ def evolve(
         "repair": _Repair(problem),
         "eliminate_duplicates": DefaultDuplicateElimination(),
     }
-    algorithm = NSGA2(**common) if count == 2 else UNSGA3(_directions(count, len(start)), **common)
+    algorithm = NSGA2(**common) if count <= 2 else UNSGA3(_directions(count, len(start)), **common)
+    # A copy would hold the problem, with the supernet and all images, or fail where they are mapped files.
     found = minimize(
         _Predicted(problem, objectives, count),
         algorithm,
         ("n_gen", generations),
+        copy_algorithm=False,
         seed=int(rng.integers(2**31)),
     )
     return np.asarray(found.pop.get("X"), np.int64)

@@ -41,6 +41,18 @@ def test_equal_generators_breed_equal_populations(costs: int) -> None:
     assert bred(1) == bred(1) != bred(2)
 
 
+def test_a_problem_that_cannot_be_copied_is_searched() -> None:
+    """One of a supernet holds all weights and images, which may be mapped files."""
+
+    class Single(SmallTable):
+        def __deepcopy__(self, memo: object) -> "Single":
+            raise TypeError("cannot pickle 'mmap.mmap' object")
+
+    table, rng = Single(), np.random.default_rng(0)
+    start = np.unique(spread_networks(table, rng, 20), axis=0)
+    assert len(evolve(table, lambda genes: table.true(genes)[:, None], start, generations=2, rng=rng)) == len(start)
+
+
 def test_first_bodies_differ_hold_the_anchors_and_are_as_many_as_asked_for() -> None:
     table = SmallTable()
     for count in (1, 4, 20):
