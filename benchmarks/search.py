@@ -118,6 +118,9 @@ class OfaSpace:
     def costs(self, genes: Genes) -> Floats:
         return self.space.costs(genes) / MILLION
 
+    def traits(self, genes: Genes) -> Sequence[Floats]:
+        return self.space.traits(genes)
+
     def anchors(self) -> Genes:
         return self.space.anchors()
 
@@ -178,6 +181,9 @@ class MacroSpace:
 
     def costs(self, genes: Genes) -> Floats:
         return self.flops[self._rows(genes)][:, None]
+
+    def traits(self, genes: Genes) -> Sequence[Floats]:
+        return [self.costs(genes)]
 
     def anchors(self) -> Genes:
         return np.array([[0] * 8, [2] * 8])

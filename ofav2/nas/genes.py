@@ -25,6 +25,8 @@ from supernets.subnet_cost import Position
 RESOLUTION, HEIGHT = 0, 1
 """Columns of the genes of a whole network."""
 _NETWORK, _BLOCK = 2, 3
+TRAITS = ("params", "macs")
+"""Costs that accuracy may depend on smoothly."""
 
 
 @dataclass(frozen=True)
@@ -204,10 +206,36 @@ class GeneSpace:
             for (resolution, height), ones in sorted(found.items())
         }
 
+    def traits(self, genes: Genes) -> tuple[Floats, Floats]:
+        """Return parameters and multiply-adds, (N, 2), and those of each stage's blocks, (N, 2 * stages).
+
+        A stage that does not run counts half of the least that it can cost, so that logarithms stay near each other;
+        none counts less than 1.
+        """
+        columns = [Price._fields.index(name) for name in TRAITS]
+        row, stage, prices = self._block_prices(genes)
+        by_stage = np.zeros((len(genes), max(self.space.height), len(columns)))
+        np.add.at(by_stage, (row, stage), prices[:, columns])
+        by_stage = np.maximum(by_stage, np.maximum(self._least_stage[:, columns] / 2, 1))
+        return self._costs(genes, TRAITS).astype(np.float64), by_stage.reshape(len(genes), -1)
+
     def _costs(self, genes: Genes, names: Sequence[str]) -> NDArray[np.int64]:
         """Return whole numbers (N, names)."""
-        space, tables = self.space, self._tables
         columns = [Price._fields.index(name) for name in names]
+        row, _, prices = self._block_prices(genes)
+        parts = prices[:, columns]
+        ends = self._tables.ends[genes[:, RESOLUTION], genes[:, HEIGHT]][..., columns]  # (N, stem and exit, costs)
+        found = np.empty((len(genes), len(names)), np.int64)
+        starts = np.searchsorted(row, np.arange(len(genes)))
+        for column, name in enumerate(names):
+            add = np.maximum if name == "memory" else np.add
+            if len(genes):
+                found[:, column] = add(add.reduceat(parts[:, column], starts), add.reduce(ends[..., column], axis=1))
+        return found
+
+    def _block_prices(self, genes: Genes) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Return, of every block that runs, its network and stage, (blocks,), ascending, and its price (blocks, 4)."""
+        space = self.space
         resolution, height = genes[:, RESOLUTION], genes[:, HEIGHT]
         stages = self._stages(genes)
         blocks = self._blocks(stages)
@@ -215,17 +243,16 @@ class GeneSpace:
         active = runs[:, :, None] & (np.arange(space.blocks) < np.array(space.depth)[stages[:, :, 0]][:, :, None])
         row, stage, block = np.nonzero(active)
         chosen = blocks[active]
-        parts = tables.blocks[
+        prices = self._tables.blocks[
             resolution[row], stage, stages[row, stage, 0], block, chosen[:, 0], chosen[:, 1], chosen[:, 2]
-        ][:, columns]
-        ends = tables.ends[resolution, height][..., columns]  # (N, stem and exit, costs)
-        found = np.empty((len(genes), len(names)), np.int64)
-        starts = np.concatenate([[0], np.cumsum(active.sum((1, 2)))[:-1]])
-        for column, name in enumerate(names):
-            add = np.maximum if name == "memory" else np.add
-            if len(genes):
-                found[:, column] = add(add.reduceat(parts[:, column], starts), add.reduce(ends[..., column], axis=1))
-        return found
+        ]
+        return row, stage, prices
+
+    @cached_property
+    def _least_stage(self) -> NDArray[np.int64]:
+        """The least that the blocks of each stage that can run may cost, at any resolution and depth, (stages, 4)."""
+        by_block = self._tables.blocks[:, : max(self.space.height)].min((4, 5, 6))
+        return by_block.sum(3).min((0, 2))
 
     @cached_property
     def _tables(self) -> "_Tables":

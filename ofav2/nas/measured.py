@@ -19,7 +19,24 @@ STORE = "measured.jsonl"
 """Name of the file in a run folder: a line per network, appended to."""
 
 
-class MeasuredStore:
+class MeasuredValues:
+    """Measured values by network, in memory."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self.known: dict[Subnet, float] = {}
+        """Values by network."""
+
+    def get(self, subnet: Subnet) -> float | None:
+        """Return a network's value; None if it was not measured."""
+        return self.known.get(subnet)
+
+    def put(self, subnet: Subnet, value: float) -> None:
+        """Remember a value."""
+        self.known[subnet] = value
+
+
+class MeasuredStore(MeasuredValues):
     """Measured values by network, in memory and in a file that only grows."""
 
     def __init__(self, path: Path, key: str, processes: Processes = SINGLE_PROCESS) -> None:
@@ -28,15 +45,11 @@ class MeasuredStore:
         Raises:
             RunError: If the file can't be read.
         """
+        super().__init__()
         self._path = path
         self._key = key
         self._writes = processes.rank == 0
-        self.known = processes.on_main(lambda: _read(path, key))
-        """Values by network."""
-
-    def get(self, subnet: Subnet) -> float | None:
-        """Return a network's value; None if it was not measured."""
-        return self.known.get(subnet)
+        self.known.update(processes.on_main(lambda: _read(path, key)))
 
     def put(self, subnet: Subnet, value: float) -> None:
         """Remember a value.
@@ -44,7 +57,7 @@ class MeasuredStore:
         Raises:
             RunError: If the file can't be written.
         """
-        self.known[subnet] = value
+        super().put(subnet, value)
         if self._writes:
             append_line(self._path, {"key": self._key, "subnet": subnet.to_dict(), "value": value})
 

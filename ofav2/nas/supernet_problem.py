@@ -1,6 +1,6 @@
 """Measure the networks of a run for the search engine: a body at all its exits at once, none twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.engine.problem import Floats, Genes, Mask
 from ofav2.nas.genes import GeneSpace
-from ofav2.nas.measured import MeasuredStore
+from ofav2.nas.measured import MeasuredValues
 from supernets import Subnet
 
 
@@ -30,7 +30,7 @@ class SupernetProblem:
     run: OpenedRun
     genes: GeneSpace
     images: Split
-    store: MeasuredStore
+    store: MeasuredValues
     advance: Callable[[float], None]
 
     @property
@@ -49,6 +49,10 @@ class SupernetProblem:
     def costs(self, genes: Genes) -> Floats:
         """Return the costs to minimise, exactly, (N, costs)."""
         return self.genes.costs(genes)
+
+    def traits(self, genes: Genes) -> Sequence[Floats]:
+        """Return what a network and each of its stages cost."""
+        return self.genes.traits(genes)
 
     def anchors(self) -> Genes:
         """Return the cheapest and the largest networks."""

@@ -56,14 +56,14 @@ def learn(problem: Problem, archive: Archive, predictor: Predictor) -> Belief:
 
 
 def describer(problem: Problem, archive: Archive) -> Callable[[Genes], Features]:
-    """Return a function that describes networks: genes by rank, genes one-hot, and logarithms of costs.
+    """Return a function that describes networks: genes by rank, genes one-hot, and logarithms of their traits.
 
-    Genes with a single choice are left out. Rows of genes are at most 1 long; costs are scaled to the archive's.
+    Genes with a single choice are left out. Rows of genes are at most 1 long; traits are scaled to the archive's.
     """
     free = [index for index, count in enumerate(problem.choices) if count > 1]
     choices = [problem.choices[index] for index in free]
-    logs = _log(archive.costs)
-    centre, scale = logs.mean(0), np.maximum(logs.std(0), 1e-9)
+    logs = [np.log(group) for group in problem.traits(archive.genes)]
+    scales = [(group.mean(0), 2 * np.maximum(group.std(0), 1e-9)) for group in logs]
 
     def describe(genes: Genes) -> Features:
         chosen, active = genes[:, free], problem.active(genes)[:, free]
@@ -71,12 +71,11 @@ def describer(problem: Problem, archive: Archive) -> Callable[[Genes], Features]
         parts = (
             ranks(chosen, active, choices) / root,
             one_hot(chosen, active, choices) / root,
-            (_log(problem.costs(genes)) - centre) / scale / 2,
+            *(
+                (np.log(group) - centre) / scale
+                for group, (centre, scale) in zip(problem.traits(genes), scales, strict=True)
+            ),
         )
         return Features(np.concatenate(parts, 1), tuple(part.shape[1] for part in parts))
 
     return describe
-
-
-def _log(costs: Floats) -> Floats:
-    return np.log(np.maximum(costs, 1e-9))

@@ -5,7 +5,7 @@ vectors: equal networks have equal genes. It minimises losses and costs; a probl
 into a loss by its sign.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -43,7 +43,11 @@ class Problem(Protocol):
         ...
 
     def costs(self, genes: Genes) -> Floats:
-        """Return the costs to minimise, exactly, (N, costs)."""
+        """Return the costs to minimise, exactly, (N, costs); without any, the one best network is searched for."""
+        ...
+
+    def traits(self, genes: Genes) -> Sequence[Floats]:
+        """Return groups of positive numbers, (N, traits) each, that losses may depend on smoothly, such as costs."""
         ...
 
     def anchors(self) -> Genes:

@@ -16,6 +16,8 @@ from ofav2.nas.engine.problem import Genes
 from ofav2.nas.engine.start import spread_networks
 from ofav2.nas.genes import HEIGHT, GeneSpace
 from ofav2.nas.limits import Limits
+from supernets.parts import BlockPart
+from supernets.subnet_cost import Position
 from tests.ofav2.nas.made_up import made_up_table
 
 COSTS = ("macs", "params", "memory", "latency")
@@ -66,6 +68,32 @@ def test_costs_are_those_of_the_cost_model(variant: str) -> None:
     prices = [genes.model.price(genes.decode(vector)) for vector in found]
     assert genes.costs(found).tolist() == [[getattr(price, name) for name in COSTS] for price in prices]
     assert genes.costs(found[:0]).shape == (0, len(COSTS))
+
+
+@pytest.mark.parametrize("variant", ["se_b", "ee_dp"])
+def test_traits_are_costs_of_whole_networks_and_of_their_stages(variant: str) -> None:
+    genes = genes_of(variant)
+    genes = replace(genes, space=genes.space.restrict(height=genes.space.height[:4]))
+    found = genes.canonical(drawn(genes, 60))
+    whole, stages = genes.traits(found)
+    highest = max(genes.space.height)
+    least = stages.reshape(60, highest, 2).min(0)
+    for vector, own, by_stage in zip(found, whole, stages.reshape(60, highest, 2), strict=True):
+        subnet = genes.decode(vector)
+        price = genes.model.price(subnet)
+        assert own.tolist() == [price.params, price.macs]
+        for stage in range(highest):
+            runs = stage < subnet.height
+            blocks = [
+                genes.model.block(
+                    BlockPart(stage, place > 0, choice), Position(place, subnet.depth[stage]), subnet.resolution
+                )
+                for place, choice in enumerate(subnet.blocks(stage) if runs else ())
+            ]
+            # A stage of transformations alone may cost nothing, which has no logarithm.
+            sums = [max(1, sum(getattr(block, name) for block in blocks)) for name in ("params", "macs")]
+            assert by_stage[stage].tolist() == (sums if runs else least[stage].tolist())
+    assert (least > 0).all()
 
 
 def test_genes_without_effect_change_neither_features_nor_costs() -> None:

@@ -50,6 +50,9 @@ class SmallTable:
         size = (self.active(genes)[:, 1:5] * (1.0 + genes[:, 1:5]) ** 1.5).sum(1) + 2 * genes[:, 5]
         return np.stack([size, 10 + genes.sum(1), 5.0 + genes[:, 0]][: self.costs_count], 1)
 
+    def traits(self, genes: Genes) -> list[Floats]:
+        return [self.costs(genes)]
+
     def true(self, genes: Genes) -> Floats:
         effect = self.active(genes)[:, 1:5] * (1 + genes[:, 1:5]) * np.array([0.9, 0.7, 0.8, 0.3])
         return -effect.sum(1) - 0.5 * genes[:, 5] - 0.2 * effect[:, 0] * effect[:, 1]
