@@ -214,10 +214,13 @@ class GeneSpace:
         """
         columns = [Price._fields.index(name) for name in TRAITS]
         row, stage, prices = self._block_prices(genes)
-        by_stage = np.zeros((len(genes), max(self.space.height), len(columns)))
-        np.add.at(by_stage, (row, stage), prices[:, columns])
-        by_stage = np.maximum(by_stage, np.maximum(self._least_stage[:, columns] / 2, 1))
-        return self._costs(genes, TRAITS).astype(np.float64), by_stage.reshape(len(genes), -1)
+        stages = max(self.space.height)
+        place, count = row * stages + stage, len(genes) * stages
+        sums = [np.bincount(place, prices[:, column], count).reshape(-1, stages) for column in columns]
+        by_stage = np.stack(sums, -1)  # (N, stages, 2)
+        ends = self._tables.ends[genes[:, RESOLUTION], genes[:, HEIGHT]][..., columns]  # (N, stem and exit, 2)
+        floor = np.maximum(self._least_stage[:, columns] / 2, 1)
+        return by_stage.sum(1) + ends.sum(1), np.maximum(by_stage, floor).reshape(len(genes), -1)
 
     def _costs(self, genes: Genes, names: Sequence[str]) -> NDArray[np.int64]:
         """Return whole numbers (N, names)."""
