@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from ofav2.finetuning.run import finetune
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
     from ofav2.inference.evaluate import ClassReport, evaluate_network
-    from ofav2.nas.candidates import Candidate, Ranking, choose
+    from ofav2.nas.candidates import Candidate, Ranking
+    from ofav2.nas.choosing import choose
     from ofav2.nas.engine.loop import SearchSettings
     from ofav2.nas.found import Finalist, Found, load_search
     from ofav2.nas.latency import Latency, measure_latency
@@ -133,7 +134,7 @@ _HOMES = MappingProxyType(
         "resume": "ofav2.training.run",
         "Candidate": "ofav2.nas.candidates",
         "Ranking": "ofav2.nas.candidates",
-        "choose": "ofav2.nas.candidates",
+        "choose": "ofav2.nas.choosing",
         "Cost": "supernets.cost",
         "layer_costs": "supernets.subnet_cost",
         "stage_costs": "supernets.subnet_cost",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
+    from ofav2.nas.found import Found
     from supernets import Exits
 
 _CHOICE = (*LIMITS, *PARTS, "candidates", "seed")
@@ -31,7 +32,7 @@ examples:
   ofav2 extract runs/digits --from-search runs/digits/search --knee --out knee
   ofav2 extract runs/digits --max-latency 2ms --exit 3..5 --resolution 16 --candidates 50 --out quick
 
-Limits (and --exit, --resolution, --candidates) rank random networks that keep them on validation and take the best:
+Limits (and --exit, --resolution, --candidates) search for the best network on validation that keeps them:
 counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s (needs `ofav2 latency RUN` once).
 
 --from-search takes the best confirmed network of a search's front that keeps the limits, without measuring others.
@@ -67,10 +68,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limits", "rank random networks that keep them on validation; take the best")
+    group = parser.add_argument_group("limits", "search for the best network on validation that keeps them")
     add_limits(group)
-    group.add_argument("--candidates", metavar="N", type=int, help="networks to rank (default: 200)")
-    group.add_argument("--seed", metavar="N", type=int, help="seed of their draw (default: 0)")
+    group.add_argument("--candidates", metavar="N", type=int, help="networks to measure (default: 200)")
+    group.add_argument("--seed", metavar="N", type=int, help="seed of the search (default: 0)")
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -83,15 +84,16 @@ def _run(arguments: argparse.Namespace) -> None:
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
     if arguments.from_search and arguments.phase:
         raise UserError("--phase has no effect on a search, which names its phase: leave it out")
-    found = _from_search(arguments)
+    found = _search(arguments)
     loaded = load_run(arguments.run, arguments.phase)
+    finalist = _finalist(arguments, loaded, found) if found else None
     constraints = None if found else _constraints(arguments, loaded)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
         run = open_loaded(loaded)
         refuse_inside(run.data.trees, Path(arguments.out), "output folder")
         space = run.loaded.net.space
-        ranking = _choose(arguments, run, constraints) if constraints else found
+        ranking = _choose(arguments, run, constraints) if constraints else finalist
         named = chosen or (space.largest() if arguments.largest else space.smallest())
         subnet = ranking.best.subnet if ranking else named
         written = extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
@@ -141,9 +143,9 @@ def _constraints(arguments: argparse.Namespace, run: "LoadedSupernet") -> "Const
     )
 
 
-def _from_search(arguments: argparse.Namespace) -> "Ranking | None":
-    """Return the choice of a network from a search; None if no search is named."""
-    from ofav2.nas.found import choose_finalist, load_search
+def _search(arguments: argparse.Namespace) -> "Found | None":
+    """Return the search to take a network from; None if none is named."""
+    from ofav2.nas.found import load_search
 
     picks = [name for name in ("knee", "number") if getattr(arguments, name)]
     if arguments.from_search is None:
@@ -155,8 +157,13 @@ def _from_search(arguments: argparse.Namespace) -> "Ranking | None":
     unused = others or (limited if picks else [])
     if unused:
         raise UserError(f"{_option(unused[0])} has no effect on a search that is done: leave it out")
-    found = load_search(arguments.from_search)
-    return choose_finalist(found, arguments.run, read_limits(arguments), knee=arguments.knee, number=arguments.number)
+    return load_search(arguments.from_search)
+
+
+def _finalist(arguments: argparse.Namespace, run: "LoadedSupernet", found: "Found") -> "Ranking":
+    from ofav2.nas.found import choose_finalist
+
+    return choose_finalist(found, run, read_limits(arguments), knee=arguments.knee, number=arguments.number)
 
 
 def _option(name: str) -> str:
@@ -164,7 +171,7 @@ def _option(name: str) -> str:
 
 
 def _choose(arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints") -> "Ranking":
-    from ofav2.nas.candidates import choose
+    from ofav2.nas.choosing import choose
 
     return choose(
         run,

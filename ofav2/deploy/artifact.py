@@ -110,7 +110,7 @@ class ChoiceRecord:
     resolutions: tuple[int, ...]
     """Resolutions that it could have."""
     method: Method
-    """Whether random networks were ranked, or a search's front was."""
+    """Whether random networks were ranked, a short search for one network was made, or a front was searched before."""
     rule: str
     """Which one was taken: `best`, `knee`, or `number` and its number on the front."""
     candidates: Positive

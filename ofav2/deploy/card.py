@@ -133,6 +133,8 @@ def _chosen(choice: ChoiceRecord) -> str:
     count, seed = choice.candidates, choice.seed
     if choice.method == "random":
         return f"the best on validation of {count} random networks (seed {seed})"
+    if choice.method == "search":
+        return f"the best on validation of {count} networks that a short search measured (seed {seed})"
     return (
         f"{choice.rule} of the front of a search that measured {count} networks (seed {seed}) on one half of validation"
         " and its front on the other"

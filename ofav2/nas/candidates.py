@@ -1,4 +1,4 @@
-"""Choose a sub-network for a device: draw networks that keep the limits, rank them on validation.
+"""Draw sub-networks that keep the limits of a device.
 
 Under a tight limit all but one draw in a billion may miss, so draws that miss are not thrown away. Resolution and exit
 are drawn among those that can keep the limits at all. A draw starts from the largest network there, or as
@@ -13,12 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import OpenedRun, require_supernet
 from ofav2.nas.cheapest import Cheapest, cheapest, within
 from ofav2.nas.cost_model import CostModel, Price
-from ofav2.nas.latency_table import LatencyTable
 from ofav2.nas.limits import Limits, Method, show
-from ofav2.progress import log_progress
 from ofav2.rng import generator
 from ofav2.tasks.base import Metric
 from supernets import BlockChoice, Space, Subnet
@@ -50,9 +47,9 @@ class Ranking:
     ranked: tuple[Candidate, ...]
     """All candidates, the most accurate first; of equals, the one with the fewest multiply-adds."""
     space: Space
-    """The part of the run's space that they were drawn from."""
+    """The part of the run's space that they are from."""
     seed: int
-    """Seed of the draw."""
+    """Seed of the draw and the search."""
     metric: Metric
     """What the candidates are ranked by."""
     method: Method = "random"
@@ -66,44 +63,6 @@ class Ranking:
     def best(self) -> Candidate:
         """The chosen network."""
         return self.ranked[0]
-
-
-def choose(
-    run: OpenedRun,
-    limits: Limits,
-    *,
-    space: Space | None = None,
-    candidates: int = 200,
-    seed: int = 0,
-    table: LatencyTable | None = None,
-) -> Ranking:
-    """Rank random networks that keep the limits by their validation accuracy; test images are not looked at.
-
-    Args:
-        run: The opened run.
-        limits: The most that a network may cost.
-        space: Part of the run's space to choose from, such as `space.restrict(height=(3,))`; None takes all of it.
-        candidates: How many different networks to rank; fewer where the limits leave hardly any others.
-        seed: Seed of the draw.
-        table: The latency table, needed for a limit of latency.
-
-    Raises:
-        UserError: If no network can keep the limits; the message says what can be kept.
-    """
-    net = require_supernet(run.loaded.net, "`ofav2 plan` lists what its exits cost")
-    space = space or net.space
-    model = CostModel(net.architecture, table)
-    drawn = draw_within(model, space, limits, candidates=candidates, seed=seed)
-    for subnet in drawn:
-        net.space.check(subnet)
-    found, metric = [], run.evaluator.task.metrics[0]
-    with log_progress("ranking on val", len(drawn)) as advance:
-        for score in run.evaluator.scores(net, drawn, run.data.val):
-            found.append(Candidate(score.subnet, model.price(score.subnet), score.value))
-            advance(**{metric.name: metric.show(score.value)})
-    # Encodings break the remaining ties, so that the same seed always chooses the same network.
-    ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))
-    return Ranking(limits, tuple(ranked), space, seed, metric)
 
 
 def draw_within(
@@ -121,8 +80,7 @@ def draw_within(
     Raises:
         UserError: If no network can keep the limits; the message says what can be kept.
     """
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or not 1 <= candidates <= MOST_CANDIDATES:
-        raise UserError(f"candidates ({candidates}) must be a whole number from 1 to {MOST_CANDIDATES}")
+    check_candidates(candidates)
     if limits.latency is not None and model.table is None:
         raise UserError("limit latency needs a latency table: measure one with `ofav2 latency RUN`")
     anchors = feasible(model, space, limits)
@@ -140,6 +98,16 @@ def draw_within(
         idle = idle + 1 if subnet in found else 0
         found[subnet] = None
     return tuple(found)
+
+
+def check_candidates(candidates: int) -> None:
+    """Refuse numbers of candidates that nobody can want.
+
+    Raises:
+        UserError: If it is no whole number, none, or too many.
+    """
+    if isinstance(candidates, bool) or not isinstance(candidates, int) or not 1 <= candidates <= MOST_CANDIDATES:
+        raise UserError(f"candidates ({candidates}) must be a whole number from 1 to {MOST_CANDIDATES}")
 
 
 def feasible(model: CostModel, space: Space, limits: Limits) -> dict[tuple[int, int], tuple[Cheapest, ...]]:

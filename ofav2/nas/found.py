@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import load_run
+from ofav2.evaluation.opened_run import LoadedSupernet
 from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
 from ofav2.nas.cost_model import Price
@@ -198,7 +198,7 @@ def load_search(folder: str | Path) -> Found:
 
 
 def choose_finalist(
-    found: Found, run: str | Path, limits: Limits, *, knee: bool = False, number: int | None = None
+    found: Found, run: LoadedSupernet, limits: Limits, *, knee: bool = False, number: int | None = None
 ) -> Ranking:
     """Choose a network of a search's front: the knee, one by its number, or the best confirmed one within limits.
 
@@ -215,8 +215,8 @@ def choose_finalist(
     Raises:
         UserError: If the run has other weights than those searched, there is no such number, or none keeps the limits.
     """
-    if load_run(run).sha256 != found.record.weights:
-        raise UserError(f"search ({found.folder}) is of other weights than run {run} has: search it again")
+    if run.sha256 != found.record.weights:
+        raise UserError(f"search ({found.folder}) is of other weights than run {run.folder} has: search it again")
     finalists = found.front.finalists
     if number is not None and not 1 <= number <= len(finalists):
         raise UserError(f"number ({number}) is not on the front of {found.folder}: choose from 1 to {len(finalists)}")

@@ -24,7 +24,7 @@ UNITS = MappingProxyType({"params": COUNT_UNITS, "macs": COUNT_UNITS, "memory": 
 LARGEST = 10**18
 """No limit is larger; a number with hundreds of digits is a slip."""
 
-Method = Literal["random", "front"]
+Method = Literal["random", "search", "front"]
 """Random networks that keep the limits, or the front of a search."""
 
 

@@ -56,5 +56,12 @@ def pick_by_gain(
     return picked
 
 
-PICKERS: Mapping[str, Picker] = MappingProxyType({"gain": pick_by_gain})
+def pick_best(
+    known: Floats, families: Sequence[Floats], reference: Floats, count: int, rng: np.random.Generator
+) -> list[int]:
+    """Pick the families whose best member has the lowest loss, whatever it costs; of equals, the first."""
+    return np.argsort([family[:, 0].min() for family in families], kind="stable")[:count].tolist()
+
+
+PICKERS: Mapping[str, Picker] = MappingProxyType({"gain": pick_by_gain, "best": pick_best})
 """Pickers by name."""

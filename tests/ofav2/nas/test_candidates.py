@@ -1,23 +1,18 @@
-"""Choosing: limits are kept, the least is exact, and rare networks are found."""
+"""Drawing: limits are kept, the least is exact, and rare networks are found."""
 
 from itertools import product
 from operator import le
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-import ofav2
 import supernets
-from ofav2.cli.main import main
-from ofav2.deploy.artifact import describe_subnet
 from ofav2.errors import UserError
-from ofav2.nas.candidates import choose, draw_within, feasible
+from ofav2.nas.candidates import draw_within, feasible
 from ofav2.nas.cheapest import cheapest, within
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.limits import UNITS, Limits
-from ofav2.runs.records import Run
 from supernets import Subnet, Supernet
 from tests.ofav2.nas.made_up import made_up_table
 
@@ -143,62 +138,3 @@ def test_latency_needs_a_table() -> None:
     net = small("se_b")
     with pytest.raises(UserError, match="ofav2 latency RUN"):
         draw_within(CostModel(net.architecture), net.space, Limits(latency=1), candidates=1)
-
-
-def test_the_most_accurate_candidate_is_chosen(tiny_run: Run) -> None:
-    opened = ofav2.open_run(tiny_run.folder)
-    net = opened.loaded.net
-    limits = Limits(macs=CostModel(net.architecture).price(net.space.largest()).macs // 2)
-    choice = choose(opened, limits, candidates=6, seed=3)
-    assert len({one.subnet for one in choice.ranked}) == 6
-    scores = {score.subnet: score.value for score in opened.evaluator.scores(net, scores_of(choice), opened.data.val)}
-    assert [one.score for one in choice.ranked] == sorted(scores.values(), reverse=True)
-    assert all(one.score == scores[one.subnet] and within(one.price, limits) for one in choice.ranked)
-    assert choice.best.score == max(scores.values())
-    assert choice == choose(opened, limits, candidates=6, seed=3)
-
-
-def test_how_a_network_was_chosen_is_written_beside_its_files(tiny_run: Run, tmp_path: Path) -> None:
-    out, options = tmp_path / "small", ["--max-macs", "1M", "--max-params", "1M", "--exit", "1,2", "--candidates", "3"]
-    assert main(["extract", str(tiny_run.folder), *options, "--seed", "4", "--out", str(out), "--formats", "card"]) == 0
-    written = describe_subnet(out)
-    limits = {"params": 10**6, "macs": 10**6}
-    found = written.choice
-    assert found is not None
-    assert (found.limits.named, found.exits, found.candidates, found.seed) == (limits, (1, 2), 3, 4)
-    opened = ofav2.open_run(tiny_run.folder)
-    space = opened.loaded.net.space.restrict(height=(1, 2))
-    again = choose(opened, Limits(**limits), space=space, candidates=3, seed=4)
-    assert again.best.subnet == written.subnet
-    assert (again.limits, again.space.resolution) == (found.limits, found.resolutions)
-    card = (out / "model_card.md").read_text()
-    assert "best on validation of 3 random networks (seed 4); limits: params 1,000,000, macs 1,000,000" in card
-
-
-def scores_of(choice: Any) -> list[Subnet]:
-    return [one.subnet for one in choice.ranked]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--max-macs", "30X"], "use k, M, G"),
-        (["--max-macs", "1"], "the least is"),
-        (["--max-latency", "8ms"], "ofav2 latency RUN"),
-        (["--max-macs", "1M", "--largest"], "leave one out"),
-        (["--seed", "1", "--smallest"], "leave one out"),
-        (["--exit", "9"], "was not trained"),
-        (["--resolution", "17"], "was not trained"),
-        (["--candidates", "0", "--exit", "1"], "candidates (0)"),
-        ([], "--max-macs"),
-    ],
-    ids=str,
-)
-def test_impossible_limits_are_one_line_and_write_nothing(
-    options: list[str], message: str, tiny_run: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    assert main(["extract", str(tiny_run.folder), "--out", str(out), *options]) == 2
-    (line,) = capfd.readouterr().err.strip().splitlines()
-    assert message in line
-    assert not out.exists()

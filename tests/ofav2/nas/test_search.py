@@ -19,6 +19,7 @@ from ofav2.cli.main import main
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
+from ofav2.evaluation.opened_run import load_run
 from ofav2.nas import search as search_module
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.found import FRONT, choose_finalist
@@ -390,6 +391,7 @@ def search_in_two(run: Path, out: Path) -> bytes:
     return (out / ARCHIVE).read_bytes() + (out / FRONT).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_find_what_one_finds(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     (run / STORE).unlink()
@@ -414,11 +416,14 @@ def test_the_best_is_the_best_confirmed_one_within_limits(searched: Path) -> Non
     with pytest.raises(UserError, match="are kept by no network of the front: the least there is macs"):
         found.best(Limits(macs=least - 1))
     assert found.knee() in finalists
-    choice = choose_finalist(found, searched, Limits(), number=1)
+    run = load_run(searched)
+    choice = choose_finalist(found, run, Limits(), number=1)
     assert choice.best.subnet == finalists[0].subnet
     assert len(choice.ranked) == len(finalists)
     with pytest.raises(UserError, match=r"number \(0\) is not on the front"):
-        choose_finalist(found, searched, Limits(), number=0)
+        choose_finalist(found, run, Limits(), number=0)
+    with pytest.raises(UserError, match="is of other weights than run"):
+        choose_finalist(found, replace(run, sha256="0" * 64), Limits())
     with pytest.raises(UserError, match=r"limit latency \(.*\) is not known of search"):
         found.best(Limits(latency=1))
 

@@ -162,6 +162,25 @@ def test_networks_that_all_cost_the_same_still_gain() -> None:
     assert points(table, archive(table, happened))[:, 0].min() == table.true(table.everything()).min()
 
 
+def test_without_costs_the_one_best_network_is_found_from_networks_that_are_given() -> None:
+    class Free(SmallTable):
+        def costs(self, genes: Any) -> Floats:
+            return np.zeros((len(genes), 0))
+
+        def traits(self, genes: Any) -> list[Floats]:
+            return [super().costs(genes)]
+
+        def repair(self, genes: Any, rng: np.random.Generator) -> Any:
+            return self.canonical(genes)
+
+    table, every = Free(noise=0.1), SmallTable().everything()
+    given = every[np.argsort(table.true(every))[-8:]]
+    first = Picked(0, given, ("first",) * 8, ())
+    settings = replace(QUICK, picker="best")
+    found = archive(table, [first, *events(table, settings=settings, measurements=30, past=[first])])
+    assert table.true(given).min() > table.true(found.genes).min() == table.true(every).min()
+
+
 def test_a_search_that_is_stopped_when_it_goes_on_measures_nothing_more() -> None:
     whole = events(SmallTable())
     for count in (3, 5, len(whole) - 2):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofav2.nas.engine.fronts import hypervolume
-from ofav2.nas.engine.picking import pick_by_gain
+from ofav2.nas.engine.picking import pick_best, pick_by_gain
 from ofav2.nas.engine.problem import Floats
 
 
@@ -35,3 +35,8 @@ def test_lazy_picking_equals_plain_greedy_picking(seed: int, objectives: int) ->
 def test_what_adds_nothing_is_not_picked() -> None:
     known, reference = np.array([[0.0, 0.0]]), np.ones(2)
     assert pick_by_gain(known, [np.array([[0.5, 0.5]])], reference, 3, np.random.default_rng(0)) == []
+
+
+def test_the_lowest_losses_are_picked_whatever_they_cost() -> None:
+    families = [np.array([[0.4, 9.0], [0.2, 1.0]]), np.array([[0.1, 9.0]]), np.array([[0.3, 0.0]])]
+    assert pick_best(np.zeros((1, 2)), families, np.ones(2), 2, np.random.default_rng(0)) == [1, 0]
