@@ -18,7 +18,7 @@ next: open the page in a browser; ofav2 report DIR shows one of them in full
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", metavar="DIR", nargs="+", help="folders of runs, or of searches, two or more")
-    parser.add_argument("--out", metavar="FILE", help="page to write (default: compare.html here)")
+    parser.add_argument("--out", metavar="FILE", help="page to write (default: compare.html, or compare-2.html, …)")
 
 
 def _run(arguments: argparse.Namespace) -> None:

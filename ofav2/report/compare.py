@@ -18,7 +18,8 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
 
     Args:
         runs: Two folders or more, all of runs or all of searches.
-        out: The page to write, replaced if it is there; None is `compare.html` in the working folder.
+        out: The page to write, replaced if it is there; None is `compare.html` in the working folder, or where that is
+            there `compare-2.html`, and so on.
 
     Raises:
         RunError: If a folder is no run or search, or damaged.
@@ -27,7 +28,7 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
     different = {Path(run).resolve(): run for run in runs}
     if len(different) < 2:
         raise UserError(f"runs ({', '.join(map(str, runs))}): comparing takes two different run folders or more")
-    page = Path(COMPARISON if out is None else out)
+    page = _free_page() if out is None else Path(out)
     folders = tuple(different.values())
     searches = [folder for folder in folders if is_search(folder)]
     if not searches:
@@ -37,3 +38,9 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
             f"{searches[0]} is a search, and not all others are: compare runs with runs, or searches with searches"
         )
     return compare_searches([read_search_snapshot(folder) for folder in folders], page)
+
+
+def _free_page() -> Path:
+    """Return the first name in the working folder that no file has."""
+    names = (COMPARISON, *(COMPARISON.replace(".", f"-{number}.") for number in range(2, 10_000)))
+    return next((Path(name) for name in names if not Path(name).exists()), Path(COMPARISON))

@@ -35,6 +35,14 @@ function metricAxis(prefix, more) {
   return axis(prefix + name + (unit && unit !== "%" ? `, ${unit}` : ""), Object.assign(unit === "%" ? {tickformat: ".1~%"} : {}, more));
 }
 
+// One value alone, or equal ones, would get an axis from a hundred points below it to as many above.
+function metricRange(values) {
+  const {unit} = payload.metric;
+  if (!values.length) return {range: [0, 1]};
+  const low = Math.min(...values), high = Math.max(...values), least = unit === "%" ? .02 : .02 * Math.abs(high) || .02;
+  return high - low < least ? {range: [(low + high) / 2 - least, (low + high) / 2 + least]} : {};
+}
+
 function metricFormat() {
   return payload.metric.unit === "%" ? ".1%" : ".3~g";
 }
@@ -103,6 +111,18 @@ function agreementFigure() {
 
 function redraw() {
   for (const draw of drawn.values()) draw();
+  hintAtScrolling();
+}
+
+// What can be scrolled sideways says so; a bar shows on no phone until one scrolls.
+function hintAtScrolling() {
+  for (const box of document.querySelectorAll(".scroll")) {
+    const hint = box.previousElementSibling?.classList.contains("hint") ? box.previousElementSibling : document.createElement("p");
+    hint.className = "hint";
+    hint.textContent = "Scroll sideways for all columns.";
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+    box.before(hint);
+  }
 }
 
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
@@ -120,3 +140,4 @@ window.addEventListener("resize", () => {
   clearTimeout(waiting);
   waiting = setTimeout(redraw, 80);
 });
+window.addEventListener("load", hintAtScrolling);

@@ -122,7 +122,7 @@ function validatedPaint(name) {
 function curvesFigure(node) {
   const {phases, train, validation} = payload, end = phases.length ? phases[phases.length - 1].end || 1 : 1;
   const inner = node.clientWidth - 70;
-  const measuredYet = validation.some(curve => Object.values(curve.values).some(values => values.some(value => value !== null)));
+  const measured = validation.flatMap(curve => Object.values(curve.values).flat()).filter(value => value !== null);
   const line = (curves, name, label, paint, yaxis, mode, form) => ({
     type: "scatter", mode, name: label, ...joined(curves, name), yaxis, xaxis: "x", showlegend: yaxis === "y2",
     line: {color: colour(paint), width: 1.6}, marker: {size: 6, color: colour(paint)},
@@ -156,8 +156,7 @@ function curvesFigure(node) {
     legend: {orientation: "h", x: 0, y: .60, xanchor: "left", yanchor: "bottom"},
     xaxis: axis("training steps", {range: [-.004 * end, 1.012 * end], anchor: "y3", showgrid: false, tickformat: ","}),
     yaxis: axis("loss", {domain: [.69, 1], rangemode: "tozero", nticks: 5}),
-    // Without a point plotly would show numbers from -1 to 4.
-    yaxis2: metricAxis("validation ", {domain: [.24, .60], nticks: 6, ...(measuredYet ? {} : {range: [0, 1]})}),
+    yaxis2: metricAxis("validation ", {domain: [.24, .60], nticks: 6, ...metricRange(measured)}),
     yaxis3: axis("learning rate", {domain: [0, .16], rangemode: "tozero", nticks: 4, exponentformat: "power"}),
   })};
 }
@@ -169,7 +168,7 @@ function cornersFigure(node) {
     const points = shown.flatMap(table => table.networks.map((n, i) => ({x: label(table), y: table.score[i], network: networks[n]})))
       .filter(point => point.network.mbconv === keeps);
     return {
-      type: "box", name, boxpoints: "all", jitter: .55, pointpos: 0, offsetgroup: name, x: points.map(p => p.x), y: points.map(p => p.y),
+      type: "box", name, visible: keeps || !shown.some(table => table.networks.some(n => networks[n].mbconv)) || "legendonly", boxpoints: "all", jitter: .55, pointpos: 0, offsetgroup: name, x: points.map(p => p.x), y: points.map(p => p.y),
       text: points.map(p => hover(p.network, p.y)), hovertemplate: "%{text}<extra></extra>", hoveron: "points",
       fillcolor: "rgba(0,0,0,0)", line: {width: 1.2, color: colour(paint)}, marker: {size: narrow(node) ? 3.5 : 5, color: colour(paint), opacity: .5},
     };

@@ -199,6 +199,13 @@ def test_a_phone_needs_no_sideways_scrolling(browser: webdriver.Chrome, page: Pa
     show(browser, page, width=width)
     assert drawn(browser) == ALL_CHARTS
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    # What scrolls by itself says so, and nothing else does.
+    hints = browser.execute_script(
+        "return [...document.querySelectorAll('.scroll')].map("
+        "box => [box.scrollWidth > box.clientWidth + 1, !box.previousElementSibling.hidden])"
+    )
+    assert hints
+    assert all(scrolls == said for scrolls, said in hints)
     wide = browser.execute_script(
         "return [...document.querySelectorAll('.chart svg.main-svg')].filter(n => n.clientWidth > innerWidth).length"
     )
@@ -238,6 +245,15 @@ def test_a_run_under_way_has_its_charts(browser: webdriver.Chrome, training_run:
     assert browser.get_log("browser") == []
 
 
+def test_one_validation_alone_has_an_axis_of_percents(browser: webdriver.Chrome, half_run: Path) -> None:
+    lines = (half_run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first = next(index for index, line in enumerate(lines) if '"validation"' in line)
+    (half_run / "metrics.jsonl").write_text("\n".join(lines[: first + 1]) + "\n", encoding="utf-8")
+    show(browser, ofav2.write_report(half_run))
+    low, high = browser.execute_script("return document.getElementById('curves').layout.yaxis2.range")
+    assert -0.1 <= low < high <= 1.1
+
+
 def test_a_run_that_has_only_begun_has_no_complaint(browser: webdriver.Chrome, half_run: Path) -> None:
     change_facts(half_run, lambda facts: facts.update(phases=[]))
     (half_run / "metrics.jsonl").unlink()
@@ -271,6 +287,11 @@ def test_comparing_draws_a_front_per_run(browser: webdriver.Chrome, tiny_run: Ru
         assert browser.execute_script("return document.querySelectorAll('#fronts .scatterlayer .trace').length") == 2
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     assert browser.get_log("browser") == []
+    # On a phone the settings of all runs are seen without scrolling.
+    cells = browser.execute_script(
+        "return [...document.querySelectorAll('#settings td')].map(cell => cell.getBoundingClientRect().right)"
+    )
+    assert all(right <= 390 for right in cells)
 
 
 @pytest.fixture(scope="module")
