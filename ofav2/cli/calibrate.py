@@ -13,6 +13,7 @@ examples:
   ofav2 calibrate exits                            the cheapest threshold that loses nothing on validation
   ofav2 calibrate exits --max-macs 1.5M            the most accurate one of that mean cost
   ofav2 calibrate exits --min-top1 0.96 --confidence margin --ensemble
+  ofav2 calibrate exits --no-timing                in seconds: no times are measured
   ofav2 calibrate exits data.root=/data/cifar10    where the images are now
 
 DIR is what `ofav2 extract RUN --largest --exits all --out exits` makes, or the same with some exits such as 2,4.
@@ -35,10 +36,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how sure an exit is: max_softmax (default), entropy or margin",
     )
     parser.add_argument("--ensemble", action="store_true", help="average the logits of all exits up to each exit")
+    parser.add_argument("--no-timing", action="store_true", help="measure no times")
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.exits.calibrate import STUDY_COLUMNS, calibrate_exits, study_rows
+    from ofav2.exits.calibrate import calibrate_exits, study_columns, study_rows
     from ofav2.nas.limits import parse_limits, parse_share
     from ofav2.report.early import PAGE, write_early_page
 
@@ -49,10 +51,11 @@ def _run(arguments: argparse.Namespace) -> None:
         min_top1=None if arguments.min_top1 is None else parse_share("top-1", arguments.min_top1),
         confidence=arguments.confidence,
         ensemble=arguments.ensemble,
+        timed=not arguments.no_timing,
     )
     page = Path(arguments.directory) / PAGE
     write_early_page(study, page)
-    console.show(table(f"{study.name}, validation", STUDY_COLUMNS, study_rows(study)))
+    console.show(table(f"{study.name}, validation", study_columns(study), study_rows(study)))
     test = study.test
     console.show(
         f"chosen: {study.own.name}, {study.target}; test top-1 {100 * test.top1:.2f} %"

@@ -46,6 +46,8 @@ SHOWN = 7
 """Thresholds that are timed, about evenly spaced in cost, besides the chosen one."""
 KEPT = 200
 """Thresholds that are kept for the curve, at most."""
+HIDDEN = 0.01
+"""Loss of top-1 (0..1) that may hide, with 95 % confidence, where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Study:
     """Index of the policy in `rows`."""
     curve: ThresholdCurve
     """All thresholds, on validation."""
+    batches: tuple[int, ...]
+    """Images per call that times were measured at; none where they were not."""
     timed_images: int
     """Images whose classification was timed."""
     machine: Machine
@@ -90,14 +94,10 @@ class Study:
         return next(row for row in self.rows if row.name == f"exit {self.exits[-1]} alone")
 
 
-STUDY_COLUMNS = (
-    "",
-    "mean multiply-adds",
-    "top-1 %",
-    "% of images per exit",
-    *(f"ms per image, batch {size}" for size in BATCHES),
-)
-"""Columns of `study_rows`."""
+def study_columns(study: Study) -> tuple[str, ...]:
+    """Return the columns of `study_rows`."""
+    times = (f"ms per image, batch {size}" for size in study.batches)
+    return ("", "mean multiply-adds", "top-1 %", "% of images per exit", *times)
 
 
 def study_rows(study: Study) -> list[tuple[object, ...]]:
@@ -122,12 +122,13 @@ def calibrate_exits(
     min_top1: float | None = None,
     confidence: str = "max_softmax",
     ensemble: bool = False,
+    timed: bool = True,
 ) -> Study:
     """Find the threshold of an extracted network that keeps a target, measure it, and write `early_exits.json`.
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
-    without a target, the cheapest one that loses no image which the last exit has right. Test images are looked at
-    once, with it.
+    without a target, the cheapest one that loses no image which the last exit has right, and lets so few exit early
+    that at most a point may be lost unseen. Test images are looked at once, with it.
 
     Args:
         directory: A folder of `ofav2 extract` with several exits.
@@ -136,6 +137,7 @@ def calibrate_exits(
         min_top1: Validation top-1 (0..1), at least.
         confidence: One of `ofav2.exits.early.confidences()`.
         ensemble: Whether an exit averages all exits up to it.
+        timed: Whether to measure times.
 
     Raises:
         RunError: If the folder is none of these, or damaged.
@@ -150,7 +152,8 @@ def calibrate_exits(
     index, target = _choose(curve, max_macs, min_top1)
     policy = ExitPolicy(float(curve.thresholds[index]), confidence, ensemble)
     indices = sorted({index, *curve.spread(SHOWN)})
-    rows = _timed(opened, curve, indices, policy, single)
+    batches = BATCHES if timed else ()
+    rows = _timed(opened, curve, indices, policy, single, batches)
     study = Study(
         name=opened.record.name,
         data=opened.data.name,
@@ -163,6 +166,7 @@ def calibrate_exits(
         rows=rows,
         chosen=indices.index(index),
         curve=curve,
+        batches=batches,
         timed_images=min(TIMED_IMAGES, len(opened.data.val)),
         machine=this_machine(opened.runtime.device),
     )
@@ -197,10 +201,15 @@ def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None)
         return curve.within(max_macs), f"at most {max_macs:,} multiply-adds per image"
     if min_top1 is not None:
         return curve.reaching(min_top1), f"top-1 of at least {100 * min_top1:g} % on validation"
-    # The rule of three: what happens to none of n images may happen to 3 in n, with 95 % confidence.
-    hidden = 100 * min(1.0, 3 / curve.images)
     rule = f"none of {curve.images} validation images is lost that the last exit has right"
-    return curve.harmless(), f"{rule} (a loss of {hidden:.2g} points may hide in so few)"
+    free, index = curve.harmless(None), curve.harmless(HIDDEN)
+    if index == free:
+        return index, rule
+    early, allowed = (f"{100 * (1 - curve.shares[one, -1]):.0f} %" for one in (index, free))
+    return index, (
+        f"{rule}, and {early} exit early instead of {allowed}, as more than {100 * HIDDEN:g} point of loss may hide in"
+        " so few images"
+    )
 
 
 def _inputs(opened: OpenedExits, split: Split, batch_size: int | None = None) -> Iterator[Batch]:
@@ -236,7 +245,12 @@ def _on_curve(curve: ThresholdCurve, index: int) -> Outcome:
 
 
 def _timed(
-    opened: OpenedExits, curve: ThresholdCurve, indices: Sequence[int], policy: ExitPolicy, single: Sequence[float]
+    opened: OpenedExits,
+    curve: ThresholdCurve,
+    indices: Sequence[int],
+    policy: ExitPolicy,
+    single: Sequence[float],
+    batches: Sequence[int],
 ) -> tuple[Timed, ...]:
     """Time the thresholds at these indices, then each exit alone, then all exits; the calls take turns."""
     outcomes = [_on_curve(curve, index) for index in indices]
@@ -244,7 +258,7 @@ def _timed(
     calls: list[Callable[[Tensor], object]] = [_deciding(opened.net, policy, threshold) for threshold in thresholds]
     calls += [alone(opened.module, index).eval() for index in range(len(opened.net.exits))]
     calls.append(opened.module)
-    times = _call_times(opened, calls)
+    times = _call_times(opened, calls, batches)
     early = [
         Timed(_named(threshold), threshold, one.mean_macs, one.top1, one.shares, time)
         for threshold, one, time in zip(thresholds, outcomes, times, strict=False)
@@ -264,17 +278,20 @@ def _deciding(net: EarlyExits, policy: ExitPolicy, threshold: float) -> Callable
     return lambda images: net.decide(images, own)
 
 
-def _call_times(opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]]) -> list[tuple[int, ...]]:
-    """Mean nanoseconds per image of each call, at each of `BATCHES`."""
+def _call_times(
+    opened: OpenedExits, calls: Sequence[Callable[[Tensor], object]], sizes: Sequence[int]
+) -> list[tuple[int, ...]]:
+    """Mean nanoseconds per image of each call, at each number of images per call."""
+    if not sizes:
+        return [()] * len(calls)
     val = opened.data.val
     # Splits may be sorted by class, and one class may be easier than others.
     split = val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
     found = []
-    with log_progress("measuring times", len(BATCHES)) as advance:
-        for size in BATCHES:
+    with log_progress("measuring times of networks", len(sizes) * ROUNDS * len(calls)) as advance:
+        for size in sizes:
             batches = [images for images, _ in _inputs(opened, split, size)]
-            found.append(stream_times(calls, batches, ROUNDS))
-            advance()
+            found.append(stream_times(calls, batches, ROUNDS, advance))
     return [tuple(round(time / len(split)) for time in times) for times in zip(*found, strict=True)]
 
 
@@ -290,7 +307,7 @@ def _record(opened: OpenedExits, study: Study) -> EarlyExitsRecord:
         val=study.val,
         test=study.test,
         last_exit_test_top1=study.last_test_top1,
-        measured=TimesRecord(study.machine, BATCHES, study.timed_images, ROUNDS, study.rows),
+        measured=TimesRecord(study.machine, study.batches, study.timed_images, ROUNDS, study.rows),
         curve=CurveRecord(
             thresholds=tuple(curve.thresholds[kept].tolist()),
             mean_macs=tuple(curve.mean_macs[kept].tolist()),

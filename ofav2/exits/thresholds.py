@@ -98,12 +98,26 @@ class ThresholdCurve:
             raise UserError(f"top-1 ({top1:g}) is more than any threshold reaches on validation: give up to {best:g}")
         return self._cheapest(kept)
 
-    def harmless(self) -> int:
-        """Return the cheapest threshold that loses no image which the last exit has right; of equals as in `reaching`.
+    def harmless(self, hidden: float | None) -> int:
+        """Return the cheapest threshold that loses no image which the last exit has right, nor many unseen ones.
 
-        On few images this is more cautious than an equal accuracy, which losses and gains may reach by accident.
+        No loss in k images that exit early leaves a rate of 3/k possible with 95 % confidence (the rule of three). Of
+        fewer than these, the surest ones, each is lost no more often than that. So all of k may exit early, or as many
+        as keep their share of all images times 3/k at `hidden`. An equal accuracy would be a weaker rule: losses and
+        gains may cancel by accident.
+
+        Args:
+            hidden: Share of all images (0..1) that may be lost unseen; None sets no bound.
+
+        Returns:
+            Its index; of equals as in `reaching`.
         """
-        return self._cheapest(np.flatnonzero(self.lost == 0))
+        sound = np.flatnonzero(self.lost == 0)
+        early = self.images - self.exited[:, -1]
+        if hidden is None:
+            return self._cheapest(sound)
+        allowed = hidden * self.images * early[sound].max() / 3
+        return self._cheapest(sound[early[sound] <= allowed])
 
     def _cheapest(self, kept: npt.NDArray[np.intp]) -> int:
         return int(kept[np.lexsort((self.thresholds[kept], self.right[kept], -self._total_macs[kept]))[-1]])

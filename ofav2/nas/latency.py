@@ -77,7 +77,10 @@ def call_times(module: nn.Module, inputs: tuple[Tensor, ...], repeats: int) -> l
 
 
 def stream_times(
-    calls: Sequence[Callable[[Tensor], object]], batches: Sequence[Tensor], rounds: int
+    calls: Sequence[Callable[[Tensor], object]],
+    batches: Sequence[Tensor],
+    rounds: int,
+    tick: Callable[[], None] = lambda: None,
 ) -> tuple[float, ...]:
     """Return the nanoseconds that each call takes for a whole stream of batches.
 
@@ -89,11 +92,18 @@ def stream_times(
         calls: What is timed.
         batches: Images (N, C, H, W) each, on the device that is timed.
         rounds: How often the stream is gone through, after a first call of each on the first batch.
+        tick: Called each time that a call has gone through the stream.
     """
+
+    def stream(call: Callable[[Tensor], object]) -> list[int]:
+        found = [call_time(call, images) for images in batches]
+        tick()
+        return found
+
     with torch.inference_mode():
         for call in calls:
             call(batches[0])
-        times = [[[call_time(call, images) for images in batches] for call in calls] for _ in range(rounds)]
+        times = [[stream(call) for call in calls] for _ in range(rounds)]
     return tuple(np.median(times, 0).sum(1).tolist())
 
 

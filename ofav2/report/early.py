@@ -4,7 +4,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ofav2.exits.calibrate import BATCHES, Study
+from ofav2.exits.calibrate import Study
 from ofav2.report.page import write_page
 
 PAGE = "early_exits.html"
@@ -25,13 +25,13 @@ def write_early_page(study: Study, out: Path) -> None:
     values = {
         "title": f"Early exits of {study.name} · ofav2",
         "study": study,
-        "batches": BATCHES,
+        "batches": study.batches,
         "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {
             "exits": study.exits,
             "rows": [asdict(row) for row in study.rows],
             "chosen": study.chosen,
-            "batches": BATCHES,
+            "batches": study.batches,
             "curve": {
                 "thresholds": curve.thresholds[shown].tolist(),
                 "macs": curve.mean_macs[shown].tolist(),

@@ -126,6 +126,15 @@ def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: 
         assert (opened.net.decide(images, study.policy).classes == labels)[right].all()
 
 
+def test_without_timing_all_is_found_but_times(directory: Path, capsys: Capture) -> None:
+    study = ofav2.calibrate_exits(directory, max_macs=10**9, timed=False)
+    assert {row.nanoseconds for row in study.rows} == {()}
+    assert cli.main(["calibrate", str(directory), "--no-timing"]) == 0
+    assert "ms per image" not in capsys.readouterr().out
+    assert ofav2.load_exit_policy(directory).threshold >= 0
+    assert "h-time" not in (directory / PAGE).read_text(encoding="utf-8")
+
+
 def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
     facts = json.loads((directory / EARLY_RECORD).read_text(encoding="utf-8"))

@@ -84,9 +84,18 @@ def test_wishes_are_kept_as_well_as_can_be(setting: Setting, limit: int, top1: f
         with pytest.raises(UserError, match="than any threshold reaches on validation: give up to") as refused:
             curve.reaching(top1)
         assert curve.reaching(float(str(refused.value).rpartition(" ")[2])) >= 0
-    total, good, lost = found[curve.harmless()]
+    total, good, lost = found[curve.harmless(None)]
     assert lost == 0
     assert total == min(total for total, _, lost in found if lost == 0)
+    # Under a bound, what may hide among those that exit early is at most so much of all images.
+    early = images - curve.exited[:, -1]
+    most = max(count for count, (_, _, lost) in zip(early, found, strict=True) if lost == 0)
+    bounded = curve.harmless(0.25)
+    assert found[bounded][2] == 0
+    assert most == 0 or early[bounded] / images * 3 / most <= 0.25
+    assert found[bounded][0] >= total
+    if images >= 12:
+        assert bounded == curve.harmless(None)
 
 
 def test_of_equals_the_most_cautious_threshold_is_taken() -> None:
