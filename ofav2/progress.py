@@ -11,6 +11,9 @@ from ofav2.messages import cell, duration, number
 
 logger = logging.getLogger(__name__)
 
+QUIET = 5.0
+"""Seconds at least between two lines on the way."""
+
 
 @dataclass(frozen=True)
 class Status:
@@ -63,7 +66,8 @@ class Advance(Protocol):
 def log_progress(description: str, total: int) -> Iterator[Advance]:
     """Log the progress of the body.
 
-    Start, end and about every tenth are logged as INFO, every other unit as DEBUG. A record's message is a `Status`.
+    Start and end are logged as INFO, and so is about every tenth where seconds lie between; every other unit as DEBUG.
+    A record's message is a `Status`.
 
     Args:
         description: What is being done.
@@ -74,18 +78,20 @@ def log_progress(description: str, total: int) -> Iterator[Advance]:
     """
     done = 0
     last: Mapping[str, object] = {}
-    start = time.monotonic()
+    start = told = time.monotonic()
 
     def log(level: int, state: Literal["started", "running", "finished", "stopped"]) -> None:
         if logger.isEnabledFor(level):
             logger.log(level, Status(description, done, total, time.monotonic() - start, last, state))
 
     def advance(**shown: object) -> None:
-        nonlocal done, last
+        nonlocal done, last, told
         done, last = done + 1, shown
         # The last tenth is told by the closing line.
         is_tenth = done < total and done * 10 // total > (done - 1) * 10 // total
-        log(logging.INFO if is_tenth else logging.DEBUG, "running")
+        due = is_tenth and time.monotonic() - told >= QUIET
+        told = time.monotonic() if due else told
+        log(logging.INFO if due else logging.DEBUG, "running")
 
     log(logging.INFO, "started")
     state: Literal["finished", "stopped"] = "stopped"

@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from ofav2 import progress
 from ofav2.progress import Status, log_progress
 from tests.notes import Notes
 
@@ -14,6 +15,20 @@ def run(total: int, steps: int | None = None) -> None:
             advance(loss=1 / (step + 1))
 
 
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work that takes long enough for every tenth to be told."""
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+
+
+def test_quick_work_has_two_lines(notes: Notes, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter(range(1000))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now) / 1000)
+    run(100)
+    assert len(notes().splitlines()) == 2
+
+
+@pytest.mark.usefixtures("slow")
 def test_lines_tell_start_tenths_and_end(notes: Notes) -> None:
     run(250)
     lines = notes().splitlines()
@@ -26,6 +41,7 @@ def test_lines_tell_start_tenths_and_end(notes: Notes) -> None:
     assert lines[-1].endswith("/s, loss 0.004")
 
 
+@pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(("total", "count"), [(0, 2), (1, 2), (2, 3), (7, 8), (10, 11), (11, 11), (100_003, 11)])
 def test_lines_are_sparse_whatever_the_length(total: int, count: int, notes: Notes) -> None:
     run(total)
