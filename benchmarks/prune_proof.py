@@ -66,7 +66,7 @@ def compared(source: Source) -> Result:
     """Return what each way of choosing reaches on test; validation alone chooses."""
     exits, data = len(source.exits), source.evaluator.data
     val = list(source.batches(data.val))
-    scheme = recipe.parse(source.record.provenance.recipe, "recipe").teacher.exit_weights
+    scheme = recipe.parse(source.record.run.recipe, "recipe").teacher.exit_weights
     fixed = score_fixed(val, distill.exit_weights(scheme, exits).ensemble)
     test = list(source.batches(data.test))
     shape = (source.record.input.channels, source.resolution, source.resolution)

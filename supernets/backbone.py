@@ -53,7 +53,7 @@ class Backbone:
     head: HeadKind
     """Heads of all exits but the last (`supernets.exit_heads`)."""
     taps: tuple[Tap, ...]
-    """Where all exits but the last read features, in the order in which they run."""
+    """Where all exits but the last read features, in the order in which they run; none of a network as timm has it."""
     behaviour: tuple[float, ...]
     """A logit of each exit for a fixed image and fixed weights; a network of the same name that computes otherwise, as
     another version of timm may have, has others."""
@@ -63,8 +63,8 @@ class Backbone:
         for name in ("num_classes", "in_channels", "resolution"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise SpaceError(f"{name} ({getattr(self, name)}) must be a whole number from 1 to 1000000")
-        if not 1 <= len(self.taps) < MOST_EXITS:
-            raise SpaceError(f"exits ({len(self.taps) + 1}) must be from 2 to {MOST_EXITS}, the last one included")
+        if len(self.taps) >= MOST_EXITS:
+            raise SpaceError(f"exits ({len(self.taps) + 1}) must be {MOST_EXITS} at most, the last one included")
         if len({tap.module for tap in self.taps}) < len(self.taps):
             raise SpaceError("taps name a module twice: every exit reads other features")
 
@@ -89,7 +89,7 @@ class Backbone:
                 raise SpaceError(
                     f"resolution ({side}) is another than {self.name} was made for: it takes {self.resolution} alone"
                 )
-        stride = max(tap.stride for tap in self.taps)
+        stride = max((tap.stride for tap in self.taps), default=1)
         if min(resolutions) < stride:
             raise SpaceError(
                 f"resolution ({min(resolutions)}) is smaller than the {stride} pixels that features of {self.name} see"

@@ -95,7 +95,7 @@ def _checked(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set
 
 def _traced(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set[str]], Graph]) -> Graph:
     parts = (f"net.{tap}".split(".") for tap in taps)
-    entered = {".".join(names[:count]) for names in parts for count in range(1, len(names))}
+    entered = {"net", *(".".join(names[:count]) for names in parts for count in range(1, len(names)))}
     try:
         graph = make(_Whole(net), entered)
     except Exception as error:

@@ -60,6 +60,7 @@ OWNERS = MappingProxyType(
         "omegaconf": ("ofav2/config/recipe.py",),
         "yaml": ("ofav2/config/recipe.py",),
         "wandb": ("ofav2/runs/tracking.py",),
+        "torch.utils.tensorboard": ("ofav2/runs/tracking.py",),
         "torchvision": ("ofav2/data/",),
         "sklearn": ("ofav2/data/", "ofav2/nas/engine/"),
         "scipy": ("ofav2/nas/engine/",),

@@ -16,6 +16,8 @@ examples:
   ofav2 finetune exits finetune.exit_weights=uniform --out tuned    all its exits together
   ofav2 finetune small data.name=imagefolder data.root=PATH --out mine    other classes: new classifiers
   ofav2 finetune small tuned/recipe.yaml run.seed=1 --out again
+  ofav2 finetune timm:resnet18 data.root=PATH --out teacher     any network of timm, with its pretrained weights
+  ofav2 finetune timm:resnet18 data.root=PATH --weights none --out teacher     fresh weights
   ofav2 finetune --from-search runs/digits/search --out tuned-front     all networks of a search's front
   ofav2 finetune --from-search runs/digits/search --forms single,joint finetune.epochs=20 --out tuned-front
 
@@ -24,6 +26,9 @@ same weights and takes that many epochs on training and validation images togeth
 
 Keys: run.{seed,device,precision,tf32,compile,threads}, data.*, optim.* as in recipes, and
 finetune.{lr,epochs,patience,warmup_epochs,dropout,exit_weights,eval_batch_size}; docs/finetune.md tells them all.
+
+A network of timm has the settings of recipe `photos`, at the size of its pretrained weights unless data.resolutions
+names another one. It can teach: teacher.policy=timm:NAME teacher.checkpoint=DIR.
 
 Of a front, form `single` trains each network's own exit, `joint` all exits up to it together.
 
@@ -34,9 +39,14 @@ next: ofav2 predict DIR IMAGE; in Python, ofav2.load_classifier(DIR)
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", metavar="DIR", nargs="?", help="folder that `ofav2 extract` or this command made")
+    parser.add_argument(
+        "directory", metavar="DIR", nargs="?", help="folder that `ofav2 extract` or this command made, or timm:NAME"
+    )
     parser.add_argument("recipe", metavar="FILE.yaml", nargs="?", help="YAML file with settings to change")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="settings to change")
+    parser.add_argument(
+        "--weights", metavar="timm|none|FILE", help="of timm:NAME: weights to start from (default: timm)"
+    )
     add_formats(parser)
     parser.add_argument("--from-search", metavar="DIR", help="fine-tune the front of this search instead")
     parser.add_argument("--forms", metavar="NAMES", help="of a front: single (default), joint or single,joint")
@@ -56,7 +66,12 @@ def _run(arguments: argparse.Namespace) -> None:
     formats = read_formats(arguments.formats)
     shift_settings(arguments)
     written = finetune(
-        arguments.directory, arguments.overrides, out=arguments.out, file=arguments.recipe, formats=formats
+        arguments.directory,
+        arguments.overrides,
+        out=arguments.out,
+        file=arguments.recipe,
+        weights=arguments.weights,
+        formats=formats,
     )
     done = written.finetuning[-1]
     before, after = done.test_before or {}, done.test

@@ -10,10 +10,11 @@ from ofav2.cli import console
 from ofav2.cli.arguments import add_recipe
 from ofav2.cli.verb import Verb
 from ofav2.config import recipe
-from ofav2.messages import show
+from ofav2.messages import duration, show
 from ofav2.tables import table
 
 if TYPE_CHECKING:
+    from ofav2.config.schema import Config
     from ofav2.data import ImageData
     from ofav2.training.preview import Preview
     from ofav2.training.setup import Setup
@@ -23,6 +24,8 @@ _EPILOG = """\
 examples:
   ofav2 plan digits
   ofav2 plan digits --json
+  ofav2 plan digits --time                     how long its steps would take here
+  ofav2 plan photos --images 5000 --classes 10    before there is a data set
   ofav2 plan tiny_imagenet_paper data.root=/data/tiny-imagenet-200
   ofav2 plan exits data.root=images network.name=mobilenetv3_small_100
   ofav2 plan exits data.root=images --latency
@@ -39,6 +42,9 @@ _MOST_CLASSES = 20
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
+    parser.add_argument("--images", metavar="N", type=int, help="plan without data: this many images, all splits")
+    parser.add_argument("--classes", metavar="N", type=int, help="plan without data: in this many classes")
+    parser.add_argument("--time", action="store_true", help="estimate the time from ten measured steps of each phase")
     parser.add_argument(
         "--latency", action="store_true", help="time a network's subsets of exits, at batches of 1 and 64 images"
     )
@@ -50,13 +56,16 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.training.phases import plan_table
     from ofav2.training.preview import preview
     from ofav2.training.setup import prepare
+    from ofav2.training.threads import settle_threads
     from ofav2.typed_json import to_plain
     from supernets.multi_exit import MultiExit
 
-    setup = prepare(config)
+    setup = prepare(config, data=_imagined(config, arguments.images, arguments.classes))
+    if arguments.time:
+        setup = settle_threads(setup)
     if arguments.latency and not isinstance(setup.net, MultiExit):
         raise UserError("--latency times exits of a network of timm: train the supernet, then use ofav2 latency RUN")
-    found = preview(setup)
+    found = preview(setup, arguments.time)
     if arguments.json:
         console.show_data(json.dumps(to_plain(found), ensure_ascii=False))
         return
@@ -72,7 +81,25 @@ def _run(arguments: argparse.Namespace) -> None:
         rows = [(name, f"{params:,}", f"{macs:,}", shown) for name, params, macs, shown in costs]
         console.show(table("\nnetworks", ("", "parameters", "multiply-adds", "choices"), rows))
     console.show(f"in all {setup.plan.steps:,} steps of {setup.config.data.batch_size} images")
+    if found.seconds:
+        each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.seconds.items())
+        console.show(
+            f"about {duration(sum(found.seconds.values()))} of training here ({each}), from 10 steps of each phase;"
+            " validations and evaluations come on top"
+        )
     console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}")
+
+
+def _imagined(config: "Config", images: int | None, classes: int | None) -> "ImageData | None":
+    """Return black images where counts are given in place of a data set."""
+    from ofav2.data.blank import blank_data
+    from ofav2.errors import UserError
+
+    if images is None and classes is None:
+        return None
+    if images is None or classes is None:
+        raise UserError("--images and --classes plan without data: give both")
+    return blank_data(config.data, images=images, classes=classes)
 
 
 def _show_images(found: "Preview") -> None:

@@ -62,7 +62,8 @@ def _run(arguments: argparse.Namespace) -> None:
             return
         test = run.record.test
         metric = run.record.metric
-        reached = f": largest sub-network {metric.show(test.largest)} test {metric.name}" if test else ""
+        images = run.record.data.images.test
+        reached = f": largest sub-network {metric.show_from(test.largest, images)} test {metric.name}" if test else ""
         console.show(str(run.folder))
         folder, largest = shlex.quote(str(run.folder)), shlex.quote(f"{run.folder.resolve().name}-largest")
         console.say(

@@ -89,7 +89,8 @@ RULES = (
         ("data.randaugment",),
     ),
     Rule("0, or 0.01 to 100", lambda v: v == 0 or 0.01 <= v <= 100, "0.2", ("data.mixup", "data.cutmix")),
-    Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction", "data.test_fraction")),
+    Rule("above 0 and below 1", lambda v: 0 < v < 1, "0.15", ("data.val_fraction",)),
+    Rule("0, or above 0 and below 1", lambda v: 0 <= v < 1, "0.2", ("data.test_fraction",)),
     # More would be taken at its word until memory, processes or patience end.
     Rule("from 0 to 1024", lambda v: 0 <= v <= 1024, "0", ("run.threads", "data.workers")),
     Rule("from 1 to 1024", lambda v: 1 <= v <= 1024, "1", ("phases.*.subnets",)),
@@ -154,8 +155,8 @@ RULES = (
         ("data.resolutions",),
     ),
     Rule(
-        "auto, cpu, cuda or cuda:N",
-        lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?", v, re.ASCII) is not None,
+        "auto, cpu, cuda, cuda:N or mps",
+        lambda v: re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", v, re.ASCII) is not None,
         "auto",
         ("run.device",),
     ),

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import os.path
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from importlib import resources
@@ -23,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ofav2 import files
 from ofav2.config.fit import fit
+from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import KEY, one_line, short, show
@@ -89,7 +91,28 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         UserError: The recipe cannot be found or read, or a setting is unknown, missing, of the wrong type or out of
             range. The message names the key in full, the value, the rule and the next step.
     """
-    return fit(Config, reduce(_merge, _overrides(overrides), _resolved(_find(recipe, Path()), recipe, ())))
+    values = _resolved(_find(recipe, Path()), recipe, ())
+    merged = reduce(_merge, _overrides(overrides), values)
+    _refuse_unknown_phases(values, merged)
+    return fit(Config, merged)
+
+
+def _refuse_unknown_phases(before: Mapping[Any, Any], merged: Mapping[Any, Any]) -> None:
+    """Refuse settings of a phase that a recipe does not have, unless they describe a whole one."""
+    known, now = before.get("phases"), merged.get("phases")
+    if not isinstance(known, dict) or not isinstance(now, dict):
+        return
+    for name, settings in now.items():
+        if name in known or not isinstance(settings, dict) or {"epochs", "lr"} <= settings.keys():
+            continue
+        if not isinstance(name, str) or not PHASE_NAME.fullmatch(name):
+            # Its name is refused with better words.
+            continue
+        near = difflib.get_close_matches(name, map(str, known), n=1)
+        hint = f"did you mean phases.{near[0]}?" if near else "name one of them, or give a new one its epochs and lr"
+        raise UserError(
+            f"phases.{name} ({show(settings)}): the recipe's phases are {', '.join(map(str, known))}; {hint}"
+        )
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
@@ -214,6 +237,12 @@ def _base(base: Any, file: Traversable, above: tuple[Traversable, ...]) -> dict[
 
 def _find(recipe: str, folder: Path) -> Traversable:
     """Return the file of a recipe given by name, or by a path from a folder."""
+    if os.path.isfile(folder / recipe / "run.json"):
+        path = shlex.quote(recipe)
+        raise UserError(
+            f"recipe ({show(recipe)}): is a run's folder; go on with the run by `ofav2 train --resume {path}`, or train"
+            f" its recipe anew by `ofav2 train {shlex.quote(os.path.join(recipe, 'recipe.yaml'))}`"
+        )
     is_path = recipe.endswith((".yaml", ".yml")) or "/" in recipe or "\\" in recipe
     return Path(os.path.normpath(folder / recipe)) if is_path else _shipped(recipe)
 

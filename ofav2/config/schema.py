@@ -16,7 +16,7 @@ class ComputeConfig:
     seed: int = 0
     """Seed from which every random draw of the run is derived, together with phase and step."""
     device: str = "auto"
-    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA where there is one, else CPU), `cpu`, `cuda`, `cuda:N`, or `mps`, which has not been tested."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of a training step's forward pass: `bfloat16` runs it under autocast. Weights stay float32, and so do
     all measurements, as what is written is float32."""
@@ -81,7 +81,8 @@ class DataConfig:
     val_fraction: float = 0.15
     """Share of the training split that is held out for validation, drawn per class, or per place for patches."""
     test_fraction: float = 0.2
-    """Share of all images held out as test split, for data sets that come without one."""
+    """Share of all images held out as test split, for data sets that come without one; 0 holds none out, and measures
+    test on the validation images, which flatters."""
     split_seed: int = 0
     """Seed of the split; kept apart from `run.seed` so that runs with other seeds are evaluated on the same images."""
     balance: Literal["none", "classes"] = "none"
@@ -298,6 +299,9 @@ class TrackingConfig:
     """W&B tags."""
     artifacts: bool = False
     """Whether each phase's checkpoint is uploaded as a W&B artifact."""
+    tensorboard: bool = False
+    """Whether measurements are also written for TensorBoard, which must be installed, into `tensorboard` in the run
+    folder."""
     every_steps: int = 10
     """Training steps between two logged lines."""
 

@@ -135,6 +135,10 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     if entry.files:
         listed, unusable = checked_files(listed, config, folders.root_of(config))
         skipped = tuple(dict.fromkeys((*skipped, *unusable)))
+    if listed.test is not None and not config.test_fraction:
+        raise UserError(
+            f"data.test_fraction (0): {config.name} brings its own test images, so none are held out; leave the key out"
+        )
     if split:
         parts = restore(listed, split)
     else:
@@ -143,7 +147,7 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     if entry.files:
         log_duplicates(parts)
     mean, std = _spread(entry, listed, parts.train, config, split)
-    return ImageData(
+    found = ImageData(
         name=entry.name,
         bands=listed.bands,
         target=TargetSpec(listed.kind, listed.classes),
@@ -160,6 +164,12 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         nodata=listed.nodata,
         measured=entry.patches and config.mean is None,
     )
+    if found.validation_is_test:
+        logger.warning(
+            "data.test_fraction (0): no image is held out for test, so test is measured on the validation images; that"
+            " flatters, as networks are chosen on them"
+        )
+    return found
 
 
 def _with_shots(parts: Parts, listed: Listed, config: DataConfig) -> Parts:

@@ -17,7 +17,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, Store, open_store
 from ofav2.data.digests import UnreadableError, content_digests
 from ofav2.data.images import FileImages, Indices
-from ofav2.data.splits import Listed, Parts, Split
+from ofav2.data.splits import Listed, Parts, Split, validation_is_test
 from ofav2.errors import UserError
 from ofav2.tables import table
 
@@ -63,7 +63,9 @@ def below_root(reason: str, root: Path) -> str:
 
 def log_duplicates(parts: Parts) -> None:
     """Log which images are there twice, where that may be an accident."""
-    splits = (parts.train, parts.val, parts.test)
+    # Test images that are the validation images are there twice on purpose.
+    tested = () if validation_is_test(parts.origins) else (parts.test,)
+    splits = (parts.train, parts.val, *tested)
     files = [_checked(split).files for split in splits]
     names = _Names(files)
     nodes = np.concatenate([tree.nodes for tree in files])
@@ -71,7 +73,7 @@ def log_duplicates(parts: Parts) -> None:
     _log_pair(_first_pair(same_file), names, "are one file under two names")
     digests = np.concatenate([_checked(split).digests for split in splits])
     same_bytes = np.unique(digests, return_inverse=True)[1]
-    in_train = np.repeat([True, False, False], [len(split) for split in splits])
+    in_train = np.repeat([True, False, False][: len(splits)], [len(split) for split in splits])
     _log_pair(
         _first_pair(same_bytes, in_train),
         names,

@@ -114,6 +114,14 @@ class Origin(NamedTuple):
     """Their indices there (N,)."""
 
 
+def validation_is_test(origins: Mapping[str, Origin]) -> bool:
+    """Return whether test images are the validation images, from where the images of each split were listed."""
+    val, test = origins.get("val"), origins.get("test")
+    if val is None or test is None:
+        return False
+    return val.listed == test.listed and np.array_equal(val.indices, test.indices)
+
+
 class Parts(NamedTuple):
     """A data set's three splits, and by name, where their images were listed."""
 
@@ -166,8 +174,9 @@ class SplitRecord:
     """What was measured of each band of the training images; None where nothing had to be."""
 
     def __post_init__(self) -> None:
-        """Refuse an image in two splits."""
-        named = [(members.listed, member) for members in self.by_name.values() for member in members.members]
+        """Refuse an image in two splits; but all validation images may be the test images, too."""
+        splits = (self.train, self.val) if self.test == self.val else (self.train, self.val, self.test)
+        named = [(members.listed, member) for members in splits for member in members.members]
         if len(set(named)) != len(named):
             raise ValueError("an image is in two splits")
 
@@ -210,6 +219,11 @@ class ImageData:
         return len(self.bands)
 
     @property
+    def validation_is_test(self) -> bool:
+        """Whether the test images are the validation images (`data.test_fraction=0`)."""
+        return validation_is_test(self.origins)
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, or of the target's planes."""
         return self.target.names
@@ -225,7 +239,7 @@ def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: i
     Args:
         listed: The data set as it was listed.
         val_fraction: Share held out for validation, in 0..1, both excluded.
-        test_fraction: Share held out for the test, likewise.
+        test_fraction: Share held out for the test, likewise; at 0 the validation images are the test images, too.
         seed: Seed of the split.
 
     Raises:
@@ -234,7 +248,7 @@ def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: i
     train, test, val = listed.train, listed.test, listed.val
     indices = np.arange(len(train))
     origins = {split.name: Origin(split.name, np.arange(len(split))) for split in listed.splits}
-    if test is None:
+    if test is None and test_fraction:
         kept, held = hold_out(train, fraction=test_fraction, held="test", classes=listed.classes, seed=seed)
         origins["test"] = Origin("train", indices[held])
         train, test, indices = train.take("train", kept), train.take("test", held), indices[kept]
@@ -242,6 +256,9 @@ def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: i
         kept, held = hold_out(train, fraction=val_fraction, held="val", classes=listed.classes, seed=seed)
         origins["val"] = Origin("train", indices[held])
         train, val, indices = train.take("train", kept), train.take("val", held), indices[kept]
+    if test is None:
+        test = val.take("test", np.arange(len(val)))
+        origins["test"] = origins["val"]
     return Parts(train, val, test, origins | {"train": Origin("train", indices)})
 
 
@@ -274,8 +291,11 @@ def select(listed: Listed, record: SplitRecord, left_out: Callable[[Split, str],
     unknown: list[str] = []
     for name in ("train", "val", "test"):
         split = next((split for split in listed.splits if split.name == name), None)
-        known = [one for members in record.by_name.values() if members.listed == name for one in members.members]
-        index_of = _find(split, known) if split else {}
+        # Validation images may be the test images, too.
+        known = dict.fromkeys(
+            one for members in record.by_name.values() if members.listed == name for one in members.members
+        )
+        index_of = _find(split, tuple(known)) if split else {}
         missing += [str(one) for one in known if one not in index_of]
         if split:
             found = set(index_of.values())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-subnet/7"
+FORMAT = "ofav2-subnet/8"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -97,6 +97,16 @@ class Provenance:
     """Versions that the run was trained with."""
     recipe: str
     """The run's resolved recipe, as YAML."""
+
+
+@dataclass(frozen=True)
+class StockProvenance:
+    """Where a network came from that is timm's, and was fine-tuned as it is."""
+
+    timm: str
+    """Its name in timm."""
+    weights: str | None
+    """The weights that fine-tuning started from: `timm` for timm's own, the name of a file, or None of fresh ones."""
 
 
 @dataclass(frozen=True)
@@ -324,8 +334,8 @@ class SubnetRecord:
     """How it was chosen; None if it was named, and once it was fine-tuned."""
     pruning: PruningRecord | None
     """How its exits were chosen; None if they were named, and once it was fine-tuned."""
-    provenance: Provenance
-    """Where it came from."""
+    provenance: Provenance | StockProvenance
+    """Where it came from: a run, or timm."""
     finetuning: tuple[FinetuningRecord, ...]
     """The fine-tunings that it went through, oldest first."""
     formats: tuple[Annotated[str, Form("onnx|pt2|card", "onnx, pt2 or card")], ...]
@@ -356,6 +366,8 @@ class SubnetRecord:
             raise ValueError(f"pruning chose the exits {self.pruning.chosen.exits}, and not {self.exit_indices}")
         if (self.extraction is None) != bool(self.finetuning):
             raise ValueError("extraction must be there until the network is fine-tuned, and no longer")
+        if isinstance(self.provenance, StockProvenance) and not self.finetuning:
+            raise ValueError("provenance names a network of timm's, and finetuning no training of it")
 
     @property
     def name(self) -> str:
@@ -375,7 +387,13 @@ class SubnetRecord:
     @property
     def data_fingerprint(self) -> str:
         """Digest of the images that it was last trained on."""
-        return self.finetuning[-1].data_fingerprint if self.finetuning else self.provenance.data_fingerprint
+        return self.finetuning[-1].data_fingerprint if self.finetuning else self.run.data_fingerprint
+
+    @property
+    def run(self) -> Provenance:
+        """The run that a network was taken out of; not of one that is timm's."""
+        assert isinstance(self.provenance, Provenance), "a network of timm's is always fine-tuned"
+        return self.provenance
 
     @property
     def measured_fingerprint(self) -> str:

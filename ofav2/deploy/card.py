@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
-from ofav2.deploy.artifact import ChoiceRecord, ExtractionRecord, SubnetRecord
+from ofav2.config import recipe
+from ofav2.deploy.artifact import RECORD, ChoiceRecord, ExtractionRecord, Provenance, StockProvenance, SubnetRecord
 from ofav2.tasks.class_results import ClassResults, worst_first
 from supernets.backbone import AnyArchitecture, Backbone
 
@@ -35,7 +36,9 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
         yield f"pipeline_tag: {task}"
     yield "tags:"
     arch = record.architecture
-    kinds = ("early-exit", "timm") if isinstance(arch, Backbone) else ("once-for-all", "mobilenetv3")
+    kinds: tuple[str, ...] = ("once-for-all", "mobilenetv3")
+    if isinstance(arch, Backbone):
+        kinds = ("early-exit", "timm") if arch.taps else ("timm",)
     for tag in (task, *kinds, "ofav2", arch.variant):
         yield f"- {_quoted(tag)}"
     yield "datasets:"
@@ -89,6 +92,9 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield f"## {_plain(record.metric.title)}"
     yield ""
+    if record.extraction and not recipe.parse(record.run.recipe, RECORD).data.test_fraction:
+        yield "Test images are the validation images (`data.test_fraction=0`), so test scores flatter."
+        yield ""
     yield from _extracted_scores(record, record.extraction) if record.extraction else _fine_tuned_scores(record)
     if record.by_class:
         yield from _class_results(record.by_class, record.classes)
@@ -101,10 +107,13 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield "## Where it comes from"
     yield ""
-    yield f"- run {_code(origin.run)}, phase {_code(origin.phase)}"
-    yield f"- checkpoint SHA-256 `{origin.checkpoint_sha256}`"
-    yield f"- data fingerprint {_code(origin.data_fingerprint)}"
-    if record.extraction and record.measured_fingerprint != origin.data_fingerprint:
+    if isinstance(origin, StockProvenance):
+        yield f"- timm's {_code(origin.timm)}, {_code(origin.weights) if origin.weights else 'fresh'} weights"
+    else:
+        yield f"- run {_code(origin.run)}, phase {_code(origin.phase)}"
+        yield f"- checkpoint SHA-256 `{origin.checkpoint_sha256}`"
+        yield f"- data fingerprint {_code(origin.data_fingerprint)}"
+    if record.extraction and record.measured_fingerprint != record.run.data_fingerprint:
         yield f"- its images have changed since: measured on those of fingerprint {_code(record.measured_fingerprint)}"
     if found := record.choice:
         limits = ", ".join(f"{name} {value:,}" for name, value in found.limits.named.items()) or "none"
@@ -116,7 +125,8 @@ def _page(record: SubnetRecord) -> Iterator[str]:
             f"- fine-tuned from weights SHA-256 `{step.source_sha256}` on {_code(step.data)}, fingerprint"
             f" {_code(step.data_fingerprint)}, {step.epochs} epochs"
         )
-    yield f"- torch {_code(origin.versions.get('torch'))}, ofav2 {_code(origin.versions.get('ofav2'))}"
+    versions = origin.versions if isinstance(origin, Provenance) else record.finetuning[0].versions
+    yield f"- torch {_code(versions.get('torch'))}, ofav2 {_code(versions.get('ofav2'))}"
     yield ""
     yield "The whole recipe, the architecture block by block and all costs are in `subnet.json`."
     yield ""
@@ -149,7 +159,7 @@ def _outputs(record: SubnetRecord) -> str:
 
 def _kind(arch: AnyArchitecture) -> str:
     if isinstance(arch, Backbone):
-        return f"timm's {_code(arch.name)} with early exits"
+        return f"timm's {_code(arch.name)}{' with early exits' if arch.taps else ''}"
     return f"one sub-network of a Once-For-All v2 supernet (`{arch.variant}`, width {arch.width_mult})"
 
 
@@ -246,7 +256,8 @@ def _usage(record: SubnetRecord) -> Iterator[str]:
 
 
 def _name(record: SubnetRecord) -> str:
-    return f"{record.provenance.run}: {record.name}"
+    origin = record.provenance
+    return f"{origin.run}: {record.name}" if isinstance(origin, Provenance) else f"{origin.timm}, fine-tuned"
 
 
 def _printable(text: object) -> str:

@@ -18,6 +18,7 @@ from ofav2.evaluation.evaluator import Evaluator
 from ofav2.evaluation.opened_run import open_run
 from ofav2.output_folder import check_writable
 from ofav2.runs.records import RunRecord
+from ofav2.tasks.base import to_float64
 from ofav2.tasks.class_results import ClassResults, count_classes
 from ofav2.tasks.classification import Classification, predict
 from ofav2.typed_json import Count, Form, Sha256, Share, read_record, write_record
@@ -94,7 +95,7 @@ def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolut
         for images, target in evaluator.inputs(split, resolution, processes.share):
             logits = exit_logits(module(images))[-1].float()
             own = logits.softmax(1).gather(1, target[:, None])[:, 0].nan_to_num(0)
-            answers.append(torch.stack([predict(logits), target, own.double()]).cpu().numpy())
+            answers.append(torch.stack([to_float64(found) for found in (predict(logits), target, own)]).cpu().numpy())
     found = (np.concatenate(numbers), np.concatenate(answers, 1)) if answers else (np.zeros(0, int), np.zeros((3, 0)))
     order, columns = zip(*processes.gather(found), strict=True)
     predicted, targets, probability = np.concatenate(columns, 1)[:, np.argsort(np.concatenate(order))]

@@ -50,19 +50,25 @@ def keeps_mbconv(subnet: Subnet) -> bool:
 
 
 def summary_rows(scores: Sequence[Score], metric: Metric) -> list[tuple[object, ...]]:
-    """Return, per exit, with and without the MBConv branch, the number of corners and their worst, mean and best."""
+    """Return, per exit, the number of corners that keep the MBConv branch, and their worst, mean and best score.
+
+    Corners without that branch are in one row below: training draws such networks practically never, so their weights
+    are not meant to be used.
+    """
+    kept = [score for score in scores if keeps_mbconv(score.subnet)]
     rows: list[tuple[object, ...]] = []
-    for kept in (True, False):
-        chosen = [score for score in scores if keeps_mbconv(score.subnet) == kept]
-        for exit in sorted({score.subnet.height for score in chosen}):
-            values = [score.value for score in chosen if score.subnet.height == exit]
-            shown = (metric.worst(*values), sum(values) / len(values), metric.best(*values))
-            branch = "with MBConv" if kept else "without"
-            rows.append((branch, exit, len(values), *(metric.show(value, 1) for value in shown)))
-    return rows
+    for exit in sorted({score.subnet.height for score in kept}):
+        rows.append((exit, *_summary([score.value for score in kept if score.subnet.height == exit], metric)))
+    others = [score.value for score in scores if not keeps_mbconv(score.subnet)]
+    return [*rows, ("without MBConv, not to be used", *_summary(others, metric))] if others else rows
 
 
-SUMMARY_COLUMNS = ("corners", "exit", "networks", "worst", "mean", "best")
+def _summary(values: Sequence[float], metric: Metric) -> tuple[object, ...]:
+    shown = (metric.worst(*values), sum(values) / len(values), metric.best(*values))
+    return (len(values), *(metric.show(value, 1) for value in shown))
+
+
+SUMMARY_COLUMNS = ("exit", "corners", "worst", "mean", "best")
 """Columns of `summary_rows`."""
 
 

@@ -24,7 +24,7 @@ from ofav2.data import Batch, ImageData, Split, calibration_batches, count_views
 from ofav2.evaluation.recalibration import recalibrate
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.share import WHOLE, Share
-from ofav2.tasks.base import Task
+from ofav2.tasks.base import Task, to_float64
 from supernets import Exits, Subnet, Supernet, fold_norms_
 from supernets.multi_exit import Network
 from supernets.outputs import Outputs, exit_logits
@@ -172,7 +172,7 @@ class Evaluator:
                 outputs = (distill.ensemble(exits, weights.ensemble), *exits)
                 found.append(torch.stack([self.task.tally(output, target) for output in outputs]))
                 loss = distill.joint_loss(exits, partial(self.task.loss, target=target), weights.losses)["loss"]
-                losses.append(torch.stack([len(images) * loss.double(), loss.new_tensor(len(images)).double()]))
+                losses.append(torch.stack([len(images) * to_float64(loss), to_float64(loss.new_tensor(len(images)))]))
         sums = [*torch.stack(found).sum(0).cpu(), torch.stack(losses).sum(0).cpu()] if found else []
         *tallies, (total, count) = self.runtime.processes.totals(sums)
         ensemble, *scores = (self._read(own)[0] for own in tallies)

@@ -9,7 +9,9 @@ from supernets import Subnet
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Columns and rows of measured sub-networks, batch norm recalibrated, the most expensive first.
+    """Return columns and rows of measured sub-networks, batch norm recalibrated, the most expensive first.
+
+    Shares of images have one standard error beside them.
 
     Args:
         run: The opened run.
@@ -37,8 +39,8 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tupl
             str(score.subnet),
             f"{cost.params:,}",
             f"{cost.macs:,}",
-            metric.show(score.value),
-            *(other.show(value) for other, value in zip(others, score.others, strict=True)),
+            metric.show_from(score.value, score.images, 2),
+            *(other.show_from(value, score.images, 2) for other, value in zip(others, score.others, strict=True)),
         )
         for cost, score in ordered
     ]

@@ -61,14 +61,14 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
         raise UserError(
             f"network ({path}) was fine-tuned on its validation images, so they can't choose: take it as it was before"
         )
-    config = recipe.parse(record.provenance.recipe, f"recipe in {path}/subnet.json", overrides)
+    config = recipe.parse(record.run.recipe, f"recipe in {path}/subnet.json", overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
     task = make_task(config.task, data, config.optim)
     require_classes(task)
     if difference := first_other_class(record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; restore the classes that the network was trained with")
-    if data.fingerprint != record.provenance.data_fingerprint:
+    if data.fingerprint != record.run.data_fingerprint:
         raise UserError(
             f"data set ({data.name}) is not the one that the network was trained on, so its validation images may be"
             " ones that it knows: give the folder of that one as data.root=PATH"

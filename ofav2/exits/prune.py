@@ -262,8 +262,8 @@ def _weights(record: SubnetRecord, ensemble: str | Sequence[float] | None) -> tu
 
 def _trained_scheme(record: SubnetRecord) -> Any:
     """Return the exit weights of the phase that left the network's weights, as its recipe has them."""
-    config = recipe.parse(record.provenance.recipe, f"recipe in {RECORD}")
-    phase = config.phases.get(record.provenance.phase)
+    config = recipe.parse(record.run.recipe, f"recipe in {RECORD}")
+    phase = config.phases.get(record.run.phase)
     own = phase.exit_weights if phase else None
     return config.teacher.exit_weights if own is None else own
 
@@ -286,7 +286,7 @@ def _study(source: Source, table: SubsetTable, scored: Scored, choice: Choice) -
         whole=scored.whole,
         last=table.choices.index((len(source.exits) - 1,)),
         record=source.record,
-        agreement=compare_predictions(predicted, targets, exits=source.exits, phase=source.record.provenance.phase),
+        agreement=compare_predictions(predicted, targets, exits=source.exits, phase=source.record.run.phase),
         nanoseconds=_predicted_times(source, table),
     )
 

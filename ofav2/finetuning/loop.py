@@ -32,7 +32,7 @@ def search(tuning: Tuning) -> Search:
     Raises:
         DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
-    module = copy.deepcopy(tuning.start)
+    module = copy.deepcopy(tuning.start.module)
     limit, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
     metric = tuning.task.metrics[0]
     found = Search((), _validation(tuning, module, 0), ())
@@ -40,7 +40,7 @@ def search(tuning: Tuning) -> Search:
         for epoch in train(tuning, module, tuning.data, "search", limit):
             validation = _validation(tuning, module, epoch.number)
             found = replace(found, epochs=(*found.epochs, epoch), after=(*found.after, validation))
-            advance(loss=epoch.loss, validation=validation.score)
+            advance(loss=epoch.loss, validation=metric.show(validation.score))
             if patience and epoch.number - found.best(metric).epochs >= patience:
                 break
     return found
@@ -60,7 +60,7 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[GraphModu
     Raises:
         DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
-    module = copy.deepcopy(tuning.start)
+    module = copy.deepcopy(tuning.start.module)
     done = []
     with log_progress("training on all images", epochs) as advance:
         for epoch in train(tuning, module, data, "final", epochs):
@@ -144,4 +144,4 @@ def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[int, floa
     """Return the task's main metric of a network's exits by number, on `val` or `test`."""
     images = {"val": tuning.data.val, "test": tuning.data.test}[split]
     found = tuning.evaluator.exit_scores(module, tuning.resolution, images)
-    return dict(zip(tuning.exits, found, strict=True))
+    return dict(zip(tuning.start.exit_indices, found, strict=True))

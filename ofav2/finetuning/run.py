@@ -19,10 +19,12 @@ from ofav2.data import join, refuse_inside
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import (
     RECORD,
+    WEIGHTS,
     Epoch,
     ExitScores,
     FinetuningRecord,
     Search,
+    StockProvenance,
     SubnetRecord,
     input_record,
     load_subnet,
@@ -39,9 +41,11 @@ from ofav2.networks.cost import network_cost
 from ofav2.output_folder import making
 from ofav2.runs import folder
 from ofav2.runs.records import SplitSizes, versions
+from ofav2.runs.teacher_record import TeacherNetwork, write_teacher
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
+from supernets.backbone import Backbone
 from supernets.ensembles import with_ensemble
 from supernets.outputs import exit_logits
 
@@ -49,24 +53,28 @@ logger = logging.getLogger(__name__)
 
 
 def finetune(
-    directory: str | Path,
+    network: str | Path,
     overrides: Sequence[str] = (),
     *,
     out: str | Path,
     file: str | None = None,
+    weights: str | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:
-    """Fine-tune an extracted network, and write the result as an extracted network is written.
+    """Fine-tune an extracted network, or any network of timm; write the result as an extracted network is written.
 
     Settings are, unless changed, the data set and the optimiser that the network was trained with. Where the data set's
     classes are not the network's, its classifiers are made anew.
 
     Args:
-        directory: The folder that `ofav2 extract`, or an earlier fine-tuning, wrote.
+        network: The folder that `ofav2 extract`, or an earlier fine-tuning, wrote; or `timm:NAME`, whose settings are
+            those of the recipe `photos`.
         overrides: Settings to change, as `key=value`.
         out: Folder to make; it must not exist, or be empty.
         file: Path of a YAML file with settings, such as the `recipe.yaml` of an earlier fine-tuning; overrides are
             merged over it.
+        weights: Of `timm:NAME`, what to start from: `timm`, as with None, for timm's pretrained weights; `none` for
+            fresh ones; or a .safetensors or .pth file.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
 
     Returns:
@@ -86,7 +94,7 @@ def finetune(
         check_formats(formats)
         # A folder that can't be written is better known before the trainings than after.
         with making(path, RECORD) as staging:
-            tuning = prepare(directory, overrides, file)
+            tuning = prepare(network, overrides, file, weights)
             refuse_inside(tuning.data.trees, path, "output folder")
             _introduce(tuning)
             found = search(tuning)
@@ -101,17 +109,11 @@ def finetune(
 
 
 def _introduce(tuning: Tuning) -> None:
-    data, exits = tuning.data, tuning.exits
+    data, exits = tuning.data, tuning.start.exit_indices
     logger.info(
-        f"fine-tuning {tuning.source.record.name} on {data.name}: {len(data.train)} training and {len(data.val)}"
-        f" validation images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
+        f"fine-tuning {tuning.start.name} on {data.name}: {len(data.train)} training and {len(data.val)} validation"
+        f" images, {'exit' if len(exits) == 1 else 'exits'} {', '.join(map(str, exits))}"
     )
-    if tuning.new_classifiers:
-        old = len(tuning.source.record.classes)
-        logger.warning(f"its {old} classes are not the data set's {len(data.classes)}: classifiers are made anew")
-    source = tuning.source.record
-    if source.finetuning and source.data_fingerprint == data.fingerprint:
-        logger.warning("validation images were trained on by the last fine-tuning: epochs found on them say little")
 
 
 def _tell(found: Search, metric: Metric) -> None:
@@ -125,49 +127,67 @@ def _tell(found: Search, metric: Metric) -> None:
 
 
 def _finetuning(tuning: Tuning, found: Search, final: Sequence[Epoch], test: ExitScores) -> FinetuningRecord:
-    source, data = tuning.source.record, tuning.data
+    start, data = tuning.start, tuning.data
     return FinetuningRecord(
-        source_sha256=source.sha256,
+        source_sha256=start.sha256,
         data=data.name,
         data_fingerprint=data.fingerprint,
         images=SplitSizes(len(data.train), len(data.val), len(data.test)),
-        new_classifiers=tuning.new_classifiers,
+        new_classifiers=start.new_classifiers,
         epochs=found.best(tuning.task.metrics[0]).epochs,
         search=found,
         final=tuple(final),
-        test_before=source.scores["test"] if source.measured_fingerprint == data.fingerprint else None,
+        test_before=start.test_before,
         test=test,
         versions=versions(),
         recipe=recipe.dump(tuning.config),
     )
 
 
+def _teacher(written: SubnetRecord) -> TeacherNetwork:
+    """Return what a run must know of a network of timm's to learn from it."""
+    assert isinstance(written.architecture, Backbone), "timm's networks have such a record"
+    return TeacherNetwork(
+        timm=written.architecture.name,
+        file=WEIGHTS,
+        sha256=written.sha256,
+        classes=written.classes,
+        resolution=written.input.resolution,
+        mean=written.input.mean,
+        std=written.input.std,
+        data_fingerprint=written.data_fingerprint,
+    )
+
+
 def _write(
     tuning: Tuning, module: GraphModule, staging: Path, done: FinetuningRecord, formats: Sequence[str]
 ) -> SubnetRecord:
-    source, data = tuning.source.record, tuning.data
+    start, data = tuning.start, tuning.data
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
-    names = output_names(source.exit_indices, single=source.exits == "last", ensemble=source.ensemble is not None)
+    names = output_names(start.exit_indices, single=start.exits == "last", ensemble=start.ensemble is not None)
     given = input_record(data, tuning.resolution, tuning.config.data.eval_crop)
     about = usage(given, tuning.task.name, data.classes, names)
-    exports, sha256 = write_network(staging, module, images, about, formats, source.ensemble)
-    form = module if source.ensemble is None else with_ensemble(module, source.ensemble)
-    written = replace(
-        source,
-        architecture=tuning.arch,
+    exports, sha256 = write_network(staging, module, images, about, formats, start.ensemble)
+    form = module if start.ensemble is None else with_ensemble(module, start.ensemble)
+    written = SubnetRecord(
+        subnet=start.subnet,
+        exits=start.exits,
+        ensemble=start.ensemble,
+        architecture=start.arch,
         task=tuning.task.name,
         metric=tuning.task.metrics[0],
         input=given,
         data=data.name,
         classes=tuple(data.classes),
-        cost=network_cost(tuning.arch, source.subnet, source.exits),
+        cost=network_cost(start.arch, start.subnet, start.exits),
         scores={"test": done.test},
         by_class=class_results(form, tuning.evaluator, "test", tuning.resolution),
         extraction=None,
         choice=None,
         pruning=None,
-        finetuning=(*source.finetuning, done),
+        provenance=start.provenance,
+        finetuning=(*start.finetuning, done),
         formats=tuple(formats),
         exports=exports,
         sha256=sha256,
@@ -176,6 +196,8 @@ def _write(
     write_seen(staging, tuning.seen)
     write_description(staging, written)
     files.write_text(staging / folder.RECIPE, done.recipe)
+    if isinstance(start.provenance, StockProvenance):
+        write_teacher(staging, _teacher(written))
     with torch.inference_mode():
         loaded = tuning.runtime.place(load_subnet(staging))
         require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")

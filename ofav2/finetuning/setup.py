@@ -1,10 +1,12 @@
 """Prepare everything that a fine-tuning needs, and check it before it begins."""
 
 import copy
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from torch import nn
@@ -17,17 +19,31 @@ from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.data.digests import Digests
 from ofav2.data.seen import seen_digests, unseen
 from ofav2.data.splits import with_test
-from ofav2.deploy.artifact import RECORD, SubnetRecord, describe_subnet, load_subnet
+from ofav2.deploy.artifact import (
+    RECORD,
+    ExitScores,
+    FinetuningRecord,
+    Provenance,
+    StockProvenance,
+    SubnetRecord,
+    describe_subnet,
+    load_subnet,
+)
 from ofav2.deploy.extract import COMPARED
 from ofav2.deploy.seen import read_seen
+from ofav2.deploy.write import weights_sha256
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
+from ofav2.finetuning.stock import STOCK, StockSource, make_stock, open_stock
 from ofav2.networks.build import build_network, with_classes
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
-from supernets.backbone import AnyArchitecture
+from supernets import Subnet
+from supernets.backbone import AnyArchitecture, Backbone
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,21 +59,48 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a fine-tuning starts from."""
+
+    name: str
+    """What messages call it."""
+    module: GraphModule
+    """The network that both trainings start from, on the runtime's device."""
+    arch: AnyArchitecture
+    """The architecture of a supernet that holds it, or its own, with the data set's classes."""
+    subnet: Subnet
+    """Its choices."""
+    exits: Literal["last"] | tuple[int, ...]
+    """Exits whose outputs it returns, as in its record."""
+    ensemble: tuple[float, ...] | None
+    """Weights of the exits' logits in their ensemble, if it has one."""
+    provenance: Provenance | StockProvenance
+    """Where it came from."""
+    finetuning: tuple[FinetuningRecord, ...]
+    """The fine-tunings that it went through."""
+    sha256: str
+    """Checksum of its weights."""
+    new_classifiers: bool
+    """Whether its classifiers were made anew, for the data set's classes."""
+    test_before: ExitScores | None
+    """Its scores on test, if they were measured on the same images."""
+
+    @property
+    def exit_indices(self) -> tuple[int, ...]:
+        """The exits whose outputs it returns, by number."""
+        return (self.subnet.height,) if self.exits == "last" else self.exits
+
+
+@dataclass(frozen=True)
 class Tuning:
     """Everything that a fine-tuning needs."""
 
-    source: Source
-    """The extracted network."""
+    start: Start
+    """The network to train."""
     config: TuningConfig
     """The settings."""
     data: ImageData
     """The data set."""
-    arch: AnyArchitecture
-    """The architecture of a supernet that holds the network, with the data set's classes."""
-    start: GraphModule
-    """The network that both trainings start from, on the runtime's device."""
-    exits: tuple[int, ...]
-    """The exits whose logits it returns, by number."""
     weights: distill.ExitWeights
     """Their weights."""
     task: Task
@@ -72,58 +115,58 @@ class Tuning:
     @property
     def resolution(self) -> int:
         """Side of the images in pixels."""
-        return self.source.record.subnet.resolution
-
-    @property
-    def new_classifiers(self) -> bool:
-        """Whether the data set's classes are others than the network's."""
-        return not _same_classes(self.source, self.data)
+        return self.start.subnet.resolution
 
 
-def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | None = None) -> Tuning:
+def prepare(
+    network: str | Path, overrides: Sequence[str] = (), file: str | None = None, weights: str | None = None
+) -> Tuning:
     """Open what a fine-tuning needs, and refuse what can't be done.
 
     Args:
-        directory: The folder of an extracted network.
+        network: The folder of an extracted network, or `timm:NAME`.
         overrides: Settings to change, as `key=value`.
         file: Path of a YAML file with settings, which overrides are merged over; None for none.
+        weights: Of a network of timm's, the weights to start from, see `ofav2.finetuning.stock.open_stock`.
 
     Raises:
         UserError, DistillError: If a setting is impossible or the data set does not fit; the message names it.
         RunError: If the folder holds no extracted network.
     """
-    source = open_source(Path(directory))
+    source = _open(network, weights)
     config = recipe.adjust_tuning(source.settings, file, overrides)
-    _refuse_resolutions(config, source.record.subnet.resolution)
+    _refuse_resolutions(config, source)
     runtime = open_runtime(config.run)
-    data, seen = open_data(config.data), read_seen(Path(directory), source.record)
-    _refuse_data(config, data, source)
-    if data.fingerprint != source.record.measured_fingerprint:
-        data = with_test(data, unseen(data.test, seen))
+    data = open_data(config.data)
+    if data.validation_is_test:
+        raise UserError(
+            "data.test_fraction (0): test images are the validation images, on which fine-tuning trains in the end;"
+            " hold some out, as by data.test_fraction=0.2"
+        )
+    steps_per_epoch(len(data.train), config.data.batch_size)
     task = make_task(config.task, data, config.optim)
-    refuse_task(task, source)
     refuse_mixing(task, config.data)
-    net = build_network(
-        with_classes(source.record.architecture, task.outputs), (source.record.subnet.resolution,), config.run.seed
-    )
-    exits = source.record.exit_indices
-    start = source.module
-    if not _same_classes(source, data):
-        start = net.extract(source.record.subnet, source.record.exits)
-        _adopt_all_but_classifiers(start, source.module)
-    for layer in start.modules():
-        if isinstance(layer, nn.Dropout | nn.Dropout2d):
+    if isinstance(source, Source):
+        _refuse_data(config, data, source)
+        refuse_task(task, source)
+        seen = read_seen(Path(network), source.record)
+        if data.fingerprint != source.record.measured_fingerprint:
+            data = with_test(data, unseen(data.test, seen))
+        start = _start_again(source, config, data, task)
+    else:
+        seen = np.empty(0, np.uint64)
+        start = _start_stock(source, config, data, task)
+    for layer in start.module.modules():
+        # The dropout of timm's own head is a part of the network, see `describe_plain`.
+        if isinstance(layer, nn.Dropout | nn.Dropout2d) and not isinstance(start.provenance, StockProvenance):
             layer.p = config.finetune.dropout
-    start = runtime.place(start)
-    config = _settle_threads(config, start, data, runtime)
+    start = replace(start, module=runtime.place(start.module))
+    config = _settle_threads(config, start.module, data, runtime)
     return Tuning(
-        source=source,
+        start=start,
         config=config,
         data=data,
-        arch=net.architecture,
-        start=start,
-        exits=exits,
-        weights=_weights(config, source.record),
+        weights=_weights(config, start),
         task=task,
         runtime=runtime,
         evaluator=open_evaluator(config, data, task, runtime),
@@ -131,10 +174,79 @@ def prepare(directory: str | Path, overrides: Sequence[str] = (), file: str | No
     )
 
 
-def _weights(config: TuningConfig, record: SubnetRecord) -> distill.ExitWeights:
+def _open(network: str | Path, weights: str | None) -> Source | StockSource:
+    if str(network).startswith(STOCK):
+        return open_stock(str(network), weights)
+    if weights is not None:
+        raise UserError(f"weights ({weights}) are for a network of timm: an extracted one ({network}) has its own")
+    return open_source(Path(network))
+
+
+def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Task) -> Start:
+    """Return an extracted network as what to start from; with new classifiers where the classes are others."""
+    record = source.record
+    side = record.subnet.resolution
+    net = build_network(with_classes(record.architecture, task.outputs), (side,), config.run.seed)
+    module, new_classifiers = source.module, tuple(data.classes) != record.classes
+    if new_classifiers:
+        module = net.extract(record.subnet, record.exits)
+        _adopt_all_but_classifiers(module, source.module)
+        logger.warning(
+            f"its {len(record.classes)} classes are not the data set's {len(data.classes)}: classifiers are made anew"
+        )
+    if record.finetuning and record.data_fingerprint == data.fingerprint:
+        logger.warning("validation images were trained on by the last fine-tuning: epochs found on them say little")
+    if isinstance(record.provenance, StockProvenance) and isinstance(net.architecture, Backbone):
+        _refuse_dropout(config, net.architecture)
+    return Start(
+        name=record.name,
+        module=module,
+        arch=net.architecture,
+        subnet=record.subnet,
+        exits=record.exits,
+        ensemble=record.ensemble,
+        provenance=record.provenance,
+        finetuning=record.finetuning,
+        sha256=record.sha256,
+        new_classifiers=new_classifiers,
+        test_before=record.scores["test"] if record.measured_fingerprint == data.fingerprint else None,
+    )
+
+
+def _refuse_dropout(config: TuningConfig, arch: Backbone) -> None:
+    """Refuse another dropout for a network of timm's, whose own head has it."""
+    if config.finetune.dropout != arch.drop_rate:
+        raise UserError(
+            f"finetune.dropout ({config.finetune.dropout:g}): the network was made with {arch.drop_rate:g}; leave it"
+            f" out, or fine-tune {STOCK}{arch.name} anew"
+        )
+
+
+def _start_stock(source: StockSource, config: TuningConfig, data: ImageData, task: Task) -> Start:
+    """Return a network of timm's as what to start from."""
+    (side,) = config.data.resolutions
+    net = make_stock(source, task, channels=data.channels, resolution=side, config=config)
+    subnet = net.space.largest()
+    module = net.extract(subnet)
+    return Start(
+        name=f"{STOCK}{source.name}",
+        module=module,
+        arch=net.architecture,
+        subnet=subnet,
+        exits="last",
+        ensemble=None,
+        provenance=StockProvenance(source.name, source.weights and Path(source.weights).name),
+        finetuning=(),
+        sha256=weights_sha256(module),
+        new_classifiers=True,
+        test_before=None,
+    )
+
+
+def _weights(config: TuningConfig, start: Start) -> distill.ExitWeights:
     """Return the exits' weights: those of the settings, but in the ensemble those that the network has, if any."""
-    weights = distill.exit_weights(config.finetune.exit_weights, len(record.exit_indices))
-    return replace(weights, ensemble=tuple(map(Fraction, record.ensemble))) if record.ensemble else weights
+    weights = distill.exit_weights(config.finetune.exit_weights, len(start.exit_indices))
+    return replace(weights, ensemble=tuple(map(Fraction, start.ensemble))) if start.ensemble else weights
 
 
 def _settle_threads(config: TuningConfig, start: nn.Module, data: ImageData, runtime: Runtime) -> TuningConfig:
@@ -178,7 +290,7 @@ def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
     """
     if record.finetuning:
         return recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
-    config, phase = recipe.parse(record.provenance.recipe, f"recipe in {where}"), record.provenance.phase
+    config, phase = recipe.parse(record.run.recipe, f"recipe in {where}"), record.run.phase
     if phase not in config.phases:
         raise RunError(f"{where}: its recipe has no phase ({phase!r}), which left the weights: extract it again")
     return TuningConfig(
@@ -190,9 +302,14 @@ def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
     )
 
 
-def _refuse_resolutions(config: TuningConfig, resolution: int) -> None:
+def _refuse_resolutions(config: TuningConfig, source: Source | StockSource) -> None:
+    given = ", ".join(map(str, config.data.resolutions))
+    if isinstance(source, StockSource):
+        if len(config.data.resolutions) > 1:
+            raise UserError(f"data.resolutions ({given}): a network of timm's is trained at one; name one")
+        return
+    resolution = source.record.subnet.resolution
     if config.data.resolutions != (resolution,):
-        given = ", ".join(map(str, config.data.resolutions))
         raise UserError(
             f"data.resolutions ({given}): the network takes images of {resolution} pixels; leave it out, or extract a"
             " network for another resolution"
@@ -206,7 +323,6 @@ def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
             f"data.name ({data.name}): its images have {data.channels} channels, and the network takes {channels};"
             " choose another data set"
         )
-    steps_per_epoch(len(data.train), config.data.batch_size)
 
 
 def refuse_task(task: Task, source: Source) -> None:
@@ -221,10 +337,6 @@ def refuse_task(task: Task, source: Source) -> None:
             f"task ({task.name}, measured as {task.metrics[0].name}): the network was trained for {record.task},"
             f" measured as {record.metric.name}; leave the key out, or train a supernet for the task"
         )
-
-
-def _same_classes(source: Source, data: ImageData) -> bool:
-    return tuple(data.classes) == source.record.classes
 
 
 def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:

@@ -118,6 +118,40 @@ def describe_backbone(
     return found
 
 
+def describe_plain(name: str, *, classes: int, channels: int, resolution: int, drop_rate: float) -> Backbone:
+    """Describe a network of timm without attached exits: its own head is the only one.
+
+    Args:
+        name: As for `attach_exits`, and so are the others.
+        classes: Classes.
+        channels: Channels of the images.
+        resolution: Side of the square images in pixels.
+        drop_rate: Dropout probability in its head.
+
+    Raises:
+        UserError: If the name is unknown, or the network can't look at such images.
+    """
+    fixed = _check_name(name)
+    bare = Backbone(name, classes, channels, resolution, not fixed, drop_rate, "norm_linear", (), ())
+    with torch.device("meta"):
+        net = _create(bare).eval()
+        _taps(net, bare, (), torch.empty(2, channels, resolution, resolution))
+    return replace(bare, any_size=bare.any_size and _any_size(net, ()))
+
+
+def own_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
+    """Return what timm's weights of a network were trained on: side of the images, mean and standard deviation.
+
+    Raises:
+        UserError: If timm knows no network of that name.
+    """
+    _check_name(name)
+    import timm
+
+    about = timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()
+    return about.input_size[-1], tuple(about.mean), tuple(about.std)
+
+
 def make_backbone(arch: Backbone, weights: str | Path | None = None, seed: int = 0) -> tuple[GraphModule, Backbone]:
     """Make a network with exits.
 
@@ -342,7 +376,7 @@ def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor
     """Return where exits read features; None if shapes alone don't tell."""
     try:
         with torch.no_grad():
-            maps = _maps(net, images)
+            maps = _maps(net, images) if modules else {}
             values = tap_values(trace(net, modules, _shape(arch)), modules, images)
             logits = net(images)
     except GraphError as error:
@@ -354,7 +388,7 @@ def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor
         raise _refusal(arch.name, _first_line(error)) from error
     if not isinstance(logits, Tensor) or logits.shape != (len(images), arch.num_classes):
         raise _refusal(arch.name, "it returns no logits of classes")
-    strides = {feature.module: feature.reduction for feature in _features(net, arch.name)}
+    strides = {feature.module: feature.reduction for feature in _features(net, arch.name)} if modules else {}
     found = []
     for module in modules:
         reference = maps[module]
@@ -489,7 +523,7 @@ def _same(before: Sequence[float], now: Sequence[float]) -> bool:
 
 
 def _refusal(name: str, reason: str) -> UserError:
-    return UserError(f"network ({name}) can't have exits: {one_line(reason)}; choose another")
+    return UserError(f"network ({name}) can't be used here: {one_line(reason)}; choose another")
 
 
 def _too_small(name: str, resolution: int, error: Exception) -> UserError:

@@ -145,10 +145,11 @@ def _fall(run: RunSnapshot) -> str | None:
 
 
 def _grains(run: RunSnapshot) -> list[str]:
-    """Return sentences on how much one image is, where that is much."""
+    """Return sentences on how much one image is, where that is much, and on test images that are no others."""
     images, metric = run.record.data.images, run.record.metric
     found = (metric.grain(images.val, "validation"), metric.grain(images.test, "test"))
-    return [sentence for sentence in found if sentence]
+    same = "Test images are the validation images (data.test_fraction=0), so test scores flatter."
+    return [*([] if run.config.data.test_fraction else [same]), *(sentence for sentence in found if sentence)]
 
 
 def _summary(run: RunSnapshot) -> str:

@@ -25,6 +25,7 @@ from typing import IO
 from ofav2 import files
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.errors import RunError
+from ofav2.messages import short
 
 RECIPE = "recipe.yaml"
 SPLIT = "split.json"
@@ -110,7 +111,12 @@ def take_folder(path: Path) -> Path:
             f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
         ) from error
     if not all(name in (LOCK, RECIPE, SPLIT) or _TEMPORARY.fullmatch(name) for name in lying):
-        raise RunError(f"run folder ({path}) is not empty: go on with its run by --resume {path}, or give a new folder")
+        if RECORD in lying:
+            raise RunError(f"run folder ({path}) holds a run: go on with it by --resume {path}, or give a new folder")
+        first = min(name for name in lying if name not in (LOCK, RECIPE, SPLIT))
+        raise RunError(
+            f"run folder ({path}) is not empty ({short(first)}) and holds no run: give a new or empty folder"
+        )
     return path
 
 

@@ -257,9 +257,26 @@ class Run:
     """What it is, and how far it has come."""
 
     def __str__(self) -> str:
-        """Name folder, supernet and status on one line."""
-        record = self.record
-        return f"{self.folder}: {record.architecture.variant} on {record.data.name}, {record.status}"
+        """Say in five lines what the run is, and what it reached."""
+        record, metric = self.record, self.record.metric
+        classes, images = len(record.data.classes), record.data.images
+        phases = [f"{phase.name} {metric.show(phase.ensemble_score, 1)}" for phase in record.phases]
+        scores = {"largest": record.test.largest, "smallest": record.test.smallest} if record.test else {}
+        test = [f"{name} {metric.show_from(score, images.test)}" for name, score in scores.items()]
+        return "\n".join(
+            (
+                f"run {self.folder}: {record.status}",
+                f"network: {record.architecture.variant}, {record.space.size():.2g} sub-networks",
+                f"data: {record.data.name}, {classes} classes; {images.train:,} training, {images.val:,} validation,"
+                f" {images.test:,} test images",
+                f"validation {metric.name} after phases: {', '.join(phases) or 'none is finished'}",
+                f"test {metric.name}: {', '.join(test) or 'not measured'}",
+            )
+        )
+
+    def __repr__(self) -> str:
+        """Name folder and status."""
+        return f"Run({str(self.folder)!r}, {self.record.status!r})"
 
 
 def new_record(

@@ -1,8 +1,8 @@
-"""Record a run's measurements in `metrics.jsonl`, and mirror them to Weights & Biases.
+"""Record a run's measurements in `metrics.jsonl`, and mirror them to Weights & Biases and to TensorBoard.
 
-Nothing that goes wrong in W&B stops a run: the first failure is logged as one warning (by `logging`, under this
-module's name), after which W&B is off for the rest of the run and the local file goes on. A failed artifact turns off
-artifacts alone.
+Nothing that goes wrong in a mirror stops a run: the first failure is logged as one warning (by `logging`, under this
+module's name), after which that mirror is off for the rest of the run and the local file goes on. A failed artifact
+turns off artifacts alone.
 """
 
 import json
@@ -10,6 +10,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,29 +22,43 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 
 from ofav2 import files
 from ofav2.config.schema import TrackingConfig
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from ofav2.json_lines import cut_unfinished_line
 from ofav2.runs import folder as run_folder
 from ofav2.typed_json import Count, MisfitError, fit
 
 if TYPE_CHECKING:
     import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 Cell = str | float | None
 
 # Seconds that W&B may take to upload what is left at the end; the rest stays in the folder for `wandb sync`.
 _FINISH_SECONDS = 120.0
 
+BOARD = "tensorboard"
+"""Folder of TensorBoard's files in a run folder."""
+
 
 class Tracker:
     """Writes one run's measurements; made by `open_tracker`."""
 
     def __init__(
-        self, lines: TextIO, mirror: "wandb.Run | None", *, run_id: str | None, url: str | None, artifacts: bool
+        self,
+        lines: TextIO,
+        mirror: "wandb.Run | None" = None,
+        *,
+        run_id: str | None = None,
+        url: str | None = None,
+        artifacts: bool = False,
+        board: "SummaryWriter | None" = None,
+        steps_per_epoch: int | None = None,
     ) -> None:
-        """Take over an open line file and, where there is one, a W&B run."""
+        """Take over an open line file and, where they are, a W&B run and TensorBoard's writer."""
         self._lines = lines
         self._mirror = mirror
+        self._board = board
+        self._steps_per_epoch = steps_per_epoch
         self._mirror_works = mirror is not None
         self._run_id = run_id
         self._url = url
@@ -62,8 +77,9 @@ class Tracker:
     def log(self, kind: str, *, global_step: int, phase: str, **metrics: SupportsFloat) -> None:
         """Record metrics at a step.
 
-        W&B shows each as `<phase>/<kind>/<key>` and `all/<kind>/<key>` over `global_step`. In the file, a number that
-        is not finite is null and its key stands in the list `nonfinite`.
+        W&B and TensorBoard show each as `<kind>/<key>` over `global_step`, all phases in one curve; W&B has `epoch` as
+        a second axis, and `phase`. In the file, a number that is not finite is null and its key stands in the list
+        `nonfinite`.
 
         Args:
             kind: What was measured, such as `train` or `validation`.
@@ -79,8 +95,10 @@ class Tracker:
             {key: _finite(value) for key, value in values.items()},
             nonfinite,
         )
-        keyed = {f"{group}/{kind}/{key}": value for group in (phase, "all") for key, value in values.items()}
-        self._reflect(lambda run: run.log({"global_step": global_step, **keyed}))
+        keyed = {f"{kind}/{key}": value for key, value in values.items()}
+        epoch = {"epoch": global_step / self._steps_per_epoch} if self._steps_per_epoch else {}
+        self._reflect(lambda run: run.log({"global_step": global_step, "phase": phase, **epoch, **keyed}))
+        self._reflect_on_board(keyed, global_step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
         """Record a table.
@@ -130,6 +148,9 @@ class Tracker:
         Args:
             exit_code: 0 for a run that ended well.
         """
+        board, self._board = self._board, None
+        if board is not None:
+            board.close()
         run, self._mirror = self._mirror, None
         if run is None:
             return
@@ -161,6 +182,16 @@ class Tracker:
         except OSError as error:
             raise _unwritten(error) from error
 
+    def _reflect_on_board(self, values: Mapping[str, float], step: int) -> None:
+        if self._board is None:
+            return
+        try:
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+        except Exception as error:
+            self._board = None
+            _warn(error, "TensorBoard is")
+
     def _reflect(self, send: "Callable[[wandb.Run], object]") -> None:
         if self._mirror is None or not self._mirror_works:
             return
@@ -173,7 +204,13 @@ class Tracker:
 
 @contextmanager
 def open_tracker(
-    folder: Path, config: TrackingConfig, *, name: str, recipe: Mapping[str, Any], run_id: str | None
+    folder: Path,
+    config: TrackingConfig,
+    *,
+    name: str,
+    recipe: Mapping[str, Any],
+    run_id: str | None,
+    steps_per_epoch: int | None = None,
 ) -> Iterator[Tracker]:
     """Track a run for as long as the body runs.
 
@@ -185,22 +222,36 @@ def open_tracker(
         name: Name of the run in W&B.
         recipe: The resolved recipe as plain values, shown as the run's configuration in W&B.
         run_id: W&B id of the run to go on with; None begins a new one.
+        steps_per_epoch: Steps of an epoch, for W&B's axis `epoch`; None leaves that out.
 
     Yields:
         The tracker; it is finished when the body ends, as failed if it raised.
 
     Raises:
         RunError: `metrics.jsonl` cannot be written.
+        UserError: TensorBoard is wanted and not installed.
     """
+    check_tracking(config)
+    board = _open_board(folder) if config.tensorboard else None
     with _closing(_open_lines(folder / run_folder.METRICS)) as lines:
         mirror, run_id, url = _start_mirror(folder, config, name, recipe, run_id)
-        tracker = Tracker(lines, mirror, run_id=run_id, url=url, artifacts=config.artifacts)
+        tracker = Tracker(
+            lines,
+            mirror,
+            run_id=run_id,
+            url=url,
+            artifacts=config.artifacts,
+            board=board,
+            steps_per_epoch=steps_per_epoch,
+        )
+        exit_code = 1
         try:
             yield tracker
-        except BaseException:
-            tracker.finish(exit_code=1)
-            raise
-        tracker.finish()
+            exit_code = 0
+        finally:
+            tracker.finish(exit_code)
+            if mirror is not None and config.mode == "offline":
+                _tell_sync(folder, mirror.id)
 
 
 @contextmanager
@@ -211,7 +262,7 @@ def untracked() -> Iterator[Tracker]:
         The tracker.
     """
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        yield Tracker(nowhere, None, run_id=None, url=None, artifacts=False)
+        yield Tracker(nowhere)
 
 
 def flushed_bytes(folder: Path) -> int:
@@ -342,6 +393,40 @@ def _unwritten(error: OSError) -> RunError:
         f"{run_folder.METRICS} cannot be written ({error.strerror}); check its folder and the disk's free space, and"
         " then go on with --resume"
     )
+
+
+def check_tracking(config: TrackingConfig) -> None:
+    """Check that what a run is to be tracked by is there.
+
+    Raises:
+        UserError: TensorBoard is wanted and not installed.
+    """
+    if not config.tensorboard:
+        return
+    try:
+        import torch.utils.tensorboard  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "tracking.tensorboard (true): the package tensorboard is not installed; run `pip install tensorboard`, or"
+            " leave the key out"
+        ) from error
+
+
+def _open_board(folder: Path) -> "SummaryWriter":
+    """Open TensorBoard's writer; steps that a resumed run takes again replace those that were written before."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    path = folder / run_folder.METRICS
+    steps = [line["global_step"] for line in read_metrics(folder) if "global_step" in line] if path.exists() else []
+    return SummaryWriter(str(folder / BOARD), purge_step=max(steps) + 1 if steps else None)
+
+
+def _tell_sync(folder: Path, run_id: str) -> None:
+    """Say how an offline run gets to W&B; one that was resumed has a part per session."""
+    parts = [str(path) for path in sorted((folder / "wandb").glob(f"offline-run-*-{run_id}"))]
+    if parts:
+        known = ["--id", run_id] if len(parts) > 1 else []
+        logging.getLogger(__name__).info(f"to upload to W&B: {shlex.join(['wandb', 'sync', *known, *parts])}")
 
 
 def _start_mirror(

@@ -1,5 +1,6 @@
 """Set up where a run computes: device, precision, memory layout, threads, and torch's own random numbers."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from ofav2.runtime.compiling import Compiler, inductor
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.runtime.threads import warn_of_too_many
 from supernets import use_cpu_kernels
+
+logger = logging.getLogger(__name__)
 
 Placed = TypeVar("Placed", bound=nn.Module)
 
@@ -120,9 +123,14 @@ def _own_device(name: str, processes: Processes) -> torch.device:
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("run.device (mps): this machine, or this torch, has no MPS; use auto or cpu")
+        logger.warning("run.device=mps has not been tested: compare some results with run.device=cpu")
+        return torch.device("mps")
     kind, colon, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (colon and not (kind == "cuda" and index.isascii() and index.isdecimal())):
-        raise UserError(f"run.device ({name}) is unknown: use auto, cpu, cuda or cuda:N")
+        raise UserError(f"run.device ({name}) is unknown: use auto, cpu, cuda, cuda:N or mps")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise UserError(
             f"run.device ({name}): this machine has {torch.cuda.device_count()} CUDA devices; use auto or cpu"

@@ -95,6 +95,11 @@ class Metric:
         return min(values, key=self.rank)
 
 
+def to_float64(tensor: Tensor) -> Tensor:
+    """Return a tensor in float64: on its own device, or where that has no float64 (MPS), on the CPU."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
 class Task(Protocol):
     """What a network learns.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ofav2.errors import UserError
-from ofav2.tasks.base import Metric
+from ofav2.tasks.base import Metric, to_float64
 
 NAME = "regress"
 R2 = Metric("R2", "", higher_is_better=True)
@@ -81,9 +81,10 @@ class Regression:
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
         """Return five sums per plane, float64 (5 * planes,): values, squared and absolute errors, targets, squares."""
+        target, output = to_float64(target), to_float64(output)
         counted = self.counted(target)
-        truth = torch.where(counted, target.double(), 0.0)
-        errors = torch.where(counted, output.double() - truth, 0.0)
+        truth = torch.where(counted, target, 0.0)
+        errors = torch.where(counted, output - truth, 0.0)
         sums = (counted.double(), errors.square(), errors.abs(), truth, truth.square())
         return torch.stack([values.sum((0, 2, 3)) for values in sums]).flatten()
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ofav2.errors import UserError
-from ofav2.tasks.base import Metric
+from ofav2.tasks.base import Metric, to_float64
 
 NAME = "segment"
 IGNORED = -100
@@ -87,7 +87,7 @@ class Segmentation:
         """Count pixels of class i that are taken for class j, at i * classes + j: float64 (classes * classes,)."""
         counted = self.counted(target)
         pairs = target[counted] * self.outputs + output.argmax(1)[counted]
-        return torch.bincount(pairs, minlength=self.outputs**2).double()
+        return to_float64(torch.bincount(pairs, minlength=self.outputs**2))
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
         """Return the metrics; the IoU of a class that no pixel has or is taken for is NaN."""

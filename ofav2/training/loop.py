@@ -122,6 +122,9 @@ def learn(
         share=processes.share,
         device=setup.runtime.device,
     )
+    logger.info(phase.sentence)
+    # The validation that is shown is the last one.
+    validated: dict[str, str] = {}
     with log_progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
         for step in train_steps(
             net,
@@ -133,7 +136,8 @@ def learn(
             runtime=setup.runtime,
             start_step=progress.step,
         ):
-            advance(loss=step.metrics["loss"])
+            epoch = f"{step.number / setup.plan.steps_per_epoch:.1f} of {phase.config.epochs:g}"
+            advance(epoch=epoch, loss=step.metrics["loss"], **validated)
             taken = step.number
             if step.refused:
                 skipped += 1
@@ -148,7 +152,8 @@ def learn(
             _record(setup, phase, step, tracker)
             if _is_due(step.number, config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
                 _refuse_ruined(setup, phase, writer, step)
-                best, patience = _validate(setup, phase, step, best, patience, tracker)
+                best, patience, found = _validate(setup, phase, step, best, patience, tracker)
+                validated = {"validation": setup.task.metrics[0].show(found, 1)}
             minutes = (time.monotonic() - saved_at) / 60
             stopping, saving = processes.any(
                 stop(), overdue or _is_saving_due(setup, step.number, minutes, taken if patience.over else phase.steps)
@@ -267,8 +272,8 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
 
 def _validate(
     setup: Setup, phase: Phase, step: Step, best: Best | None, patience: Patience, tracker: Tracker
-) -> tuple[Best, Patience]:
-    """Measure what is trained; of equals, the newer network is kept."""
+) -> tuple[Best, Patience, float]:
+    """Measure what is trained; of equals, the newer network is kept. The last value is the score of this one."""
     if isinstance(setup.net, MultiExit):
         # Its running statistics are used as they are, and each process has gathered its own.
         setup.runtime.processes.copy_first([*setup.net.buffers()])
@@ -279,7 +284,7 @@ def _validate(
     tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
     rank = setup.task.metrics[0].rank
     kept = best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
-    return kept, patience
+    return kept, patience, reached
 
 
 def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:

@@ -6,6 +6,7 @@ A plan is worked out before anything is computed, so an impossible order is refu
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from types import MappingProxyType
 
 import distill
 import supernets
@@ -50,6 +51,35 @@ class Phase:
         """What it unlocks, such as `kernel 3, 5, 7`."""
         parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.unlocked)
         return "; ".join(parts) or "the largest network alone"
+
+    @property
+    def sentence(self) -> str:
+        """Say what it does, for people who have not read the paper."""
+        if not self.unlocked:
+            trained = "the largest network with all its exits" if self.objective == "joint" else "the largest network"
+            return f"phase {self.name}: trains {trained}, {self.config.epochs:g} epochs"
+        choices = " and ".join(
+            f"{_MEANING[name]} ({', '.join(map(str, getattr(self.space, name)))})" for name in self.unlocked
+        )
+        count = self.config.subnets
+        drawn = f"{count} sub-network{'s' if count > 1 else ''} drawn anew"
+        teacher = "the labels alone" if self.teacher == "none" else "a teacher and the labels"
+        return (
+            f"phase {self.name}: sub-networks may now differ in {choices}; each step trains {drawn}, from {teacher},"
+            f" {self.config.epochs:g} epochs"
+        )
+
+
+_MEANING = MappingProxyType(
+    {
+        "kernel": "kernel size",
+        "level": "the number of parallel branches",
+        "height": "the exit that they end at",
+        "depth": "the number of blocks in a stage",
+        "expand": "the width inside blocks",
+    }
+)
+"""Dimension -> what it is, in a sentence."""
 
 
 @dataclass(frozen=True)

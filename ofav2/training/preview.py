@@ -9,6 +9,7 @@ from ofav2.data.sizes import Sizes, image_sizes
 from ofav2.networks.cost import network_cost
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup
+from ofav2.training.timing import phase_seconds
 from supernets.cost import Cost
 
 UNEVEN = 3
@@ -37,6 +38,8 @@ class Preview:
     """Training steps in all."""
     batch_size: int
     """Images per step."""
+    seconds: Mapping[str, float] | None
+    """About how long the steps of each phase take here; None where that was not measured."""
 
     @property
     def imbalance(self) -> str | None:
@@ -53,8 +56,13 @@ class Preview:
         )
 
 
-def preview(setup: Setup) -> Preview:
-    """Return what a recipe would train."""
+def preview(setup: Setup, timed: bool = False) -> Preview:
+    """Return what a recipe would train.
+
+    Args:
+        setup: What is trained, on what.
+        timed: Whether to measure some steps of each phase.
+    """
     data, space, config = setup.data, setup.net.space, setup.config
     splits = (data.train, data.val, data.test)
     # Targets that are maps, or numbers, have no classes to count.
@@ -71,6 +79,7 @@ def preview(setup: Setup) -> Preview:
         skipped=setup.plan.skipped,
         steps=setup.plan.steps,
         batch_size=config.data.batch_size,
+        seconds=phase_seconds(setup) if timed else None,
     )
 
 

@@ -125,7 +125,7 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
         # A network with exits stays timm's own layers.
         setup.runtime.use_cpu_kernels(setup.net)
     record, state = rewind(setup, writer.path, record)
-    with stop_requests() as stop, writer.tracker(setup.config, record) as tracker:
+    with stop_requests() as stop, writer.tracker(setup.config, record, setup.plan.steps_per_epoch) as tracker:
         record = writer.keep(replace(record, status="training", wandb_run_id=tracker.run_id))
         try:
             for phase in setup.plan.phases[len(record.phases) :]:

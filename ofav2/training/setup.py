@@ -19,13 +19,14 @@ from ofav2.networks.build import check_network, recipe_network
 from ofav2.runs import checkpoint
 from ofav2.runs.kept_recipe import flat_settings
 from ofav2.runs.records import InitialWeights, PhaseRecord, lasting, new_record
+from ofav2.runs.tracking import check_tracking
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from ofav2.training.initial import adopt_initial
 from ofav2.training.phases import Phase, Plan, make_plan
-from ofav2.training.teacher import external_teachers
+from ofav2.training.teacher import checkpoint_file, external_teachers
 from supernets.multi_exit import MultiExit, Network
 
 
@@ -59,27 +60,34 @@ class Setup:
     """What measures sub-networks."""
 
 
-def prepare(config: Config, processes: Processes = SINGLE_PROCESS, split: SplitRecord | None = None) -> Setup:
+def prepare(
+    config: Config,
+    processes: Processes = SINGLE_PROCESS,
+    split: SplitRecord | None = None,
+    data: ImageData | None = None,
+) -> Setup:
     """Build what a recipe describes, and refuse what can't be trained.
 
     Args:
         config: The recipe.
         processes: The processes that are to train it together.
         split: The split of a run that goes on; None draws one.
+        data: Images to take instead of the recipe's; None opens those.
 
     Raises:
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
+    check_tracking(config.tracking)
     processes.on_all(lambda: check_network(config, count_channels(config.data)))
     opened = processes.local_main_first if config.data.download else processes.on_all
-    data = opened(lambda: open_data(config.data, split))
-    setup = processes.on_all(lambda: _build(config, data, processes))
+    found = data or opened(lambda: open_data(config.data, split))
+    setup = processes.on_all(lambda: _build(config, found, processes))
     record = new_record(
         "",
         config,
         setup.task,
-        data,
+        found,
         setup.net,
         recipe="",
         teacher_sha256=setup.teacher_sha256,
@@ -105,7 +113,8 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
         _check_patience(config, phase, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
-    sha256 = _weights_sha256(config.teacher.checkpoint, [external[policy] for policy in sorted(external)])
+    given = config.teacher.checkpoint and str(checkpoint_file(config.teacher.checkpoint))
+    sha256 = _weights_sha256(given, [external[policy] for policy in sorted(external)])
     evaluator = open_evaluator(config, data, task, runtime)
     start = _weights_sha256(_file(config.network.weights), [net] if config.network.weights else [])
     return Setup(config, data, net, initial, plan, weights, external, sha256, start, runtime, task, evaluator)

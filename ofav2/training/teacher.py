@@ -1,8 +1,10 @@
 """Make a phase's teacher, from an earlier phase's checkpoint or from timm."""
 
 import copy
+import logging
+import os.path
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -15,16 +17,20 @@ import distill
 import supernets
 from ofav2.config.schema import Config, TeacherConfig
 from ofav2.data import ImageData
+from ofav2.data.splits import first_other_class
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import TeacherRecord
+from ofav2.runs.teacher_record import read_teacher
 from ofav2.runtime.compiling import Forward, compiled
 from ofav2.runtime.device import Runtime
 from ofav2.tasks.base import Task
 from ofav2.training.objectives import Teacher, as_teacher
 from ofav2.training.phases import Phase, Plan
 from supernets.multi_exit import Network
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def external_teachers(
             f"teacher ({next(iter(names))}): timm's networks have no maps to teach task {task.name} with;"
             " use fixed, progressive, best or none"
         )
-    file = _teacher_file(config.teacher)
+    file = _teacher_file(config.teacher, data, names)
     classes = data.classes if len(data.classes) == task.outputs else task.outputs
     images = distill.Normalisation(tuple(data.mean), tuple(data.std))
     teachers = {
@@ -67,7 +73,7 @@ def external_teachers(
     return teachers
 
 
-def _teacher_file(config: TeacherConfig) -> distill.TeacherFile | None:
+def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]) -> distill.TeacherFile | None:
     """Return the file of the recipe's external teacher; None for timm's own weights, which say their normalisation."""
     if config.checkpoint is None:
         if config.mean is not None or config.std is not None:
@@ -75,6 +81,8 @@ def _teacher_file(config: TeacherConfig) -> distill.TeacherFile | None:
                 "teacher.mean and teacher.std are those of teacher.checkpoint (null): leave them out, timm has its own"
             )
         return None
+    if os.path.isdir(config.checkpoint):
+        return _fine_tuned(config, data, names)
     if config.mean is None or config.std is None:
         missing = "teacher.mean" if config.mean is None else "teacher.std"
         raise UserError(
@@ -87,6 +95,31 @@ def _teacher_file(config: TeacherConfig) -> distill.TeacherFile | None:
             " per channel of the images"
         )
     return distill.TeacherFile(Path(config.checkpoint), distill.Normalisation(config.mean, config.std))
+
+
+def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) -> distill.TeacherFile:
+    """Return the weights of a teacher that `ofav2 finetune timm:NAME` made, whose folder says all about them."""
+    path = Path(str(config.checkpoint))
+    found = read_teacher(path)
+    where = f"teacher.checkpoint ({path})"
+    if others := [name for name in names if name != f"timm:{found.timm}"]:
+        raise UserError(f"{where} is of timm:{found.timm}, and the recipe names {others[0]}: name the same network")
+    if config.mean is not None or config.std is not None:
+        raise UserError(f"teacher.mean and teacher.std: {where} says them itself; leave them out")
+    if difference := first_other_class(found.classes, data.classes):
+        raise UserError(f"{where} was trained on other classes: {difference}; fine-tune it on this data set")
+    if found.data_fingerprint != data.fingerprint:
+        logger.warning(
+            f"{where} was trained on other images, or another split: it may know test images of this run;"
+            " use the same settings of data for both"
+        )
+    return distill.TeacherFile(path / found.file, distill.Normalisation(found.mean, found.std))
+
+
+def checkpoint_file(checkpoint: str) -> Path:
+    """Return the file that `teacher.checkpoint` names: itself, or the weights of a fine-tuned network's folder."""
+    path = Path(checkpoint)
+    return path / read_teacher(path).file if os.path.isdir(path) else path
 
 
 def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:

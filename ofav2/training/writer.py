@@ -112,12 +112,17 @@ class RunWriter:
 
         return self._on_main(save)
 
-    def tracker(self, config: Config, record: RunRecord) -> AbstractContextManager[Tracker]:
+    def tracker(self, config: Config, record: RunRecord, steps_per_epoch: int) -> AbstractContextManager[Tracker]:
         """Track the run for as long as the context is open; in other processes, keep nothing."""
         if self.processes.rank:
             return untracked()
         return open_tracker(
-            self.path, config.tracking, name=self.name, recipe=asdict(config), run_id=record.wandb_run_id
+            self.path,
+            config.tracking,
+            name=self.name,
+            recipe=asdict(config),
+            run_id=record.wandb_run_id,
+            steps_per_epoch=steps_per_epoch,
         )
 
     @property

@@ -218,7 +218,7 @@ def test_a_record_of_another_network_than_timm_makes_is_refused(exits_run: Run, 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("taps", [], "exits (1) must be from 2 to 12"),
+        ("taps", [], "space is not that of the architecture"),
         ("num_classes", "ten", "num_classes"),
         ("head", "wide", "head"),
         ("surplus", 1, "surplus"),

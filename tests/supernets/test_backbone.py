@@ -27,6 +27,12 @@ def test_its_networks_survive_encoding_and_json() -> None:
         assert {kernel for stage in subnet.kernel for kernel in stage} == {None}
 
 
+def test_a_network_without_attached_exits_has_its_own_head_alone() -> None:
+    plain = replace(NET, taps=())
+    assert plain.exits == (1,)
+    assert plain.space((24, 32)).size() == 2
+
+
 def test_a_network_of_one_size_takes_no_other() -> None:
     fixed = replace(NET, any_size=False)
     assert fixed.space((32,)).resolution == (32,)
@@ -43,7 +49,6 @@ def test_an_image_smaller_than_a_feature_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("taps", ()),
         ("taps", (TAPS[0], TAPS[0])),
         ("taps", tuple(Tap(f"layer{number}", 8, "NCHW", 0, 4) for number in range(MOST_EXITS))),
         ("num_classes", 0),

@@ -22,6 +22,7 @@ import ofav2.nas.latency_table
 from ofav2.cli import main as cli
 from ofav2.cli.main import main
 from ofav2.config import recipe
+from ofav2.evaluation.corners import keeps_mbconv
 from ofav2.runs import folder
 from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
@@ -319,10 +320,14 @@ def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> N
     out, err = run_ok(capsys, "evaluate", str(tiny_run.folder))
     title, _, _, *rows = out.splitlines()
     assert title == f"{tiny_run.folder}, phase expand, test"
-    assert len(rows) == len(ofav2.load_supernet(tiny_run.folder).space.corners())
-    shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-2]) for row in rows}
+    corners = ofav2.load_supernet(tiny_run.folder).space.corners()
+    assert len(rows) == len([subnet for subnet in corners if keeps_mbconv(subnet)])
+    assert f"{len(corners) - len(rows)} corners without MBConv are left out" in err
+    shown = {re.split(r"\s{2,}", row)[0]: float(row.split()[-4]) for row in rows}
     largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
-    assert shown[largest] == pytest.approx(100 * tiny_run.record.test.largest, abs=0.005)
+    top1 = tiny_run.record.test.largest
+    assert shown[largest] == pytest.approx(100 * top1, abs=0.005)
+    assert f" ± {100 * (top1 * (1 - top1) / 50) ** 0.5:.2f} %" in next(row for row in rows if row.startswith(largest))
     assert "next: ofav2 extract" in err
 
 
@@ -385,7 +390,7 @@ def test_evaluate_takes_a_file_a_split_and_a_phase(
 
     out, _ = run_ok(capsys, "evaluate", str(tiny_run.folder), "--subnet", str(extracted / "subnet.json"))
     record = ofav2.describe_subnet(extracted)
-    assert float(out.split()[-2]) == pytest.approx(100 * record.scores["test"][3], abs=0.005)
+    assert float(out.split()[-4]) == pytest.approx(100 * record.scores["test"][3], abs=0.005)
 
 
 @pytest.mark.parametrize("which", ["--largest", "--smallest"])
@@ -575,7 +580,7 @@ def test_a_phase_that_is_not_there_is_refused_by_name(tiny_run: Run, capsys: Cap
 def test_a_run_folder_that_is_not_empty_is_left_alone(two: str, run_copy: Path, capsys: Capture) -> None:
     before = {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()}
     printed = refusal(capsys, "train", two, "--run-dir", str(run_copy))
-    assert printed.startswith(f"run folder ({run_copy}) is not empty")
+    assert printed.startswith(f"run folder ({run_copy}) holds a run")
     assert {path: path.read_bytes() for path in run_copy.rglob("*") if path.is_file()} == before
 
 

@@ -319,6 +319,14 @@ def test_new_phase_through_overrides_comes_last(small: str) -> None:
     assert config.phases["depth"] == PhaseConfig(3.0, 0.1, UnlockConfig(depth=(3, 4)))
 
 
+def test_a_runs_folder_is_no_recipe_but_its_recipe_is(tmp_path: Path) -> None:
+    (tmp_path / "my run").mkdir()
+    (tmp_path / "my run" / "run.json").write_text("{}")
+    message = refusal(str(tmp_path / "my run"))
+    assert f"`ofav2 train --resume '{tmp_path}/my run'`" in message
+    assert f"`ofav2 train '{tmp_path}/my run/recipe.yaml'`" in message
+
+
 def test_phases_keep_the_files_order(tmp_path: Path) -> None:
     phases = "".join(f"  {name}: {{epochs: 1, lr: 1}}\n" for name in ("z", "a", "m"))
     config = recipe.load(written(tmp_path, f"data: {{name: digits}}\nphases:\n{phases}"))
@@ -403,7 +411,7 @@ def test_what_loads_is_written_so_that_it_loads_again(
         ("run=", "run", "null", "mapping"),
         ("phases=", "phases", "null", "mapping of phases"),
         ("phases.full=", "phases.full", "null", "mapping"),
-        ("phases.new.lr=0.1", "phases.new.epochs", "missing", "phases.new.epochs=VALUE"),
+        ("phases.new.lr=0.1", "phases.new", '{"lr": 0.1}', "the recipe's phases are full, kernel; name one of them"),
         ("phases.kernl.lr=0.1", "phases.kernl", '{"lr": 0.1}', "did you mean phases.kernel?"),
         ("phases={a b: {epochs: 1, lr: 1}}", 'phases."a b"', '{"epochs": 1, "lr": 1}', "letters, digits"),
         ("phases={../a: {epochs: 1, lr: 1}}", 'phases."../a"', '{"epochs": 1, "lr": 1}', "letters, digits"),
@@ -428,7 +436,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("task", ("classification",), ("''", '"a\\nb"')),
     ("run.seed", ("0", "9223372036854775807"), ("-1",)),
     ("run.threads", ("0", "4", "1024"), ("-1", "1025")),
-    ("run.device", ("auto", "cpu", "cuda", "cuda:12"), ("gpu", "cuda:", "cuda:x", "CPU", "''", "cuda:٣")),
+    ("run.device", ("auto", "cpu", "cuda", "cuda:12", "mps"), ("gpu", "cuda:", "cuda:x", "CPU", "''", "cuda:٣")),
     ("run.save_steps", ("0", "1"), ("-1",)),
     ("run.save_minutes", ("0", "0.5"), ("-1",)),
     ("run.keep_states", ("1",), ("0", "-1")),
@@ -447,7 +455,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("data.mixup", ("0", "0.2", "100"), ("-0.1", "0.001", "101")),
     ("data.cutmix", ("0", "1.0"), ("-1", "1000")),
     ("data.val_fraction", ("0.001", "0.999"), ("0", "1", "-0.1")),
-    ("data.test_fraction", ("0.001", "0.999"), ("0", "1", "-0.1")),
+    ("data.test_fraction", ("0", "0.999"), ("1", "-0.1")),
     ("data.split_seed", ("0",), ("-1",)),
     ("data.crop_scale", ("[1, 1]", "[0.1, 0.2]"), ("[0, 1]", "[0.5, 1.1]", "[0.6, 0.5]")),
     ("data.crop_ratio", ("[1, 1]", "[0.5, 2]"), ("[0, 1]", "[2, 1]", "[-1, 1]")),

@@ -29,6 +29,7 @@ from ofav2.data.splits import (
     restore,
     select,
     split_record,
+    validation_is_test,
     write_split,
 )
 from ofav2.errors import RunError, UserError
@@ -169,8 +170,8 @@ def listed_files(folder: Path, *names: str) -> Split:
     return Split("train", np.arange(len(names)) % 2, file_images(folder, names))
 
 
-def opened(listed: Listed) -> ImageData:
-    train, val, test, origins = divide(listed, val_fraction=0.25, test_fraction=0.25, seed=3)
+def opened(listed: Listed, test_fraction: float = 0.25) -> ImageData:
+    train, val, test, origins = divide(listed, val_fraction=0.25, test_fraction=test_fraction, seed=3)
     colour = (0.5, 0.5, 0.5)
     return ImageData(
         *("some", RGB, TargetSpec("classes", ("a", "b")), colour, colour, train, val, test, "ab" * 32, origins),
@@ -209,6 +210,23 @@ def test_images_that_a_run_does_not_know_are_left_out_and_those_it_misses_are_na
         [name for name in names or [] if name not in found.missing] for names in before
     ]
     assert parts.train.targets.tolist() == [NAMES.index(name) % 2 for name in parts.train.images.names() or []]
+
+
+def test_without_a_test_fraction_the_validation_images_are_tested_on(tmp_path: Path) -> None:
+    listed = Listed(("a", "b"), listed_files(tmp_path, *NAMES))
+    data = opened(listed, test_fraction=0.0)
+    train, val, test = all_names(data.train, data.val, data.test)
+    assert val == test
+    assert sorted([*(train or []), *(val or [])]) == NAMES
+    assert data.validation_is_test
+    assert not opened(listed).validation_is_test
+    write_split(tmp_path / "split.json", split_record(data))
+    record = read_split(tmp_path / "split.json")
+    parts = restore(listed, record)
+    assert all_names(*parts[:3]) == [train, val, test]
+    assert validation_is_test(parts.origins)
+    gone = Listed(("a", "b"), listed_files(tmp_path, *(name for name in NAMES if name != (val or [])[0])))
+    assert select(gone, record).missing == ((val or [])[0],), "once"
 
 
 def test_names_in_another_unicode_form_are_the_same_images(tmp_path: Path) -> None:

@@ -201,7 +201,9 @@ def test_networks_are_measured_from_the_most_expensive_to_the_cheapest(opened: O
     scores = {
         score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
     }
-    assert {row[0]: row[3] for row in rows} == {str(s): f"{100 * top1:.2f} %" for s, top1 in scores.items()}
+    error = {s: (top1 * (1 - top1) / len(opened.data.val)) ** 0.5 for s, top1 in scores.items()}
+    expected = {str(s): f"{100 * top1:.2f} ± {100 * error[s]:.2f} %" for s, top1 in scores.items()}
+    assert {row[0]: row[3] for row in rows} == expected
 
 
 def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
@@ -210,7 +212,7 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
     for split in (opened.data.val, opened.data.test):
         (score,) = opened.evaluator.scores(opened.loaded.net, [subnet], split)
         _, rows = ofav2.measure(opened, [subnet], split.name)
-        assert rows[0][3] == f"{100 * score.value:.2f} %"
+        assert str(rows[0][3]).startswith(f"{100 * score.value:.2f} ± ")
         assert score.images == len(split)
 
 

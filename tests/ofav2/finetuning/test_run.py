@@ -189,7 +189,7 @@ def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
 def test_the_second_training_has_the_learning_rates_of_the_first(extracted: Path, tmp_path: Path) -> None:
     settings = [*QUICK, "finetune.warmup_epochs=1", "data.batch_size=4"]
     tuning = finetune_run.prepare(extracted, settings)
-    module = tuning.start
+    module = tuning.start.module
     first = [epoch.lr for epoch in learn.train(tuning, module, tuning.data, "search", 3)]
     whole = replace(tuning.data, train=join(tuning.data.train, tuning.data.val, "train"))
     second = [epoch.lr for epoch in learn.train(tuning, module, whole, "final", 2)]
@@ -215,8 +215,8 @@ def test_exits_are_trained_by_their_weights(several: Path, tmp_path: Path) -> No
 
 def test_the_same_classes_keep_their_classifiers(extracted: Path) -> None:
     tuning = finetune_run.prepare(extracted)
-    assert not tuning.new_classifiers
-    assert tiny.same_bits(tiny.bits(tuning.start), tensors(extracted))
+    assert not tuning.start.new_classifiers
+    assert tiny.same_bits(tiny.bits(tuning.start.module), tensors(extracted))
 
 
 @pytest.mark.parametrize("classes", [("a", "b", "c"), DIGITS[::-1]])
@@ -224,13 +224,13 @@ def test_other_classes_get_new_classifiers_and_nothing_else_changes(
     classes: tuple[str, ...], several: Path, tmp_path: Path, serve: Serve, notes: Notes
 ) -> None:
     serve(replace(tiny.tiny_data(classes=len(classes), side=16), target=TargetSpec("classes", classes)))
-    start, before = tiny.bits(finetune_run.prepare(several).start), tensors(several)
+    start, before = tiny.bits(finetune_run.prepare(several).start.module), tensors(several)
     differing = {name for name in before if not torch.equal(before[name], start[name])}
     assert differing == {f"exits.{exit}.classifier.weight" for exit in (2, 3)} | (
         {f"exits.{exit}.classifier.bias" for exit in (2, 3)}
     )
-    assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start)), "drawn from the seed alone"
-    assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start))
+    assert tiny.same_bits(start, tiny.bits(finetune_run.prepare(several).start.module)), "drawn from the seed alone"
+    assert not tiny.same_bits(start, tiny.bits(finetune_run.prepare(several, ["run.seed=1"]).start.module))
     written = finetune(several, QUICK, out=tmp_path / "out")
     assert "classifiers are made anew" in notes()
     assert written.classes == tuple(classes)

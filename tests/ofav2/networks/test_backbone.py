@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "one place twice": ({"exits": (0.3, 0.31)}, "same features"),
     "too many": ({"name": "cait_xxs24_224", "exits": tuple(range(1, 14))}, "at most 12"),
     "too small": ({"name": "vgg11", "resolution": 16}, "larger images"),
-    "no graph": ({"name": "mvitv2_tiny", "resolution": 224}, "can't have exits"),
+    "no graph": ({"name": "mvitv2_tiny", "resolution": 224}, "can't be used here"),
     "no feature maps": ({"name": "vit_tiny_patch16_224", "head": "mobilenetv3"}, "head=norm_linear"),
     "no file": ({"weights": "absent.pth"}, "must be a file"),
 }

@@ -1,6 +1,7 @@
 """What a run records of itself comes back equal, and whatever else lies there is refused in one line."""
 
 import json
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -52,7 +53,16 @@ def test_a_new_record_comes_back_equal(variant: str, tmp_path: Path) -> None:
 def test_a_finished_record_comes_back_equal(tiny_run: Run, tmp_path: Path) -> None:
     write_run(tmp_path, tiny_run.record)
     assert read_run(tmp_path) == tiny_run.record
-    assert str(tiny_run) == f"{tiny_run.folder}: ee_dp on digits, finished"
+
+
+def test_a_run_says_in_five_lines_what_it_is_and_reached(tiny_run: Run) -> None:
+    first, network, data, validation, test = str(tiny_run).splitlines()
+    assert first == f"run {tiny_run.folder}: finished"
+    assert network.startswith("network: ee_dp, ")
+    assert data.startswith("data: digits, 10 classes; ")
+    assert all(phase.name in validation for phase in tiny_run.record.phases)
+    assert re.fullmatch(r"test top-1: largest \S+ ± \S+ %, smallest \S+ ± \S+ %", test)
+    assert len(repr(tiny_run)) < 300
 
 
 def test_the_file_starts_with_its_format(tmp_path: Path) -> None:

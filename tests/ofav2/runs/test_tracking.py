@@ -15,7 +15,7 @@ import torch
 import wandb
 
 from ofav2.config.schema import TrackingConfig
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from ofav2.runs import tracking
 from tests.ofav2.wandb_files import history, of_type, wandb_records
 
@@ -38,7 +38,7 @@ def wandb_at_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 def opened(
     folder: Path, config: TrackingConfig = OFFLINE, run_id: str | None = None
 ) -> AbstractContextManager[tracking.Tracker]:
-    return tracking.open_tracker(folder, config, name="trial", recipe=RECIPE, run_id=run_id)
+    return tracking.open_tracker(folder, config, name="trial", recipe=RECIPE, run_id=run_id, steps_per_epoch=4)
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -111,13 +111,13 @@ def test_wandb_offline_holds_the_same(tmp_path: Path, capfd: pytest.CaptureFixtu
     rows = history(records)
     assert {key: value for key, value in rows[0].items() if not key.startswith("_")} == {
         "global_step": 10,
-        "full/train/loss": 1.5,
-        "full/train/lr": 0.25,
-        "all/train/loss": 1.5,
-        "all/train/lr": 0.25,
+        "phase": "full",
+        "epoch": 2.5,
+        "train/loss": 1.5,
+        "train/lr": 0.25,
     }
     assert rows[1]["global_step"] == 20
-    assert math.isnan(rows[1]["kernel/train/loss"])
+    assert math.isnan(rows[1]["train/loss"])
     assert rows[2]["kernel/corners/_type"] == "table-file"
     assert (rows[2]["kernel/corners/nrows"], rows[2]["kernel/corners/ncols"]) == (2, 3)
     [media] = tmp_path.glob(f"wandb/offline-run-*/files/{rows[2]['kernel/corners/path']}")
@@ -222,6 +222,46 @@ def without_axis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wandb.Run, "define_metric", raising)
 
 
+def test_an_offline_run_says_how_it_gets_to_wandb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), opened(tmp_path) as tracker:
+        run_id = tracker.run_id
+    (part,) = (tmp_path / "wandb").glob("offline-run-*")
+    assert warnings_of(caplog) == [f"to upload to W&B: wandb sync {part}"]
+    (part.parent / f"offline-run-20990101_000000-{run_id}").mkdir()
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        tracking._tell_sync(tmp_path, str(run_id))
+    assert warnings_of(caplog)[0].startswith(f"to upload to W&B: wandb sync --id {run_id} {part} {part.parent}/")
+
+
+def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run folder."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found = EventAccumulator(str(folder / tracking.BOARD)).Reload()
+    return {tag: [(event.step, event.value) for event in found.Scalars(tag)] for tag in sorted(found.Tags()["scalars"])}
+
+
+def test_tensorboard_shows_each_series_once_also_after_a_resume(tmp_path: Path) -> None:
+    config = TrackingConfig(tensorboard=True)
+    with opened(tmp_path, config) as tracker:
+        tracker.log("train", global_step=10, phase="full", loss=1.5)
+        kept = tracking.flushed_bytes(tmp_path)
+        tracker.log("train", global_step=20, phase="full", loss=7.0)
+    tracking.cut_metrics(tmp_path, kept)
+    with opened(tmp_path, config) as tracker:
+        tracker.log("train", global_step=20, phase="kernel", loss=0.5)
+        tracker.log("validation", global_step=20, phase="kernel", largest=0.25)
+    assert scalars(tmp_path) == {"train/loss": [(10, 1.5), (20, 0.5)], "validation/largest": [(20, 0.25)]}
+
+
+def test_tensorboard_that_is_missing_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"), opened(tmp_path, TrackingConfig(tensorboard=True)):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("break_wandb", [without_wandb, without_init, without_axis])
 def test_wandb_that_cannot_start_costs_one_warning(
     tmp_path: Path,
@@ -259,7 +299,7 @@ def test_wandb_that_fails_midway_costs_one_warning(
     assert "RuntimeError: the network is down" in warning
     kinds = [line["kind"] for line in tracking.read_metrics(tmp_path)]
     assert kinds == ["train", *["table", "scatter", "train"] * 3]
-    steps = [row["global_step"] for row in history(wandb_records(tmp_path)) if "full/train/loss" in row]
+    steps = [row["global_step"] for row in history(wandb_records(tmp_path)) if "train/loss" in row]
     assert steps == [0], "W&B stays off, and keeps what it had"
 
 

@@ -1,0 +1,87 @@
+"""Estimate how long a recipe trains, from some measured steps of each phase."""
+
+import copy
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+
+import distill
+from ofav2.data import train_batches
+from ofav2.progress import log_progress
+from ofav2.rng import Stream
+from ofav2.runtime.compiling import compiled
+from ofav2.training.loop import posed
+from ofav2.training.objectives import Teacher, as_teacher
+from ofav2.training.optim import make_updates
+from ofav2.training.phase import make_objective
+from ofav2.training.phases import Phase
+from ofav2.training.setup import Setup, phase_weights
+from ofav2.training.step import Guard, train_steps
+from ofav2.training.teacher import by_side, prepare_teacher
+from supernets import Supernet
+
+STEPS = 10
+"""Steps that are measured of each phase, after one that is not."""
+
+
+def phase_seconds(setup: Setup) -> Mapping[str, float]:
+    """Return about how many seconds the training steps of each phase take here, by phase.
+
+    Batches are the recipe's own, loading included. Validations, saved states and the evaluation after each phase are
+    not in it. The setup's network is not changed.
+
+    Args:
+        setup: What is trained, on what.
+    """
+    with log_progress("measuring steps", len(setup.plan.phases)) as advance:
+        found = {}
+        for phase in setup.plan.phases:
+            found[phase.name] = phase.steps * _step_seconds(setup, phase)
+            advance()
+    return found
+
+
+def _step_seconds(setup: Setup, phase: Phase) -> float:
+    """Return the mean seconds of a phase's first steps, without the very first one."""
+    runtime, config = setup.runtime, setup.config
+    net = runtime.place(copy.deepcopy(setup.net))
+    if isinstance(net, Supernet):
+        runtime.use_cpu_kernels(net)
+    measured = replace(setup, net=net)
+    stream = Stream(config.run.seed, phase.name)
+    batches = train_batches(setup.data, config.data, stream, range(STEPS + 1), device=runtime.device)
+    steps = train_steps(
+        net,
+        posed(batches, setup.data, setup.task, stream, runtime),
+        make_objective(measured, phase, _teacher(measured, phase)),
+        make_updates(net, config.optim, steps=STEPS + 1, warmup_steps=0, peak=phase.config.lr),
+        guard=Guard(config.optim.loss_jump),
+        stream=stream,
+        runtime=runtime,
+    )
+    seconds, before = [], 0.0
+    for _ in steps:
+        now = time.perf_counter()
+        seconds.append(now - before)
+        before = now
+    return statistics.fmean(seconds[1:])
+
+
+def _teacher(setup: Setup, phase: Phase) -> Teacher | None:
+    """Return a teacher that takes as long as the phase's own: the recipe's from timm, or the largest network."""
+    runtime, net = setup.runtime, setup.net
+    arithmetic = replace(runtime, precision=setup.config.teacher.precision or runtime.precision).autocast
+    if phase.teacher == "none":
+        return None
+    if phase.teacher in setup.external:
+        module = setup.external[phase.teacher]
+        forward = compiled("teacher", module, module, runtime.compiler)
+        return as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic)
+    largest = net.space.largest()
+    modules = {
+        side: prepare_teacher(net.extract(replace(largest, resolution=side), net.architecture.exits), runtime)
+        for side in net.space.resolution
+    }
+    forward = by_side({side: compiled("teacher", module, module, runtime.compiler) for side, module in modules.items()})
+    return as_teacher(forward, phase_weights(setup.config, phase.config, net).ensemble, arithmetic)
