@@ -27,12 +27,12 @@ def test_a_search_is_mirrored_as_the_run_is(searched: Path, tmp_path: Path) -> N
     found = ofav2.search(run, measurements=MEASUREMENTS, limits=ofav2.Limits(params=60_000), out=tmp_path / "out")
     rows = history(wandb_records(found.folder))
     rounds, measured = read_search_snapshot(found.folder).rounds, 0
-    for one, row in zip(rounds, (row for row in rows if "search/round/hypervolume" in row), strict=True):
+    for one, row in zip(rounds, (row for row in rows if "round/hypervolume" in row), strict=True):
         measured += one.measured
         assert row["global_step"] == measured
-        assert row["search/round/hypervolume"] == pytest.approx(one.hypervolume)
-        assert row.get("search/round/tau") == pytest.approx(one.tau)
-    optimism = "search/result/optimism"
+        assert row["round/hypervolume"] == pytest.approx(one.hypervolume)
+        assert row.get("round/tau") == pytest.approx(one.tau)
+    optimism = "result/optimism"
     assert [row[optimism] for row in rows if optimism in row] == [found.front.optimism]
     assert [row["search/front/nrows"] for row in rows if "search/front/nrows" in row] == [len(found.front.finalists)]
     table = next(line for line in read_metrics(found.folder) if line["kind"] == "table")
