@@ -34,7 +34,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 SEED = 20250
-KILLS, STOPS, DAMAGES, DISKS = 12, 4, 4, 2
+KILLS, STOPS, DAMAGES, DISKS = 18, 4, 4, 2
 SUMMARY = Path(__file__).resolve().parents[2] / "build" / "faults"
 COMMAND = "make test-slow"
 
