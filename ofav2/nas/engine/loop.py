@@ -18,7 +18,7 @@ from ofav2.nas.engine.archive import Archive
 from ofav2.nas.engine.belief import Belief, learn
 from ofav2.nas.engine.evolution import evolve
 from ofav2.nas.engine.fronts import hypervolume, on_front
-from ofav2.nas.engine.picking import PICKERS, Picker
+from ofav2.nas.engine.picking import PICKERS, Picker, pick_in_layers
 from ofav2.nas.engine.predictors import PREDICTORS, Predictor
 from ofav2.nas.engine.problem import Floats, Genes, Problem
 from ofav2.nas.engine.start import first_bodies, spread_networks
@@ -232,7 +232,8 @@ def _propose(
         belief.hoped(np.concatenate([genes for _, genes in new]), settings.optimism), [len(genes) for _, genes in new]
     )
     scale = np.maximum(np.abs(reference), 1e-12)
-    picked = picker(belief.points / scale, [family / scale for family in families], reference / scale, trusted, rng)
+    hoped = [family / scale for family in families]
+    picked = pick_in_layers(picker, belief.points / scale, hoped, reference / scale, trusted, rng)
     others = [index for index in range(len(new)) if index not in set(picked)]
     spread = [others[place] for place in rng.permutation(len(others))[: count - len(picked)]]
     bodies = np.array([new[index][0] for index in [*picked, *spread]])

@@ -63,5 +63,26 @@ def pick_best(
     return np.argsort([family[:, 0].min() for family in families], kind="stable")[:count].tolist()
 
 
+def pick_in_layers(
+    picker: Picker,
+    known: Floats,
+    families: Sequence[Floats],
+    reference: Floats,
+    count: int,
+    rng: np.random.Generator,
+) -> list[int]:
+    """Return what a picker wants, and until that is enough what it would want without the known front, and so on.
+
+    So networks come next that noise alone may keep off the front.
+    """
+    picked: list[int] = []
+    while len(picked) < count and len(known):
+        left = [index for index in range(len(families)) if index not in picked]
+        found = picker(known, [families[index] for index in left], reference, count - len(picked), rng)
+        picked += [left[index] for index in found]
+        known = known[~on_front(known)]
+    return picked
+
+
 PICKERS: Mapping[str, Picker] = MappingProxyType({"gain": pick_by_gain, "best": pick_best})
 """Pickers by name."""

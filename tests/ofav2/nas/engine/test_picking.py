@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofav2.nas.engine.fronts import hypervolume
-from ofav2.nas.engine.picking import pick_best, pick_by_gain
+from ofav2.nas.engine.picking import pick_best, pick_by_gain, pick_in_layers
 from ofav2.nas.engine.problem import Floats
 
 
@@ -35,6 +35,14 @@ def test_lazy_picking_equals_plain_greedy_picking(seed: int, objectives: int) ->
 def test_what_adds_nothing_is_not_picked() -> None:
     known, reference = np.array([[0.0, 0.0]]), np.ones(2)
     assert pick_by_gain(known, [np.array([[0.5, 0.5]])], reference, 3, np.random.default_rng(0)) == []
+
+
+def test_what_is_next_to_the_front_is_picked_after_what_is_on_it() -> None:
+    known, rng = np.array([[0.2, 0.2], [0.4, 0.4], [0.8, 0.8]]), np.random.default_rng(0)
+    families = [np.array([[0.6, 0.6]]), np.array([[0.9, 0.9]]), np.array([[0.3, 0.3]]), np.array([[0.1, 0.5]])]
+    assert pick_by_gain(known, families, np.ones(2), 4, rng) == [3]
+    assert pick_in_layers(pick_by_gain, known, families, np.ones(2), 4, rng) == [3, 2, 0]
+    assert pick_in_layers(pick_by_gain, known, families, np.ones(2), 2, rng) == [3, 2]
 
 
 def test_the_lowest_losses_are_picked_whatever_they_cost() -> None:
