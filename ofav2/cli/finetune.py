@@ -75,8 +75,15 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     done = written.finetuning[-1]
     before, after = done.test_before or {}, done.test
-    show, name = written.metric.show, written.metric.name
-    rows = [(exit, show(before[exit]) if exit in before else None, show(score)) for exit, score in after.items()]
+    metric, name, images = written.metric, written.metric.name, done.images.test
+    rows = [
+        (
+            exit,
+            metric.show_from(before[exit], images, 2) if exit in before else None,
+            metric.show_from(score, images, 2),
+        )
+        for exit, score in after.items()
+    ]
     console.show(table(written.name, ("exit", f"test {name} before", f"test {name} fine-tuned"), rows))
     console.say(
         f"made {arguments.out}: {done.epochs} epochs on {done.images.train + done.images.val} images\n"

@@ -84,8 +84,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if found.seconds:
         each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.seconds.items())
         console.show(
-            f"about {duration(sum(found.seconds.values()))} of training here ({each}), from 10 steps of each phase;"
-            " validations and evaluations come on top"
+            f"about {duration(sum(found.seconds.values()))} of training here, validations not counted:\n{each}"
         )
     console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}")
 

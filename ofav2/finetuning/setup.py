@@ -34,7 +34,7 @@ from ofav2.deploy.seen import read_seen
 from ofav2.deploy.write import weights_sha256
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
-from ofav2.finetuning.stock import STOCK, StockSource, make_stock, open_stock
+from ofav2.finetuning.stock import STOCK, StockSource, check_stock, make_stock, open_stock
 from ofav2.networks.build import build_network, with_classes
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
@@ -137,6 +137,9 @@ def prepare(
     config = recipe.adjust_tuning(source.settings, file, overrides)
     _refuse_resolutions(config, source)
     runtime = open_runtime(config.run)
+    if isinstance(source, StockSource) and config.data.bands is None:
+        # Better known now than after all images are decoded.
+        check_stock(source, config)
     data = open_data(config.data)
     if data.validation_is_test:
         raise UserError(

@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import distill
 from ofav2.config import recipe
 from ofav2.config.schema import ComputeConfig, FinetuneConfig, TuningConfig
 from ofav2.errors import UserError
@@ -16,6 +15,8 @@ BASE = "photos"
 """The recipe whose settings of data and optimiser are the defaults, so that both train on the same images."""
 LR, FRESH_LR = 0.0003, 0.002
 """Peak learning rates: of trained weights, and of fresh ones."""
+SOME_CLASSES = 2
+"""Classes of a network that is looked at before the data are known."""
 WARMUP = 1.0
 """Epochs of linear warm-up."""
 
@@ -49,9 +50,6 @@ def open_stock(network: str, weights: str | None = None) -> StockSource:
     name = network.removeprefix(STOCK)
     side, mean, std = own_input(name)
     chosen = None if weights == "none" else weights or "timm"
-    if chosen not in (None, "timm"):
-        # Better known now than after the images were decoded.
-        distill.read_state_dict(Path(chosen), "weights")
     base = recipe.load(BASE)
     data = replace(base.data, resolutions=(side,))
     if chosen == "timm":
@@ -61,6 +59,24 @@ def open_stock(network: str, weights: str | None = None) -> StockSource:
         run=ComputeConfig(), data=data, finetune=FinetuneConfig(lr=lr, warmup_epochs=WARMUP), optim=base.optim
     )
     return StockSource(name, chosen, settings)
+
+
+def check_stock(source: StockSource, config: TuningConfig) -> None:
+    """Check a network of timm as far as that needs no data: its size, and that its weights can be had.
+
+    Raises:
+        UserError: If it can't look at such images, or its weights don't fit or can't be had.
+    """
+    from ofav2.networks.backbone import check_weights, describe_plain
+
+    (side,) = config.data.resolutions
+    found = describe_plain(source.name, classes=SOME_CLASSES, channels=3, resolution=side, drop_rate=0.0)
+    try:
+        check_weights(found, source.weights if source.weights in (None, "timm") else Path(source.weights))
+    except UserError as error:
+        raise UserError(
+            f"{error}; or start from others by --weights FILE, or from fresh ones by --weights none"
+        ) from error
 
 
 def make_stock(source: StockSource, task: Task, *, channels: int, resolution: int, config: TuningConfig) -> MultiExit:

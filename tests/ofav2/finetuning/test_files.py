@@ -60,7 +60,8 @@ def test_test_accuracy_of_a_fine_tuned_network_can_be_measured_again(tuned: tupl
     tuning = prepare(out)
     (top1,) = tuning.evaluator.exit_scores(ofav2.load_subnet(out), 16, tuning.data.test)
     assert record.scores == {"test": {3: top1}}
-    assert shown.splitlines()[-1].endswith(f" {100 * top1:.2f} %")
+    error = (top1 * (1 - top1) / len(tuning.data.test)) ** 0.5
+    assert shown.splitlines()[-1].endswith(f" {100 * top1:.2f} ± {100 * error:.2f} %")
     assert record.finetuning[0].data_fingerprint == record.data_fingerprint == tuning.data.fingerprint
     data, images = tuning.data, record.finetuning[0].images
     assert (images.train, images.val, images.test) == (len(data.train), len(data.val), len(data.test))

@@ -1,5 +1,6 @@
 """The time of a plan is estimated on copies: nothing is trained, and nothing written."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ def test_a_plan_needs_no_data_where_counts_are_given(tmp_path: Path, capsys: pyt
     assert main(["plan", own, "--images", "200", "--classes", "4", "--time"]) == 0
     shown = capsys.readouterr().out
     assert shown.startswith("imagined images: ")
-    assert "of training here (full " in shown
+    assert re.search(r"about \S+ s of training here, validations not counted:\nfull \S+ s, kernel \S+ s$", shown, re.M)
+    assert max(map(len, shown.splitlines()[-2:])) <= 80
     assert main(["plan", own, "--images", "200"]) == 2
     assert "give both" in capsys.readouterr().err
