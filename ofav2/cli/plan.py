@@ -86,7 +86,8 @@ def _run(arguments: argparse.Namespace) -> None:
         console.show(
             f"about {duration(sum(found.seconds.values()))} of training here, validations not counted:\n{each}"
         )
-    console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}")
+    needed = " data.root=PATH" if arguments.images and setup.config.data.root is None else ""
+    console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}{needed}")
 
 
 def _imagined(config: "Config", images: int | None, classes: int | None) -> "ImageData | None":

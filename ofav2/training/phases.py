@@ -55,9 +55,10 @@ class Phase:
     @property
     def sentence(self) -> str:
         """Say what it does, for people who have not read the paper."""
+        length = f"{self.config.epochs:g} epoch{'' if self.config.epochs == 1 else 's'}"
         if not self.unlocked:
             trained = "the largest network with all its exits" if self.objective == "joint" else "the largest network"
-            return f"phase {self.name}: trains {trained}, {self.config.epochs:g} epochs"
+            return f"phase {self.name}: trains {trained}, {length}"
         choices = " and ".join(
             f"{_MEANING[name]} ({', '.join(map(str, getattr(self.space, name)))})" for name in self.unlocked
         )
@@ -66,7 +67,7 @@ class Phase:
         teacher = "the labels alone" if self.teacher == "none" else "a teacher and the labels"
         return (
             f"phase {self.name}: sub-networks may now differ in {choices}; each step trains {drawn}, from {teacher},"
-            f" {self.config.epochs:g} epochs"
+            f" {length}"
         )
 
 
