@@ -193,7 +193,9 @@ def posed(
     """
     for step, batch in enumerate(batches, start_step):
         images, targets = data.normalise(runtime.send(batch.images)), runtime.send(batch.targets)
-        yield Batch(*task.pose(images, targets, stream.at("pose", step)))
+        # Processes draw apart, and the first one as if it were alone.
+        rank = [runtime.processes.rank] if runtime.processes.rank else []
+        yield Batch(*task.pose(images, targets, stream.at("pose", step, *rank)))
 
 
 def _take_up(state: PhaseState, phase: Phase, net: Network, optimizer: torch.optim.Optimizer) -> None:

@@ -44,6 +44,10 @@ class Objective(Protocol):
         """
         ...
 
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values of a target the losses are means over, as `Task.counted`."""
+        ...
+
     def describe(self, step: int, resolution: int) -> str:
         """Return what the step trains, for messages, such as its sub-networks."""
         ...
@@ -89,6 +93,10 @@ class Joint:
             loss = partial(self.task.loss, target=target)
             yield distill.joint_loss(self.forward(images, subnet), loss, self.weights)
 
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values count in the task."""
+        return self.task.counted(target)
+
     def describe(self, step: int, resolution: int) -> str:
         """Return the step's sub-networks for messages."""
         return self.draw.describe(step, resolution)
@@ -124,6 +132,10 @@ class Distill:
                 kd_ratio=self.kd_ratio,
             )
 
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values count in the task."""
+        return self.task.counted(target)
+
     def describe(self, step: int, resolution: int) -> str:
         """Return the step's sub-networks for messages."""
         return self.draw.describe(step, resolution)
@@ -144,6 +156,10 @@ class Plain:
         """Yield the one loss, as `Objective.losses`."""
         loss = partial(self.task.loss, target=target)
         yield distill.joint_loss(exit_logits(self.forward(images)), loss, self.weights)
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values count in the task."""
+        return self.task.counted(target)
 
     def describe(self, step: int, resolution: int) -> str:
         """Return what is trained, for messages."""

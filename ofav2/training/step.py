@@ -101,7 +101,8 @@ def train_steps(
         net.train()
         seed_torch(stream, number, runtime.processes.rank)
         statistics = [buffer.clone() for buffer in buffers]
-        metrics = step_gradients(parameters, objective.losses(images, target, number), runtime)
+        weight = loss_weight(objective.counted(target), runtime)
+        metrics = step_gradients(parameters, objective.losses(images, target, number), runtime, weight)
         norm = updates.clip(parameters)
         refused = guard.refuses(metrics["loss"], norm)
         if refused is None:
@@ -125,7 +126,25 @@ def train_steps(
         yield Step(number + 1, metrics | measured, guard, refused)
 
 
-def step_gradients(parameters: Sequence[Tensor], losses: Iterator[Losses], runtime: Runtime) -> dict[str, float]:
+def loss_weight(counted: Tensor | None, runtime: Runtime) -> float:
+    """Return the factor of this process's losses that makes the processes' mean one over all values that count.
+
+    Where pixels without data count nowhere, processes with equally many images do not have equally many values.
+
+    Args:
+        counted: Which values of this process's target count; None: all, and in all processes equally many.
+        runtime: The processes.
+    """
+    if counted is None or runtime.processes.count == 1:
+        return 1.0
+    own = float(counted.sum())
+    mean = runtime.processes.mean({"counted": own})["counted"]
+    return own / mean if mean else 1.0
+
+
+def step_gradients(
+    parameters: Sequence[Tensor], losses: Iterator[Losses], runtime: Runtime, weight: float = 1.0
+) -> dict[str, float]:
     """Compute a step's gradients: summed over its losses, averaged over the processes.
 
     They are exchanged once, after the last backward pass, and only those of parameters that took part. As all processes
@@ -135,11 +154,12 @@ def step_gradients(parameters: Sequence[Tensor], losses: Iterator[Losses], runti
         parameters: All parameters of the network, without gradients.
         losses: The step's losses, equally many in all processes.
         runtime: Precision and processes.
+        weight: Factor of this process's losses, see `loss_weight`.
 
     Returns:
         The loss and its parts, means over losses and processes.
     """
-    count, totals = _backward(losses, runtime)
+    count, totals = _backward(losses, runtime, weight)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     elements = sum(gradient.numel() for gradient in gradients)
     metrics = {name: float(total) / count for name, total in totals.items()}
@@ -149,7 +169,7 @@ def step_gradients(parameters: Sequence[Tensor], losses: Iterator[Losses], runti
     return means
 
 
-def _backward(losses: Iterator[Losses], runtime: Runtime) -> tuple[int, dict[str, Tensor]]:
+def _backward(losses: Iterator[Losses], runtime: Runtime, weight: float) -> tuple[int, dict[str, Tensor]]:
     """Run a backward pass for every loss; return how many there were, and the sums of losses and their parts."""
     count, totals = 0, dict[str, Tensor]()
     with runtime.training_products():
@@ -158,7 +178,7 @@ def _backward(losses: Iterator[Losses], runtime: Runtime) -> tuple[int, dict[str
                 parts = next(losses, None)
             if parts is None:
                 return count, totals
-            parts["loss"].backward()
+            (parts["loss"] * weight).backward()
             count += 1
             for name, value in parts.items():
-                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach()
+                totals[name] = totals.get(name, torch.zeros_like(value)) + value.detach() * weight

@@ -175,6 +175,9 @@ class FromFunction:
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         return self.yields(images, target, step)
 
+    def counted(self, target: Tensor) -> Tensor | None:
+        return None
+
     def describe(self, step: int, resolution: int) -> str:
         return self.drawn.describe(step, resolution) if self.drawn else "a function"
 

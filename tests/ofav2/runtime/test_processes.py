@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 import distill
 from ofav2 import data
@@ -38,11 +38,15 @@ from ofav2.runtime.processes import SINGLE_PROCESS, Processes, own_rank, process
 from ofav2.runtime.share import Share
 from ofav2.runtime.signals import Lost
 from ofav2.tasks.classification import Classification
+from ofav2.tasks.reconstruction import Reconstruction
+from ofav2.tasks.regression import Regression
+from ofav2.tasks.segmentation import Segmentation
 from ofav2.training import setup as prepare
+from ofav2.training.loop import posed
 from ofav2.training.objectives import Distill, Joint, Losses, Objective, all_exits, as_teacher
 from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase
-from ofav2.training.step import Guard, step_gradients, train_steps
+from ofav2.training.step import Guard, loss_weight, step_gradients, train_steps
 from supernets import Subnet, Supernet
 from tests.ofav2 import tiny
 from tests.ofav2.crew import Ended, crew, run_apart, run_crew
@@ -134,6 +138,64 @@ def test_batch_norm_in_training_sees_its_own_part_and_nothing_else_differs() -> 
     for key, tensor in found.items():
         torch.testing.assert_close(tensor, (halves[0][key] + halves[1][key]) / 2, rtol=1e-9, atol=1e-12)
     assert any((found[key] - whole[key]).norm() > 0.01 * whole[key].norm() for key in whole)
+
+
+@pytest.mark.parametrize("task", [Segmentation(("a", "b", "c")), Regression(("x", "y", "z"))], ids=["codes", "numbers"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_pixels_weigh_the_same_in_whichever_process_they_are(task: Segmentation | Regression, count: int) -> None:
+    """Of the first images no pixel counts, and of others some: processes have other numbers of pixels that count."""
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(12, 2, 6, 6, dtype=torch.float64, generator=rng)
+    ignored = torch.rand(12, 6, 6, generator=rng) < torch.linspace(1, 0.2, 12)[:, None, None]
+    ignored[:6] = True
+    if isinstance(task, Segmentation):
+        target = torch.randint(3, (12, 6, 6), generator=rng).masked_fill(ignored, -100)
+    else:
+        values = torch.randn(12, 3, 6, 6, dtype=torch.float64, generator=rng)
+        target = values.masked_fill(ignored[:, None], torch.nan)
+    net = nn.Conv2d(2, 3, 3, dtype=torch.float64)
+    teach = as_teacher(nn.Conv2d(2, 3, 3, dtype=torch.float64).eval(), (Fraction(1),))
+    target = target[..., 1:-1, 1:-1]
+
+    class Taught:
+        """A student's loss, without a supernet."""
+
+        def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+            taught = teach(images).at(task.counted(target))
+            yield distill.student_loss(
+                net(images), task.loss(net(images), target), target=taught, distance=distill.mse, kd_ratio=0.5
+            )
+
+    def step(images: Tensor, target: Tensor, processes: Processes) -> tuple[dict[str, float], Tensor]:
+        net.zero_grad(set_to_none=True)
+        weight = loss_weight(task.counted(target), on(processes))
+        losses = Taught().losses(images, target, 0)
+        metrics = step_gradients(list(net.parameters()), losses, on(processes), weight)
+        assert net.weight.grad is not None
+        return metrics, net.weight.grad.clone()
+
+    metrics, expected = step(images, target, SINGLE_PROCESS)
+    for own, found in crew(count, lambda p: step(part_of(images, p), part_of(target, p), p)):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
+        assert own == pytest.approx(metrics, rel=1e-9)
+    nothing = torch.full_like(target, -100 if isinstance(task, Segmentation) else torch.nan)
+    for own, found in crew(count, lambda p: step(part_of(images, p), part_of(nothing, p), p)):
+        assert own["loss"] == 0
+        assert not found.any()
+
+
+def test_processes_hide_other_parts_of_their_images_and_the_first_those_of_one_alone() -> None:
+    (batch,) = tiny.random_batches([16], count=8)
+
+    def shown(processes: Processes) -> Tensor:
+        task = Reconstruction(("red", "green", "blue"))
+        given = [batch._replace(targets=torch.zeros(8, 0, 16, 16))]
+        (found,) = posed(given, tiny_data(), task, Stream(1, "full"), on(processes), 5)
+        return found.images
+
+    first, second, third = (shown(Processes(rank, 3, rank)) for rank in range(3))
+    assert torch.equal(first, shown(SINGLE_PROCESS))
+    assert not any(torch.equal(*pair) for pair in ((first, second), (first, third), (second, third)))
 
 
 def test_buckets_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
