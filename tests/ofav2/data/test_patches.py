@@ -154,6 +154,19 @@ def test_bands_are_chosen_by_name_and_take_their_own_statistics(tmp_path: Path) 
     assert data.fingerprint != every.fingerprint
 
 
+def test_a_network_sees_the_same_whatever_the_order_of_bands_in_files(tmp_path: Path) -> None:
+    order = [2, 0, 3, 1]
+    write_patches(tmp_path / "one")
+    write_patches(tmp_path / "two", described(bands=[described()["bands"][index] for index in order]))
+    for split in ("train", "val", "test"):
+        file = tmp_path / "two" / f"{split}.npy"
+        np.save(file, np.load(file)[..., order])
+    bands = ("nir", "red", "blue")
+    one, two = (open_data(config(tmp_path / name, bands=bands)) for name in ("one", "two"))
+    assert (one.mean, one.std) == (two.mean, two.std)
+    assert torch.equal(*(data.normalise(evaluated(data, 12)[0]) for data in (one, two)))
+
+
 @pytest.mark.parametrize(("dtype", "nodata"), [("int16", -1), ("uint16", 7), ("float32", None), ("float32", -1)])
 def test_pixels_without_data_count_nowhere(tmp_path: Path, dtype: str, nodata: int | None) -> None:
     write_patches(tmp_path, described(nodata=nodata), dtype)

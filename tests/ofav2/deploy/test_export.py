@@ -23,6 +23,7 @@ from ofav2.evaluation.opened_run import OpenedRun, open_run
 from ofav2.runs import checkpoint
 from supernets import Exits, SpaceError, Subnet, Supernet
 from supernets.outputs import exit_logits
+from tests.supernets.randomise import small_net
 
 FILES = {"model.safetensors", "subnet.json", "trained_images.bin", "model.onnx", "model.pt2", "model_card.md"}
 
@@ -78,6 +79,23 @@ def test_the_onnx_file_takes_any_number_of_images(extracted: Extracted, count: i
     expected = logits(extracted, batch)
     assert [each.shape for each in found] == [(count, 10)] * len(extracted.indices)
     torch.testing.assert_close(found, list(expected), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("side", [96, 100, 128])
+def test_the_onnx_file_of_a_dense_network_makes_the_same_maps(side: int, tmp_path: Path) -> None:
+    """Sides that the stages halve evenly, and one that they do not; bands as satellites have them."""
+    sizes = {"num_classes": 4, "width_mult": 0.05, "in_channels": 7, "head_width": 6}
+    net = small_net("ee_dp", seed=1, dtype=torch.float32, resolutions=(side,), **sizes).eval()
+    module = net.extract(net.space.uniform(depth=2, level=1, height=3), exits="all")
+    batch = torch.randn((3, 7, side, side), generator=torch.Generator().manual_seed(0))
+    usage = {"outputs": export.output_names((1, 2, 3), single=False)}
+    export.write_exports(module, batch[:2], usage, tmp_path, ("onnx",))
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    found = [torch.from_numpy(each) for each in session.run(None, {"images": batch.numpy()})]
+    assert [each.shape for each in found] == [(3, 4, side, side)] * 3
+    with torch.inference_mode():
+        torch.testing.assert_close(found, list(exit_logits(module(batch))), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("extracted", [(1, 3)], ids=str, indirect=True)
