@@ -29,7 +29,7 @@ $(VENV)/run.stamp: setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
-	$(PIP) install -c constraints.txt -e '.[dev]'
+	$(PIP) install -c constraints.txt -e '.[dev,eo]'
 	@touch $@
 
 demo: $(VENV)/run.stamp

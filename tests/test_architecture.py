@@ -73,6 +73,8 @@ OWNERS = MappingProxyType(
         "torch.distributed": ("ofav2/runtime/processes.py",),
         "plotly": ("ofav2/report/page.py",),
         "jinja2": ("ofav2/report/page.py",),
+        "rasterio": ("ofav2/data/importing/rasters.py",),
+        "pyarrow": ("ofav2/data/importing/majortom.py",),
         "safetensors": ("ofav2/runs/checkpoint.py", "distill/external.py"),
     }
 )
@@ -80,10 +82,12 @@ OWNERS = MappingProxyType(
 # step's seed, the second one only while a transform draws.
 SEEDERS = ("ofav2/runtime/device.py", "ofav2/data/augment.py")
 PRINTERS = "ofav2/cli/"
-# Those that open what is no user's: locks, files of the system, of this package, or just written by the same function.
+# Those that open what is no user's: locks, files of the system, of this package, or just written by the same function;
+# or bytes in memory.
 OPENERS = (
     "ofav2/files.py",
     "ofav2/config/recipe.py",
+    "ofav2/data/importing/rasters.py",
     "ofav2/deploy/export.py",
     "ofav2/nas/machine.py",
     "ofav2/output_folder.py",
@@ -244,7 +248,7 @@ def files_run_no_code(path: str, tree: ast.Module) -> Iterator[str]:
 
 def randomness_has_a_generator(path: str, tree: ast.Module) -> Iterator[str]:
     for line, name in imports(path, tree):
-        if name.split(".")[0] == "random":
+        if name.split(".")[0] == "random" and name != "random.Random":
             yield f"{path}:{line}: imports {name}, whose state is global"
     for call, name in calls(path, tree):
         module, _, function = name.rpartition(".")
@@ -253,6 +257,7 @@ def randomness_has_a_generator(path: str, tree: ast.Module) -> Iterator[str]:
             (module == "numpy.random" and function not in NUMPY_RANDOM)
             or (name in TORCH_SEEDS and path not in SEEDERS)
             or (module == "torch" and function in TORCH_RANDOM and "generator" not in keywords)
+            or (name == "random.Random" and not call.args)
         )
         if from_global_state:
             yield f"{path}:{call.lineno}: {name} draws from, or sets, global state"
@@ -414,6 +419,7 @@ BAD = (
     (files_run_no_code, "a.py", "import yaml\nyaml.load(t, Loader=yaml.SafeLoader)"),
     (files_run_no_code, "a.py", "import numpy as np\nnp.load('x', allow_pickle=True)"),
     (randomness_has_a_generator, "a.py", "import random"),
+    (randomness_has_a_generator, "a.py", "from random import Random\nRandom()"),
     (randomness_has_a_generator, "a.py", "import numpy as np\nnp.random.rand(3)"),
     (randomness_has_a_generator, "a.py", "import torch\ntorch.manual_seed(0)"),
     (randomness_has_a_generator, "a.py", "import torch\ntorch.default_generator.manual_seed(0)"),
@@ -460,6 +466,7 @@ GOOD = (
         "a.py",
         "import torch\nimport numpy as np\nr = np.random.default_rng([1])\nr.random()",
     ),
+    (randomness_has_a_generator, "a.py", "from random import Random\nRandom(3).random()"),
     (randomness_has_a_generator, SEEDERS[0], "import torch\ntorch.manual_seed(seed)"),
     (
         randomness_has_a_generator,
@@ -490,10 +497,10 @@ def test_every_rule_has_a_bad_and_a_good_example() -> None:
 # What is declared
 
 
-def declared(extra: bool) -> tuple[Requirement, ...]:
+def declared(extra: str | None = None) -> tuple[Requirement, ...]:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg", encoding="utf-8")
-    text = setup["options.extras_require"]["dev"] if extra else setup["options"]["install_requires"]
+    text = setup["options.extras_require"][extra] if extra else setup["options"]["install_requires"]
     return tuple(Requirement(line) for line in text.split("\n") if line.strip() and not line.startswith("#"))
 
 
@@ -505,15 +512,24 @@ def test_imports_are_declared() -> None:
     """An installation brings all that the packages import, without leaning on what other packages happen to need."""
     needed = {name.split(".")[0] for path, tree in sources() for _, name in imports(path, tree)}
     third_party = needed - set(sys.stdlib_module_names) - set(PACKAGES)
-    names = {canonical(requirement.name) for requirement in declared(extra=False)}
+    names = {canonical(requirement.name) for requirement in (*declared(), *declared("eo"))}
     assert {canonical(DISTRIBUTIONS.get(name, name)) for name in third_party} <= names
+
+
+def test_libraries_of_an_extra_are_imported_where_they_are_used() -> None:
+    """Whoever does not read satellite images need not have them: no module imports them when it is loaded."""
+    extra = {requirement.name for requirement in declared("eo")}
+    for path, tree in sources():
+        top = ast.Module([node for node in statements(tree.body) if _imports(node)], [])
+        assert not extra & {name.split(".")[0] for _, name in imports(path, top)}, path
 
 
 def test_every_dependency_has_one_tested_version_in_its_range() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if not line.startswith("#"))
     tested = {canonical(name): version for name, version in pins.items()}
-    needed = {canonical(requirement.name): requirement for requirement in declared(extra=False) + declared(extra=True)}
+    every = (*declared(), *declared("eo"), *declared("dev"))
+    needed = {canonical(requirement.name): requirement for requirement in every}
     assert set(tested) == set(needed)
     for name, requirement in needed.items():
         assert requirement.specifier.contains(tested[name]), f"{name}=={tested[name]} is outside {requirement}"

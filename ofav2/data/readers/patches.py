@@ -6,6 +6,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,10 +81,24 @@ class PartEntry:
     targets: Mapping[str, str]
     """Files of targets by the target's name: (n,) classes, (n, H, W) codes, (n, H, W, P) numbers, or (n, P)
     numbers of whole patches; a last axis of length one may be there or not."""
-    places: str
+    places: str | None = None
     """A text file with a line for each patch: the name of the place where it lies."""
+    place: str | None = None
+    """The name of the place where all patches lie, instead of `places`."""
     split: Literal["train", "val", "test"] | None = None
     """The split that the patches belong to; None: `train`, out of which missing splits are held."""
+    patches: tuple[int, ...] | None = None
+    """Which patches of the file there are, by position from 0, ascending; None: all."""
+
+    def __post_init__(self) -> None:
+        """Refuse a part without place, or with two, and patches that are out of order."""
+        if (self.places is None) == (self.place is None):
+            raise ValueError("a part has either places, a file, or place, a name")
+        if self.place is not None and not (self.place.strip() and self.place.isprintable()):
+            raise ValueError(f"place {self.place!r} can't be printed")
+        chosen = self.patches
+        if chosen is not None and (not chosen or chosen[0] < 0 or any(a >= b for a, b in pairwise(chosen))):
+            raise ValueError("patches must be positions from 0, ascending, each once")
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,9 @@ def read_patches(config: DataConfig) -> Listed:
     _check_sides(config, side if config.window is None else (config.window, config.window))
     images = PatchImages(parts, np.zeros((0, 4), np.int64), side, bands, described.nodata, None)
     splits = {
-        name: _rows(parts, [number for number, part in enumerate(described.parts) if (part.split or "train") == name])
+        name: _rows(
+            parts, {n: part.patches for n, part in enumerate(described.parts) if (part.split or "train") == name}
+        )
         for name in SPLITS
     }
     names = tuple(described.bands[band] for band in bands)
@@ -247,7 +264,7 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
     """Open the files of all parts, and digest them."""
     names = [(part.images, *_target_files(root, part, target)) for part in described.parts]
     flat = [name for some in names for name in some]
-    for name in (*flat, *(part.places for part in described.parts)):
+    for name in (*flat, *(part.places for part in described.parts if part.places is not None)):
         if os.path.isabs(name) or ".." in Path(name).parts or not name.isprintable():
             raise UserError(f"file {root / FILE}: {show(name)} must be a path below its folder; move the file there")
     if twice := {
@@ -263,7 +280,12 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
         images = arrays[found[0]]
         _check_images(root / found[0], images, described)
         stored = _check_target(root / found[1], arrays[found[1]], images, target) if target else None
-        places = _read_places(root / part.places, len(images))
+        if part.patches is not None and part.patches[-1] >= len(images):
+            raise UserError(
+                f"file {root / FILE}: part {part.images} names patch {part.patches[-1]}, and has {len(images)}, from 0;"
+                " correct patches"
+            )
+        places = _places(root, part, len(images))
         identity = b"".join(map(known.__getitem__, found)) + "\n".join(places.tolist()).encode()
         parts.append(Part(found[0], images, stored, places, identity))
     return tuple(parts)
@@ -338,6 +360,12 @@ def _check_target(path: Path, stored: Array, images: Array, target: _Target) -> 
     return stored
 
 
+def _places(root: Path, part: PartEntry, count: int) -> npt.NDArray[np.str_]:
+    if part.places is None:
+        return np.array([part.place] * count, dtype=np.str_)
+    return _read_places(root / part.places, count)
+
+
 def _read_places(path: Path, count: int) -> npt.NDArray[np.str_]:
     try:
         lines = files.read_bytes(path).decode("utf-8-sig").splitlines()
@@ -366,12 +394,12 @@ def _side(parts: Sequence[Part], described: PatchesFile) -> tuple[int, int]:
 # Splits
 
 
-def _rows(parts: Sequence[Part], numbers: Sequence[int]) -> Indices:
-    """Return the rows of all patches of some parts, see `PatchImages.rows`."""
+def _rows(parts: Sequence[Part], chosen: Mapping[int, Sequence[int] | None]) -> Indices:
+    """Return the rows of some patches of some parts, or of all of a part, see `PatchImages.rows`."""
     found = [np.zeros((0, 4), np.int64)]
-    for number in numbers:
-        count = len(parts[number].images)
-        found.append(np.stack([np.full(count, number), np.arange(count), np.zeros(count), np.zeros(count)], 1))
+    for number, patches in chosen.items():
+        positions = np.arange(len(parts[number].images)) if patches is None else np.array(patches)
+        found.append(np.stack([np.full(len(positions), number), positions, *np.zeros((2, len(positions)))], 1))
     return np.concatenate(found).astype(np.int64)
 
 
@@ -402,8 +430,9 @@ def _of_planes(name: str, images: PatchImages, rows: Indices) -> Split:
 
 
 def _of_classes(name: str, images: PatchImages, rows: Indices, target: _Target) -> Split:
-    chosen = np.unique(rows[:, 0]).tolist()
-    stored = np.concatenate([np.asarray(images.parts[part].target) for part in chosen])
+    # Rows of a part follow each other.
+    own = [(part, rows[rows[:, 0] == part, 1]) for part in np.unique(rows[:, 0]).tolist()]
+    stored = np.concatenate([np.asarray(images.parts[part].target)[positions] for part, positions in own])
     classes = Codes(tuple(target.entry.values[index] for index in target.chosen)).of(stored[:, None])
     return _known(name, images, rows, classes, "patches of classes that are not learnt")
 

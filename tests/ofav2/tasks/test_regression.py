@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torchmetrics.functional.regression import mean_absolute_error, mean_squared_error, r2_score
 
 from ofav2.errors import UserError
 from ofav2.tasks.regression import Regression
@@ -75,3 +76,16 @@ def test_the_loss_is_the_mean_over_counted_numbers_and_missing_ones_have_no_grad
 
 def test_one_plane_has_no_r2_of_its_own() -> None:
     assert Regression(("roads",)).metrics == TASK.metrics[:5]
+
+
+def test_metrics_are_those_of_torchmetrics() -> None:
+    output, target = (values.double() for values in made_up())
+    found, counted = TASK.read(TASK.tally(output, target)), ~target.isnan()
+    said, truth = output[counted], target[counted]
+    assert found["RMSE"] == pytest.approx(float(mean_squared_error(said, truth, squared=False)), rel=1e-9)
+    assert found["MAE"] == pytest.approx(float(mean_absolute_error(said, truth)), rel=1e-9)
+    each = [
+        float(r2_score(output[:, plane][counted[:, plane]], target[:, plane][counted[:, plane]])) for plane in range(2)
+    ]
+    assert [found["R2 roads"], found["R2 height"]] == pytest.approx(each, rel=1e-9)
+    assert found["R2"] == pytest.approx(sum(each) / 2, rel=1e-9)

@@ -6,6 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multiclass_confusion_matrix,
+    multiclass_jaccard_index,
+)
 
 from ofav2.errors import UserError
 from ofav2.tasks.base import log_weights
@@ -86,3 +91,18 @@ def test_images_of_ignored_pixels_alone_teach_nothing_and_are_not_measured() -> 
     assert not output.grad.any()
     with pytest.raises(UserError, match="no pixel that counts"):
         TASK.read(TASK.tally(output, target))
+
+
+def test_metrics_are_those_of_torchmetrics() -> None:
+    output, target = made_up()
+    found, of = TASK.read(TASK.tally(output, target)), {"num_classes": 4, "ignore_index": IGNORED}
+    each = multiclass_jaccard_index(output, target, average=None, **of)
+    # It gives 0 to a class that nothing is, and nothing is taken for; here that is none.
+    there = multiclass_confusion_matrix(output, target, **of)
+    known = (there.sum(0) + there.sum(1)) > 0
+    assert [found[f"IoU {name}"] for name in TASK.classes] == pytest.approx(
+        torch.where(known, each, math.nan).tolist(), rel=1e-6, nan_ok=True
+    )
+    assert found["mIoU"] == pytest.approx(float(each[known].mean()), rel=1e-6)
+    accuracy = multiclass_accuracy(output, target, average="micro", **of)
+    assert found["pixel accuracy"] == pytest.approx(float(accuracy), rel=1e-6)

@@ -11,6 +11,7 @@ import yaml
 
 from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
+from ofav2.data.patches import PatchImages
 from ofav2.errors import UserError
 from tests.ofav2.patches import SIDE, described, write_patches
 
@@ -47,7 +48,13 @@ def refusal(settings: DataConfig) -> str:
         (lambda v: v.update(parts=[1]), "parts[0] (1) must be a mapping"),
         (lambda v: v.update(targets=[1]), "targets ([1]) must be a mapping"),
         (lambda v: v["targets"].update(cover=1), "targets.cover (1) must be a mapping"),
-        (lambda v: v["parts"][0].pop("places"), "parts[0].places is missing"),
+        (lambda v: v["parts"][0].pop("places"), "parts[0]: a part has either places, a file, or place, a name"),
+        (lambda v: v["parts"][0].update(place="x"), "parts[0]: a part has either places, a file, or place, a name"),
+        (lambda v: (v["parts"][0].pop("places"), v["parts"][0].update(place=" ")), "place ' ' can't be printed"),
+        (lambda v: v["parts"][0].update(patches=[0, 6]), "part train.npy names patch 6, and has 6, from 0"),
+        (lambda v: v["parts"][0].update(patches=[1, 0]), "patches must be positions from 0, ascending"),
+        (lambda v: v["parts"][0].update(patches=[-1, 0]), "patches must be positions from 0, ascending"),
+        (lambda v: v["parts"][0].update(patches=[]), "patches must be positions from 0, ascending"),
         (lambda v: v["parts"][0].update(images="../train.npy"), "must be a path below its folder"),
         (lambda v: v["parts"][0].update(images="/train.npy"), "must be a path below its folder"),
         (lambda v: v["parts"][0].update(images="none.npy"), "none.npy: cannot be read (No such file"),
@@ -266,6 +273,20 @@ def test_a_class_of_patches_may_be_left_out(tmp_path: Path) -> None:
     some = open_data(config(tmp_path, target="kind", classes=("rare", "wild")))
     assert some.train.targets.tolist() == [1, 0, 1, 0]
     assert some.train.images.names() == [f"train.npy:{number}" for number in (0, 2, 3, 5)]
+
+
+@pytest.mark.parametrize("target", ["cover", "kind"])
+def test_a_part_may_take_some_patches_of_one_place(tmp_path: Path, target: str) -> None:
+    values = described()
+    values["parts"][0].update(patches=[1, 4, 5], place="here", places=None)
+    stored = write_patches(tmp_path, values)
+    data = open_data(config(tmp_path, target=target))
+    assert isinstance(data.train.images, PatchImages)
+    assert set(data.train.images.places) == {"here"}
+    found = np.stack([data.train.image(index).permute(1, 2, 0).numpy() for index in range(3)])
+    np.testing.assert_array_equal(found, stored["train"]["images"][[1, 4, 5]])
+    if target == "kind":
+        assert data.train.targets.tolist() == stored["train"]["kind"][[1, 4, 5]].tolist()
 
 
 def test_numbers_of_whole_patches_hold_at_each_pixel(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Import satellite images: write the folder of `data.name=patches` from GeoTIFFs, MajorTOM and PhilEO Bench."""
