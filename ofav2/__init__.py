@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from ofav2.nas.candidates import Candidate, Ranking
     from ofav2.nas.choosing import choose
     from ofav2.nas.engine.loop import SearchSettings
-    from ofav2.nas.found import Finalist, Found, load_search
+    from ofav2.nas.found import AdaptSettings, Finalist, Found, load_search
     from ofav2.nas.latency import Latency, measure_latency
     from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
     from ofav2.nas.limits import Limits, parse_limits
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from supernets.subnet_cost import layer_costs, stage_costs, subnet_cost
 
 __all__ = (
+    "AdaptSettings",
     "Agreement",
     "Candidate",
     "ClassReport",
@@ -146,6 +147,7 @@ _HOMES = MappingProxyType(
         "measure_table": "ofav2.nas.latency_table",
         "predict_latency": "ofav2.nas.latency_table",
         "save_table": "ofav2.nas.latency_table",
+        "AdaptSettings": "ofav2.nas.found",
         "Finalist": "ofav2.nas.found",
         "Found": "ofav2.nas.found",
         "load_search": "ofav2.nas.found",

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
-    from ofav2.nas.found import Found
     from supernets import Exits
 
 _CHOICE = (*LIMITS, *PARTS, "candidates", "seed")
@@ -28,14 +27,15 @@ examples:
   ofav2 extract runs/digits --subnet mine.json --out mine
   ofav2 extract runs/digits --largest --exits 2,4 --out exits
   ofav2 extract runs/digits --max-macs 2M --max-params 200k --out small
-  ofav2 extract runs/digits --from-search runs/digits/search --max-macs 2M --out found
-  ofav2 extract runs/digits --from-search runs/digits/search --knee --out knee
+  ofav2 extract --from-search runs/digits/search --max-macs 2M --out found
+  ofav2 extract --from-search runs/digits/search --knee --out knee
   ofav2 extract runs/digits --max-latency 2ms --exit 3..5 --resolution 16 --candidates 50 --out quick
 
 Limits (and --exit, --resolution, --candidates) search for the best network on validation that keeps them:
 counts in k, M, G; memory in B, kB, MB, GB, KiB, MiB, GiB; time in ns, us, ms, s (needs `ofav2 latency RUN` once).
 
---from-search takes the best confirmed network of a search's front that keeps the limits, without measuring others.
+--from-search takes the best confirmed network of a search's front that keeps the limits, without measuring others. The
+search names the run: RUN may be left out. After an adaptation that helped, the network has the adapted weights.
 
 It writes model.safetensors, subnet.json, model.onnx, model.pt2 and model_card.md, each checked on real images;
 --formats onnx writes of the last three the ONNX file alone.
@@ -49,7 +49,7 @@ next: ofav2 finetune DIR --out TUNED; with several exits, ofav2 calibrate DIR; i
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", help="run folder")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="run folder")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--largest", action="store_true", help="the largest sub-network that was trained")
     which.add_argument("--smallest", action="store_true", help="the smallest one")
@@ -78,22 +78,20 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.data import refuse_inside
     from ofav2.deploy.artifact import RECORD
     from ofav2.deploy.extract import extract_into
-    from ofav2.evaluation.opened_run import load_run, open_loaded
+    from ofav2.evaluation.opened_run import open_loaded
     from ofav2.runtime.signals import interruptible
 
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
     if arguments.from_search and arguments.phase:
         raise UserError("--phase has no effect on a search, which names its phase: leave it out")
-    found = _search(arguments)
-    loaded = load_run(arguments.run, arguments.phase)
-    finalist = _finalist(arguments, loaded, found) if found else None
+    loaded, found = _from_search(arguments) or (_named_run(arguments), None)
     constraints = None if found else _constraints(arguments, loaded)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
         run = open_loaded(loaded)
         refuse_inside(run.data.trees, Path(arguments.out), "output folder")
         space = run.loaded.net.space
-        ranking = _choose(arguments, run, constraints) if constraints else finalist
+        ranking = _choose(arguments, run, constraints) if constraints else found
         named = chosen or (space.largest() if arguments.largest else space.smallest())
         subnet = ranking.best.subnet if ranking else named
         written = extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
@@ -112,7 +110,8 @@ def _run(arguments: argparse.Namespace) -> None:
     if grain := written.metric.grain(sizes.val, "validation"):
         console.say(grain)
     if run.loaded.record.status != "finished":
-        console.say(f"{arguments.run} is not finished: `ofav2 train --resume {shlex.quote(arguments.run)}` goes on")
+        folder = loaded.folder
+        console.say(f"{folder} is not finished: `ofav2 train --resume {shlex.quote(str(folder))}` goes on")
     out = shlex.quote(arguments.out)
     step = "calibrate" if len(written.exit_indices) > 1 else "evaluate"
     console.say(
@@ -143,9 +142,17 @@ def _constraints(arguments: argparse.Namespace, run: "LoadedSupernet") -> "Const
     )
 
 
-def _search(arguments: argparse.Namespace) -> "Found | None":
-    """Return the search to take a network from; None if none is named."""
-    from ofav2.nas.found import load_search
+def _named_run(arguments: argparse.Namespace) -> "LoadedSupernet":
+    from ofav2.evaluation.opened_run import load_run
+
+    if arguments.run is None:
+        raise UserError("RUN is missing: name a run folder, or a search with --from-search DIR")
+    return load_run(arguments.run, arguments.phase)
+
+
+def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Ranking] | None":
+    """Return the choice of a network from a search, with its supernet; None if no search is named."""
+    from ofav2.nas.found import front_ranking, load_search, load_source, pick_finalist
 
     picks = [name for name in ("knee", "number") if getattr(arguments, name)]
     if arguments.from_search is None:
@@ -157,13 +164,11 @@ def _search(arguments: argparse.Namespace) -> "Found | None":
     unused = others or (limited if picks else [])
     if unused:
         raise UserError(f"{_option(unused[0])} has no effect on a search that is done: leave it out")
-    return load_search(arguments.from_search)
-
-
-def _finalist(arguments: argparse.Namespace, run: "LoadedSupernet", found: "Found") -> "Ranking":
-    from ofav2.nas.found import choose_finalist
-
-    return choose_finalist(found, run, read_limits(arguments), knee=arguments.knee, number=arguments.number)
+    found = load_search(arguments.from_search)
+    limits, number = read_limits(arguments), arguments.number
+    chosen = pick_finalist(found, limits, knee=arguments.knee, number=number)
+    rule = f"number {number}" if number is not None else "knee" if arguments.knee else "best"
+    return load_source(found, chosen, arguments.run), front_ranking(found, chosen, limits, rule)
 
 
 def _option(name: str) -> str:

@@ -111,7 +111,7 @@ def _exit_code(arguments: argparse.Namespace) -> int:
     except Stopped as stopped:
         if _rank() == 0:
             run = shlex.quote(stopped.folder)
-            console.say(f"ofav2: stopped after {stopped}; `ofav2 train --resume {run}` goes on from there")
+            console.say(f"ofav2: stopped after {stopped}; `ofav2 {stopped.verb} --resume {run}` goes on from there")
         return STOPPED
     except Lost as lost:
         if _rank() == 0:

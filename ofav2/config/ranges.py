@@ -215,6 +215,9 @@ def check(config: Config | TuningConfig) -> None:
         if phase.sampler == "sandwich" and phase.subnets < 2:
             key = f"phases.{name}.subnets"
             raise UserError(f"{key} ({phase.subnets}): the sandwich draws 2 or more; set {key}=3 or sampler=uniform")
+        if (phase.sampler == "marginals") != bool(phase.networks):
+            key, count = f"phases.{name}.networks", len(phase.networks)
+            raise UserError(f"{key} ({count} given): needed with sampler=marginals, and with no other; change either")
 
 
 def check_data(config: DataConfig) -> None:

@@ -205,8 +205,11 @@ class PhaseConfig:
     sub-network's own exit, with the teacher; null takes joint while there is one network to train, then distill."""
     subnets: int = 1
     """Sub-networks per step whose gradients are summed."""
-    sampler: Literal["uniform", "sandwich"] = "uniform"
-    """How a step's sub-networks are drawn: all at random, or the largest, the smallest and random ones."""
+    sampler: Literal["uniform", "sandwich", "marginals"] = "uniform"
+    """How a step's sub-networks are drawn: all at random; the largest, the smallest and random ones; or with choices as
+    frequent as in `networks`, where the phase may unlock nothing."""
+    networks: tuple[str, ...] = ()
+    """Sub-networks for `sampler: marginals`, each as JSON; `ofav2 search --adapt` takes those of its front."""
     teacher: str | None = None
     """Teacher policy of this phase, as in `teacher.policy`; null takes that one."""
     dropout: float = 0.1

@@ -17,7 +17,7 @@ from ofav2.deploy.extract import extract
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import OpenedRun, open_run
 from ofav2.finetuning.run import finetune
-from ofav2.nas.found import load_search
+from ofav2.nas.found import Found, Source, load_search
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Positive, Sha256, read_record, write_record
 from supernets import Subnet
@@ -25,7 +25,7 @@ from supernets import Subnet
 logger = logging.getLogger(__name__)
 
 TUNING, RESULT = "tuning.json", "front.json"
-_FORMAT, _RESULT_FORMAT = "ofav2-front-tuning/1", "ofav2-front-tuned/1"
+_FORMAT, _RESULT_FORMAT = "ofav2-front-tuning/2", "ofav2-front-tuned/1"
 _STEP = "fine-tune the front again into a new folder"
 
 Form = Literal["single", "joint"]
@@ -37,8 +37,8 @@ FORMS: tuple[Form, ...] = ("single", "joint")
 class FrontTuning:
     """What is fine-tuned, and how: written before it starts, and kept from the first trained network on."""
 
-    weights: Sha256
-    """Checksum of the supernet's weights."""
+    weights: tuple[Sha256, ...]
+    """Checksum of the weights of each network's supernet."""
     networks: tuple[Subnet, ...]
     """The front's networks, in its order."""
     forms: tuple[Form, ...]
@@ -113,25 +113,36 @@ def finetune_front(
     check_formats(formats)
     read_forms(",".join(forms))
     found, path = load_search(search), Path(out)
-    run = open_run(found.run, found.record.phase)
-    if run.loaded.sha256 != found.record.weights:
-        raise RunError(f"search ({found.folder}) is of other weights than run {found.run} has now: search it again")
-    networks = tuple(one.subnet for one in found.front.finalists)
+    finalists = found.final.finalists
+    runs = {place: _opened(found, found.sources[place]) for place in sorted({one.run for one in finalists})}
+    networks = tuple(one.subnet for one in finalists)
     settings = (*((f"file {files.sha256(Path(file))}",) if file else ()), *overrides)
-    _claim(path, FrontTuning(found.record.weights, networks, tuple(forms), settings, tuple(formats)))
-    first = min(found.record.architecture.exits)
+    _claim(
+        path,
+        FrontTuning(
+            tuple(found.sources[one.run].weights for one in finalists), networks, tuple(forms), settings, tuple(formats)
+        ),
+    )
+    first = min(found.record.runs[0].architecture.exits)
     work = [
-        (number, subnet, form)
-        for number, subnet in enumerate(networks, 1)
-        for form in (forms if subnet.height > first else FORMS[:1])
+        (number, one, form)
+        for number, one in enumerate(finalists, 1)
+        for form in (forms if one.subnet.height > first else FORMS[:1])
     ]
     tuned = []
-    for index, (number, subnet, form) in enumerate(work, 1):
-        logger.info(f"network {number} ({form}), {index} of {len(work)}: {subnet}")
-        tuned.append(_tuned(run, number, subnet, form, path, overrides, file, formats))
+    for index, (number, one, form) in enumerate(work, 1):
+        logger.info(f"network {number} ({form}), {index} of {len(work)}: {one.subnet}")
+        tuned.append(_tuned(runs[one.run], number, one.subnet, form, path, overrides, file, formats))
     result = TunedFront(found.record.metric, tuple(tuned))
     write_record(path / RESULT, result, _RESULT_FORMAT)
     return result
+
+
+def _opened(found: Found, source: Source) -> OpenedRun:
+    run = open_run(source.run, source.phase)
+    if run.loaded.sha256 != source.weights:
+        raise RunError(f"search ({found.folder}) is of other weights than run {source.run} has now: search it again")
+    return run
 
 
 def read_forms(text: str) -> tuple[Form, ...]:

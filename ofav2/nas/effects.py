@@ -57,19 +57,25 @@ class Effects:
     """Share of the variance of networks left out that all effects together explain; below 0, none of it."""
 
 
-def choice_effects(space: Space, subnets: Sequence[Subnet], values: Sequence[float]) -> Effects | None:
+def choice_effects(
+    space: Space, subnets: Sequence[Subnet], values: Sequence[float], runs: Sequence[str] = ()
+) -> Effects | None:
     """Estimate the effects of all choices; None of fewer than `LEAST_NETWORKS` networks, or of equal values.
 
     Args:
         space: The space that was searched.
         subnets: The networks.
         values: Their values.
+        runs: Their runs by name, where several were searched.
     """
     target = np.array(values, np.float64)
     if len(target) < LEAST_NETWORKS or not np.ptp(target):
         return None
-    columns = [(name, choice) for name, choice, _ in _shares(space, subnets[0])]
+    names = sorted(set(runs))
+    columns = [*(("run", name) for name in names), *((name, choice) for name, choice, _ in _shares(space, subnets[0]))]
     shares = np.array([[share for _, _, share in _shares(space, subnet)] for subnet in subnets])
+    if runs:
+        shares = np.concatenate([np.array([[float(run == name) for name in names] for run in runs]), shares], 1)
     varied = np.ptp(shares, axis=0) > 0
     design = (shares - shares.mean(0))[:, varied]
     effects, errors, explained = _ridge(design, target - target.mean())

@@ -1,14 +1,15 @@
 """Record what a search is and found, and choose a network from it."""
 
 import os.path
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import LoadedSupernet
+from ofav2.evaluation.opened_run import LoadedSupernet, load_run
 from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
 from ofav2.nas.cost_model import Price
@@ -18,25 +19,41 @@ from ofav2.tasks.base import Metric
 from ofav2.typed_json import Count, Positive, Sha256, read_record
 from supernets import Architecture, Space, Subnet
 
-RECORD, FRONT = "search.json", "front.json"
-FORMAT, FRONT_FORMAT = "ofav2-search/2", "ofav2-front/2"
+RECORD, FRONT, ADAPTATION = "search.json", "front.json", "adaptation.json"
+FORMAT, FRONT_FORMAT, ADAPTATION_FORMAT = "ofav2-search/3", "ofav2-front/3", "ofav2-adaptation/1"
+ADAPTED = "adapted"
+"""Name of the run in a search's folder that holds the adapted supernet."""
 SEARCH_AGAIN = "search again with `ofav2 search RUN`"
+
+
+@dataclass(frozen=True)
+class SearchedRun:
+    """A run that is searched."""
+
+    run: str
+    """The run folder, from the search's folder on where that lies in it; `Found.runs` has its path."""
+    phase: str
+    """The phase that left the weights."""
+    weights: Sha256
+    """Checksum of the weights."""
+    architecture: Architecture
+    """The supernet."""
+    latency_table: str | None
+    """The latency table's file, where latency counts, written as the run folder is."""
+    latency_sha256: Sha256 | None
+    """Checksum of that file."""
+    measurement: Sha256
+    """Digest of all that a measurement depends on but the network."""
 
 
 @dataclass(frozen=True)
 class SearchRecord:
     """What a search is: written before it starts, and never changed."""
 
-    run: str
-    """The run folder, from the search's folder on where that lies in it; `Found.run` is its path."""
-    phase: str
-    """The phase that left the weights."""
-    weights: Sha256
-    """Checksum of the weights."""
+    runs: tuple[SearchedRun, ...]
+    """The runs, searched as one space."""
     data_fingerprint: str
     """Digest of images, labels and splits."""
-    architecture: Architecture
-    """The supernet."""
     space: Space
     """The networks that may be found."""
     metric: Metric
@@ -45,10 +62,6 @@ class SearchRecord:
     """Costs that are minimised."""
     limits: Limits
     """The most that a network may cost."""
-    latency_table: str | None
-    """The latency table's file, where latency counts, written as the run folder is."""
-    latency_sha256: Sha256 | None
-    """Checksum of that file."""
     measurements: Positive
     """Bodies to measure."""
     minutes: float | None
@@ -61,16 +74,21 @@ class SearchRecord:
     """Validation images that it measures on."""
     confirmation_images: Positive
     """Other validation images, on which the front is measured once at the end."""
-    measurement: Sha256
-    """Digest of all that a measurement depends on but the network."""
     versions: Mapping[str, str | None]
     """Versions that the search was begun with."""
+
+    def __post_init__(self) -> None:
+        """Refuse a search of nothing."""
+        if not self.runs:
+            raise ValueError("runs is empty")
 
 
 @dataclass(frozen=True)
 class Finalist:
     """A network of the front."""
 
+    run: Count
+    """Place of its run among those searched, from 0."""
     subnet: Subnet
     """The network."""
     params: Positive
@@ -115,6 +133,65 @@ class FrontRecord:
 
 
 @dataclass(frozen=True)
+class AdaptSettings:
+    """How a supernet is adapted to a front: by a phase like its last one, which draws what the front is made of."""
+
+    epochs: float | None = None
+    """Length of the phase; None takes the last one's."""
+    lr: float | None = None
+    """Peak learning rate; None takes a third of the last one's."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adaptation reached."""
+
+    phase: str
+    """The phase that was added to the run."""
+    weights: Sha256
+    """Checksum of the weights that it left."""
+    steps: Positive
+    """Its training steps."""
+    front: FrontRecord
+    """The front's networks, measured anew, in the same order."""
+    before: float
+    """Hypervolume of the confirmed front before, as a share of the box around both fronts."""
+    after: float
+    """Hypervolume of the confirmed front after, likewise."""
+    gain: float
+    """What the confirmed metric gained, on average over the front."""
+    gain_error: float | None
+    """Standard error of that if all confirming images were new; on the same images it is smaller. None of a metric that
+    is no share of images."""
+
+    @property
+    def kept(self) -> bool:
+        """Whether it helped: the confirmed front covers more than before."""
+        return self.after > self.before
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """An adaptation that was asked for."""
+
+    settings: AdaptSettings
+    """How."""
+    result: Adapted | None
+    """What came of it; None until it has ended."""
+
+
+class Source(NamedTuple):
+    """Where the weights of networks are."""
+
+    run: Path
+    """The run folder."""
+    phase: str
+    """The phase that left them."""
+    weights: str
+    """Their checksum."""
+
+
+@dataclass(frozen=True)
 class Found:
     """A finished search."""
 
@@ -124,11 +201,27 @@ class Found:
     """What was searched, and how."""
     front: FrontRecord
     """What was found."""
+    adapted: Adapted | None = None
+    """What the adaptation reached; None if none was asked for."""
 
     @property
-    def run(self) -> Path:
-        """The run folder."""
-        return located(self.record.run, self.folder)
+    def searched_runs(self) -> tuple[Path, ...]:
+        """The runs that were searched."""
+        return tuple(located(one.run, self.folder) for one in self.record.runs)
+
+    @property
+    def sources(self) -> "tuple[Source, ...]":
+        """What holds the networks, by run: the searched runs, or the adapted one where that was better."""
+        if self.adapted and self.adapted.kept:
+            return (Source(self.folder / ADAPTED, self.adapted.phase, self.adapted.weights),)
+        return tuple(
+            Source(path, one.phase, one.weights) for path, one in zip(self.searched_runs, self.record.runs, strict=True)
+        )
+
+    @property
+    def final(self) -> FrontRecord:
+        """The front as it is with these weights."""
+        return self.adapted.front if self.adapted and self.adapted.kept else self.front
 
     def best(self, limits: Limits | None = None) -> Finalist:
         """Return the network of the front that is best on the confirming images, among those within limits.
@@ -137,22 +230,22 @@ class Found:
             UserError: If none keeps the limits; the message says what the cheapest ones cost.
         """
         limits = limits or Limits()
-        if limits.latency is not None and self.record.latency_table is None:
+        if limits.latency is not None and self.record.runs[0].latency_table is None:
             raise UserError(
                 f"limit latency ({show('latency', limits.latency)}) is not known of search {self.folder}: search again"
                 " with latency as an objective or a limit"
             )
-        kept = [one for one in self.front.finalists if within(one.price, limits)]
+        kept = [one for one in self.final.finalists if within(one.price, limits)]
         if not kept:
             least = ", ".join(
-                f"{name} {show(name, min(getattr(one, name) for one in self.front.finalists))}" for name in limits.named
+                f"{name} {show(name, min(getattr(one, name) for one in self.final.finalists))}" for name in limits.named
             )
             raise UserError(f"limits {limits} are kept by no network of the front: the least there is {least}")
         return max(kept, key=lambda one: (self.record.metric.rank(one.confirmed), -one.cost(self.record.costs[0])))
 
     def knee(self) -> Finalist:
         """Return the network of the front that lies farthest above the line between its ends, metric by first cost."""
-        ends = self.front.finalists
+        ends = self.final.finalists
         points = np.array([(one.cost(self.record.costs[0]), self.record.metric.rank(one.confirmed)) for one in ends])
         spans = np.maximum(np.ptp(points, axis=0), 1e-12)
         scaled = (points - points.min(0)) / spans
@@ -188,60 +281,120 @@ def load_search(folder: str | Path) -> Found:
     """Read a finished search.
 
     Raises:
-        RunError: If the folder is no search, or one that has not finished.
+        RunError: If the folder is no search.
+        UserError: If it has not finished.
     """
-    path = Path(folder)
-    record = read_search(path)
+    found = read_found(Path(folder))
+    if found.adapted is None and read_adaptation(found.folder):
+        raise _unfinished(found.folder)
+    return found
+
+
+def read_found(path: Path) -> Found:
+    """Read what a search found, whose adaptation may not have ended.
+
+    Raises:
+        RunError: If the folder is no search.
+        UserError: If it has not finished.
+    """
+    record, adaptation = read_search(path), read_adaptation(path)
     if not os.path.exists(path / FRONT):
-        raise UserError(f"search ({path}) has not finished: go on with `ofav2 search --resume {path}`")
-    return Found(path, record, read_record(path / FRONT, FrontRecord, FRONT_FORMAT, SEARCH_AGAIN))
+        raise _unfinished(path)
+    front = read_record(path / FRONT, FrontRecord, FRONT_FORMAT, SEARCH_AGAIN)
+    return Found(path, record, front, adaptation.result if adaptation else None)
 
 
-def choose_finalist(
-    found: Found, run: LoadedSupernet, limits: Limits, *, knee: bool = False, number: int | None = None
-) -> Ranking:
-    """Choose a network of a search's front: the knee, one by its number, or the best confirmed one within limits.
+def _unfinished(path: Path) -> UserError:
+    return UserError(f"search ({path}) has not finished: go on with `ofav2 search --resume {path}`")
+
+
+def read_adaptation(path: Path) -> Adaptation | None:
+    """Read the adaptation in a search's folder; None if none was asked for.
+
+    Raises:
+        RunError: If its file is damaged.
+    """
+    step = f"remove it and {ADAPTED}, then adapt again with `ofav2 search --resume {path} --adapt`"
+    file = path / ADAPTATION
+    return read_record(file, Adaptation, ADAPTATION_FORMAT, step) if os.path.lexists(file) else None
+
+
+def pick_finalist(found: Found, limits: Limits, *, knee: bool = False, number: int | None = None) -> Finalist:
+    """Pick a network of a search's front: the knee, one by its number, or the best confirmed one within limits.
 
     Args:
         found: The search.
-        run: The run that the network is going to be extracted from.
         limits: The most that it may cost.
         knee: Whether to take the knee.
         number: Its number in `front_rows`.
 
-    Returns:
-        The choice as an extraction records it: the chosen network, then the front's others.
-
     Raises:
-        UserError: If the run has other weights than those searched, there is no such number, or none keeps the limits.
+        UserError: If there is no such number, or none keeps the limits.
     """
-    if run.sha256 != found.record.weights:
-        raise UserError(f"search ({found.folder}) is of other weights than run {run.folder} has: search it again")
-    finalists = found.front.finalists
+    finalists = found.final.finalists
     if number is not None and not 1 <= number <= len(finalists):
         raise UserError(f"number ({number}) is not on the front of {found.folder}: choose from 1 to {len(finalists)}")
-    chosen = finalists[number - 1] if number is not None else found.knee() if knee else found.best(limits)
-    others = [one for one in finalists if one is not chosen]
-    candidates = tuple(Candidate(one.subnet, one.price, one.confirmed) for one in (chosen, *others))
+    return finalists[number - 1] if number is not None else found.knee() if knee else found.best(limits)
+
+
+def front_ranking(found: Found, chosen: Finalist, limits: Limits, rule: str) -> Ranking:
+    """Return the choice of a network as an extraction records it: the network, then the front's others.
+
+    Args:
+        found: The search.
+        chosen: The network.
+        limits: The most that it may cost.
+        rule: How it was picked, such as `knee`.
+    """
     record = found.record
-    rule = f"number {number}" if number is not None else "knee" if knee else "best"
+    ordered = (chosen, *(one for one in found.final.finalists if one is not chosen))
+    candidates = tuple(Candidate(one.subnet, one.price, one.confirmed) for one in ordered)
     return Ranking(
         limits, candidates, record.space, record.seed, record.metric, "front", rule, measured=found.front.networks
     )
 
 
+def load_source(found: Found, chosen: Finalist, run: str | Path | None = None) -> LoadedSupernet:
+    """Read the supernet that holds a network of a search's front.
+
+    Args:
+        found: The search.
+        chosen: The network.
+        run: A run that the user names; None takes the one that the search names.
+
+    Raises:
+        UserError: If the run has none of the weights that were searched or adapted.
+    """
+    source = found.sources[chosen.run]
+    known = {*(one.weights for one in found.record.runs), *(one.weights for one in found.sources)}
+    loaded = load_run(run) if run is not None else load_run(source.run, source.phase)
+    if run is not None and loaded.sha256 in known - {source.weights}:
+        loaded = load_run(source.run, source.phase)
+    if loaded.sha256 != source.weights:
+        raise UserError(f"search ({found.folder}) is of other weights than run {loaded.folder} has: search it again")
+    return loaded
+
+
+def run_names(runs: Sequence[Path]) -> tuple[str, ...]:
+    """Return what tables and pages call runs: the folders' names, numbered where two are the same."""
+    names = [run.name for run in runs]
+    return tuple(name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1))
+
+
 def front_columns(found: Found) -> tuple[str, ...]:
     """Return the columns of `front_rows`."""
-    fixed = ("number", "sub-network", "parameters", "multiply-adds", "memory", "latency")
+    run = ("run",) if len(found.record.runs) > 1 else ()
+    fixed = ("number", *run, "sub-network", "parameters", "multiply-adds", "memory", "latency")
     return (*fixed, *_own_costs(found), "search", "confirmed")
 
 
 def front_rows(found: Found) -> list[tuple[object, ...]]:
     """Return a row per network of the front, numbered from 1."""
-    show_value = found.record.metric.show
+    show_value, names = found.record.metric.show, run_names(found.searched_runs)
     return [
         (
             number,
+            *((names[one.run],) if len(names) > 1 else ()),
             str(one.subnet),
             f"{one.params:,}",
             f"{one.macs:,}",
@@ -251,8 +404,19 @@ def front_rows(found: Found) -> list[tuple[object, ...]]:
             show_value(one.searched),
             show_value(one.confirmed),
         )
-        for number, one in enumerate(found.front.finalists, 1)
+        for number, one in enumerate(found.final.finalists, 1)
     ]
+
+
+def describe_adaptation(record: SearchRecord, adapted: Adapted) -> str:
+    """Return what an adaptation reached, as a sentence."""
+    show_value = record.metric.show
+    error = "" if adapted.gain_error is None else f" ± {show_value(adapted.gain_error)} at most"
+    ended = "kept: the networks have the adapted weights" if adapted.kept else "it did not help, and is not kept"
+    return (
+        f"adaptation, {adapted.steps} steps: hypervolume of the confirmed front {adapted.before:.4f} before,"
+        f" {adapted.after:.4f} after; {record.metric.name} {show_value(adapted.gain)}{error} better on average; {ended}"
+    )
 
 
 def _own_costs(found: Found) -> list[str]:

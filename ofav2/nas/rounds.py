@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from ofav2.nas.engine.fronts import on_front
 from ofav2.nas.engine.loop import Learned, Measured, Picked
 from ofav2.nas.engine.loop import search as search_events
 from ofav2.nas.engine.predictors import Predictor
-from ofav2.nas.found import FRONT, FRONT_FORMAT, Finalist, Found, FrontRecord, SearchRecord, located
+from ofav2.nas.found import FRONT, FRONT_FORMAT, Finalist, Found, FrontRecord, SearchedRun, SearchRecord, located
 from ofav2.nas.genes import GeneSpace
 from ofav2.nas.latency_table import load_table
 from ofav2.nas.measured import STORE, MeasuredStore
 from ofav2.nas.plugins import SearchPlugins
+from ofav2.nas.runs_problem import RunNetwork, RunsProblem
 from ofav2.nas.search_clock import SearchClock
 from ofav2.nas.search_log import SearchLog, measured_bodies, measured_networks
 from ofav2.nas.supernet_problem import SupernetProblem
@@ -30,8 +32,8 @@ from ofav2.nas.tracked import track_search
 from ofav2.progress import log_progress
 from ofav2.runs import folder
 from ofav2.runtime.processes import Processes
+from ofav2.tasks.base import Metric
 from ofav2.typed_json import write_record
-from supernets import Subnet
 
 logger = logging.getLogger(__name__)
 
@@ -39,38 +41,46 @@ LEAST_KNOWN = 8
 """Measurements from which something can be learned."""
 
 
-def run_search(place: Path, record: SearchRecord, run: OpenedRun, halves: Halves, plugins: SearchPlugins) -> Found:
+@dataclass(frozen=True)
+class Halved:
+    """A run that is searched, and the images that guide the search and confirm its front."""
+
+    run: OpenedRun
+    """The opened run."""
+    halves: Halves
+    """The halves of its validation images."""
+
+
+def run_search(place: Path, record: SearchRecord, runs: Sequence[Halved], plugins: SearchPlugins) -> Found:
     """Measure round after round from where a search's archive ends, then confirm the front.
 
     Args:
         place: The search's folder.
         record: What is searched, and how.
-        run: The opened run.
-        halves: The images that guide the search, and those that confirm its front.
+        runs: The runs of the record.
         plugins: The user's own costs, predictors and pickers.
     """
-    processes = run.runtime.processes
+    first = runs[0].run
+    processes = first.runtime.processes
     with (
         folder.lock(place) if processes.rank == 0 else nullcontext(),
-        track_search(place, record, recipe.parse(run.recipe, "recipe of the run").tracking, processes) as tracker,
+        track_search(place, record, recipe.parse(first.recipe, "recipe of the run").tracking, processes) as tracker,
     ):
-        table = load_table(located(record.latency_table, place), record.architecture) if record.latency_table else None
-        genes = GeneSpace(
-            record.space, CostModel(record.architecture, table), record.limits, record.costs, plugins.costs
-        )
-        log = SearchLog(place, genes, record.metric)
-        past, clock = processes.on_main(lambda: (log.read(), SearchClock(place)))
-        store = MeasuredStore(run.loaded.folder / STORE, record.measurement, processes)
         with log_progress("searching", record.measurements) as advance:
-            for event in past:
-                tracker.know(event)
-                if isinstance(event, Measured):
-                    advance()
 
             def measured(value: float) -> None:
                 advance(**{record.metric.name: record.metric.show(value)})
 
-            problem = SupernetProblem(run, genes, halves.search, store, measured)
+            parts = [
+                _problem(place, record, one, run, plugins, measured) for one, run in zip(record.runs, runs, strict=True)
+            ]
+            problem = RunsProblem(tuple(parts))
+            log = SearchLog(place, problem, record.metric)
+            past, clock = processes.on_main(lambda: (log.read(), SearchClock(place)))
+            for event in past:
+                tracker.know(event)
+                if isinstance(event, Measured):
+                    advance()
             events = search_events(
                 problem,
                 record.settings,
@@ -88,10 +98,27 @@ def run_search(place: Path, record: SearchRecord, run: OpenedRun, halves: Halves
                     clock.note()
                 tracker.event(event)
                 _say(event)
-        front = _confirmed(place, record, run, problem, halves, plugins)
+        front = _confirmed(place, record, runs, problem, plugins)
         processes.on_main(lambda: write_record(place / FRONT, front, FRONT_FORMAT))
         tracker.front(front)
     return Found(place, record, front)
+
+
+def _problem(
+    place: Path,
+    record: SearchRecord,
+    searched: SearchedRun,
+    run: Halved,
+    plugins: SearchPlugins,
+    measured: Callable[[float], None],
+) -> SupernetProblem:
+    """Return one of the runs as a problem."""
+    path = searched.latency_table
+    table = load_table(located(path, place), searched.architecture) if path else None
+    model = CostModel(searched.architecture, table)
+    genes = GeneSpace(record.space, model, record.limits, record.costs, plugins.costs)
+    store = MeasuredStore(run.run.loaded.folder / STORE, searched.measurement, run.run.runtime.processes)
+    return SupernetProblem(run.run, genes, run.halves.search, store, measured)
 
 
 def _time_is_up(minutes: float | None, clock: SearchClock, processes: Processes) -> Callable[[], bool]:
@@ -110,48 +137,52 @@ def _say(event: Picked | Measured | Learned) -> None:
 
 
 def _confirmed(
-    place: Path,
-    record: SearchRecord,
-    run: OpenedRun,
-    problem: SupernetProblem,
-    halves: Halves,
-    plugins: SearchPlugins,
+    place: Path, record: SearchRecord, runs: Sequence[Halved], problem: RunsProblem, plugins: SearchPlugins
 ) -> FrontRecord:
     """Measure the front's networks on images that the search never saw."""
-    predictor, on_main = plugins.all_predictors[record.settings.predictor], run.runtime.processes.on_main
+    predictor, on_main = plugins.all_predictors[record.settings.predictor], runs[0].run.runtime.processes.on_main
     measured = on_main(lambda: sum(1 for _ in measured_bodies(place)))
-    values = on_main(lambda: {subnet: value for _, subnet, value in measured_networks(place)})
-    front = on_main(lambda: front_of(problem, values, predictor))
-    confirmed: dict[Subnet, float] = {}
+    values = on_main(lambda: {network: value for _, network, value in measured_networks(place)})
+    front = on_main(lambda: front_of(problem, values, record.metric, predictor))
+    confirmed: dict[RunNetwork, float] = {}
     with log_progress("confirming the front", len(front)) as advance:
-        for score in run.evaluator.scores(run.loaded.net, front, halves.confirmation):
-            confirmed[score.subnet] = score.value
-            advance(**{record.metric.name: record.metric.show(score.value)})
+        for number, one in enumerate(runs):
+            own = [network.subnet for network in front if network.run == number]
+            for score in one.run.evaluator.scores(one.run.loaded.net, own, one.halves.confirmation):
+                confirmed[RunNetwork(number, score.subnet)] = score.value
+                advance(**{record.metric.name: record.metric.show(score.value)})
     finalists = []
-    for subnet in front:
-        price = problem.genes.model.price(subnet)
-        own = {name: float(plugins.costs[name](subnet, price)) for name in record.costs if name in plugins.costs}
-        finalists.append(Finalist(subnet, *price, searched=values[subnet], confirmed=confirmed[subnet], own=own))
+    for network in front:
+        price, searched = problem.price(network), values[network]
+        own_costs = {
+            name: float(plugins.costs[name](network.subnet, price)) for name in record.costs if name in plugins.costs
+        }
+        finalists.append(Finalist(*network, *price, searched=searched, confirmed=confirmed[network], own=own_costs))
     finalists.sort(key=lambda one: (one.cost(record.costs[0]), -record.metric.rank(one.searched)))
-    gaps = np.array([record.metric.rank(one.searched) - record.metric.rank(one.confirmed) for one in finalists])
-    error = _chance(record, finalists, halves)
-    return FrontRecord(measured, len(values), tuple(finalists), float(gaps.mean()), error)
+    return FrontRecord(measured, len(values), tuple(finalists), *front_optimism(record, finalists))
 
 
-def _chance(record: SearchRecord, finalists: Sequence[Finalist], halves: Halves) -> float | None:
-    """Return the standard error of the difference of the two halves, of a share; all finalists share both halves."""
+def front_optimism(record: SearchRecord, finalists: Sequence[Finalist]) -> tuple[float, float | None]:
+    """Return by how much a front is better on the images of the search, on average, and the standard error of that.
+
+    The error is that by the numbers of images alone, as all finalists share both halves; None of a metric that is no
+    share of images.
+    """
+    rank = record.metric.rank
+    mean = float(np.mean([rank(one.searched) - rank(one.confirmed) for one in finalists]))
     if record.metric.unit != "%":
-        return None
+        return mean, None
     share = float(np.mean([one.confirmed for one in finalists]))
-    return math.sqrt(share * (1 - share) * (1 / len(halves.search) + 1 / len(halves.confirmation)))
+    return mean, math.sqrt(share * (1 - share) * (1 / record.search_images + 1 / record.confirmation_images))
 
 
-def front_of(problem: SupernetProblem, values: Mapping[Subnet, float], predictor: Predictor) -> tuple[Subnet, ...]:
+def front_of(
+    problem: RunsProblem, values: Mapping[RunNetwork, float], metric: Metric, predictor: Predictor
+) -> tuple[RunNetwork, ...]:
     """Return the networks that no other one beats, by losses less the noise that similar networks do not share."""
-    subnets = tuple(values)
-    metric = problem.run.evaluator.task.metrics[0]
-    genes = np.array([problem.genes.encode(subnet) for subnet in subnets])
-    losses = np.array([-metric.rank(values[subnet]) for subnet in subnets])
+    networks = tuple(values)
+    genes = np.array([problem.encode(network) for network in networks])
+    losses = np.array([-metric.rank(values[network]) for network in networks])
     archive = Archive.empty(problem).plus(problem, genes, losses)
     points = archive.points if len(archive) < LEAST_KNOWN else learn(problem, archive, predictor).points
-    return tuple(subnet for subnet, kept in zip(subnets, on_front(points), strict=True) if kept)
+    return tuple(network for network, kept in zip(networks, on_front(points), strict=True) if kept)

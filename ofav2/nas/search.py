@@ -4,12 +4,15 @@ import math
 import os.path
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ofav2 import files
 from ofav2.data import refuse_inside
-from ofav2.data.halves import Halves, halve
+from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import OpenedRun, load_run, open_loaded, require_supernet
+from ofav2.evaluation.opened_run import LoadedSupernet, load_run, open_loaded, require_supernet
+from ofav2.messages import show
+from ofav2.nas.adapt import adapt_found, adapted_recipe, ask_adaptation
 from ofav2.nas.constraints import Constraints, constrain
 from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.found import (
@@ -17,30 +20,34 @@ from ofav2.nas.found import (
     FRONT,
     RECORD,
     SEARCH_AGAIN,
+    AdaptSettings,
     Found,
+    SearchedRun,
     SearchRecord,
-    load_search,
     located,
     located_from,
+    read_found,
 )
 from ofav2.nas.latency_table import TABLE
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import measurement_key
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.plugins import SearchPlugins, check_settings, require_costs
-from ofav2.nas.rounds import LEAST_KNOWN, run_search
+from ofav2.nas.rounds import LEAST_KNOWN, Halved, run_search
 from ofav2.output_folder import check_free
 from ofav2.runs import folder
+from ofav2.runs.kept_recipe import kept_recipe, trained_recipe
 from ofav2.runs.records import versions
 from ofav2.runtime.processes import Processes, process_group
-from ofav2.typed_json import read_record, write_record
+from ofav2.typed_json import read_record, to_plain, write_record
+from supernets import DIMENSIONS
 
 MOST_MEASUREMENTS = 100_000
 """More measurements than anyone would wait for are a slip."""
 
 
 def search(
-    run: str | Path,
+    run: str | Path | Sequence[str | Path],
     *,
     objectives: Sequence[str] | None = None,
     limits: Limits | None = None,
@@ -52,28 +59,31 @@ def search(
     seed: int = 0,
     settings: SearchSettings | None = None,
     plugins: SearchPlugins | None = None,
+    adapt: AdaptSettings | None = None,
     out: str | Path | None = None,
 ) -> Found:
-    """Search a run for the networks that no other one beats in all objectives at once.
+    """Search a run, or several as one space, for the networks that no other one beats in all objectives at once.
 
     Half of the validation images guide the search. The other half confirms the front at the end. Test images are not
     looked at. The search's folder grows line by line; `resume_search` goes on with it. Under torchrun each process
     measures other networks; the result is that of one process.
 
     Args:
-        run: A run folder.
+        run: A run folder, or several, which differ in width for example, of the same space, images and split.
         objectives: The metric's name and one or more of `macs`, `params`, `memory`, `latency`, in any order; None takes
             the metric and `macs`.
         limits: The most that a network may cost.
         exits: Exits to end at, such as `3`, `2,4` or `3..5`; None takes all.
         resolutions: Resolutions, likewise.
-        table: Latency table; None takes the run folder's where latency counts.
+        table: Latency table; None takes each run folder's where latency counts.
         measurements: Bodies to measure; one measurement scores a body at all its exits.
         minutes: Time after which no other body is measured.
         seed: Seed of the search.
         settings: How to search; None chooses by the budget.
         plugins: The user's own costs, predictors and pickers.
-        out: Folder to make; None takes `search`, `search-2` and so on in the run folder.
+        adapt: How the supernet is adapted to the front at the end; None leaves it as it is. The run is not changed, and
+            the adapted weights are used only if the confirmed front covers more with them.
+        out: Folder to make; None takes `search`, `search-2` and so on in the first run folder.
 
     Raises:
         UserError: If an argument is out of range, or no network keeps the limits; the message says what can be kept.
@@ -82,63 +92,155 @@ def search(
     plugins = plugins or SearchPlugins()
     _check_budget(measurements, minutes, seed)
     check_settings(settings := settings or settings_for(measurements), plugins)
+    folders = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
+    if adapt is not None and len(folders) > 1:
+        raise UserError(f"adaptation is of one run, and {len(folders)} are given: search one, or leave out --adapt")
 
-    def begin(processes: Processes) -> tuple[Constraints, tuple[str, ...], Path | None, OpenedRun, Halves]:
-        loaded = load_run(run)
-        metric = loaded.record.metric
-        require_supernet(loaded.net, "extract it with `ofav2 extract`")
+    def begin(processes: Processes) -> _Begun:
+        loaded = _load_runs(folders)
+        first = loaded[0]
+        metric = first.record.metric
         names = tuple(objectives) if objectives is not None else (metric.name, "macs")
         asked = limits or Limits()
         asks_latency = "latency" in names or asked.latency is not None
-        wanted = Path(table) if table else loaded.folder / TABLE if asks_latency else None
-        constraints = constrain(loaded, asked, exits=exits, resolutions=resolutions, table=wanted)
-        costs = read_objectives(names, metric, constraints.table is not None, plugins.costs)
-        if constraints.space.size() == 1:
+        if table and len(loaded) > 1:
+            raise UserError(f"latency table ({table}) is of one run: leave it out, so that each run's own is taken")
+        tables = [Path(table) if table else one.folder / TABLE if asks_latency else None for one in loaded]
+        found = []
+        for one, wanted in zip(loaded, tables, strict=True):
+            try:
+                found.append(constrain(one, asked, exits=exits, resolutions=resolutions, table=wanted))
+            except UserError as error:
+                if len(loaded) == 1:
+                    raise
+                raise UserError(f"run ({one.folder}) can't be searched with the others: {error}") from error
+        costs = read_objectives(names, metric, found[0].table is not None, plugins.costs)
+        if found[0].space.size() == 1 and len(loaded) == 1:
             raise UserError(f"run ({run}) has one network at these exits and resolutions: there is nothing to search")
         if out is not None:
             check_free(Path(out))
-        opened = open_loaded(loaded, processes)
+        if adapt is not None:
+            adapted_recipe(kept_recipe(first.folder, first.record), first.phase, adapt, [first.net.space.largest()])
+        opened = _open_runs(loaded, processes)
         if out is not None:
-            refuse_inside(opened.data.trees, Path(out), "output folder")
-        return constraints, costs, wanted, opened, halve(opened.data.val, opened.evaluator.seed)
+            refuse_inside(opened[0].run.data.trees, Path(out), "output folder")
+        return _Begun(found[0], costs, tables, opened)
 
     with process_group() as processes:
-        constraints, costs, wanted, opened, halves = processes.on_all(lambda: begin(processes))
+        begun = processes.on_all(lambda: begin(processes))
         place = processes.on_main(
-            lambda: folder.take_folder(Path(out)) if out is not None else folder.new_folder(Path(run), "search")
+            lambda: folder.take_folder(Path(out)) if out is not None else folder.new_folder(folders[0], "search")
         )
-        loaded = opened.loaded
+        opened = begun.opened
         record = SearchRecord(
-            run=located_from(Path(run), place, Path(run)),
-            phase=loaded.phase,
-            weights=loaded.sha256,
-            data_fingerprint=opened.data.fingerprint,
-            architecture=require_supernet(loaded.net, "extract it").architecture,
-            space=constraints.space,
-            metric=loaded.record.metric,
-            costs=costs,
-            limits=constraints.limits,
-            latency_table=located_from(wanted, place, Path(run)) if wanted else None,
-            latency_sha256=_digest(wanted) if wanted else None,
+            runs=tuple(
+                _searched(one, wanted, place, path)
+                for one, wanted, path in zip(opened, begun.tables, folders, strict=True)
+            ),
+            data_fingerprint=opened[0].run.data.fingerprint,
+            space=begun.constraints.space,
+            metric=opened[0].run.loaded.record.metric,
+            costs=begun.costs,
+            limits=begun.constraints.limits,
             measurements=measurements,
             minutes=minutes,
             seed=seed,
             settings=settings,
-            search_images=len(halves.search),
-            confirmation_images=len(halves.confirmation),
-            measurement=measurement_key(opened, halves.search),
+            search_images=len(opened[0].halves.search),
+            confirmation_images=len(opened[0].halves.confirmation),
             versions=versions(),
         )
+        if adapt is not None:
+            # First, so that a search that can be resumed knows of it.
+            processes.on_main(lambda: ask_adaptation(place, adapt))
         processes.on_main(lambda: write_record(place / RECORD, record, FORMAT))
-        return run_search(place, record, opened, halves, plugins)
+        return adapt_found(run_search(place, record, opened, plugins), processes)
 
 
-def resume_search(place: str | Path, *, plugins: SearchPlugins | None = None) -> Found:
+class _Begun(NamedTuple):
+    """What a search begins with."""
+
+    constraints: Constraints
+    costs: tuple[str, ...]
+    tables: Sequence[Path | None]
+    opened: Sequence[Halved]
+
+
+def _load_runs(folders: Sequence[Path]) -> list[LoadedSupernet]:
+    """Read the supernets of runs, and refuse those that are no one space."""
+    loaded = [load_run(path) for path in folders]
+    if not loaded:
+        raise UserError("RUN is missing: name a run folder")
+    for one in loaded:
+        require_supernet(one.net, "extract it with `ofav2 extract`")
+    first = loaded[0]
+    for number, other in enumerate(loaded[1:], 1):
+        if other.sha256 in {one.sha256 for one in loaded[:number]}:
+            raise UserError(f"run ({other.folder}) has the weights of one before it: name each run once")
+        if difference := _difference(first, other):
+            raise UserError(
+                f"runs ({first.folder} and {other.folder}) have different {difference}: search them one by one, or"
+                " train both alike"
+            )
+    return loaded
+
+
+def _difference(first: LoadedSupernet, other: LoadedSupernet) -> str | None:
+    """Return what keeps two runs from being searched as one space, with both values; None if nothing does."""
+    facts = [
+        (
+            ("task", run.record.task),
+            ("metrics", run.record.metric.name),
+            ("data sets", run.record.data.name),
+            ("classes", run.record.data.classes),
+            ("numbers of images", to_plain(run.record.data.images)),
+            ("seeds of the split", trained_recipe(run.folder, run.record).data.split_seed),
+            ("images or splits", run.record.data.fingerprint[:12]),
+            *((f"choices of {name}", getattr(run.net.space, name)) for name in DIMENSIONS),
+            ("numbers of stages", run.net.space.stages),
+        )
+        for run in (first, other)
+    ]
+    for (name, before), (_, after) in zip(*facts, strict=True):
+        if before != after:
+            return f"{name} ({show(before)} and {show(after)})"
+    return None
+
+
+def _open_runs(loaded: Sequence[LoadedSupernet], processes: Processes) -> list[Halved]:
+    opened = [open_loaded(one, processes) for one in loaded]
+    for one in opened[1:]:
+        if one.data.fingerprint != opened[0].data.fingerprint:
+            raise UserError(
+                f"runs ({loaded[0].folder} and {one.loaded.folder}) find other images now: restore those that they were"
+                " trained on"
+            )
+    return [Halved(one, halve(one.data.val, one.evaluator.seed)) for one in opened]
+
+
+def _searched(one: Halved, table: Path | None, place: Path, run: Path) -> SearchedRun:
+    """Return how a search that lies in a place records a run."""
+    loaded = one.run.loaded
+    return SearchedRun(
+        run=located_from(run, place, run),
+        phase=loaded.phase,
+        weights=loaded.sha256,
+        architecture=require_supernet(loaded.net, "extract it").architecture,
+        latency_table=located_from(table, place, run) if table else None,
+        latency_sha256=_digest(table) if table else None,
+        measurement=measurement_key(one.run, one.halves.search),
+    )
+
+
+def resume_search(
+    place: str | Path, *, plugins: SearchPlugins | None = None, adapt: AdaptSettings | None = None
+) -> Found:
     """Go on with a search that stopped, as if it had not; of one that has finished, return what it found.
 
     Args:
         place: The search's folder.
         plugins: Those that it was begun with.
+        adapt: How the supernet is adapted to the front at the end; None does what was asked for before.
 
     Raises:
         RunError: If the folder is no search, or a measurement would not be now what it was when the search was begun.
@@ -147,32 +249,44 @@ def resume_search(place: str | Path, *, plugins: SearchPlugins | None = None) ->
     path, plugins = Path(place), plugins or SearchPlugins()
     with process_group() as processes:
         record = processes.on_all(lambda: read_record(path / RECORD, SearchRecord, FORMAT, SEARCH_AGAIN))
+        if adapt is not None:
+            processes.on_all(lambda: _check_adaptation(path, record, adapt))
+            processes.on_main(lambda: ask_adaptation(path, adapt))
         if processes.on_main(lambda: os.path.exists(path / FRONT)):
-            return processes.on_all(lambda: load_search(path))
+            return adapt_found(processes.on_all(lambda: read_found(path)), processes)
         check_settings(record.settings, plugins)
         require_costs(record.costs, plugins)
 
-        def begin() -> tuple[OpenedRun, Halves]:
-            opened = open_loaded(load_run(located(record.run, path), record.phase), processes)
-            halves = halve(opened.data.val, opened.evaluator.seed)
-            _require_same(path, record, opened, halves)
-            return opened, halves
+        def begin() -> list[Halved]:
+            opened = _open_runs([load_run(located(one.run, path), one.phase) for one in record.runs], processes)
+            for searched, one in zip(record.runs, opened, strict=True):
+                _require_same(path, record, searched, one)
+            return opened
 
-        opened, halves = processes.on_all(begin)
-        return run_search(path, record, opened, halves, plugins)
+        opened = processes.on_all(begin)
+        return adapt_found(run_search(path, record, opened, plugins), processes)
 
 
-def _require_same(path: Path, record: SearchRecord, opened: OpenedRun, halves: Halves) -> None:
+def _check_adaptation(path: Path, record: SearchRecord, adapt: AdaptSettings) -> None:
+    if len(record.runs) > 1:
+        raise UserError(f"adaptation is of one run, and search {path} is of {len(record.runs)}: search one of them")
+    (one,) = record.runs
+    loaded = load_run(located(one.run, path), one.phase)
+    # Any network of the space will do to check the settings.
+    adapted_recipe(kept_recipe(loaded.folder, loaded.record), one.phase, adapt, [record.space.largest()])
+
+
+def _require_same(path: Path, record: SearchRecord, searched: SearchedRun, one: Halved) -> None:
     """Refuse to go on where a search would end otherwise than if it had not stopped."""
-    table = located(record.latency_table, path) if record.latency_table else None
+    opened, table = one.run, located(searched.latency_table, path) if searched.latency_table else None
     now = versions()
     packages = sorted({*record.versions, *now})
     for what, before, after in (
-        ("weights", record.weights, opened.loaded.sha256),
+        ("weights", searched.weights, opened.loaded.sha256),
         ("images", record.data_fingerprint, opened.data.fingerprint),
-        ("latencies", record.latency_sha256, _digest(table) if table else None),
+        ("latencies", searched.latency_sha256, _digest(table) if table else None),
         *((f"{name} ({record.versions.get(name)})", record.versions.get(name), now.get(name)) for name in packages),
-        ("validation images, calibration or device", record.measurement, measurement_key(opened, halves.search)),
+        ("validation images, calibration or device", searched.measurement, measurement_key(opened, one.halves.search)),
     ):
         if before != after:
             raise RunError(

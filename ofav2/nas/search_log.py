@@ -4,7 +4,7 @@ A line of kind `picked` lists the bodies that a round is going to measure, why, 
 of kind `measured` has the networks that a measurement of a body scored. A line of kind `learned` ends a round.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ofav2 import files
 from ofav2.errors import RunError
 from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.nas.engine.loop import Event, Learned, Measured, Picked
-from ofav2.nas.genes import GeneSpace
+from ofav2.nas.runs_problem import RunNetwork, RunsProblem
 from ofav2.tasks.base import Metric
 from supernets import SpaceError, Subnet
 
@@ -25,12 +25,12 @@ ARCHIVE = "archive.jsonl"
 class SearchLog:
     """The events of a search in its folder."""
 
-    def __init__(self, folder: Path, genes: GeneSpace, metric: Metric) -> None:
-        """Use a folder; networks are written as sub-networks, losses as the metric's values."""
+    def __init__(self, folder: Path, problem: RunsProblem, metric: Metric) -> None:
+        """Use a folder; networks are written as sub-networks of a run, losses as the metric's values."""
         self._path = folder / ARCHIVE
-        self._genes = genes
+        self._problem = problem
         self._metric = metric
-        self._bodies: list[Subnet] = []
+        self._bodies: list[RunNetwork] = []
 
     def append(self, event: Event) -> None:
         """Write an event.
@@ -57,25 +57,25 @@ class SearchLog:
 
     def _line(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Picked):
-            self._bodies = [self._genes.decode(body) for body in event.bodies]
+            self._bodies = [self._problem.decode(body) for body in event.bodies]
             predicted = [self._values(losses) for losses in event.predicted]
             return {
                 "kind": "picked",
                 "round": event.round,
-                "bodies": [body.to_dict() for body in self._bodies],
+                "bodies": [_to_plain(body) for body in self._bodies],
                 "why": list(event.why),
                 "predicted": predicted,
             }
         if isinstance(event, Measured):
-            body = self._genes.encode(self._bodies[event.body])
-            nested = self._genes.nested(body)
+            body = self._problem.encode(self._bodies[event.body])
+            nested = map(self._problem.decode, self._problem.nested(body))
             return {
                 "kind": "measured",
                 "round": event.round,
                 "body": event.body,
                 "networks": [
-                    {"subnet": subnet.to_dict(), "value": value, **self._genes.all_costs(subnet)}
-                    for subnet, value in zip(map(self._genes.decode, nested), self._values(event.losses), strict=True)
+                    {**_to_plain(network), "value": value, **self._problem.all_costs(network)}
+                    for network, value in zip(nested, self._values(event.losses), strict=True)
                 ],
             }
         return {
@@ -90,8 +90,8 @@ class SearchLog:
     def _event(self, line: dict[str, Any]) -> Event:
         kind, number = line["kind"], line["round"]
         if kind == "picked":
-            self._bodies = [Subnet.from_dict(fields) for fields in line["bodies"]]
-            bodies = np.array([self._genes.encode(body) for body in self._bodies], np.int64)
+            self._bodies = [read_network(fields) for fields in line["bodies"]]
+            bodies = np.array([self._problem.encode(body) for body in self._bodies], np.int64)
             return Picked(number, bodies, tuple(line["why"]), tuple(self._losses(row) for row in line["predicted"]))
         if kind == "measured":
             return Measured(number, line["body"], self._losses(one["value"] for one in line["networks"]))
@@ -107,21 +107,34 @@ class SearchLog:
         return np.array([-self._metric.rank(value) for value in values], np.float64)
 
 
-def measured_networks(folder: Path) -> Iterator[tuple[int, Subnet, float]]:
+def _to_plain(network: RunNetwork) -> dict[str, Any]:
+    return {"run": network.run, "subnet": network.subnet.to_dict()}
+
+
+def read_network(entry: Mapping[str, Any]) -> RunNetwork:
+    """Return a network out of an archive.
+
+    Raises:
+        KeyError, TypeError, ValueError, SpaceError: If the entry is none.
+    """
+    return RunNetwork(int(entry["run"]), Subnet.from_dict(entry["subnet"]))
+
+
+def measured_networks(folder: Path) -> Iterator[tuple[int, RunNetwork, float]]:
     """Yield round, network and value of everything that a search measured, each network once, in order.
 
     Raises:
         RunError: If the archive can't be read.
     """
-    seen: set[Subnet] = set()
+    seen: set[RunNetwork] = set()
     for number, networks in measured_bodies(folder):
-        for subnet, value in networks:
-            if subnet not in seen:
-                seen.add(subnet)
-                yield number, subnet, value
+        for network, value in networks:
+            if network not in seen:
+                seen.add(network)
+                yield number, network, value
 
 
-def measured_bodies(folder: Path) -> Iterator[tuple[int, list[tuple[Subnet, float]]]]:
+def measured_bodies(folder: Path) -> Iterator[tuple[int, list[tuple[RunNetwork, float]]]]:
     """Yield, for each measured body, the round and its networks with their values.
 
     Raises:
@@ -131,7 +144,7 @@ def measured_bodies(folder: Path) -> Iterator[tuple[int, list[tuple[Subnet, floa
         try:
             entry = files.parse_json(line)
             if entry["kind"] == "measured":
-                networks = [(Subnet.from_dict(one["subnet"]), float(one["value"])) for one in entry["networks"]]
+                networks = [(read_network(one), float(one["value"])) for one in entry["networks"]]
                 yield int(entry["round"]), networks
         except (ValueError, KeyError, TypeError, SpaceError) as error:
             raise RunError(f"{folder / ARCHIVE}: line {number} is no line of a search: start a new one") from error

@@ -14,8 +14,20 @@ from ofav2.errors import RunError
 from ofav2.json_lines import whole_lines
 from ofav2.nas.engine.fronts import on_front
 from ofav2.nas.engine.problem import Floats
-from ofav2.nas.found import FRONT, FRONT_FORMAT, RECORD, FrontRecord, SearchRecord, located, read_search
-from ofav2.nas.search_log import ARCHIVE
+from ofav2.nas.found import (
+    FRONT,
+    FRONT_FORMAT,
+    RECORD,
+    Adaptation,
+    Adapted,
+    FrontRecord,
+    SearchRecord,
+    located,
+    read_adaptation,
+    read_search,
+)
+from ofav2.nas.runs_problem import RunNetwork
+from ofav2.nas.search_log import ARCHIVE, read_network
 from ofav2.runs.snapshot import is_locked
 from ofav2.typed_json import read_record
 from supernets import SpaceError, Subnet
@@ -29,6 +41,8 @@ class SearchedNetwork:
 
     round: int
     """The round, from 0."""
+    run: int
+    """Place of its run among those searched, from 0."""
     subnet: Subnet
     """The network."""
     costs: Mapping[str, float]
@@ -74,12 +88,24 @@ class SearchSnapshot:
     rounds: tuple[SearchRound, ...]
     """The rounds, the last one possibly unfinished."""
     front: FrontRecord | None
-    """How it ended."""
+    """The front; None before the end of the search."""
+    adaptation: Adaptation | None
+    """The adaptation to it; None if none was asked for."""
 
     @property
-    def run(self) -> Path:
-        """The run folder."""
-        return located(self.record.run, self.folder)
+    def adapted(self) -> Adapted | None:
+        """What the adaptation reached; None before its end."""
+        return self.adaptation.result if self.adaptation else None
+
+    @property
+    def final(self) -> FrontRecord | None:
+        """The front as it is after the adaptation, if that was kept; None before the end of the search."""
+        return self.adapted.front if self.adapted and self.adapted.kept else self.front
+
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The run folders."""
+        return tuple(located(one.run, self.folder) for one in self.record.runs)
 
     @property
     def measured(self) -> int:
@@ -96,8 +122,8 @@ class SearchSnapshot:
     def best(self) -> tuple[int, ...]:
         """Return the networks' indices on the front: the final one, or until then as measured; the cheapest first."""
         if self.front:
-            places = {one.subnet: index for index, one in enumerate(self.networks)}
-            return tuple(places[one.subnet] for one in self.front.finalists)
+            places = {(one.run, one.subnet): index for index, one in enumerate(self.networks)}
+            return tuple(places[one.run, one.subnet] for one in self.front.finalists)
         found = np.flatnonzero(on_front(self.points)).tolist() if self.networks else []
         return tuple(sorted(found, key=lambda index: self.networks[index].costs[self.record.costs[0]]))
 
@@ -116,18 +142,20 @@ def read_search_snapshot(folder: str | Path) -> SearchSnapshot:
     path = Path(folder)
     record = read_search(path)
     # What is written last is looked at first: a front is there only when the archive is whole.
+    adaptation = read_adaptation(path)
     front = read_record(path / FRONT, FrontRecord, FRONT_FORMAT, "search again") if (path / FRONT).exists() else None
     networks, rounds = _read_archive(path / ARCHIVE)
-    state: SearchStatus = "finished" if front else "searching" if is_locked(path) else "stopped"
-    snapshot = SearchSnapshot(path, record, state, networks, rounds, front)
-    known = {one.subnet for one in networks}
-    if front and not all(one.subnet in known for one in front.finalists):
+    ended = front is not None and (adaptation is None or adaptation.result is not None)
+    state: SearchStatus = "finished" if ended else "searching" if is_locked(path) else "stopped"
+    snapshot = SearchSnapshot(path, record, state, networks, rounds, front, adaptation)
+    known = {(one.run, one.subnet) for one in networks}
+    if front and not all((one.run, one.subnet) in known for one in front.finalists):
         raise RunError(f"{path / FRONT} has a network that {ARCHIVE} lacks: start a new search")
     return snapshot
 
 
 def _read_archive(path: Path) -> tuple[tuple[SearchedNetwork, ...], tuple[SearchRound, ...]]:
-    networks: dict[Subnet, SearchedNetwork] = {}
+    networks: dict[RunNetwork, SearchedNetwork] = {}
     rounds: list[SearchRound] = []
     picked: Mapping[str, Any] = {}
     for number, line in enumerate(whole_lines(path), 1):
@@ -138,7 +166,7 @@ def _read_archive(path: Path) -> tuple[tuple[SearchedNetwork, ...], tuple[Search
                 rounds.append(SearchRound(entry["round"], dict(Counter(entry["why"])), 0, None, None, None))
             elif entry["kind"] == "measured":
                 for one in _measured(entry, picked):
-                    networks.setdefault(one.subnet, one)
+                    networks.setdefault(RunNetwork(one.run, one.subnet), one)
                 rounds[-1] = replace(rounds[-1], measured=rounds[-1].measured + 1)
             elif entry["kind"] == "learned":
                 rounds[-1] = _ended(rounds[-1], entry)
@@ -155,8 +183,8 @@ def _measured(entry: Mapping[str, Any], picked: Mapping[str, Any]) -> Sequence[S
     return [
         SearchedNetwork(
             round=int(entry["round"]),
-            subnet=Subnet.from_dict(one["subnet"]),
-            costs={name: cost for name, cost in one.items() if name not in ("subnet", "value")},
+            **read_network(one)._asdict(),
+            costs={name: cost for name, cost in one.items() if name not in ("run", "subnet", "value")},
             value=float(one["value"]),
             predicted=None if guess is None else float(guess),
             why=str(picked["why"][body]),

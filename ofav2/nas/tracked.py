@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ofav2.config.schema import TrackingConfig
 from ofav2.nas.engine.loop import Event, Learned, Measured
-from ofav2.nas.found import FrontRecord, SearchRecord
+from ofav2.nas.found import Finalist, FrontRecord, SearchRecord
 from ofav2.runs.tracking import Tracker, open_tracker, untracked
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.typed_json import read_record, to_plain, write_record
@@ -59,7 +59,7 @@ class SearchTracker:
         metric, costs = self.record.metric, self.record.costs
         columns = ["subnet", *costs, "searched", metric.name]
         rows: Sequence[Sequence[str | float]] = [
-            [str(one.subnet), *(one.cost(name) for name in costs), one.searched, one.confirmed]
+            [_name(self.record, one), *(one.cost(name) for name in costs), one.searched, one.confirmed]
             for one in front.finalists
         ]
         self.tracker.log(
@@ -67,6 +67,10 @@ class SearchTracker:
         )
         self.tracker.table("search/front", columns, rows)
         self.tracker.scatter("search/front_plot", columns, rows, costs[0], metric.name)
+
+
+def _name(record: SearchRecord, one: Finalist) -> str:
+    return str(one.subnet) if len(record.runs) == 1 else f"{record.runs[one.run].run}: {one.subnet}"
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ofav2.nas.effects import Effects, choice_effects
-from ofav2.nas.found import Finalist, FrontRecord, SearchRecord
+from ofav2.nas.found import Adapted, Finalist, FrontRecord, SearchRecord, describe_adaptation, run_names
 from ofav2.nas.limits import show
 from ofav2.nas.search_snapshot import SearchedNetwork, SearchSnapshot
 from ofav2.report.networks import drawn_supernet
@@ -40,6 +40,8 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "costs": [COST_NAMES.get(name, name) for name in record.costs],
         "finalists": _rows(search, front) if front else [],
         "band": _has_band(record),
+        "adaptation": describe_adaptation(record, search.adapted) if search.adapted else None,
+        "adapted": _adapted_rows(search, front, search.adapted) if front and search.adapted else [],
         "effects": effects,
         "shown_factors": _SHOWN_FACTORS,
         "commands": _commands(search),
@@ -48,10 +50,12 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
             "costs": [
                 {"name": name, "title": COST_NAMES.get(name, name), "unit": _unit(name)} for name in record.costs
             ],
-            "supernet": drawn_supernet(record.architecture, record.space),
-            "networks": [_network(one) for one in search.networks],
+            # Supernets of one space are drawn alike.
+            "supernet": drawn_supernet(record.runs[0].architecture, record.space),
+            "networks": [_network(search, one) for one in search.networks],
             "front": search.best(),
             "finalists": [_confirmed(record, one) for one in front.finalists] if front else None,
+            "adapted": [one.confirmed for one in search.adapted.front.finalists] if search.adapted else None,
             "rounds": [asdict(one) for one in search.rounds],
             "effects": [asdict(factor) for factor in effects.factors[:_SHOWN_FACTORS]] if effects else [],
         },
@@ -59,12 +63,16 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
 
 
 def _effects(search: SearchSnapshot) -> Effects | None:
-    networks = search.networks
-    return choice_effects(search.record.space, [one.subnet for one in networks], [one.value for one in networks])
+    networks, names = search.networks, run_names(search.runs)
+    runs = [names[one.run] for one in networks] if len(names) > 1 else []
+    subnets, values = [one.subnet for one in networks], [one.value for one in networks]
+    return choice_effects(search.record.space, subnets, values, runs)
 
 
 def _state(search: SearchSnapshot) -> dict[str, str]:
     progress = f"{search.measured:,} of {search.record.measurements:,} measurements"
+    if search.front:
+        progress = f"all of the search, and a part of the adaptation to its front, after {progress}"
     return {
         "finished": {"word": "finished", "text": ""},
         "searching": {
@@ -81,15 +89,16 @@ def _state(search: SearchSnapshot) -> dict[str, str]:
 def _summary(search: SearchSnapshot) -> str:
     record = search.record
     names = ", ".join(COST_NAMES.get(name, name) for name in record.costs)
-    return (
-        f"{record.metric.title} against {names}, among {count(record.space.size())} sub-networks of run {search.run}"
-        f" after phase {record.phase}; {record.limits}."
+    runs = " and ".join(
+        f"run {path} after phase {one.phase}" for path, one in zip(search.runs, record.runs, strict=True)
     )
+    size = len(record.runs) * record.space.size()
+    return f"{record.metric.title} against {names}, among {count(size)} sub-networks of {runs}; {record.limits}."
 
 
 def _keys(search: SearchSnapshot) -> list[tuple[str, str, str]]:
     """Return value, name and remark of the key results."""
-    record, front = search.record, search.front
+    record, front = search.record, search.final
     keys = [
         (f"{search.measured:,}", "measurements", f"of {record.measurements:,}, all exits of a body in each"),
         (f"{len(search.networks):,}", "networks measured", f"on {record.search_images:,} validation images"),
@@ -130,15 +139,35 @@ def _rows(search: SearchSnapshot, front: FrontRecord) -> list[tuple[str, ...]]:
     """Return a row per finalist: number, costs, both values, band and network."""
     costs = [search.networks[index].costs for index in search.best()]
     pairs = zip(front.finalists, costs, strict=True)
-    return [_row(search.record, number, one, own) for number, (one, own) in enumerate(pairs, 1)]
+    return [_row(search, number, one, own) for number, (one, own) in enumerate(pairs, 1)]
 
 
-def _row(record: SearchRecord, number: int, one: Finalist, own: Mapping[str, float]) -> tuple[str, ...]:
+def _row(search: SearchSnapshot, number: int, one: Finalist, own: Mapping[str, float]) -> tuple[str, ...]:
+    record = search.record
     costs = [_shown_cost(name, own[name]) for name in record.costs]
     band = _band(record, one.confirmed)
     between = [f"{record.metric.show(band[0], 1)} to {record.metric.show(band[1], 1)}"] if band else []
     values = record.metric.show(one.searched), record.metric.show(one.confirmed)
-    return (str(number), *costs, *values, *between, str(one.subnet))
+    return (str(number), *costs, *values, *between, _name(search, one))
+
+
+def _adapted_rows(search: SearchSnapshot, front: FrontRecord, adapted: Adapted) -> list[tuple[str, ...]]:
+    """Return a row per finalist: number, costs, confirmed values before and after, their difference, and network."""
+    names, metric = search.record.costs, search.record.metric
+    costs = [search.networks[index].costs for index in search.best()]
+    return [
+        (
+            str(number),
+            *(_shown_cost(name, own[name]) for name in names),
+            metric.show(before.confirmed),
+            metric.show(after.confirmed),
+            metric.show(after.confirmed - before.confirmed),
+            _name(search, before),
+        )
+        for number, (before, after, own) in enumerate(
+            zip(front.finalists, adapted.front.finalists, costs, strict=True), 1
+        )
+    ]
 
 
 def _shown_cost(name: str, value: float) -> str:
@@ -149,9 +178,15 @@ def _unit(name: str) -> str:
     return {"memory": "B", "latency": "ns"}.get(name, "")
 
 
-def _network(one: SearchedNetwork) -> dict[str, Any]:
+def _name(search: SearchSnapshot, one: SearchedNetwork | Finalist) -> str:
+    """Return what a network is called: with its run, where several were searched."""
+    names = run_names(search.runs)
+    return str(one.subnet) if len(names) == 1 else f"{names[one.run]}: {one.subnet}"
+
+
+def _network(search: SearchSnapshot, one: SearchedNetwork) -> dict[str, Any]:
     return one.subnet.to_dict() | {
-        "name": str(one.subnet),
+        "name": _name(search, one),
         "round": one.round,
         "why": one.why,
         "value": one.value,
@@ -165,10 +200,10 @@ def _confirmed(record: SearchRecord, one: Finalist) -> Mapping[str, Any]:
 
 
 def _commands(search: SearchSnapshot) -> Sequence[tuple[str, str]]:
-    folder, run = shlex.quote(str(search.folder)), shlex.quote(str(search.run))
-    if not search.front:
+    folder = shlex.quote(str(search.folder))
+    if search.state != "finished":
         return [("Go on with it", f"ofav2 search --resume {folder}")] if search.state == "stopped" else []
-    extract = f"ofav2 extract {run} --from-search {folder}"
+    extract = f"ofav2 extract --from-search {folder}"
     return [
         ("Take number 1 out", f"{extract} --number 1 --out network-1"),
         ("Take the best compromise out", f"{extract} --knee --out knee"),

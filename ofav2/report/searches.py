@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.errors import UserError
+from ofav2.nas.found import SearchRecord
 from ofav2.nas.search_snapshot import SearchSnapshot
 from ofav2.nas.search_volumes import common_volumes
 from ofav2.report.comparison import Comparison, differing, folder_names
@@ -27,7 +28,7 @@ RESULT_COLUMNS = (
     "hypervolume",
 )
 """Columns of `Comparison.results`; hypervolumes are of all that was measured, up to a reference that all share."""
-_SETTINGS = ("phase", "weights", "space", "costs", "limits", "measurements", "minutes", "seed", "settings")
+_SETTINGS = ("space", "costs", "limits", "measurements", "minutes", "seed", "settings")
 
 
 def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Comparison:
@@ -48,7 +49,7 @@ def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Compariso
         metric=metric,
         title=f"{metric.name} of searches, confirmed",
         columns=RESULT_COLUMNS,
-        settings=differing([{key: to_plain(getattr(one.record, key)) for key in _SETTINGS} for one in searches]),
+        settings=differing([_settings(one.record) for one in searches]),
         results=tuple(
             _results(name, search, volume[-1][1] if volume else None)
             for name, search, volume in zip(names, searches, volumes, strict=True)
@@ -76,6 +77,11 @@ def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Compariso
     return comparison
 
 
+def _settings(record: SearchRecord) -> dict[str, Any]:
+    runs = {key: ", ".join(getattr(one, key) for one in record.runs) for key in ("phase", "weights")}
+    return {**runs, **{key: to_plain(getattr(record, key)) for key in _SETTINGS}}
+
+
 def _same_objectives(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> tuple[Metric, tuple[str, ...]]:
     kinds = dict.fromkeys((search.record.metric, search.record.costs) for search in searches)
     if len(kinds) > 1:
@@ -88,12 +94,12 @@ def _same_objectives(names: Sequence[str], searches: Sequence[SearchSnapshot]) -
 
 
 def _results(name: str, search: SearchSnapshot, volume: float | None) -> tuple[str, ...]:
-    record, front, show = search.record, search.front, search.record.metric.show
+    record, front, show = search.record, search.final, search.record.metric.show
     best = record.metric.best(*(one.confirmed for one in front.finalists)) if front else None
     return (
         name,
         search.state,
-        str(search.run),
+        ", ".join(map(str, search.runs)),
         f"{search.measured:,}",
         f"{len(search.networks):,}",
         f"{len(search.best()):,}",
@@ -115,7 +121,7 @@ def _warnings(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> Itera
 
 def _front(name: str, search: SearchSnapshot) -> Mapping[str, Any]:
     networks = [search.networks[index] for index in search.best()]
-    values = [one.confirmed for one in search.front.finalists] if search.front else [one.value for one in networks]
+    values = [one.confirmed for one in search.final.finalists] if search.final else [one.value for one in networks]
     return {
         "search": name,
         "networks": [str(one.subnet) for one in networks],

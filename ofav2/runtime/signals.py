@@ -16,11 +16,13 @@ _STDERR = 2
 class Stopped(Exception):
     """The run was told to stop, has saved its state and can be resumed."""
 
-    def __init__(self, after: str, folder: str = "RUN") -> None:
-        """Say after what it stopped, and in which folder."""
+    def __init__(self, after: str, folder: str = "RUN", verb: str = "train") -> None:
+        """Say after what it stopped, in which folder, and which verb goes on with it."""
         super().__init__(after)
         self.folder = folder
-        """The run folder."""
+        """The run folder, or a search's."""
+        self.verb = verb
+        """The verb whose `--resume` goes on."""
 
 
 class Lost(Exception):

@@ -13,7 +13,7 @@ import supernets
 from ofav2.config.schema import PhaseConfig, UnlockConfig
 from ofav2.errors import UserError
 from ofav2.training.samplers import SAMPLERS, Largest, Sampler
-from supernets import Space
+from supernets import Space, SpaceError, Subnet
 
 UNLOCKABLE = tuple(field.name for field in fields(UnlockConfig))
 """Dimensions that a phase can unlock, in the paper's order."""
@@ -50,7 +50,7 @@ class Phase:
     def unlocks(self) -> str:
         """What it unlocks, such as `kernel 3, 5, 7`."""
         parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.unlocked)
-        return "; ".join(parts) or "the largest network alone"
+        return "; ".join(parts) or ("the largest network alone" if self.sampler == Largest() else "nothing more")
 
     @property
     def sentence(self) -> str:
@@ -128,7 +128,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             config = replace(config, unlock=replace(config.unlock, **dict.fromkeys(lacking, ())))
         grown = _grown(name, config, current, space)
         alone = grown.restrict(resolution=(max(space.resolution),)).size() == 1
-        if grown == current and not alone:
+        if grown == current and not alone and config.sampler != "marginals":
             raise UserError(
                 f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing"
             )
@@ -164,7 +164,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
                 space=grown.restrict(height=(max(grown.height),)) if joint else grown,
                 evaluated=replace(grown, height=space.height) if joint else grown,
                 objective=objective,
-                sampler=Largest() if alone else SAMPLERS[config.sampler](config.subnets),
+                sampler=Largest() if alone else _sampler(name, config, grown),
                 unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
                 config=config,
                 teacher=chosen,
@@ -197,6 +197,15 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
         for phase in plan.phases
     ]
     return PLAN_COLUMNS, rows
+
+
+def _sampler(phase: str, config: PhaseConfig, space: Space) -> Sampler:
+    try:
+        for text in config.networks:
+            space.check_architecture(Subnet.from_json(text))
+    except SpaceError as error:
+        raise UserError(f"phases.{phase}.networks: {error}") from error
+    return SAMPLERS[config.sampler](config)
 
 
 def _named(config: PhaseConfig) -> tuple[str, ...]:

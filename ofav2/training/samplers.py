@@ -1,13 +1,16 @@
 """Sample a step's sub-networks. To add one, write a frozen class with `draw` and name it below."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from supernets import Space, Subnet
+from ofav2.config.schema import PhaseConfig
+from supernets import BlockChoice, Space, Subnet
+
+Choice = TypeVar("Choice")
 
 
 class Sampler(Protocol):
@@ -49,5 +52,65 @@ class Sandwich:
         return (space.largest(), space.smallest(), *Uniform(self.count - 2).draw(space, rng))
 
 
-SAMPLERS: MappingProxyType[str, Callable[[int], Sampler]] = MappingProxyType({"uniform": Uniform, "sandwich": Sandwich})
-"""Samplers by the name that a recipe calls them; each is made of the sub-networks per step."""
+@dataclass(frozen=True)
+class Marginals:
+    """Draw `count` networks whose choices are those of given networks, each choice on its own (NAT, TPAMI 2021).
+
+    A choice is drawn as often as the networks make it that have it to make: depth of a stage among those that reach the
+    stage, kernel of a block among those that have the block. One in `1 / EVEN` draws is uniform, as are choices that no
+    network makes, so that no part of the supernet is never trained.
+    """
+
+    count: int
+    networks: tuple[Subnet, ...]
+
+    EVEN: ClassVar[float] = 0.04
+
+    def draw(self, space: Space, rng: np.random.Generator) -> tuple[Subnet, ...]:
+        """Draw the networks."""
+        return tuple(self._one(space, rng) for _ in range(self.count))
+
+    def _one(self, space: Space, rng: np.random.Generator) -> Subnet:
+        height = _pick([one.height for one in self.networks], space.height, rng)
+        depths, blocks = [], []
+        for stage in range(height):
+            reaching = [one for one in self.networks if one.height > stage]
+            depth = _pick([one.depth[stage] for one in reaching], space.depth, rng)
+            having = [
+                [one.blocks(stage)[block] for one in reaching if one.depth[stage] > block] for block in range(depth)
+            ]
+            depths.append(depth)
+            blocks.append([_block(seen, space, rng) for seen in having])
+        return Subnet(
+            resolution=_pick([one.resolution for one in self.networks], space.resolution, rng),
+            height=height,
+            depth=tuple(depths),
+            kernel=tuple(tuple(block.kernel for block in stage) for stage in blocks),
+            expand=tuple(tuple(block.expand for block in stage) for stage in blocks),
+            level=tuple(tuple(block.level for block in stage) for stage in blocks),
+        )
+
+
+def _block(seen: Sequence[BlockChoice], space: Space, rng: np.random.Generator) -> BlockChoice:
+    return BlockChoice(
+        kernel=_pick([block.kernel for block in seen if block.kernel is not None], space.kernel, rng),
+        expand=_pick([block.expand for block in seen if block.expand is not None], space.expand, rng),
+        level=_pick([block.level for block in seen], space.levels, rng),
+    )
+
+
+def _pick(seen: Sequence[Choice], choices: Sequence[Choice], rng: np.random.Generator) -> Choice:
+    """Return one of those that were seen, each as likely; now and then, or if none is a choice, any choice."""
+    known = [choice for choice in seen if choice in choices]
+    pool = known if rng.random() >= Marginals.EVEN and known else choices
+    return pool[int(rng.integers(len(pool)))]
+
+
+SAMPLERS: MappingProxyType[str, Callable[[PhaseConfig], Sampler]] = MappingProxyType(
+    {
+        "uniform": lambda phase: Uniform(phase.subnets),
+        "sandwich": lambda phase: Sandwich(phase.subnets),
+        "marginals": lambda phase: Marginals(phase.subnets, tuple(map(Subnet.from_json, phase.networks))),
+    }
+)
+"""Samplers by the name that a recipe calls them; each is made of a phase's settings."""

@@ -2,13 +2,15 @@
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ofav2
+from ofav2.nas import adapt
 from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
@@ -18,6 +20,8 @@ MEASUREMENTS = 11
 """Measurements of the search in `searched`."""
 QUICK = ofav2.SearchSettings(start=6, batch=2, population=16, generations=2, predictor="ridge")
 """Its settings."""
+SHORT = ofav2.AdaptSettings(epochs=0.05)
+"""Settings of the adaptation in `adapted`."""
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +65,25 @@ def searched(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ofav2.search(path, measurements=MEASUREMENTS, settings=QUICK, limits=ofav2.Limits(params=60_000))
 
     return made_once(tmp_path_factory, "searched", make)
+
+
+def volumes(change: float) -> Callable[..., float]:
+    """Hypervolumes of which each differs from the one before by this much."""
+    found = iter(np.arange(0.5, 0.9, 0.1) if change > 0 else np.arange(0.5, 0.1, -0.1))
+    return lambda *_: float(next(found))
+
+
+@pytest.fixture(scope="session")
+def adapted(searched: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a search whose adaptation was kept, whatever came out; to look at only."""
+
+    def make(path: Path) -> None:
+        shutil.copytree(searched, path)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(adapt, "hypervolume", volumes(0.1))
+            ofav2.resume_search(path / "search", adapt=SHORT)
+
+    return made_once(tmp_path_factory, "adapted", make)
 
 
 @pytest.fixture

@@ -124,6 +124,19 @@ function finalistsFigure(node) {
   })};
 }
 
+function adaptationFigure(node) {
+  const x = front.map(point => costOf(networks[point])), names = front.map((point, place) => `#${place + 1} ${plain(networks[point].name)}`);
+  const points = (name, y, more) => ({
+    type: "scatter", mode: "markers", name, x, y, text: names, hovertemplate: `%{text}<br>${name} %{y:${metricFormat()}}<extra></extra>`, ...more,
+  });
+  return {data: [{
+    type: "scatter", mode: "lines", x: x.flatMap(cost => [cost, cost, null]), y: finalists.flatMap((one, place) => [one.confirmed, payload.adapted[place], null]),
+    hoverinfo: "skip", showlegend: false, line: {color: colour("line"), width: 2},
+  }, points("before", finalists.map(one => one.confirmed), {marker: {size: 8, symbol: "circle-open", color: colour("third"), line: {width: 1.5}}}),
+  points("after", payload.adapted, {marker: {size: 9, color: colour("accent")}})],
+  layout: layout({margin: {l: 52, r: 12, t: narrow(node) ? 60 : 36, b: 48}, xaxis: costAxis(x, node), yaxis: metricAxis("")})};
+}
+
 function volumeFigure() {
   const done = rounds.filter(one => one.hypervolume !== null);
   let sum = 0;
@@ -195,11 +208,12 @@ if (networks.length) {
     menu.value = "0";
     menu.addEventListener("change", () => {
       chosen.cost = Number(menu.value);
-      for (const id of ["scatter", "finalists"]) drawn.get(document.getElementById(id))?.();
+      for (const id of ["scatter", "finalists", "adaptation"]) drawn.get(document.getElementById(id))?.();
     });
   }
 }
 if (finalists) chart("finalists", finalistsFigure);
+if (payload.adapted) chart("adaptation", adaptationFigure);
 chart("volume", volumeFigure);
 if (networks.some(network => network.predicted !== null)) chart("predicted", predictedFigure);
 chart("effects", effectsFigure);

@@ -484,6 +484,7 @@ EDGES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("phases.full.warmup_epochs", ("0", "2"), ("-1", "2.1")),
     ("phases.full.subnets", ("1", "1024"), ("0", "1025")),
     ("phases.full.teacher", ("null", "fixed"), ("''",)),
+    ("phases.full.networks", ("[]",), ("[x]",)),
     ("phases.full.patience", ("0", "12"), ("-1",)),
     ("phases.full.dropout", ("0", "0.99"), ("1", "-0.1")),
     ("teacher.policy", ("best",), ("''",)),

@@ -82,7 +82,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_each_network_is_as_if_fine_tuned_alone(short_search: Path, tuned: Path, tmp_path: Path) -> None:
     found = ofav2.load_search(short_search)
-    opened = ofav2.open_run(found.run)
+    opened = ofav2.open_run(found.sources[0].run)
     for number, form, exits in ((1, "single", "last"), (2, "joint", "all")):
         subnet = found.front.finalists[number - 1].subnet
         ofav2.extract(opened, subnet, tmp_path / form, exits, formats=())
@@ -134,7 +134,7 @@ def test_what_cannot_be_done_is_refused_first(
         read_forms("all")
     assert read_forms("joint,single") == ("single", "joint")
     other = Path(shutil.copytree(short_search.parent, tmp_path / "other")) / "search"
-    change_json(other / "search.json", lambda record: record.update(weights="0" * 64))
+    change_json(other / "search.json", lambda record: record["runs"][0].update(weights="0" * 64))
     with pytest.raises(RunError, match="is of other weights than run"):
         finetune_front(other, out=tmp_path / "out")
     for arguments in (["--forms", "single"], []):

@@ -161,7 +161,7 @@ def test_the_unit_of_a_cost_changes_no_choice(factor: float) -> None:
     costs, subnet = np.sort(rng.random(9)) + 1, small().space.smallest()
     values = 1 - 0.5 / costs + 0.01 * rng.random(9)
     finalists = tuple(
-        Finalist(subnet, 1, 1, 1, 0, searched=value, confirmed=value, own={"energy": factor * cost})
+        Finalist(0, subnet, 1, 1, 1, 0, searched=value, confirmed=value, own={"energy": factor * cost})
         for cost, value in zip(costs.tolist(), values.tolist(), strict=True)
     )
     front = FrontRecord(9, 9, finalists, 0.0, None)

@@ -19,16 +19,18 @@ from ofav2.cli.main import main
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
-from ofav2.evaluation.opened_run import load_run
 from ofav2.nas import search as search_module
 from ofav2.nas.cost_model import CostModel, Price
-from ofav2.nas.found import FRONT, choose_finalist
+from ofav2.nas.found import FRONT, front_ranking, pick_finalist
 from ofav2.nas.latency_table import TABLE
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.search_clock import SECONDS
 from ofav2.nas.search_log import ARCHIVE, measured_networks
+from ofav2.runs import checkpoint
+from ofav2.runs.folder import checkpoint_path
+from ofav2.runs.records import read_run, write_run
 from ofav2.tasks.base import Metric
 from supernets import Subnet, Supernet
 from tests.ofav2.conftest import MEASUREMENTS, QUICK
@@ -51,7 +53,7 @@ def test_the_archive_holds_every_measured_network_with_what_it_costs_and_why(sea
     measured = [line for line in lines if line["kind"] == "measured"]
     assert sum(len(line["bodies"]) for line in picked) == len(measured) == found.front.measured == MEASUREMENTS
     assert {why for line in picked for why in line["why"]} <= {"first", "gain", "spread"}
-    model = CostModel(found.record.architecture)
+    model = CostModel(found.record.runs[0].architecture)
     networks = [one for line in measured for one in line["networks"]]
     for one in networks:
         subnet = Subnet.from_dict(one["subnet"])
@@ -128,10 +130,10 @@ def test_a_later_search_measures_nothing_twice(searched: Path, tmp_path: Path, m
     assert again.folder == run / "search-2"
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
     other = ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, seed=1, out=tmp_path / "other")
-    known = {subnet for _, subnet, _ in measured_networks(run / "search")}
+    known = {network.subnet for _, network, _ in measured_networks(run / "search")}
     assert measured
     assert not known & set(measured)
-    assert {subnet for _, subnet, _ in measured_networks(other.folder)} >= set(measured)
+    assert {network.subnet for _, network, _ in measured_networks(other.folder)} >= set(measured)
 
 
 def test_damaged_lines_of_what_was_measured_are_measured_again(
@@ -262,7 +264,10 @@ def unfinished(searched: Path, tmp_path: Path) -> Path:
 
 def change_record(folder: Path, changes: dict[str, Any]) -> None:
     record = json.loads((folder / "search.json").read_text(encoding="utf-8"))
-    (folder / "search.json").write_text(json.dumps(record | changes), encoding="utf-8")
+    (run,) = record["runs"]
+    own = {key: value for key, value in changes.items() if key in run}
+    others = {key: value for key, value in changes.items() if key not in run}
+    (folder / "search.json").write_text(json.dumps(record | others | {"runs": [run | own]}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +301,7 @@ def test_a_search_with_latencies_goes_on_with_the_same_table_only(searched: Path
     table = made_up_table(net.architecture, net.space)
     ofav2.save_table(table, run / TABLE)
     found = ofav2.search(run, objectives=("top-1", "latency"), measurements=3, settings=QUICK)
-    assert found.record.latency_table == f"../{TABLE}"
+    assert found.record.runs[0].latency_table == f"../{TABLE}"
     (found.folder / FRONT).unlink()
     faster = {key: value // 2 for key, value in table.entries.items()}
     ofav2.save_table(replace(table, entries=faster), run / TABLE)
@@ -311,21 +316,23 @@ def test_a_search_in_a_run_folder_goes_on_after_both_were_moved(
     monkeypatch.chdir(tmp_path)
     found = ofav2.search("runs/one", measurements=3, settings=QUICK)
     outside = ofav2.search("runs/one", measurements=3, settings=QUICK, out="other")
-    assert (found.run, outside.run) == (Path("runs/one"), tmp_path / "runs" / "one")
+    assert (found.sources[0].run, outside.sources[0].run) == (Path("runs/one"), tmp_path / "runs" / "one")
     (found.folder / FRONT).unlink()
     (outside.folder / FRONT).unlink()
     monkeypatch.chdir(tmp_path / "runs")
     assert ofav2.resume_search(tmp_path / "other").front == ofav2.resume_search("one/search-2").front
     Path("one").rename("two")
     (Path("two") / "search-2" / FRONT).unlink()
-    assert ofav2.resume_search("two/search-2").run == Path("two")
+    assert ofav2.resume_search("two/search-2").sources[0].run == Path("two")
 
 
 def test_a_search_does_not_write_among_its_images(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def opened(loaded: Any, processes: Any) -> Any:
-        return SimpleNamespace(data=SimpleNamespace(trees=(tmp_path / "images",)))
+        return SimpleNamespace(
+            data=SimpleNamespace(trees=(tmp_path / "images",), val=tiny_data().val), evaluator=SimpleNamespace(seed=0)
+        )
 
     monkeypatch.setattr(search_module, "open_loaded", opened)
     with pytest.raises(UserError, match="where it would be taken for images"):
@@ -416,14 +423,13 @@ def test_the_best_is_the_best_confirmed_one_within_limits(searched: Path) -> Non
     with pytest.raises(UserError, match="are kept by no network of the front: the least there is macs"):
         found.best(Limits(macs=least - 1))
     assert found.knee() in finalists
-    run = load_run(searched)
-    choice = choose_finalist(found, run, Limits(), number=1)
-    assert choice.best.subnet == finalists[0].subnet
-    assert len(choice.ranked) == len(finalists)
+    first = pick_finalist(found, Limits(), number=1)
+    assert first == finalists[0]
+    ranking = front_ranking(found, first, Limits(), "number 1")
+    assert ranking.best.subnet == first.subnet
+    assert len(ranking.ranked) == len(finalists)
     with pytest.raises(UserError, match=r"number \(0\) is not on the front"):
-        choose_finalist(found, run, Limits(), number=0)
-    with pytest.raises(UserError, match="is of other weights than run"):
-        choose_finalist(found, replace(run, sha256="0" * 64), Limits())
+        pick_finalist(found, Limits(), number=0)
     with pytest.raises(UserError, match=r"limit latency \(.*\) is not known of search"):
         found.best(Limits(latency=1))
 
@@ -436,7 +442,7 @@ def test_the_command_searches_goes_on_and_extracts(
     said = capsys.readouterr()
     assert "front of" in said.out
     assert "optimism: top-1 is" in said.err
-    assert f"next: ofav2 extract {run} --from-search {out} --knee --out knee" in said.err
+    assert f"next: ofav2 extract --from-search {out} --knee --out knee" in said.err
     assert main(["search", "--resume", str(out)]) == 0
     capsys.readouterr()
     extract = ["extract", str(run), "--from-search", str(out), "--formats", "none", "--out"]
@@ -476,6 +482,17 @@ def test_options_that_do_not_fit_are_refused(
     assert message in capsys.readouterr().err
 
 
+def change_weights(run: Path) -> None:
+    """Make a run another one, of the same space."""
+    record = read_run(run)
+    path = checkpoint_path(run, record.phases[-1].name)
+    tensors, described = checkpoint.load(path, record.phases[-1].sha256)
+    first = next(tensor for tensor in tensors.values() if tensor.is_floating_point())
+    first += 0.01
+    last = replace(record.phases[-1], sha256=checkpoint.save(path, tensors, described))
+    write_run(run, replace(record, phases=(*record.phases[:-1], last)))
+
+
 def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     shutil.copytree(searched, tmp_path / "runs" / "digits")
@@ -484,12 +501,15 @@ def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypa
     shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
     # Other tests search with two processes, and fine-tune a front.
     lines = [line for line in shell.splitlines() if not line.startswith(("torchrun", "ofav2 finetune"))]
+    for name in ("narrow", "wide"):
+        shutil.copytree(searched, tmp_path / "runs" / name)
+    change_weights(tmp_path / "runs" / "wide")
     commands = [shlex.split(line, comments=True)[1:] for line in lines]
     assert {command[0] for command in commands} == {"search", "extract", "report"}
     for command in commands:
         if command[0] == "extract":
             command += ["--formats", "none"]
-        assert main([word if word != "40" else "6" for word in command]) == 0, command
+        assert main([{"40": "6", "5": "0.05"}.get(word, word) for word in command]) == 0, command
     names: dict[str, Any] = {"ofav2": ofav2}
     for python in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(python.replace("measurements=40", "measurements=6"), names)

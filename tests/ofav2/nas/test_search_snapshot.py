@@ -26,7 +26,7 @@ def test_a_finished_search_is_read_whole(searched: Path) -> None:
     assert snapshot.measured == MEASUREMENTS
     assert sum(sum(one.picked.values()) for one in snapshot.rounds) == MEASUREMENTS
     expected = list(measured_networks(searched / "search"))
-    assert [(one.round, one.subnet, one.value) for one in snapshot.networks] == expected
+    assert [(one.round, (one.run, one.subnet), one.value) for one in snapshot.networks] == expected
     assert [snapshot.networks[index].subnet for index in snapshot.best()] == [
         one.subnet for one in found.front.finalists
     ]

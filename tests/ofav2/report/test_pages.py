@@ -233,7 +233,22 @@ def test_the_page_of_a_search_tells_what_it_found(searched: Path, tmp_path: Path
     assert found.record.metric.show(found.front.optimism) in shown.text
     assert [one["band"][0] < one["confirmed"] < one["band"][1] for one in shown.payload["finalists"]]
     assert len(shown.payload["networks"]) == found.front.networks
-    assert f"ofav2 extract {searched} --from-search {found.folder} --number 1" in shown.text
+    assert f"ofav2 extract --from-search {found.folder} --number 1" in shown.text
+
+
+def test_the_page_of_a_search_tells_what_its_adaptation_reached(adapted: Path, tmp_path: Path) -> None:
+    found = ofav2.load_search(adapted / "search")
+    assert found.adapted is not None
+    shown = Markup(ofav2.write_report(found.folder, tmp_path / "page.html"))
+    assert "confirmed front 0.5000 before, 0.6000 after" in shown.text
+    assert shown.payload["adapted"] == [one.confirmed for one in found.final.finalists]
+    # Until it has ended, the search has not.
+    folder = Path(shutil.copytree(found.folder, tmp_path / "search"))
+    change_json(folder / "adaptation.json", lambda record: record.update(result=None))
+    shown = Markup(ofav2.write_report(folder))
+    assert shown.payload["adapted"] is None
+    assert "a part of the adaptation" in shown.text
+    assert f"ofav2 search --resume {folder}" in shown.text
 
 
 def test_the_page_of_a_search_under_way_says_so(searched: Path, tmp_path: Path) -> None:

@@ -1,0 +1,232 @@
+"""Adapt a supernet to the front of a search: a further phase that draws what the front is made of, kept if it helps.
+
+The phase is trained in a copy of the run, in the search's folder, so the searched run stays as it is. Then the front's
+networks are measured anew. The copy is removed unless the hypervolume of the confirmed front has risen. Every step goes
+on where an earlier call stopped, and ends with the same bytes.
+"""
+
+import logging
+import math
+import shutil
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ofav2 import files
+from ofav2.config import recipe
+from ofav2.config.schema import Config, UnlockConfig
+from ofav2.data.halves import Halves, halve
+from ofav2.errors import RunError, UserError
+from ofav2.evaluation.opened_run import OpenedRun, load_run, open_loaded
+from ofav2.nas.engine.fronts import hypervolume
+from ofav2.nas.engine.problem import Floats
+from ofav2.nas.found import (
+    ADAPTATION,
+    ADAPTATION_FORMAT,
+    ADAPTED,
+    Adaptation,
+    Adapted,
+    AdaptSettings,
+    Finalist,
+    Found,
+    FrontRecord,
+    SearchRecord,
+    read_adaptation,
+)
+from ofav2.nas.rounds import front_optimism
+from ofav2.progress import log_progress
+from ofav2.runs import folder
+from ofav2.runs.kept_recipe import kept_recipe
+from ofav2.runs.records import RunRecord, read_run, write_run
+from ofav2.runtime.processes import Processes
+from ofav2.runtime.signals import Stopped
+from ofav2.training.run import resume
+from ofav2.typed_json import write_record
+from supernets import Subnet
+
+logger = logging.getLogger(__name__)
+
+PHASE = "adapt"
+SLOWER = 3.0
+"""By how much the peak learning rate is lower than the last phase's (NATv2: 7.5e-3, then 2.5e-3)."""
+MARGIN = 0.01
+"""Share of an objective's range by which the reference point is worse than the worst network."""
+
+
+def ask_adaptation(place: Path, settings: AdaptSettings) -> None:
+    """Write into a search's folder that its supernet is to be adapted.
+
+    Raises:
+        UserError: If that was begun already with other settings.
+    """
+    known = read_adaptation(place)
+    if known and known.settings != settings:
+        raise UserError(
+            f"adaptation ({place / ADAPTATION}) was asked for with other settings: give those, or remove that file and"
+            f" {place / ADAPTED}"
+        )
+    if not known:
+        write_record(place / ADAPTATION, Adaptation(settings, None), ADAPTATION_FORMAT)
+
+
+def adapt_found(found: Found, processes: Processes) -> Found:
+    """Adapt the supernet to a search's front if that was asked for; go on where an earlier call stopped.
+
+    The phase takes teacher, objective and all other settings from the one that was searched. Its sub-networks are drawn
+    by `ofav2.training.samplers.Marginals` of the front.
+
+    Args:
+        found: What was found.
+        processes: The processes that adapt together.
+
+    Returns:
+        The same with what the adaptation reached.
+
+    Raises:
+        RunError: If the run has other weights now, or training fails.
+        Stopped: If a signal told it to stop; it goes on when the search is resumed.
+    """
+    asked = processes.on_all(lambda: read_adaptation(found.folder))
+    if asked is None:
+        return found
+    with folder.lock(found.folder) if processes.rank == 0 else nullcontext():
+        result = asked.result or _adapt(found, asked.settings, processes)
+
+        def keep() -> None:
+            write_record(found.folder / ADAPTATION, replace(asked, result=result), ADAPTATION_FORMAT)
+            if not result.kept:
+                shutil.rmtree(found.folder / ADAPTED, ignore_errors=True)
+
+        processes.on_main(keep)
+    return replace(found, adapted=result)
+
+
+def _adapt(found: Found, settings: AdaptSettings, processes: Processes) -> Adapted:
+    copy, networks = found.folder / ADAPTED, [one.subnet for one in found.front.finalists]
+    logger.info(f"adapting the supernet to {len(networks)} networks of the front")
+    processes.on_main(lambda: _copy_run(found, copy, settings, networks))
+    try:
+        phase = resume(copy).record.phases[-1]
+    except Stopped as stopped:
+        raise Stopped(str(stopped), str(found.folder), "search") from stopped
+    run = processes.on_all(lambda: open_loaded(load_run(copy), processes))
+    front = _measured_anew(found, run, halve(run.data.val, run.evaluator.seed))
+    before, after = confirmed_volumes(found.record, found.front.finalists, front.finalists)
+    gain, error = _gain(found.record, found.front.finalists, front.finalists)
+    return Adapted(phase.name, phase.sha256, phase.steps, front, before, after, gain, error)
+
+
+def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks: Sequence[Subnet]) -> Config:
+    """Return a run's recipe up to a phase, with one more that draws what some networks are made of.
+
+    Args:
+        config: The recipe.
+        phase: The phase to repeat.
+        settings: What differs in the new one.
+        networks: The networks.
+
+    Raises:
+        UserError: If a setting is out of range.
+    """
+    names = list(config.phases)
+    phases = {name: config.phases[name] for name in names[: names.index(phase) + 1]}
+    last = phases[phase]
+    candidates = (f"{PHASE}{number or ''}" for number in range(len(phases) + 1))
+    phases[next(name for name in candidates if name not in phases)] = replace(
+        last,
+        epochs=last.epochs if settings.epochs is None else settings.epochs,
+        lr=last.lr / SLOWER if settings.lr is None else settings.lr,
+        warmup_epochs=0.0,
+        unlock=UnlockConfig(),
+        sampler="marginals",
+        networks=tuple(network.to_json() for network in networks),
+    )
+    # The front is measured instead of corners.
+    more = replace(config, phases=phases, evaluation=replace(config.evaluation, corners="none"))
+    # Written and read again, so that ranges are checked as those of any recipe.
+    return recipe.parse(recipe.dump(more), "recipe of the adaptation")
+
+
+def _copy_run(found: Found, copy: Path, settings: AdaptSettings, networks: Sequence[Subnet]) -> None:
+    """Copy the searched run with a longer recipe, whole or not at all; states of steps, and searches, are left out."""
+    (run,), (searched,) = found.searched_runs, found.record.runs
+    if load_run(run, searched.phase).sha256 != searched.weights:
+        raise RunError(f"search ({found.folder}) is of other weights than run {run} has now: search it again")
+    if (copy / folder.RECORD).exists():
+        return
+    record, staging = read_run(run), copy.with_name(f".{copy.name}.tmp")
+    config = adapted_recipe(kept_recipe(run, record), searched.phase, settings, networks)
+    shutil.rmtree(staging, ignore_errors=True)
+    try:
+        (staging / folder.CHECKPOINTS).mkdir(parents=True)
+        _copy_files(run, staging, record, searched.phase, config)
+        staging.rename(copy)
+    except OSError as error:
+        raise RunError(
+            f"{copy} cannot be written ({error.strerror}); check its folder and the disk's free space"
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _copy_files(run: Path, target: Path, record: RunRecord, phase: str, config: Config) -> None:
+    for name in (folder.SPLIT, folder.METRICS):
+        if (run / name).exists():
+            shutil.copyfile(run / name, target / name)
+    phases = record.phases[: [one.name for one in record.phases].index(phase) + 1]
+    for one in phases:
+        for source in (run / folder.CHECKPOINTS).glob(f"{one.name}.*"):
+            shutil.copyfile(source, target / folder.CHECKPOINTS / source.name)
+    text = recipe.dump(config)
+    files.write_text(target / folder.RECIPE, text)
+    begun = replace(record, status="stopped", recipe=text, phases=phases, test=None, wandb_run_id=None, states={})
+    write_run(target, begun)
+
+
+def _measured_anew(found: Found, run: OpenedRun, halves: Halves) -> FrontRecord:
+    """Return the front with the values that its networks have with a run's weights, in the same order."""
+    networks, values = [one.subnet for one in found.front.finalists], []
+    with log_progress("measuring the front anew", 2 * len(networks)) as advance:
+        for half in halves:
+            own: dict[Subnet, float] = {}
+            for score in run.evaluator.scores(run.loaded.net, networks, half):
+                own[score.subnet] = score.value
+                advance()
+            values.append(own)
+    searched, confirmed = values
+    finalists = tuple(
+        replace(one, searched=searched[one.subnet], confirmed=confirmed[one.subnet]) for one in found.front.finalists
+    )
+    optimism, error = front_optimism(found.record, finalists)
+    return replace(found.front, finalists=finalists, optimism=optimism, optimism_error=error)
+
+
+def confirmed_volumes(
+    record: SearchRecord, before: Sequence[Finalist], after: Sequence[Finalist]
+) -> tuple[float, float]:
+    """Return the hypervolumes of two confirmed fronts, as shares of the box around both, which is a little larger."""
+    fronts = [_points(record, front) for front in (before, after)]
+    together = np.concatenate(fronts)
+    low, span = together.min(0), np.maximum(np.ptp(together, axis=0), 1e-12) * (1 + MARGIN)
+    first, second = (hypervolume((points - low) / span, np.ones(len(low))) for points in fronts)
+    return first, second
+
+
+def _points(record: SearchRecord, front: Sequence[Finalist]) -> Floats:
+    """Return what is minimised, of confirmed networks (N, 1 + costs): the metric, lower for better, then costs."""
+    rows = [(-record.metric.rank(one.confirmed), *(one.cost(name) for name in record.costs)) for one in front]
+    return np.array(rows, np.float64)
+
+
+def _gain(record: SearchRecord, before: Sequence[Finalist], after: Sequence[Finalist]) -> tuple[float, float | None]:
+    """Return the mean gain of the confirmed metric, and its standard error as if the images were others after."""
+    rank = record.metric.rank
+    pairs = list(zip(before, after, strict=True))
+    gain = float(np.mean([rank(new.confirmed) - rank(old.confirmed) for old, new in pairs]))
+    if record.metric.unit != "%":
+        return gain, None
+    shares = [float(np.mean([one.confirmed for one in front])) for front in (before, after)]
+    return gain, math.sqrt(sum(share * (1 - share) for share in shares) / record.confirmation_images)
