@@ -110,8 +110,8 @@ def summary(pairs: list[tuple[Chosen, Chosen]]) -> tuple[object, ...]:
         cells += [f"{np.mean([one.networks for one in side]):.0f}", f"{np.mean([one.seconds for one in side]):.1f}"]
         cells += [f"{100 * np.mean([getattr(one, name) for one in side]):.2f}" for name in ("validation", "test")]
     gaps = 100 * np.array([found.test - ranked.test for found, ranked in pairs])
-    error = gaps.std(ddof=1) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
-    return (*cells, f"{gaps.mean():+.2f} ± {error:.2f}")
+    error = f" ± {gaps.std(ddof=1) / len(gaps) ** 0.5:.2f}" if len(gaps) > 1 else ""
+    return (*cells, f"{gaps.mean():+.2f}{error}")
 
 
 if __name__ == "__main__":
