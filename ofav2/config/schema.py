@@ -260,7 +260,7 @@ class OptimConfig:
     """Share of the label's probability spread over all classes; 0 turns it off."""
     class_weights: Literal["none", "log"] = "none"
     """How much a class's images or pixels weigh in the loss: all alike, or those of rare classes more (`log`): a class
-    with share p of the training targets weighs 1 / ln(1.02 + p), so at most 50 (ENet, section 5)."""
+    with share p of the training targets weighs in proportion to 1 / ln(1.02 + p) (ENet, section 5)."""
     schedule: Literal["cosine", "constant"] = "cosine"
     """How the learning rate goes on after the warm-up: down to zero as half a cosine, or as it is."""
     grad_clip: float = 0.0

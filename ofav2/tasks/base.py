@@ -172,14 +172,18 @@ class Task(Protocol):
 
 
 def log_weights(shares: Sequence[float]) -> tuple[float, ...]:
-    """Return weights of classes in the loss that grow with rarity: 1 / ln(1.02 + share).
+    """Return weights of classes in the loss that grow with rarity: in proportion to 1 / ln(1.02 + share).
+
+    Over the training targets they are 1 on average, so a loss keeps its size.
 
     Args:
         shares: Each class's share of the training targets, in 0..1.
 
     Source: Paszke et al., ENet, 2016, section 5.
     """
-    return tuple(1 / math.log(1.02 + share) for share in shares)
+    weights = [1 / math.log(1.02 + share) for share in shares]
+    mean = sum(weight * share for weight, share in zip(weights, shares, strict=True))
+    return tuple(weight / mean for weight in weights)
 
 
 def refuse_mixing(task: Task, config: DataConfig) -> None:

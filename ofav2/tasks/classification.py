@@ -31,7 +31,7 @@ class Classification:
     label_smoothing: float = 0.0
     """Share of the label's probability spread over all classes in training; 0 turns it off."""
     weights: tuple[float, ...] | None = None
-    """How much each class's images weigh in the loss; None: all alike."""
+    """How much each class's images weigh in the loss, 1 on average over training; None: all alike."""
 
     @property
     def name(self) -> str:
@@ -71,8 +71,12 @@ class Classification:
         """Return the cross-entropy of logits (N, classes) with the labels, smoothed, in nats."""
         wide = output.to(torch.promote_types(output.dtype, torch.float32))
         target = target.to(wide.dtype) if target.is_floating_point() else target
-        weights = None if self.weights is None else wide.new_tensor(self.weights)
-        return functional.cross_entropy(wide, target, weights, label_smoothing=self.label_smoothing)
+        if self.weights is None:
+            return functional.cross_entropy(wide, target, label_smoothing=self.label_smoothing)
+        # A mean over images, not over their weights, so that it does not depend on how images are batched.
+        weights = wide.new_tensor(self.weights)
+        total = functional.cross_entropy(wide, target, weights, label_smoothing=self.label_smoothing, reduction="sum")
+        return total / len(wide)
 
     def counted(self, target: Tensor) -> Tensor | None:
         """Return None: all targets count."""

@@ -31,7 +31,7 @@ class Segmentation:
     label_smoothing: float = 0.0
     """Share of the right class's probability spread over all classes in training; 0 turns it off."""
     weights: tuple[float, ...] | None = None
-    """How much each class's pixels weigh in the loss; None: all alike."""
+    """How much each class's pixels weigh in the loss, 1 on average over training; None: all alike."""
 
     @property
     def name(self) -> str:
@@ -74,10 +74,7 @@ class Segmentation:
         total = functional.cross_entropy(
             wide, target, weights, ignore_index=IGNORED, label_smoothing=self.label_smoothing, reduction="sum"
         )
-        counted = self.counted(target)
-        if weights is None:
-            return total / counted.sum().clamp(min=1)
-        return total / weights[target[counted]].sum().clamp(min=weights.min())
+        return total / self.counted(target).sum().clamp(min=1)
 
     def counted(self, target: Tensor) -> Tensor:
         """Return which pixels count, bool (N, H, W)."""

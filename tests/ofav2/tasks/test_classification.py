@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ofav2.tasks.base import Metric
-from ofav2.tasks.classification import predict, ranks
+from ofav2.tasks.classification import Classification, predict, ranks
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -32,3 +32,13 @@ def test_an_accuracy_is_shown_with_its_standard_error_and_what_one_image_is() ->
     assert Metric("mIoU", "%", higher_is_better=True).show_from(0.9, 100) == "90.0 %", "a share of areas"
     assert top1.grain(216, "validation") == "One of the 216 validation images is 0.46 points."
     assert top1.grain(334, "validation") is None
+
+
+def test_rare_classes_weigh_more_where_asked_however_images_are_batched() -> None:
+    logits, targets = torch.tensor([[0.3, -1.0], [2.0, 0.1], [0.0, 0.5]]), torch.tensor([0, 1, 1])
+    task = Classification(2, 0.0, (0.5, 3.0))
+    chances = logits.log_softmax(1)
+    expected = -(0.5 * chances[0, 0] + 3 * chances[1, 1] + 3 * chances[2, 1]) / 3
+    torch.testing.assert_close(task.loss(logits, targets), expected)
+    parts = task.loss(logits[:1], targets[:1]) + 2 * task.loss(logits[1:], targets[1:])
+    torch.testing.assert_close(parts / 3, expected)

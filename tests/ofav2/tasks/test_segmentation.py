@@ -68,15 +68,17 @@ def test_the_loss_is_the_mean_over_counted_pixels(smoothing: float) -> None:
 
 def test_rare_classes_weigh_more_where_asked() -> None:
     output, target = made_up()
-    weights = log_weights((0.5, 0.25, 0.0, 0.25))
-    assert weights == pytest.approx([1 / math.log(1.02 + share) for share in (0.5, 0.25, 0.0, 0.25)])
+    shares = (0.5, 0.25, 0.0, 0.25)
+    weights = log_weights(shares)
+    assert sum(weight * share for weight, share in zip(weights, shares, strict=True)) == pytest.approx(1)
+    assert weights[2] / weights[0] == pytest.approx(math.log(1.52) / math.log(1.02))
     chances = output.log_softmax(1)
     pixels = [
         (weights[code], float(chances[image, code, row, column]))
         for image, row, column in (target != IGNORED).nonzero().tolist()
         if (code := int(target[image, row, column])) >= 0
     ]
-    expected = -sum(weight * chance for weight, chance in pixels) / sum(weight for weight, _ in pixels)
+    expected = -sum(weight * chance for weight, chance in pixels) / len(pixels)
     assert float(Segmentation(TASK.classes, 0.0, weights).loss(output, target)) == pytest.approx(expected, rel=1e-5)
     target[:] = IGNORED
     assert float(Segmentation(TASK.classes, 0.0, weights).loss(output, target)) == 0
