@@ -17,6 +17,7 @@ import torch
 
 import ofav2
 from ofav2.cli import console
+from ofav2.evaluation.opened_run import require_supernet
 from ofav2.nas.candidates import draw_within
 from ofav2.nas.cost_model import CostModel
 from ofav2.tables import table
@@ -52,7 +53,8 @@ def by_search(opened: ofav2.OpenedRun, limits: ofav2.Limits, candidates: int, se
 
 def by_chance(opened: ofav2.OpenedRun, limits: ofav2.Limits, candidates: int, seed: int, seconds: float) -> Chosen:
     """Choose the best of random networks, of which no fewer are measured than the seconds allow."""
-    model, space = CostModel(opened.loaded.net.architecture), opened.loaded.net.space
+    net = require_supernet(opened.loaded.net, "name another run")
+    model, space = CostModel(net.architecture), net.space
     values: dict[Subnet, float] = {}
     start = time.process_time()
     while (used := time.process_time() - start) < seconds:

@@ -10,7 +10,6 @@ tells which part of a measurement's time depends on the number of images.
 
 import argparse
 import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,7 @@ def left_out(points: Floats, first: int, images: int, correlation: float) -> flo
 
 def time_shares(opened: ofav2.OpenedRun) -> tuple[int, float, dict[str, float]]:
     """Images of a search, seconds a body, and the shares of its time by part."""
-    spent: Counter[str] = Counter()
+    spent = dict.fromkeys(PARTS, 0.0)
 
     def timed(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -70,7 +69,7 @@ def time_shares(opened: ofav2.OpenedRun) -> tuple[int, float, dict[str, float]]:
     images = halve(opened.data.val, opened.evaluator.seed).search
     bodies = [net.space.sample(rng) for _ in range(BODIES + 1)]
     list(opened.evaluator.scores(net, bodies[:1], images))
-    spent.clear()
+    spent.update(dict.fromkeys(PARTS, 0.0))
     start = time.process_time()
     list(opened.evaluator.scores(net, bodies[1:], images))
     seconds = time.process_time() - start
