@@ -267,7 +267,9 @@ def test_every_verb_refuses_what_is_no_run_and_no_recipe(
     more["prune"] = ["--out", "new"]
     more["predict"] = [what]
     more["train"] = ["--resume", what]
-    assert main([verb, *([] if verb == "train" else [what]), *more.get(verb, [])]) == 2
+    more["patches"] = ["--out", "new"]
+    first = {"train": [], "patches": ["tif", what]}
+    assert main([verb, *first.get(verb, [what]), *more.get(verb, [])]) == 2
     output = capsys.readouterr()
     assert output.err.splitlines()[-1].startswith("ofav2: ") or verb == "compare"
     assert not Path("new").exists()

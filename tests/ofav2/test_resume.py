@@ -504,7 +504,7 @@ def test_a_run_takes_settings_when_it_is_resumed(stopped: Path, monkeypatch: pyt
         (["--resume", "RUN", "run.seed=9"], "run.seed was 0, is 9"),
         (["--resume", "RUN", "run.sead=9"], "did you mean run.seed"),
         (["--resume", "RUN/checkpoints"], "holds no run"),
-        (["digits", "--run-dir", "RUN"], "is not empty"),
+        (["digits", "--run-dir", "RUN"], "holds a run"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_line(

@@ -19,6 +19,7 @@ from ofav2.tasks.class_results import ClassResults
 from ofav2.tasks.classification import NAME, TOP1
 from supernets import Exits, Subnet, Supernet
 from supernets.subnet_cost import subnet_cost
+from tests.ofav2 import tiny
 
 
 def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") -> Path:
@@ -58,7 +59,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32),
         choice=None,
         pruning=None,
-        provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, "{}"),
+        provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, tiny.TWO),
         finetuning=(),
         formats=("onnx", "pt2", "card"),
         exports=ExportRecord(tuple(f"exit_{exit}" for exit in indices), (1, 16), {"model.onnx": 1e-7}),

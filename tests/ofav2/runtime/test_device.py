@@ -49,7 +49,7 @@ def test_cuda_devices_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
         open_runtime(RunConfig(device="cuda:2"))
 
 
-@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:0:1", "", "CPU", "mps"])
+@pytest.mark.parametrize("name", ["tpu", "cpu:0", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:0:1", "", "CPU"])
 def test_unknown_devices_are_refused_by_value(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     with pytest.raises(UserError, match=rf"run\.device \({re.escape(name)}\) is unknown"):
