@@ -711,15 +711,14 @@ def test_no_state_is_saved_while_batches_are_skipped(
     assert saved == ["full 4", "full 6", "kernel 2", "kernel 4"]
 
 
-@pytest.mark.parametrize("lr", ["30", "1e6"])
 def test_a_diverged_phase_goes_on_at_a_lower_rate_as_if_it_had_never_had_another(
-    lr: str, recipes: dict[str, str], tmp_path: Path, notes: Notes
+    recipes: dict[str, str], tmp_path: Path, notes: Notes
 ) -> None:
     """Weights that were driven too far are in no state that is left, also where the loss does not show it yet."""
     run = tmp_path / "run"
     settings = ["optim.name=sgd", "phases.full.epochs=0.4", "run.save_steps=1", "run.keep_states=20"]
     with pytest.raises(RunError, match=r"--resume (goes back|takes a state before)"):
-        ofav2.train(recipes["short"], [*settings, f"phases.full.lr={lr}"], run)
+        ofav2.train(recipes["short"], [*settings, "phases.full.lr=30"], run)
     assert not [name for name in states(run) if name.startswith("state")]
     notes()
     ofav2.resume(run, overrides=["phases.full.lr=0.001"], allow=["phases.full.lr"])

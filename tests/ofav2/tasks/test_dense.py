@@ -89,7 +89,7 @@ def test_an_extracted_segmentation_has_the_iou_that_a_plain_loop_finds(
 ) -> None:
     run = ofav2.open_run(segmented.folder)
     largest = run.loaded.net.space.largest()
-    written = ofav2.extract(run, largest, tmp_path / "largest", "all")
+    written = ofav2.extract(run, largest, tmp_path / "largest", "all", formats=("card",))
     truth = stored(patches, "test", "cover").astype(int)
     truth[(stored(patches, "test", "images") == -9999).any(-1)] = 9
     with torch.inference_mode():
