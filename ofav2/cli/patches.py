@@ -119,13 +119,13 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _run_tif(arguments: argparse.Namespace) -> None:
-    masks = {**_folders("--codes", arguments.codes), **_folders("--numbers", arguments.numbers)}
+    codes, numbers = _folders("--codes", arguments.codes), _folders("--numbers", arguments.numbers)
+    masks = codes | numbers
     if len(masks) < len(arguments.codes) + len(arguments.numbers):
         raise UserError("--codes and --numbers: a target is named twice; give each its own name")
     from ofav2.data.importing.geotiffs import Layout, import_geotiffs
     from ofav2.data.importing.scenes import Form
 
-    codes = _folders("--codes", arguments.codes)
     kinds: dict[str, Literal["codes", "numbers"]] = {name: "codes" if name in codes else "numbers" for name in masks}
     layout = Layout(
         single_bands=arguments.single_bands,

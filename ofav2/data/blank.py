@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from ofav2.config.schema import DataConfig
+from ofav2.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from ofav2.data.images import ArrayImages, Indices, Pixels, Size
 from ofav2.data.splits import RGB, ImageData, Listed, Split, TargetSpec, divide
 from ofav2.errors import UserError
-
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, as folders of images have them."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +75,8 @@ def blank_data(config: DataConfig, *, images: int, classes: int) -> ImageData:
         name="imagined images",
         bands=RGB,
         target=TargetSpec("classes", names),
-        mean=config.mean or MEAN,
-        std=config.std or STD,
+        mean=config.mean or IMAGENET_MEAN,
+        std=config.std or IMAGENET_STD,
         train=parts.train,
         val=parts.val,
         test=parts.test,

@@ -415,7 +415,7 @@ def describe_adaptation(record: SearchRecord, adapted: Adapted) -> str:
     ended = "kept: the networks have the adapted weights" if adapted.kept else "it did not help, and is not kept"
     return (
         f"adaptation, {adapted.steps} steps: hypervolume of the confirmed front {adapted.before:.4f} before,"
-        f" {adapted.after:.4f} after; {record.metric.name} {show_value(adapted.gain)}{error} better on average; {ended}"
+        f" {adapted.after:.4f} after; mean gain in {record.metric.name} {show_value(adapted.gain)}{error}; {ended}"
     )
 
 

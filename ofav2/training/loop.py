@@ -245,7 +245,7 @@ def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: Step) ->
     """End the run if a weight or a statistic is not finite, in any process."""
     if any(setup.runtime.processes.any(not_finite(setup.net) is not None)):
         why = f"weights after step {step.number} of phase {phase.name} are not finite"
-        _give_up(setup, phase, writer, step.number - 1, why, "--resume takes a state before that step")
+        _give_up(setup, phase, writer, step.number - 1, why, "--resume goes on from before that step")
 
 
 def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str, back: str) -> NoReturn:

@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 from ofav2 import files
 from ofav2.data.importing.rasters import BandFile, SceneError, library
-from ofav2.data.importing.scenes import Content, Form, Imported, Scene, SplitName, import_scenes
+from ofav2.data.importing.scenes import Content, Form, Imported, Scene, import_scenes
+from ofav2.data.readers.patches import SPLITS
 from ofav2.errors import UserError
 from ofav2.messages import show
 
@@ -89,7 +90,7 @@ def tifs_below(root: Path, without: Sequence[Path] = ()) -> list[Path]:
 
 def _scene(root: Path, where: Path, paths: Sequence[Path], layout: Layout, masks: Mapping[str, Path]) -> Scene:
     """Return the scene of some files; `where` is its path below the root, without a suffix."""
-    split: SplitName | None = next((name for name in get_args(SplitName) if where.parts[:1] == (name,)), None)
+    split = next((name for name in SPLITS if where.parts[:1] == (name,)), None)
     rest = Path(*where.parts[1:]) if split else where
     if layout.classes and len(rest.parts) < 2:
         raise UserError(f"scene {show(where.as_posix())}: lies in no folder that names its class; move it into one")

@@ -19,7 +19,7 @@ from ofav2.config import recipe
 from ofav2.data.importing.majortom import BANDS
 from ofav2.data.importing.phileo_lists import Mean, draw, listed
 from ofav2.data.patches import Array
-from ofav2.data.readers.patches import FILE, FORMAT, open_array
+from ofav2.data.readers.patches import FILE, FORMAT, SPLITS, SplitName, open_array
 from ofav2.errors import UserError
 from ofav2.messages import show
 from ofav2.output_folder import making
@@ -28,7 +28,6 @@ from ofav2.progress import log_progress
 logger = logging.getLogger(__name__)
 
 Target = Literal["roads", "building", "lc"]
-SplitName = Literal["train", "val", "test"]
 
 BUCKETS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("europe", ("europe", "denmark-1", "denmark-2")),
@@ -137,8 +136,8 @@ def describe_phileo(root: Path, choice: Choice, out: Path) -> Described:
             "validation patches lie on the tiles that training patches come from, as in PhilEO Bench, and flatter early"
             " stopping; test tiles are apart"
         )
-    counts = {
-        name: sum(count for split, count in _counts(parts, tiles) if split == name) for name in ("train", "val", "test")
+    counts: dict[str, int] = {
+        name: sum(count for split, count in _counts(parts, tiles) if split == name) for name in SPLITS
     }
     return Described(counts, len({tile.place for some in tiles.values() for tile in some}), unlabelled, highest)
 
@@ -154,7 +153,7 @@ def find_tiles(root: Path, target: Target) -> tuple[dict[SplitName, list[Tile]],
     except OSError as error:
         raise UserError(f"folder ({root}): cannot be read ({error.strerror}); correct the path") from error
     regions = [region for _, some in BUCKETS for region in some]
-    found: dict[SplitName, list[tuple[int, Tile]]] = {"train": [], "val": [], "test": []}
+    found: dict[SplitName, list[tuple[int, Tile]]] = {split: [] for split in SPLITS}
     unlabelled = 0
     for name in sorted(names):
         match = _NAME.fullmatch(name)
@@ -168,7 +167,7 @@ def find_tiles(root: Path, target: Target) -> tuple[dict[SplitName, list[Tile]],
             unlabelled += 1
             continue
         tile = Tile(name, f"{region}_{match['tile']}", label, len(open_array(root / name)))
-        found[_split(match["split"])].append((regions.index(region), tile))
+        found[next(split for split in SPLITS if split == match["split"])].append((regions.index(region), tile))
     return {
         split: [tile for _, tile in sorted(some, key=lambda one: one[0])] for split, some in found.items()
     }, unlabelled
@@ -177,10 +176,6 @@ def find_tiles(root: Path, target: Target) -> tuple[dict[SplitName, list[Tile]],
 def _spelled(region: str) -> str:
     """Return a region's name; newer files say israel where older ones say isreal."""
     return region.replace("isreal", "israel")
-
-
-def _split(text: str) -> SplitName:
-    return "train" if text == "train" else "val" if text == "val" else "test"
 
 
 def find_highest(root: Path, tiles: Mapping[SplitName, Sequence[Tile]]) -> Literal[1, 100]:

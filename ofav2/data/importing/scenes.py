@@ -28,7 +28,7 @@ from ofav2.data.importing.rasters import (
     refuse_empty,
 )
 from ofav2.data.patches import Array, valid_pixels, valid_values
-from ofav2.data.readers.patches import FILE, FORMAT
+from ofav2.data.readers.patches import FILE, FORMAT, SPLITS, SplitName
 from ofav2.errors import UserError
 from ofav2.messages import show
 from ofav2.output_folder import making
@@ -46,7 +46,6 @@ LEFT_OUT = "left_out.csv"
 """File that says which scenes were left out, and why."""
 MOST_CODES = 256
 """Different codes that masks may have; more are no classes."""
-SplitName = Literal["train", "val", "test"]
 
 
 class Content(NamedTuple):
@@ -290,7 +289,7 @@ class _Writer:
         if self.first is None or not self.count:
             said = ", ".join(f"{fault} {count}" for fault, count in sorted(faults.items()))
             raise UserError(f"scenes: none can be used ({said or 'no pixel has data'}); nothing is written")
-        splits = [split for split in (*_SPLITS, "patches") if self.places.get(split)]
+        splits = [split for split in (*SPLITS, "patches") if self.places.get(split)]
         targets = self._targets(splits)
         for split in splits:
             files.write_text(self.folder / f"{split}.txt", "".join(f"{place}\n" for place in self.places[split]))
@@ -302,7 +301,7 @@ class _Writer:
         for split in splits:
             named = {target: _file(split, target) for target in targets}
             part = {"images": _file(split, ""), "targets": named, "places": f"{split}.txt"}
-            parts.append(part | ({"split": split} if split in _SPLITS else {}))
+            parts.append(part | ({"split": split} if split in SPLITS else {}))
         described = {
             "format": FORMAT,
             "about": self._about(),
@@ -359,9 +358,6 @@ class _Writer:
             how = "by product_id" if self.form.offset == "product_id" else "from all"
             said = f"{how}: " + ", ".join(f"{value} subtracted from {n} scenes" for value, n in sorted(changed.items()))
         return f"{self.form.about}; {said}"
-
-
-_SPLITS = ("train", "val", "test")
 
 
 def _cut(planes: Planes, masks: Mapping[str, Planes], side: int | None) -> _Cut:

@@ -32,7 +32,8 @@ FORMAT = "ofav2-patches/1"
 MOST_NAMES = 4096
 """Bands, classes or planes that a file may name."""
 
-SPLITS = ("train", "val", "test")
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class PartEntry:
     """A text file with a line for each patch: the name of the place where it lies."""
     place: str | None = None
     """The name of the place where all patches lie, instead of `places`."""
-    split: Literal["train", "val", "test"] | None = None
+    split: SplitName | None = None
     """The split that the patches belong to; None: `train`, out of which missing splits are held."""
     patches: tuple[int, ...] | None = None
     """Which patches of the file there are, by position from 0, ascending; None: all."""
@@ -150,7 +151,7 @@ def read_patches(config: DataConfig) -> Listed:
         raise UserError(f"data.window ({config.window}): patches have {side[0]} x {side[1]} pixels; set a smaller one")
     _check_sides(config, side if config.window is None else (config.window, config.window))
     images = PatchImages(parts, np.zeros((0, 4), np.int64), side, bands, described.nodata, None)
-    splits = {
+    splits: dict[str, Indices] = {
         name: _rows(
             parts, {n: part.patches for n, part in enumerate(described.parts) if (part.split or "train") == name}
         )

@@ -157,20 +157,16 @@ def test_pixels_weigh_the_same_in_whichever_process_they_are(task: Segmentation 
     teach = as_teacher(nn.Conv2d(2, 3, 3, dtype=torch.float64).eval(), (Fraction(1),))
     target = target[..., 1:-1, 1:-1]
 
-    class Taught:
-        """A student's loss, without a supernet."""
-
-        def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
-            taught = teach(images).at(task.counted(target))
-            yield distill.student_loss(
-                net(images), task.loss(net(images), target), target=taught, distance=distill.mse, kd_ratio=0.5
-            )
+    def student_losses(images: Tensor, target: Tensor) -> Iterator[Losses]:
+        wanted = teach(images).at(task.counted(target))
+        yield distill.student_loss(
+            net(images), task.loss(net(images), target), target=wanted, distance=distill.mse, kd_ratio=0.5
+        )
 
     def step(images: Tensor, target: Tensor, processes: Processes) -> tuple[dict[str, float], Tensor]:
         net.zero_grad(set_to_none=True)
         weight = loss_weight(task.counted(target), on(processes))
-        losses = Taught().losses(images, target, 0)
-        metrics = step_gradients(list(net.parameters()), losses, on(processes), weight)
+        metrics = step_gradients(list(net.parameters()), student_losses(images, target), on(processes), weight)
         assert net.weight.grad is not None
         return metrics, net.weight.grad.clone()
 
