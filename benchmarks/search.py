@@ -3,6 +3,7 @@
 python -m benchmarks.search DATA                           # every method on every problem
 python -m benchmarks.search DATA --methods ofav2 linas --problems ofa --seeds 20
 python -m benchmarks.search DATA --methods ofav2 --settings batch=25 growth=0 optimism=1
+python -m benchmarks.search DATA --keep FOLDER             # a file per search; searches that it has are not run again
 
 DATA holds two files of other projects, which are not part of this one:
 
@@ -18,7 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +37,7 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from sklearn.linear_model import Ridge
 
 import supernets
+from ofav2 import files
 from ofav2.cli import console
 from ofav2.nas.cost_model import CostModel
 from ofav2.nas.engine.features import one_hot
@@ -390,6 +392,16 @@ def run(problem: Table, method: Method, measurements: int, seed: int) -> Outcome
     )
 
 
+def kept(path: Path, measure: Callable[[], Outcome]) -> Outcome:
+    """Read an outcome; if there is none yet, measure it and write it."""
+    if path.exists():
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Outcome(**{**values, "shares": {int(count): share for count, share in values["shares"].items()}})
+    outcome = measure()
+    files.write_text(path, json.dumps(asdict(outcome)) + "\n")
+    return outcome
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder of the two files")
@@ -398,15 +410,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--measurements", type=int, default=max(CHECKPOINTS))
     parser.add_argument("--settings", nargs="+", default=[], metavar="NAME=VALUE", help="settings of the engine")
+    parser.add_argument(
+        "--keep", type=Path, metavar="FOLDER", help="keep outcomes here, and do not search again for them"
+    )
     chosen = parser.parse_args(argv)
     methods = {**METHODS, "ofav2": partial(by_engine, changed=read_settings(chosen.settings))}
     for problem in chosen.problems:
         rows = []
         for name in chosen.methods:
-            outcomes = [
-                run(PROBLEMS[problem](chosen.data, seed), methods[name], chosen.measurements, seed)
-                for seed in range(chosen.seeds)
-            ]
+            outcomes = []
+            for seed in range(chosen.seeds):
+                search_it = partial(run, PROBLEMS[problem](chosen.data, seed), methods[name], chosen.measurements, seed)
+                parts = (problem, name, *(chosen.settings if name == "ofav2" else ()), chosen.measurements, seed)
+                path = chosen.keep and chosen.keep / f"{'-'.join(map(str, parts))}.json"
+                outcomes.append(kept(path, search_it) if path else search_it())
             rows.append((name, *summary(outcomes)))
         title = f"{problem}: share of the best known hypervolume, median of {chosen.seeds} seeds (quartiles)"
         columns = ("method", *map(str, _shown(chosen.measurements)), "to target", "repeats", "seconds")

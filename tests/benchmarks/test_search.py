@@ -66,6 +66,18 @@ def test_inputs_of_the_accuracy_predictor_have_a_column_per_choice(data: Path) -
     assert objectives(problem, vector)[0, 1] == genes.model.price(subnet).macs / 1e6
 
 
+def test_a_search_whose_outcome_is_kept_is_not_run_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(data), "--problems", "macro", "--methods", "random", "--measurements", "55", "--keep", str(tmp_path)]
+    main([*asked, "--seeds", "2"])
+    printed = capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"macro-random-55-{seed}.json" for seed in range(2)]
+    monkeypatch.setattr("benchmarks.search.run", pytest.fail)
+    main([*asked, "--seeds", "2"])
+    assert capsys.readouterr().out == printed
+
+
 @pytest.mark.slow
 def test_the_table_has_a_row_for_each_method(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main([str(data), "--problems", "macro", "--methods", "random", "linas", "--seeds", "2", "--measurements", "55"])

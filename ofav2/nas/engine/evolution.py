@@ -10,14 +10,15 @@ import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.algorithms.moo.unsga3 import UNSGA3
 from pymoo.core.crossover import Crossover
-from pymoo.core.duplicate import DefaultDuplicateElimination
+from pymoo.core.duplicate import DuplicateElimination
 from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
 from pymoo.core.problem import Problem as PymooProblem
 from pymoo.core.repair import Repair
 from pymoo.optimize import minimize
 from pymoo.util.ref_dirs import get_reference_directions
 
-from ofav2.nas.engine.problem import Floats, Genes, Problem
+from ofav2.nas.engine.problem import Floats, Genes, Mask, Problem
 
 
 def evolve(
@@ -44,7 +45,7 @@ def evolve(
         "crossover": _Mix(problem),
         "mutation": _Redraw(problem),
         "repair": _Repair(problem),
-        "eliminate_duplicates": DefaultDuplicateElimination(),
+        "eliminate_duplicates": _LeaveOutEqual(),
     }
     algorithm = NSGA2(**common) if count <= 2 else UNSGA3(_directions(count, len(start)), **common)
     # A copy would hold the problem, with the supernet and all images, or fail where they are mapped files.
@@ -116,3 +117,16 @@ class _Repair(Repair):  # type: ignore[misc]
 
     def _do(self, _: Any, x: Genes, *__: Any, random_state: np.random.Generator, **___: Any) -> Genes:
         return self.problem.repair(x, random_state)
+
+
+class _LeaveOutEqual(DuplicateElimination):  # type: ignore[misc]
+    """Leave out networks whose genes an earlier one has. pymoo's own computes distances, which is slower."""
+
+    def _do(self, pop: Population, other: Population | None, is_duplicate: Mask) -> Mask:
+        known = set() if other is None else {one.X.tobytes() for one in other}
+        for place, one in enumerate(pop):
+            key = one.X.tobytes()
+            is_duplicate[place] = key in known
+            if other is None:
+                known.add(key)
+        return is_duplicate

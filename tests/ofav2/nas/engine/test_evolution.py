@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from pymoo.core.duplicate import DefaultDuplicateElimination
 
+from ofav2.nas.engine import evolution
 from ofav2.nas.engine.evolution import evolve
 from ofav2.nas.engine.fronts import hypervolume
 from ofav2.nas.engine.problem import Floats, Genes
@@ -39,6 +41,22 @@ def test_equal_generators_breed_equal_populations(costs: int) -> None:
         return evolve(table, objectives, start, generations=3, rng=rng).tolist()  # type: ignore[no-any-return]
 
     assert bred(1) == bred(1) != bred(2)
+
+
+def test_equal_networks_are_left_out_as_pymoo_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = SmallTable()
+
+    def bred() -> list[list[int]]:
+        rng = np.random.default_rng(0)
+        objectives = lambda genes: np.concatenate([table.true(genes)[:, None], table.costs(genes)], 1)  # noqa: E731
+        start = spread_networks(table, rng, 20)
+        assert len(np.unique(start, axis=0)) < len(start)
+        return evolve(table, objectives, start, generations=6, rng=rng).tolist()  # type: ignore[no-any-return]
+
+    found = bred()
+    assert len(np.unique(found, axis=0)) == len(found)
+    monkeypatch.setattr(evolution, "_LeaveOutEqual", DefaultDuplicateElimination)
+    assert bred() == found
 
 
 def test_a_problem_that_cannot_be_copied_is_searched() -> None:
