@@ -74,7 +74,7 @@ OWNERS = MappingProxyType(
         "plotly": ("ofav2/report/page.py",),
         "jinja2": ("ofav2/report/page.py",),
         "rasterio": ("ofav2/data/importing/rasters.py",),
-        "pyarrow": ("ofav2/data/importing/majortom.py",),
+        "pyarrow": ("ofav2/data/importing/parquet.py",),
         "safetensors": ("ofav2/runs/checkpoint.py", "distill/external.py"),
     }
 )

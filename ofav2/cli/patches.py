@@ -63,7 +63,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what tells places apart: the 10 km cell of a scene's middle (default), its file or its folder",
     )
     tom = _form(forms, "majortom", "Import MajorTOM.", _MAJORTOM, _run_majortom)
-    _add_common(tom, "side of the patches in pixels (128)", side=128)
+    _add_common(tom, "side of the patches in pixels (128, in place 1024)")
+    tom.add_argument(
+        "--in-place", action="store_true", help="copy no bands: read parquet while training, a sample as a patch"
+    )
     tom.add_argument("--bands", metavar="A,B", help="which bands, in this order (PhilEO's ten)")
     tom.add_argument("--clouds", action="store_true", help="make the cloud mask a target")
     tom.add_argument("--first", type=_whole, metavar="N", help="import the first N samples only")
@@ -94,8 +97,8 @@ def _form(forms: Any, name: str, summary: str, text: str, run: Any) -> argparse.
     return own
 
 
-def _add_common(parser: argparse.ArgumentParser, side_help: str, side: int | None = None) -> None:
-    parser.add_argument("--side", type=_whole, metavar="N", default=side, help=side_help)
+def _add_common(parser: argparse.ArgumentParser, side_help: str) -> None:
+    parser.add_argument("--side", type=_whole, metavar="N", help=side_help)
     parser.add_argument("--location", action="store_true", help="make the direction of each patch's middle a target")
     parser.add_argument(
         "--offset",
@@ -151,11 +154,12 @@ def _run_majortom(arguments: argparse.Namespace) -> None:
     from ofav2.data.importing.scenes import Form
 
     form = Form(
-        side=arguments.side,
+        side=arguments.side or (1024 if arguments.in_place else 128),
         bands=_names("--bands", arguments.bands) or BANDS,
         location=arguments.location,
         offset=_offset(arguments.offset),
         broken=arguments.broken,
+        in_place=arguments.in_place,
     )
     found = import_majortom(
         Path(arguments.source), form, Path(arguments.out), clouds=arguments.clouds, limit=arguments.first

@@ -5,25 +5,65 @@ target planes, too, and turned with them.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ofav2.data.images import Indices, Pixels, Size, pixels_of
+from ofav2.data.images import Indices, Pixels, Size, digest_of, pixels_of
 
 Array = npt.NDArray[Any]
 
-DTYPES = ("uint8", "int16", "uint16", "float32")
+DType = Literal["uint8", "int16", "uint16", "float32"]
 """Types that bands may have."""
+DTYPES: tuple[DType, ...] = get_args(DType)
 IGNORED = -100
 """Code of target pixels that count neither in loss nor in metric, as in torch's cross-entropy."""
 CHUNK = 64
-"""Patches that are looked at together."""
+"""Patches that are looked at together, at most."""
+CHUNK_BYTES = 2**28
+"""Bytes of their bands, at most."""
+
+
+class Bands(Protocol):
+    """Bands (n, H, W, C) of patches: an array, or what decodes them as they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Patches, height, width and bands."""
+        ...
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the bands."""
+        ...
+
+    @property
+    def ndim(self) -> int:
+        """Four."""
+        ...
+
+    def __len__(self) -> int:
+        """Count the patches."""
+        ...
+
+    def __getitem__(self, window: tuple[int, slice, slice], /) -> Array:
+        """Return rows and columns (h, w, C) of a patch."""
+        ...
+
+
+@runtime_checkable
+class ReadInPlace(Bands, Protocol):
+    """Bands that are decoded as they are asked for, which takes time."""
+
+    def identity(self, position: int) -> bytes:
+        """Return bytes that tell a patch from all others, without decoding it."""
+        ...
 
 
 class Part(NamedTuple):
@@ -31,7 +71,7 @@ class Part(NamedTuple):
 
     name: str
     """Path of the file of images below the data set's folder."""
-    images: Array
+    images: Bands
     """Bands (n, H, W, C)."""
     target: Array | None
     """Target planes (n, H, W, P), or numbers of whole patches (n, P); None where classes are kept elsewhere."""
@@ -109,7 +149,7 @@ class PatchImages:
     @property
     def decoded(self) -> bool:
         """Whether pixels are at hand: the system reads them from the disk as they are asked for."""
-        return True
+        return not any(isinstance(part.images, ReadInPlace) for part in self.parts)
 
     @property
     def size(self) -> Size:
@@ -139,13 +179,12 @@ class PatchImages:
             (self.parts[part], position, slice(top, top + side[0]), slice(left, left + side[1]))
             for part, position, top, left in (self.rows[indices] + np.pad(corners, ((0, 0), (2, 0)))).tolist()
         ]
-        # Whole pixels are read first: picking bands of a mapped file at once would read it value by value.
-        images = np.stack(
-            [
-                turned(part.images[position, rows, columns], turn)[..., self.bands]
-                for (part, position, rows, columns), turn in zip(places, turns.tolist(), strict=True)
-            ]
-        )
+        images = np.empty((len(places), *side, len(self.bands)), self.parts[0].images.dtype)
+        # Windows of one patch follow each other, so that what is read in place is decoded once.
+        for number in np.lexsort(self.rows[indices, 1::-1].T).tolist():
+            part, position, rows, columns = places[number]
+            # Whole pixels are read first: picking bands of a mapped file at once would read it value by value.
+            images[number] = turned(part.images[position, rows, columns], int(turns[number]))[..., self.bands]
         if self.target is None:
             return Cut(images, None)
         planes = np.stack(
@@ -163,12 +202,22 @@ class PatchImages:
 
     def chunks(self, indices: Indices) -> Iterator[Cut]:
         """Yield patches as they are, some at a time."""
-        for start in range(0, len(indices), CHUNK):
-            yield self.whole(indices[start : start + CHUNK])
+        each = math.prod(self.side) * self.parts[0].images.shape[3] * self.parts[0].images.dtype.itemsize
+        count = max(1, min(CHUNK, CHUNK_BYTES // each))
+        for start in range(0, len(indices), count):
+            yield self.whole(indices[start : start + count])
 
     def read(self, index: int) -> Tensor:
         """Return patch `index` as a fresh tensor of its stored type (C, H, W)."""
         return torch.from_numpy(self.whole(np.array([index])).images[0]).permute(2, 0, 1)
+
+    def digest(self, index: int) -> int:
+        """Digest patch `index`: its pixels, or where they are read in place what tells it from others."""
+        part, position, top, left = self.rows[index].tolist()
+        bands = self.parts[part].images
+        if isinstance(bands, ReadInPlace):
+            return digest_of(bands.identity(position) + repr((top, left, self.side, self.bands)).encode())
+        return digest_of(self.read(index).contiguous().numpy().tobytes())
 
     def look(self, indices: Indices) -> Pixels:
         """Read patches."""

@@ -7,6 +7,7 @@ import numpy as np
 from ofav2.data.cache import CheckedImages
 from ofav2.data.digests import Digests
 from ofav2.data.images import Images, digest_of
+from ofav2.data.patches import PatchImages
 from ofav2.data.splits import ImageData, Split
 from ofav2.errors import UserError
 
@@ -46,5 +47,7 @@ def unseen(split: Split, seen: Digests) -> Split:
 def _digests(images: Images, count: int) -> Digests:
     if isinstance(images, CheckedImages):
         return images.digests
+    if isinstance(images, PatchImages):
+        return np.array([images.digest(index) for index in range(count)], dtype=np.uint64)
     pixels = (images.read(index).contiguous() for index in range(count))
     return np.array([digest_of(image.numpy().tobytes()) for image in pixels], dtype=np.uint64)

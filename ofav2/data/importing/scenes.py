@@ -16,7 +16,9 @@ import numpy as np
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data.importing.arrays import ArrayFile
+from ofav2.data.importing.in_place import LINK, Sample, SampleList, write_samples
 from ofav2.data.importing.offsets import Offset, offset_of, without_offset
+from ofav2.data.importing.parquet import Row
 from ofav2.data.importing.places import cell_of, directions
 from ofav2.data.importing.rasters import (
     BandFile,
@@ -27,7 +29,7 @@ from ofav2.data.importing.rasters import (
     planes_of,
     refuse_empty,
 )
-from ofav2.data.patches import Array, valid_pixels, valid_values
+from ofav2.data.patches import DTYPES, Array, valid_pixels, valid_values
 from ofav2.data.readers.patches import FILE, FORMAT, SPLITS, SplitName
 from ofav2.errors import UserError
 from ofav2.messages import show
@@ -73,6 +75,8 @@ class Scene:
     """Its class, if scenes have any."""
     product: str | None = None
     """Name of the satellite's product that it comes from."""
+    sample: tuple[str, Row] | None = None
+    """The table that holds it, as a path below the source, and where it lies there; None: it is in no table."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class Form:
     """What is done with a scene that can't be used."""
     about: str = ""
     """Where the scenes come from."""
+    in_place: bool = False
+    """Whether bands stay in the tables, and are read there whenever they are needed; a scene is then one patch."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +127,14 @@ class Imported:
     """Patches that were left out as no pixel of them has data."""
 
 
-def import_scenes(scenes: Sequence[Scene], form: Form, out: Path) -> Imported:
+def import_scenes(scenes: Sequence[Scene], form: Form, out: Path, source: Path | None = None) -> Imported:
     """Write a folder that `data.name=patches` opens.
 
     Args:
         scenes: The scenes, in the order in which they are written.
         form: How patches are made of them.
         out: The folder to make; it appears whole or not at all.
+        source: The folder of tables that stay in place.
 
     Raises:
         UserError: A scene can't be used and is not to be skipped, none is left, or the folder can't be written.
@@ -152,6 +159,9 @@ def import_scenes(scenes: Sequence[Scene], form: Form, out: Path) -> Imported:
                     left_out.append((scene.name, error.fault, error.detail))
                 advance(patches=writer.count)
         found = writer.finish(left_out)
+        if form.in_place:
+            assert source is not None, "tables have a folder"
+            (folder / LINK).symlink_to(source.resolve(), target_is_directory=True)
     return found
 
 
@@ -179,6 +189,8 @@ class _Writer:
         self.places: dict[str, list[str]] = {}
         self.labels: dict[str, list[str]] = {}
         self.rows: list[tuple[object, ...]] = []
+        self.samples: dict[str, list[Sample]] = {}
+        self.side: tuple[int, int] = (0, 0)
         self.codes: dict[str, set[int]] = {name: set() for name, kind in form.masks.items() if kind == "codes"}
         self.first: Planes | None = None
         self.first_masks: Mapping[str, Planes] = {}
@@ -212,12 +224,17 @@ class _Writer:
         self.first_masks = self.first_masks or {name: _without_pixels(mask) for name, mask in masks.items()}
         split = scene.split or "patches"
         start = len(self.places.get(split, ()))
-        self.rows.append((_file(split, ""), start, len(cut.images), scene.name, place, scene.product or "", offset))
+        self.rows.append((self._images(split), start, len(cut.images), scene.name, place, scene.product or "", offset))
         self.blank += cut.blank
         if not len(cut.images):
             return
         self.count += len(cut.images)
-        self._append(split, "", cut.images)
+        self.side = (cut.images.shape[1], cut.images.shape[2])
+        if self.form.in_place:
+            assert scene.sample is not None, "a scene of a table"
+            self.samples.setdefault(split, []).append(Sample(*scene.sample, offset))
+        else:
+            self._append(split, "", cut.images)
         for name, stored in cut.masks.items():
             self._append(split, name, stored)
             if name in self.codes:
@@ -238,6 +255,12 @@ class _Writer:
         if side is not None and side > min(planes.grid.height, planes.grid.width):
             raise SceneError(
                 "small scene", f"has {planes.grid.height} x {planes.grid.width} pixels, less than a patch of {side}"
+            )
+        squares = 1 if side is None else (planes.grid.height // side) * (planes.grid.width // side)
+        if self.form.in_place and squares > 1:
+            raise UserError(
+                f"side ({side}): a sample of {planes.grid.height} x {planes.grid.width} pixels has {squares} patches of"
+                " that side, and in place it is one; choose a larger one, of which training cuts windows"
             )
         first = self.first
         if first is None:
@@ -299,8 +322,10 @@ class _Writer:
             files.write_text(self.folder / LEFT_OUT, _table(("scene", "fault", "what"), left_out))
         parts = []
         for split in splits:
+            if self.form.in_place:
+                self._write_samples(split)
             named = {target: _file(split, target) for target in targets}
-            part = {"images": _file(split, ""), "targets": named, "places": f"{split}.txt"}
+            part = {"images": self._images(split), "targets": named, "places": f"{split}.txt"}
             parts.append(part | ({"split": split} if split in SPLITS else {}))
         described = {
             "format": FORMAT,
@@ -311,17 +336,26 @@ class _Writer:
             "parts": parts,
         }
         recipe.write_mapping(self.folder / FILE, described)
-        images = self.files[_file(splits[0], "")]
         return Imported(
             {"train" if split == "patches" else split: len(self.places[split]) for split in splits},
             len(self.rows),
             len({place for split in splits for place in self.places[split]}),
             self.first.names,
-            (images.shape[0], images.shape[1]),
+            self.side,
             {name: target["kind"] for name, target in targets.items()},
             dict(faults),
             self.blank,
         )
+
+    def _images(self, split: str) -> str:
+        """Return the file of a split's bands: an array, or the list of where they lie."""
+        return f"{split}.json" if self.form.in_place else _file(split, "")
+
+    def _write_samples(self, split: str) -> None:
+        assert self.first is not None, "there are patches"
+        (dtype,) = (name for name in DTYPES if name == self.first.values.dtype.name)
+        listed = SampleList(self.first.names, self.side, dtype, self.first.nodata, tuple(self.samples[split]))
+        write_samples(self.folder / self._images(split), listed)
 
     def _targets(self, splits: Sequence[str]) -> dict[str, dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}

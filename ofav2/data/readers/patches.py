@@ -18,7 +18,8 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data.digests import content_digests
 from ofav2.data.images import Indices, file_images
-from ofav2.data.patches import CHUNK, DTYPES, IGNORED, Array, Codes, Numbers, Part, PatchImages
+from ofav2.data.importing.in_place import SampleImages, read_samples
+from ofav2.data.patches import CHUNK, DTYPES, IGNORED, Array, Bands, Codes, Numbers, Part, PatchImages
 from ofav2.data.readers.folders import root_of
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
@@ -78,7 +79,7 @@ class PartEntry:
     """What `patches.yaml` says of one file of patches."""
 
     images: str
-    """The file of bands, an array (n, H, W, C)."""
+    """The file of bands, an array (n, H, W, C), or a `.json` that lists samples which are read in place."""
     targets: Mapping[str, str]
     """Files of targets by the target's name: (n,) classes, (n, H, W) codes, (n, H, W, P) numbers, or (n, P)
     numbers of whole patches; a last axis of length one may be there or not."""
@@ -272,13 +273,15 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
         part.images for part in described.parts if [one.images for one in described.parts].count(part.images) > 1
     }:
         raise UserError(f"file {root / FILE}: {min(twice)} is in two parts; name each file once")
-    arrays = {name: open_array(root / name) for name in flat}
+    lists = {part.images: read_samples(root / part.images) for part in described.parts if _in_place(part)}
+    arrays = {name: open_array(root / name) for name in flat if name not in lists}
+    flat += sorted({table for listed in lists.values() for table in listed.tables()})
     cache = Path(config.cache).expanduser() if config.cache is not None else None
     digests = content_digests([file_images(root, flat)], name=config.name, root=root, cache=cache)
     known = {name: digest.to_bytes(8, "little") for name, digest in zip(flat, digests.tolist(), strict=True)}
     parts = []
     for part, found in zip(described.parts, names, strict=True):
-        images = arrays[found[0]]
+        images = SampleImages(root, lists[part.images], known) if _in_place(part) else arrays[found[0]]
         _check_images(root / found[0], images, described)
         stored = _check_target(root / found[1], arrays[found[1]], images, target) if target else None
         if part.patches is not None and part.patches[-1] >= len(images):
@@ -287,9 +290,14 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
                 " correct patches"
             )
         places = _places(root, part, len(images))
-        identity = b"".join(map(known.__getitem__, found)) + "\n".join(places.tolist()).encode()
+        tables = lists[part.images].tables() if _in_place(part) else []
+        identity = b"".join(map(known.__getitem__, [*found, *tables])) + "\n".join(places.tolist()).encode()
         parts.append(Part(found[0], images, stored, places, identity))
     return tuple(parts)
+
+
+def _in_place(part: PartEntry) -> bool:
+    return part.images.endswith(".json")
 
 
 def _target_files(root: Path, part: PartEntry, target: _Target | None) -> tuple[str, ...]:
@@ -328,7 +336,7 @@ def open_array(path: Path) -> Array:
         raise UserError(f"file {path}: is no .npy array that can be read ({reason}); write it again") from error
 
 
-def _check_images(path: Path, images: Array, described: PatchesFile) -> None:
+def _check_images(path: Path, images: Bands, described: PatchesFile) -> None:
     if images.dtype.name not in DTYPES or not images.dtype.isnative:
         raise UserError(f"file {path}: has type {images.dtype}; bands are {', '.join(DTYPES)}: convert them")
     if images.ndim != 4 or images.shape[3] != len(described.bands):
@@ -338,7 +346,7 @@ def _check_images(path: Path, images: Array, described: PatchesFile) -> None:
         )
 
 
-def _check_target(path: Path, stored: Array, images: Array, target: _Target) -> Array:
+def _check_target(path: Path, stored: Array, images: Bands, target: _Target) -> Array:
     """Return a target's array: planes (n, H, W, P), numbers (n, P) or classes (n,)."""
     kind, planes = target.entry.kind, len(target.entry.names)
     if kind == "numbers":

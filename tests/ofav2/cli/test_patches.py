@@ -8,6 +8,8 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from ofav2.cli.main import main, parser
@@ -150,28 +152,32 @@ def test_the_commands_of_the_docs_work(tmp_path: Path, capsys: Capture, monkeypa
     blocks = [block.split("```")[0] for block in text.split("```sh\n")[1:]]
     commands = [shlex.split(line)[1:] for block in blocks for line in block.splitlines() if line.startswith("ofav2 ")]
     imports = [(given, then) for given, then in pairwise(commands) if given[0] == "patches"]
-    assert [given[1] for given, _ in imports] == ["tif", "majortom", "phileo", "phileo"]
+    assert [given[1] for given, _ in imports] == ["tif", "majortom", "majortom", "phileo", "phileo"]
     monkeypatch.chdir(tmp_path)
     for number in range(4):
         corner = (617300.0 + 20000 * number, 9625100.0)
         write(tmp_path / "images" / f"{number}.tif", tif(noise(2, 128, 128, seed=number), corner=corner))
         write(tmp_path / "water" / f"{number}.tif", tif(noise(128, 128, dtype="uint8", high=4), corner=corner))
         write(tmp_path / "dem" / f"{number}.tif", tif(noise(128, 128, dtype="float32"), corner=corner))
-        folder = tmp_path / "Core-S2L2A" / "images" / "38D" / f"38D_{number}R" / "S2A_MSIL2A_2022_N0400_R1"
-        for band in majortom.BANDS:
-            write(folder / f"{band}.tif", tif(noise(128, 128)))
-        write(folder / f"{majortom.CLOUDS}.tif", tif(noise(128, 128, dtype="uint8", high=4)))
         (tmp_path / "downstream_np").mkdir(exist_ok=True)
         for split in ("train", "val") if number else ("test",):
             stem = tmp_path / "downstream_np" / f"japan_{number}_{split}"
             np.save(f"{stem}_s2.npy", noise(20, 128, 128, 10))
             np.save(f"{stem}_label_roads.npy", np.random.default_rng(number).random((20, 128, 128, 1), np.float32))
     (tmp_path / "water").rename(tmp_path / "masks")
-    for given, then in imports[:3]:
+    band, mask = tif(noise(128, 128)), tif(noise(128, 128, dtype="uint8", high=4))
+    samples = [
+        {"grid_cell": f"38D_{number}R", "product_id": "S2A_MSIL2A_2022_N0400_R1", majortom.CLOUDS: mask}
+        | dict.fromkeys(majortom.BANDS, band)
+        for number in range(4)
+    ]
+    (tmp_path / "Core-S2L2A" / "images").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(samples), tmp_path / "Core-S2L2A" / "images" / "a.parquet", row_group_size=1)
+    for given, then in imports[:4]:
         shutil.rmtree("patches", ignore_errors=True)
-        assert main(given) == 0
-        assert then[0] == "plan"
-        assert (
-            main([*then, "data.batch_size=2", "data.val_fraction=0.3", "data.test_fraction=0.3", "run.device=cpu"]) == 0
-        )
+        # MajorTOM's samples have 1068 pixels, and these 128.
+        assert main([*given, "--side=128"] if "--in-place" in given else given) == 0
+        assert then[0] in ("plan", "train")
+        small = ["data.batch_size=2", "data.val_fraction=0.3", "data.test_fraction=0.3", "run.device=cpu"]
+        assert main(["plan", *then[1:], *small]) == 0
     capsys.readouterr()
