@@ -11,7 +11,7 @@ import os.path
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import reduce
+from functools import lru_cache, reduce
 from importlib import resources
 from importlib.resources.abc import Traversable
 from itertools import pairwise, takewhile
@@ -126,7 +126,7 @@ def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
         UserError: As for `load`.
     """
-    return fit(Config, reduce(_merge, _overrides(overrides), _parse(text, where)))
+    return fit(Config, reduce(_merge, _overrides(overrides), _parse_recipe(text, where)))
 
 
 def parse_tuning(text: str, where: str) -> TuningConfig:
@@ -208,15 +208,15 @@ def _resolved(file: Traversable, recipe: str, above: tuple[Traversable, ...]) ->
         above: Files that are based on it, directly or by way of others.
     """
     where = f"recipe {short(recipe)}"
-    values = _parse(_text(file, recipe), where)
+    values = _parse_recipe(_text(file, recipe), where)
     if "base" not in values:
-        return values
-    base = values.pop("base")
+        return dict(values)
+    base = values["base"]
     try:
         under = _base(base, file, (*above, file))
     except UserError as error:
         raise UserError(f"{where}, base ({show(base)}): {error}") from error
-    merged = _merge(under, values)
+    merged = _merge(under, {name: value for name, value in values.items() if name != "base"})
     # A schedule is read as a whole: phases that are given replace those of the base.
     return merged | ({"phases": values["phases"]} if "phases" in values else {})
 
@@ -273,6 +273,20 @@ def _text(file: Traversable, recipe: str, step: str = "") -> str:
         raise UserError(f"{shown}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
         raise UserError(f"{shown}: cannot be read ({error.strerror}); check the path and its permissions") from error
+
+
+def _parse_recipe(text: str, where: str) -> Mapping[Any, Any]:
+    """Return the mapping that a recipe's text holds; to look at only, as the next reader of the text gets it, too."""
+    try:
+        return _kept_values(text)
+    except UserError as error:
+        raise UserError(f"{where}{error}") from error
+
+
+@lru_cache(maxsize=16)
+def _kept_values(text: str) -> Mapping[Any, Any]:
+    # A command reads a run's recipe several times, from two files, and YAML takes 20 ms each time.
+    return _parse(text, "")
 
 
 def _parse(text: str, where: str) -> dict[Any, Any]:
