@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ofav2.config.schema import DataConfig
 from ofav2.errors import UserError
+from ofav2.tasks.class_results import share_error
 
 if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need numpy.
@@ -50,7 +51,7 @@ class Metric:
         return self.unit == "%" and self.name.startswith("top-")
 
     def show_from(self, value: float | None, images: int, digits: int = 1) -> str:
-        """Return a value with its standard error, such as `98.3 ± 0.2 %`, from the number of images alone.
+        """Return a value with its standard error, such as `98.3 ± 0.2 %`, see `share_error`.
 
         Args:
             value: The value; only a share of images has such an error.
@@ -59,8 +60,7 @@ class Metric:
         """
         if value is None or math.isnan(value) or not self.counts_images or not images:
             return self.show(value, digits)
-        error = (max(0.0, value * (1 - value)) / images) ** 0.5
-        return f"{100 * value:.{digits}f} ± {100 * error:.{digits}f} %"
+        return f"{100 * value:.{digits}f} ± {100 * share_error(value, images):.{digits}f} %"
 
     def grain(self, images: int, split: str) -> str | None:
         """Return a sentence on how much one image is where that is over 0.3 points; None where it is not.

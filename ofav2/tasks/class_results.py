@@ -7,6 +7,17 @@ from typing import Literal
 from ofav2.typed_json import Count
 
 
+def share_error(share: float, images: int) -> float:
+    """Return the standard error of a share of images, from their number alone.
+
+    One image is added on either side, so that all or none of a few images is no certainty.
+
+    Source: Agresti and Coull, Approximate is better than "exact" for interval estimation of binomial proportions, 1998.
+    """
+    centre = (share * images + 1) / (images + 2)
+    return float((centre * (1 - centre) / images) ** 0.5)
+
+
 @dataclass(frozen=True)
 class ClassScore:
     """How well the images of a class are recognised."""
@@ -75,8 +86,8 @@ class ClassResults:
 
     @property
     def standard_error(self) -> float:
-        """Standard error of `accuracy`, from the number of images alone."""
-        return float((self.accuracy * (1 - self.accuracy) / self.total) ** 0.5)
+        """Standard error of `accuracy`, see `share_error`."""
+        return share_error(self.accuracy, self.total)
 
     def matrix(self, classes: Sequence[int] | None = None) -> list[list[int]]:
         """Return the confusion matrix: in row i, column j, images of class i that are taken for class j.

@@ -26,7 +26,8 @@ def test_there_may_be_more_classes_than_a_byte_counts() -> None:
 
 def test_an_accuracy_is_shown_with_its_standard_error_and_what_one_image_is() -> None:
     top1 = Metric("top-1", "%", higher_is_better=True)
-    assert top1.show_from(0.9, 100) == "90.0 ± 3.0 %"
+    assert top1.show_from(0.9, 100) == "90.0 ± 3.1 %"
+    assert top1.show_from(1.0, 15) == "100.0 ± 6.1 %", "all of 15 images is no certainty"
     assert top1.show_from(None, 100) == "–"
     assert Metric("error", "m", higher_is_better=False).show_from(2.0, 100) == "2 m"
     assert Metric("mIoU", "%", higher_is_better=True).show_from(0.9, 100) == "90.0 %", "a share of areas"
