@@ -144,6 +144,7 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     code = """
 import sys
 from ofav2.cli.main import main
+from ofav2.tasks.class_results import share_error
 for arguments in (
     ["--help"],
     ["help", "train"],
@@ -327,7 +328,7 @@ def test_evaluate_shows_the_corners_on_test(tiny_run: Run, capsys: Capture) -> N
     largest = str(ofav2.load_supernet(tiny_run.folder).space.largest())
     top1 = tiny_run.record.test.largest
     assert shown[largest] == pytest.approx(100 * top1, abs=0.005)
-    assert f" ± {100 * (top1 * (1 - top1) / 50) ** 0.5:.2f} %" in next(row for row in rows if row.startswith(largest))
+    assert f" ± {100 * share_error(top1, 50):.2f} %" in next(row for row in rows if row.startswith(largest))
     assert "next: ofav2 extract" in err
 
 

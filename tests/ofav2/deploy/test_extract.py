@@ -17,6 +17,7 @@ from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.tasks.class_results import share_error
 from supernets import SpaceError, Subnet
 from supernets.layers import ElasticConv2d, ElasticDepthwise
 from supernets.subnet_cost import subnet_cost
@@ -201,7 +202,7 @@ def test_networks_are_measured_from_the_most_expensive_to_the_cheapest(opened: O
     scores = {
         score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
     }
-    error = {s: (top1 * (1 - top1) / len(opened.data.val)) ** 0.5 for s, top1 in scores.items()}
+    error = {s: share_error(top1, len(opened.data.val)) for s, top1 in scores.items()}
     expected = {str(s): f"{100 * top1:.2f} ± {100 * error[s]:.2f} %" for s, top1 in scores.items()}
     assert {row[0]: row[3] for row in rows} == expected
 

@@ -15,6 +15,7 @@ from ofav2.cli import console
 from ofav2.cli import main as cli
 from ofav2.config.schema import FinetuneConfig
 from ofav2.finetuning.setup import prepare
+from ofav2.tasks.class_results import share_error
 
 FILES = {
     "model.safetensors",
@@ -60,7 +61,7 @@ def test_test_accuracy_of_a_fine_tuned_network_can_be_measured_again(tuned: tupl
     tuning = prepare(out)
     (top1,) = tuning.evaluator.exit_scores(ofav2.load_subnet(out), 16, tuning.data.test)
     assert record.scores == {"test": {3: top1}}
-    error = (top1 * (1 - top1) / len(tuning.data.test)) ** 0.5
+    error = share_error(top1, len(tuning.data.test))
     assert shown.splitlines()[-1].endswith(f" {100 * top1:.2f} ± {100 * error:.2f} %")
     assert record.finetuning[0].data_fingerprint == record.data_fingerprint == tuning.data.fingerprint
     data, images = tuning.data, record.finetuning[0].images

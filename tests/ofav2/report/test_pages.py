@@ -17,6 +17,7 @@ from ofav2.report.page import count, percent, when
 from ofav2.report.several import RESULT_COLUMNS
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
+from ofav2.tasks.class_results import share_error
 from tests.ofav2.changes import change_facts
 from tests.ofav2.tiny import SIX_PHASES
 
@@ -182,7 +183,7 @@ def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Pa
     row, test, images = dict(zip(RESULT_COLUMNS, found.results[0], strict=True)), tiny_run.record.test, 50
     assert test is not None
     assert (tiny_run.record.data.images.test, tiny_run.record.metric.unit) == (images, "%")
-    error = (test.largest * (1 - test.largest) / images) ** 0.5
+    error = share_error(test.largest, images)
     assert row["largest on test"] == f"{100 * test.largest:.1f} ± {100 * error:.1f} %"
     (kept,) = (t for t in tables(read_snapshot(tiny_run.folder)) if t.name == f"{SIX_PHASES[-1]}/corners")
     assert row["largest"].split(" ±")[0] == f"{100 * kept.networks[-1].score:.1f}", "choose on validation"
