@@ -25,6 +25,7 @@ from ofav2.config import recipe
 from ofav2.evaluation.corners import keeps_mbconv
 from ofav2.runs import folder
 from ofav2.runs.records import Run, read_run
+from ofav2.tasks.class_results import share_error
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes, write_image
 
@@ -144,7 +145,6 @@ def test_help_and_mistakes_do_not_wait_for_torch() -> None:
     code = """
 import sys
 from ofav2.cli.main import main
-from ofav2.tasks.class_results import share_error
 for arguments in (
     ["--help"],
     ["help", "train"],
