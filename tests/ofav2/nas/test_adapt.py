@@ -1,6 +1,7 @@
 """Adaptation: a phase for the front, kept only if the confirmed front covers more, resumable to the same bytes."""
 
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from ofav2.nas.adapt import adapted_recipe, confirmed_volumes
 from ofav2.nas.found import ADAPTATION, ADAPTED, AdaptSettings
 from ofav2.nas.limits import Limits
 from ofav2.runs.records import read_run
-from ofav2.runtime.signals import Stopped
+from ofav2.runtime.signals import Lost, Stopped
 from supernets import Subnet
 from tests.ofav2.conftest import SHORT, volumes
+from tests.ofav2.crew import Ended, run_apart
+from tests.ofav2.test_torchrun import at_step, signal_oneself
 
 
 def stopped(run: Path) -> Any:
@@ -57,16 +60,21 @@ def test_the_phase_is_the_searched_one_drawn_from_the_front(adapted: Path) -> No
     assert copy.phases[-1].sha256 == found.sources[0].weights != found.record.runs[0].weights
 
 
-def test_the_front_is_measured_anew_on_both_halves(adapted: Path) -> None:
-    found = ofav2.load_search(adapted / "search")
-    assert found.adapted is not None
-    run = ofav2.open_run(*found.sources[0][:2])
-    halves = halve(run.data.val, run.evaluator.seed)
+def require_measured_anew(run: Path) -> None:
+    """The front in a run's search has the values that its networks have with the adapted weights."""
+    found = ofav2.load_search(run / "search")
+    opened = ofav2.open_run(*found.sources[0][:2])
     subnets = [one.subnet for one in found.front.finalists]
     assert [one.subnet for one in found.final.finalists] == subnets
-    for split, name in zip(halves, ("searched", "confirmed"), strict=True):
-        expected = {score.subnet: score.value for score in run.evaluator.scores(run.loaded.net, subnets, split)}
+    for split, name in zip(halve(opened.data.val, opened.evaluator.seed), ("searched", "confirmed"), strict=True):
+        expected = {score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, split)}
         assert {one.subnet: getattr(one, name) for one in found.final.finalists} == expected
+
+
+def test_the_front_is_measured_anew_on_both_halves(adapted: Path) -> None:
+    require_measured_anew(adapted)
+    found = ofav2.load_search(adapted / "search")
+    assert found.adapted is not None
     gains = [
         new.confirmed - old.confirmed for old, new in zip(found.front.finalists, found.final.finalists, strict=True)
     ]
@@ -97,6 +105,48 @@ def test_a_search_that_is_killed_again_and_again_ends_with_the_same_bytes(
     expected, found = contents(adapted / "search"), contents(search)
     assert found.keys() == expected.keys()
     for name in ("archive.jsonl", "front.json", ADAPTATION, f"{ADAPTED}/checkpoints/adapt.safetensors"):
+        assert found[name] == expected[name], name
+
+
+def in_two(run: Path) -> list[Ended]:
+    """How two processes end that adapt together."""
+    return run_apart(2, lambda: ofav2.resume_search(run / "search", adapt=SHORT).adapted)
+
+
+@pytest.mark.slow
+def test_two_processes_adapt_as_one_and_go_on_to_the_same_bytes_wherever_one_is_killed(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "hypervolume", volumes(0.1))
+    run = Path(shutil.copytree(searched, tmp_path / "straight"))
+    first, second = in_two(run)
+    assert first.error is second.error is None
+    assert first.found == second.found
+    expected, record = contents(run / "search"), read_run(run / "search" / ADAPTED)
+    assert record.processes == 2
+    require_measured_anew(run)
+
+    run = Path(shutil.copytree(searched, tmp_path / "killed"))
+    last = record.phases[-1]
+    kill = signal_oneself(signal.SIGKILL)
+    measure = module._measured_anew
+    for killed, place in ((1, "training"), (0, "training"), (1, "measuring")):
+
+        def measured(found: Any, opened: Any, halves: Any, rank: int = killed) -> Any:
+            return kill() if opened.runtime.processes.rank == rank else measure(found, opened, halves)
+
+        with monkeypatch.context() as patch:
+            if place == "training":
+                at_step(record.phases[-2].end + 2 + killed, killed, kill, patch)
+            else:
+                patch.setattr(module, "_measured_anew", measured)
+            ended = in_two(run)
+        assert ended[killed].code == -signal.SIGKILL, place
+        assert isinstance(ended[1 - killed].error, Lost), place
+    assert [one.error for one in in_two(run)] == [None, None]
+    found = contents(run / "search")
+    assert found.keys() == expected.keys()
+    for name in (ADAPTATION, f"{ADAPTED}/checkpoints/{last.name}.safetensors"):
         assert found[name] == expected[name], name
 
 
