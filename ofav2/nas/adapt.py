@@ -1,8 +1,9 @@
 """Adapt a supernet to the front of a search: a further phase that draws what the front is made of, kept if it helps.
 
-The phase is trained in a copy of the run, in the search's folder, so the searched run stays as it is. Then the front's
-networks are measured anew. The copy is removed unless the hypervolume of the confirmed front has risen. Every step goes
-on where an earlier call stopped, and ends with the same bytes.
+The phase is trained in a copy of the run, in the search's folder, so the searched run stays as it is. Of several runs,
+searched as one space, each with networks on the front has a copy, trained on for these networks. Then the front's
+networks are measured anew. The copies are removed unless the hypervolume of the confirmed front has risen. Every step
+goes on where an earlier call stopped, and ends with the same bytes.
 """
 
 import logging
@@ -11,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import numpy as np
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import Config, UnlockConfig
-from ofav2.data.halves import Halves, halve
+from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import OpenedRun, load_run, open_loaded
 from ofav2.nas.engine.fronts import hypervolume
@@ -29,6 +31,7 @@ from ofav2.nas.found import (
     ADAPTED,
     Adaptation,
     Adapted,
+    AdaptedRun,
     AdaptSettings,
     Finalist,
     Found,
@@ -66,7 +69,7 @@ def ask_adaptation(place: Path, settings: AdaptSettings) -> None:
     if known and known.settings != settings:
         raise UserError(
             f"adaptation ({place / ADAPTATION}) was asked for with other settings: give those, or remove that file and"
-            f" {place / ADAPTED}"
+            f" what is called {ADAPTED} beside it"
         )
     if not known:
         write_record(place / ADAPTATION, Adaptation(settings, None), ADAPTATION_FORMAT)
@@ -86,7 +89,7 @@ def adapt_found(found: Found, processes: Processes) -> Found:
         The same with what the adaptation reached.
 
     Raises:
-        RunError: If the run has other weights now, or training fails.
+        RunError: If a run has other weights now, or training fails.
         Stopped: If a signal told it to stop; it goes on when the search is resumed.
     """
     asked = processes.on_all(lambda: read_adaptation(found.folder))
@@ -98,25 +101,30 @@ def adapt_found(found: Found, processes: Processes) -> Found:
         def keep() -> None:
             write_record(found.folder / ADAPTATION, replace(asked, result=result), ADAPTATION_FORMAT)
             if not result.kept:
-                shutil.rmtree(found.folder / ADAPTED, ignore_errors=True)
+                for one in result.runs:
+                    shutil.rmtree(found.adapted_folder(one.run), ignore_errors=True)
 
         processes.on_main(keep)
     return replace(found, adapted=result)
 
 
 def _adapt(found: Found, settings: AdaptSettings, processes: Processes) -> Adapted:
-    copy, networks = found.folder / ADAPTED, [one.subnet for one in found.front.finalists]
-    logger.info(f"adapting the supernet to {len(networks)} networks of the front")
-    processes.on_main(lambda: _copy_run(found, copy, settings, networks))
+    before = found.front.finalists
+    runs = tuple(_train_copy(found, run, settings, processes) for run in sorted({one.run for one in before}))
+    front = _measured_anew(found, processes)
+    volumes = confirmed_volumes(found.record, before, front.finalists)
+    return Adapted(runs, front, *volumes, *_gain(found.record, before, front.finalists))
+
+
+def _train_copy(found: Found, run: int, settings: AdaptSettings, processes: Processes) -> AdaptedRun:
+    copy, networks = found.adapted_folder(run), [one.subnet for one in found.front.finalists if one.run == run]
+    logger.info(f"adapting the supernet of {found.searched_runs[run]} to {len(networks)} networks of the front")
+    processes.on_main(lambda: _copy_run(found, run, settings, networks))
     try:
         phase = resume(copy).record.phases[-1]
     except Stopped as stopped:
         raise Stopped(str(stopped), str(found.folder), "search") from stopped
-    run = processes.on_all(lambda: open_loaded(load_run(copy), processes))
-    front = _measured_anew(found, run, halve(run.data.val, run.evaluator.seed))
-    before, after = confirmed_volumes(found.record, found.front.finalists, front.finalists)
-    gain, error = _gain(found.record, found.front.finalists, front.finalists)
-    return Adapted(phase.name, phase.sha256, phase.steps, front, before, after, gain, error)
+    return AdaptedRun(run, phase.name, phase.sha256, phase.steps)
 
 
 def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks: Sequence[Subnet]) -> Config:
@@ -150,9 +158,9 @@ def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks
     return recipe.parse(recipe.dump(more), "recipe of the adaptation")
 
 
-def _copy_run(found: Found, copy: Path, settings: AdaptSettings, networks: Sequence[Subnet]) -> None:
-    """Copy the searched run with a longer recipe, whole or not at all; states of steps, and searches, are left out."""
-    (run,), (searched,) = found.searched_runs, found.record.runs
+def _copy_run(found: Found, number: int, settings: AdaptSettings, networks: Sequence[Subnet]) -> None:
+    """Copy a searched run with a longer recipe, whole or not at all; states of steps, and searches, are left out."""
+    run, searched, copy = found.searched_runs[number], found.record.runs[number], found.adapted_folder(number)
     if load_run(run, searched.phase).sha256 != searched.weights:
         raise RunError(f"search ({found.folder}) is of other weights than run {run} has now: search it again")
     if (copy / folder.RECORD).exists():
@@ -186,22 +194,31 @@ def _copy_files(run: Path, target: Path, record: RunRecord, phase: str, config: 
     write_run(target, begun)
 
 
-def _measured_anew(found: Found, run: OpenedRun, halves: Halves) -> FrontRecord:
-    """Return the front with the values that its networks have with a run's weights, in the same order."""
-    networks, values = [one.subnet for one in found.front.finalists], []
-    with log_progress("measuring the front anew", 2 * len(networks)) as advance:
-        for half in halves:
-            own: dict[Subnet, float] = {}
-            for score in run.evaluator.scores(run.loaded.net, networks, half):
-                own[score.subnet] = score.value
-                advance()
-            values.append(own)
-    searched, confirmed = values
+def _measured_anew(found: Found, processes: Processes) -> FrontRecord:
+    """Return the front with the values that its networks have in the copies, in the same order."""
+    front, values = found.front.finalists, {}
+    with log_progress("measuring the front anew", 2 * len(front)) as advance:
+        for number in sorted({one.run for one in front}):
+            copy, networks = found.adapted_folder(number), [one.subnet for one in front if one.run == number]
+            run = processes.on_all(partial(_opened, copy, processes))
+            for name, half in halve(run.data.val, run.evaluator.seed)._asdict().items():
+                for score in run.evaluator.scores(run.loaded.net, networks, half):
+                    values[number, score.subnet, name] = score.value
+                    advance()
     finalists = tuple(
-        replace(one, searched=searched[one.subnet], confirmed=confirmed[one.subnet]) for one in found.front.finalists
+        replace(
+            one,
+            searched=values[one.run, one.subnet, "search"],
+            confirmed=values[one.run, one.subnet, "confirmation"],
+        )
+        for one in front
     )
     optimism, error = front_optimism(found.record, finalists)
     return replace(found.front, finalists=finalists, optimism=optimism, optimism_error=error)
+
+
+def _opened(run: Path, processes: Processes) -> OpenedRun:
+    return open_loaded(load_run(run), processes)
 
 
 def confirmed_volumes(

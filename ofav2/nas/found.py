@@ -20,9 +20,9 @@ from ofav2.typed_json import Count, Positive, Sha256, read_record
 from supernets import Architecture, Space, Subnet
 
 RECORD, FRONT, ADAPTATION = "search.json", "front.json", "adaptation.json"
-FORMAT, FRONT_FORMAT, ADAPTATION_FORMAT = "ofav2-search/3", "ofav2-front/3", "ofav2-adaptation/1"
+FORMAT, FRONT_FORMAT, ADAPTATION_FORMAT = "ofav2-search/3", "ofav2-front/3", "ofav2-adaptation/2"
 ADAPTED = "adapted"
-"""Name of the run in a search's folder that holds the adapted supernet."""
+"""Name of the run in a search's folder that holds the adapted supernet; several are numbered, as `adapted-2`."""
 SEARCH_AGAIN = "search again with `ofav2 search RUN`"
 
 
@@ -143,15 +143,25 @@ class AdaptSettings:
 
 
 @dataclass(frozen=True)
-class Adapted:
-    """What an adaptation reached."""
+class AdaptedRun:
+    """A copy of a searched run that was trained on."""
 
+    run: Count
+    """Place of the run among those searched, from 0."""
     phase: str
-    """The phase that was added to the run."""
+    """The phase that was added to it."""
     weights: Sha256
     """Checksum of the weights that it left."""
     steps: Positive
     """Its training steps."""
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What an adaptation reached."""
+
+    runs: tuple[AdaptedRun, ...]
+    """The copies of those runs that have networks on the front."""
     front: FrontRecord
     """The front's networks, measured anew, in the same order."""
     before: float
@@ -211,12 +221,17 @@ class Found:
 
     @property
     def sources(self) -> "tuple[Source, ...]":
-        """What holds the networks, by run: the searched runs, or the adapted one where that was better."""
-        if self.adapted and self.adapted.kept:
-            return (Source(self.folder / ADAPTED, self.adapted.phase, self.adapted.weights),)
-        return tuple(
+        """What holds the networks, by run: the searched runs, or their adapted copies where those were better."""
+        found = [
             Source(path, one.phase, one.weights) for path, one in zip(self.searched_runs, self.record.runs, strict=True)
-        )
+        ]
+        for copy in self.adapted.runs if self.adapted and self.adapted.kept else ():
+            found[copy.run] = Source(self.adapted_folder(copy.run), copy.phase, copy.weights)
+        return tuple(found)
+
+    def adapted_folder(self, run: int) -> Path:
+        """Return where the adapted copy of a searched run is, given the run's place among them."""
+        return self.folder / (ADAPTED if len(self.record.runs) == 1 else f"{ADAPTED}-{run + 1}")
 
     @property
     def final(self) -> FrontRecord:
@@ -314,7 +329,8 @@ def read_adaptation(path: Path) -> Adaptation | None:
     Raises:
         RunError: If its file is damaged.
     """
-    step = f"remove it and {ADAPTED}, then adapt again with `ofav2 search --resume {path} --adapt`"
+    again = f"ofav2 search --resume {path} --adapt"
+    step = f"remove it and what is called {ADAPTED} beside it, then adapt again with `{again}`"
     file = path / ADAPTATION
     return read_record(file, Adaptation, ADAPTATION_FORMAT, step) if os.path.lexists(file) else None
 
@@ -413,8 +429,9 @@ def describe_adaptation(record: SearchRecord, adapted: Adapted) -> str:
     show_value = record.metric.show
     error = "" if adapted.gain_error is None else f" ± {show_value(adapted.gain_error)} at most"
     ended = "kept: the networks have the adapted weights" if adapted.kept else "it did not help, and is not kept"
+    steps = sum(one.steps for one in adapted.runs)
     return (
-        f"adaptation, {adapted.steps} steps: hypervolume of the confirmed front {adapted.before:.4f} before,"
+        f"adaptation, {steps} steps: hypervolume of the confirmed front {adapted.before:.4f} before,"
         f" {adapted.after:.4f} after; mean gain in {record.metric.name} {show_value(adapted.gain)}{error}; {ended}"
     )
 

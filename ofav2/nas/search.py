@@ -93,8 +93,6 @@ def search(
     _check_budget(measurements, minutes, seed)
     check_settings(settings := settings or settings_for(measurements), plugins)
     folders = [Path(run)] if isinstance(run, str | Path) else [Path(one) for one in run]
-    if adapt is not None and len(folders) > 1:
-        raise UserError(f"adaptation is of one run, and {len(folders)} are given: search one, or leave out --adapt")
 
     def begin(processes: Processes) -> _Begun:
         loaded = _load_runs(folders)
@@ -120,7 +118,7 @@ def search(
         if out is not None:
             check_free(Path(out))
         if adapt is not None:
-            adapted_recipe(kept_recipe(first.folder, first.record), first.phase, adapt, [first.net.space.largest()])
+            _check_adaptation(loaded, adapt)
         opened = _open_runs(loaded, processes)
         if out is not None:
             refuse_inside(opened[0].run.data.trees, Path(out), "output folder")
@@ -250,7 +248,8 @@ def resume_search(
     with process_group() as processes:
         record = processes.on_all(lambda: read_record(path / RECORD, SearchRecord, FORMAT, SEARCH_AGAIN))
         if adapt is not None:
-            processes.on_all(lambda: _check_adaptation(path, record, adapt))
+            runs = [(located(one.run, path), one.phase) for one in record.runs]
+            processes.on_all(lambda: _check_adaptation([load_run(*one) for one in runs], adapt))
             processes.on_main(lambda: ask_adaptation(path, adapt))
         if processes.on_main(lambda: os.path.exists(path / FRONT)):
             return adapt_found(processes.on_all(lambda: read_found(path)), processes)
@@ -267,13 +266,10 @@ def resume_search(
         return adapt_found(run_search(path, record, opened, plugins), processes)
 
 
-def _check_adaptation(path: Path, record: SearchRecord, adapt: AdaptSettings) -> None:
-    if len(record.runs) > 1:
-        raise UserError(f"adaptation is of one run, and search {path} is of {len(record.runs)}: search one of them")
-    (one,) = record.runs
-    loaded = load_run(located(one.run, path), one.phase)
-    # Any network of the space will do to check the settings.
-    adapted_recipe(kept_recipe(loaded.folder, loaded.record), one.phase, adapt, [record.space.largest()])
+def _check_adaptation(runs: Sequence[LoadedSupernet], adapt: AdaptSettings) -> None:
+    for one in runs:
+        # Any network of the space will do to check the settings.
+        adapted_recipe(kept_recipe(one.folder, one.record), one.phase, adapt, [one.net.space.largest()])
 
 
 def _require_same(path: Path, record: SearchRecord, searched: SearchedRun, one: Halved) -> None:

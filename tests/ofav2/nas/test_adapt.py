@@ -132,8 +132,8 @@ def test_two_processes_adapt_as_one_and_go_on_to_the_same_bytes_wherever_one_is_
     measure = module._measured_anew
     for killed, place in ((1, "training"), (0, "training"), (1, "measuring")):
 
-        def measured(found: Any, opened: Any, halves: Any, rank: int = killed) -> Any:
-            return kill() if opened.runtime.processes.rank == rank else measure(found, opened, halves)
+        def measured(found: Any, processes: Any, rank: int = killed) -> Any:
+            return kill() if processes.rank == rank else measure(found, processes)
 
         with monkeypatch.context() as patch:
             if place == "training":
