@@ -30,8 +30,7 @@ STOPPING = 0.005
 # Six phases of four steps, of all that there is, validated and saved on the way; saved after every step, so that there
 # is a state before the newest one.
 _RECIPE = (
-    tiny.SIX.replace("depth: [1, 3]", "depth: [1, 2]")
-    .replace("level: [1, 2, 3]", "level: [2, 3]")
+    tiny.SIX.replace("level: [1, 2, 3]", "level: [2, 3]")
     .replace("epochs: 0.02", "epochs: 0.04")
     .replace(tiny.ALL_CORNERS, "evaluation: {corners: ends, ")
     .replace("every_epochs: 0,", "every_epochs: 0.02,")
@@ -49,6 +48,18 @@ def write_recipe(parent: Path, optimiser: str) -> str:
 
 
 @dataclass(frozen=True)
+class Line:
+    """A line of `metrics.jsonl`."""
+
+    kind: str
+    """What was measured."""
+    phase: str | None
+    """In which phase."""
+    time: float
+    """Seconds, as a clock has them."""
+
+
+@dataclass(frozen=True)
 class Straight:
     """A run that nothing interrupted."""
 
@@ -56,8 +67,17 @@ class Straight:
     """Path of its recipe."""
     folder: Path
     """Its folder."""
-    times: tuple[float, ...]
-    """Seconds from its first line of `metrics.jsonl` to each."""
+    lines: tuple[Line, ...]
+    """What it measured."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from its first line to its last."""
+        return self.lines[-1].time - self.lines[0].time
+
+    def seconds_after(self, at: int) -> float:
+        """Return the seconds from a line, counted from 0, to the next one."""
+        return self.lines[at + 1].time - self.lines[at].time
 
 
 @dataclass(frozen=True)

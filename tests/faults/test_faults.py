@@ -25,7 +25,7 @@ from ofav2.cli.main import STOPPED
 from ofav2.runs import folder
 from ofav2.runs.records import read_run
 from tests.faults import driver
-from tests.faults.driver import Hit, Moment, Straight
+from tests.faults.driver import Hit, Line, Moment, Straight
 from tests.ofav2 import tiny
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ Given = TypeVar("Given")
 Found = TypeVar("Found")
 
 SEED = 20250
-KILLS, STOPS, DAMAGES, DISKS = 18, 4, 4, 2
+KILLS, STOPS, DAMAGES, DISKS = 9, 4, 4, 2
 SUMMARY = Path(__file__).resolve().parents[2] / "build" / "faults"
 COMMAND = "make test-slow"
 
@@ -111,7 +111,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Straight]:
         recipe, path = driver.write_recipe(parent, optimiser), parent / optimiser
         assert driver.run(["train", recipe, "--run-dir", str(path)], parent / f"{optimiser}.log") == 0
         lines = [json.loads(line) for line in (path / folder.METRICS).read_text().splitlines()]
-        return Straight(recipe, path, tuple(line["time"] - lines[0]["time"] for line in lines))
+        return Straight(recipe, path, tuple(Line(line["kind"], line.get("phase"), line["time"]) for line in lines))
 
     return dict(zip(driver.OPTIMISERS, in_parallel(make, driver.OPTIMISERS), strict=True))
 
@@ -130,25 +130,23 @@ def try_all(fault: str, trials: int, tally: Tally, attempt: Callable[[int], Outc
     assert not lost, f"seed {SEED}, {fault}: " + "; ".join(map(str, lost))
 
 
-def moments(fault: int, count: int, times: Sequence[float]) -> list[Moment]:
-    """Moments spread over a run: in turn evenly over its time, over its measurements, and over its savings.
-
-    Most of so short a run's time is evaluating; the measurements are mostly of steps; a saving takes milliseconds.
-    """
+def moments(fault: int, count: int, straight: Straight) -> list[Moment]:
+    """Moments spread evenly over the phases: in turn while a network is evaluated, in a step, and amid a saving."""
     rng = np.random.default_rng([SEED, fault])
     found = []
     for number in range(count):
-        share = (number + rng.random()) / count
-        line = int(share * (len(times) - 1))
+        phase = tiny.SIX_PHASES[int((number + rng.random()) / count * len(tiny.SIX_PHASES))]
+        steps = [at for at, line in enumerate(straight.lines) if line.kind == "train" and line.phase == phase]
         if number % 3 == 0:
-            # The last moments of a run may pass before a signal arrives.
-            moment = share * 0.97 * times[-1]
-            line = int(np.searchsorted(times, moment, side="right")) - 1
-            found.append(Moment(line + 1, float(moment - times[line])))
+            # Its largest network was validated, and the corners are next. A run that is faster than the straight one
+            # must not be through with them.
+            at = max(at for at, line in enumerate(straight.lines) if line.kind == "validation" and line.phase == phase)
+            found.append(Moment(at + 1, float(rng.random() * 0.7 * straight.seconds_after(at))))
         elif number % 3 == 1:
-            found.append(Moment(line + 1, float(rng.random() * (times[line + 1] - times[line]))))
+            at = int(rng.choice(steps[:-1]))
+            found.append(Moment(at + 1, float(rng.random() * straight.seconds_after(at))))
         else:
-            found.append(Moment(line + 1, 0.0, saving=True))
+            found.append(Moment(int(rng.choice(steps[:-1])) + 1, 0.0, saving=True))
     return found
 
 
@@ -187,7 +185,7 @@ def of(straight: dict[str, Straight], number: int) -> Straight:
 
 def test_killed_runs_end_as_a_straight_run(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
     """SIGKILL at random moments; every fourth run is killed once more while it goes on, every fifth has a worker."""
-    chosen = {name: moments(1, KILLS, taken.times) for name, taken in straight.items()}
+    chosen = {name: moments(1, KILLS, taken) for name, taken in straight.items()}
 
     def attempt(number: int) -> Outcome:
         source, run, log = of(straight, number), tmp_path / f"run-{number}", tmp_path / f"{number}.log"
@@ -198,7 +196,7 @@ def test_killed_runs_end_as_a_straight_run(straight: dict[str, Straight], tally:
         if number % 4 == 0:
             note = "killed again"
             process = driver.start(["train", "--resume", str(run)], log)
-            time.sleep(float(np.random.default_rng([SEED, 2, number]).uniform(0, source.times[-1] / 2)))
+            time.sleep(float(np.random.default_rng([SEED, 2, number]).uniform(0, source.seconds / 2)))
             process.kill()
             driver.ended(process)
         return Outcome(number, hit, end_of(run, source, log), note)
@@ -211,7 +209,7 @@ def test_killed_runs_end_as_a_straight_run(straight: dict[str, Straight], tally:
 
 def test_stopped_runs_end_as_a_straight_run(straight: dict[str, Straight], tally: Tally, tmp_path: Path) -> None:
     """SIGTERM at random moments; to every second run's whole process group, the workers that load its images too."""
-    chosen = {name: moments(3, STOPS, taken.times) for name, taken in straight.items()}
+    chosen = {name: moments(3, STOPS, taken) for name, taken in straight.items()}
 
     def attempt(number: int) -> Outcome:
         source, run, log = of(straight, number), tmp_path / f"run-{number}", tmp_path / f"{number}.log"
@@ -231,7 +229,7 @@ def test_runs_whose_newest_state_is_damaged_end_as_a_straight_run(
     straight: dict[str, Straight], tally: Tally, tmp_path: Path
 ) -> None:
     """A run is killed, and then its newest state damaged: bits flipped, cut off, overwritten, or half of it gone."""
-    chosen = {name: moments(4, DAMAGES, taken.times) for name, taken in straight.items()}
+    chosen = {name: moments(4, DAMAGES, taken) for name, taken in straight.items()}
 
     def attempt(number: int) -> Outcome:
         source, run, log = of(straight, number), tmp_path / f"run-{number}", tmp_path / f"{number}.log"
