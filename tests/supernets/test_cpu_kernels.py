@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-import supernets
 from supernets import use_cpu_kernels
 from supernets.cpu_kernels import PointwiseConv2d, depthwise_conv2d, pointwise_conv2d, weight_gradient
 from supernets.layers import ElasticConv2d, ElasticDepthwise
 from tests.supernets.randomise import images_for, small_net, some_subnets
+from tests.supernets.variants import VARIANTS
 
 
 def drawn(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -175,7 +175,7 @@ def test_a_plain_pointwise_layer_multiplies_small_images(
         assert len(multiplied) == (side < 9), "other layouts, types and autocast are torch's"
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_network_with_plain_pointwise_layers_is_the_same(name: str) -> None:
     net = small_net(name, seed=1).float()
     images = images_for(net, 2, 24, 24).float().contiguous(memory_format=torch.channels_last)
@@ -204,7 +204,7 @@ def assert_as_close(found: tuple[Tensor, ...], stocks: tuple[Tensor, ...], exact
         assert error <= 4 * stocks_error + 1e-5 * exact_one.abs().max()
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_supernet_learns_as_in_double_precision_which_torch_computes_alone(name: str) -> None:
     net = small_net(name, seed=1, dtype=torch.float32).train()
     net.set_dropout(0.0)

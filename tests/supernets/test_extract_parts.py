@@ -8,13 +8,14 @@ from torch import Tensor, nn
 
 import supernets
 from tests.supernets.randomise import images_for, small_net, some_subnets
+from tests.supernets.variants import VARIANTS
 
 
 def outputs(found: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (found,) if isinstance(found, Tensor) else found
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_both_parts_are_the_whole_to_the_bit(name: str) -> None:
     net = small_net(name, seed=1, dtype=torch.float32)
     images = images_for(net, 2, 48, 40)

@@ -7,6 +7,7 @@ from torch.fx import GraphModule, Tracer
 
 import supernets
 from tests.supernets.randomise import images_for, small_net, some_subnets
+from tests.supernets.variants import VARIANTS
 
 
 def convolutions_and_norms(module: nn.Module) -> tuple[int, int]:
@@ -14,7 +15,7 @@ def convolutions_and_norms(module: nn.Module) -> tuple[int, int]:
     return sum(isinstance(m, nn.Conv2d) for m in layers), sum(isinstance(m, nn.BatchNorm2d) for m in layers)
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_folding_keeps_the_function_and_leaves_the_module_as_it_was(name: str) -> None:
     net = small_net(name, seed=1)
     images = images_for(net, 2, 48, 40)

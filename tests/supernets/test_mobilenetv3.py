@@ -12,6 +12,7 @@ import supernets
 from supernets import SpaceError, Subnet, Supernet
 from tests.supernets.randomise import exit_choices, images_for, small_net, some_subnets
 from tests.supernets.reference import Reference, hidden, squeezed
+from tests.supernets.variants import VARIANTS
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -21,7 +22,7 @@ def reference_of(net: Supernet, *, training: bool = False) -> Reference:
     return Reference(net.state_dict(), arch.dense, arch.kernel, arch.stem_stride, training)
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_sub_network_computes_what_the_plain_network_computes(name: str) -> None:
     net = small_net(name, seed=1)
     plain = reference_of(net)
@@ -116,7 +117,7 @@ def snapshot(net: Supernet) -> dict[str, Any]:
     return held | {name: tensor._version for name, tensor in net.state_dict(keep_vars=True).items()}
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_forward_in_evaluation_mode_leaves_nothing_behind(name: str) -> None:
     net = small_net(name, seed=10)
     images = images_for(net)

@@ -1,12 +1,8 @@
 """Extracted sub-networks are the supernet's, to the last bit, and stand on their own."""
 
 import copy
-import os
-import subprocess
-import sys
 import threading
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-import supernets
 from supernets import BRANCHES, Subnet, Supernet
 from tests.supernets.randomise import exit_choices, images_for, randomise, small_net, some_subnets
+from tests.supernets.variants import VARIANTS
 
 
 def as_tuple(logits: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -38,7 +34,7 @@ def mixed_subnet(net: Supernet) -> Subnet:
     return replace(largest, height=height, depth=(2,) * 5, level=level[:5], kernel=((3, 7),) * 5, expand=((6, 3),) * 5)
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_extracted_networks_compute_exactly_what_the_supernet_computes(name: str) -> None:
     net = small_net(name, seed=1, dtype=torch.float32)
     for i, subnet in enumerate([mixed_subnet(net), *some_subnets(net, 2, seed=2)]):
@@ -70,7 +66,7 @@ def test_different_sub_networks_give_different_logits() -> None:
         assert all(not torch.allclose(one, other, rtol=1e-6) for other in logits[:i])
 
 
-@pytest.mark.parametrize("name", supernets.names())
+@pytest.mark.parametrize("name", VARIANTS)
 def test_only_stock_torch_is_inside(name: str) -> None:
     net = small_net(name, seed=4)
     module = net.extract(mixed_subnet(net), "all")
@@ -235,37 +231,3 @@ def test_memory_formats() -> None:
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
         got = net(images.to(memory_format=torch.channels_last), subnet)
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
-
-
-LOADER = """
-import sys
-for name in ("ofav2", "supernets", "distill"):
-    sys.modules[name] = None  # An import of it fails from now on.
-import torch
-module = torch.export.load("module.pt2").module()
-expected = torch.load("expected.pt", weights_only=True)
-for images, logits in expected:
-    for got, correct in zip(module(images), logits, strict=True):
-        torch.testing.assert_close(got, correct, rtol=1e-9, atol=1e-9)
-assert not any(key.split(".")[0] in ("ofav2", "supernets", "distill") for key, value in sys.modules.items() if value)
-print("loaded and equal")
-"""
-
-
-def test_an_extracted_network_runs_in_a_process_that_has_none_of_this_project(tmp_path: Path) -> None:
-    net = small_net("ee_dp", seed=17)
-    subnet = mixed_subnet(net)
-    images = images_for(net)
-    program = torch.export.export(
-        net.extract(subnet, "all"), (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=64)}}
-    )
-    torch.export.save(program, tmp_path / "module.pt2")
-    batches = [images_for(net, count, seed=count) for count in (1, 3)]
-    with torch.no_grad():
-        torch.save([(batch, net(batch, subnet, "all")) for batch in batches], tmp_path / "expected.pt")
-    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", LOADER], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == "loaded and equal"

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import supernets
 from supernets import SpaceError
 from tests.supernets.randomise import images_for, randomise, some_subnets
+from tests.supernets.variants import VARIANTS
 
 NAMES = ("se_b", "se_d", "se_p", "se_dp", "ee_b", "ee_d", "ee_p", "ee_dp")
 # Width 1.0 and 1.2, 200 classes (OFAv2's table).
@@ -94,7 +95,7 @@ class TestWeights:
         assert [exit.dropout.p for exit in net.exits.values()] == [0.3] * 5
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize(
     "choices",
     [

@@ -13,6 +13,7 @@ from supernets.cost import graph_cost, graph_layers
 from supernets.subnet_cost import layer_costs, stage_costs, subnet_cost
 from tests.supernets.alive import most_alive
 from tests.supernets.randomise import exit_choices, some_subnets
+from tests.supernets.variants import VARIANTS
 
 
 # Odd sides, deep dense stages and a first block without a stride each keep other tensors alive.
@@ -27,7 +28,7 @@ from tests.supernets.randomise import exit_choices, some_subnets
     ],
     ids=str,
 )
-@pytest.mark.parametrize("variant", supernets.names())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_the_sum_of_the_parts_is_the_whole_graph(variant: str, arch: dict[str, Any]) -> None:
     net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **arch)
     for subnet in some_subnets(net, 1, seed=1):
@@ -61,7 +62,7 @@ def check(net: Supernet, count: int, seed: int = 0) -> None:
         assert priced(net, subnet) == counted(net, subnet), subnet
 
 
-@pytest.mark.parametrize("variant", supernets.names())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_costs_are_what_torch_counts(variant: str) -> None:
     check(supernets.create(variant, num_classes=7, width_mult=0.25, resolutions=(32, 48, 64)), 6)
 
@@ -108,7 +109,7 @@ def test_a_network_that_does_less_costs_less() -> None:
 @pytest.mark.parametrize(
     "arch", [{}, pytest.param({"depth": (1, 5, 6), "stem_stride": 1}, marks=pytest.mark.slow)], ids=str
 )
-@pytest.mark.parametrize("variant", supernets.names())
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_memory_is_what_lies_there(variant: str, arch: dict[str, Any]) -> None:
     net = supernets.create(variant, num_classes=7, width_mult=0.1, resolutions=(32, 33, 50), **arch).eval()
     for subnet in some_subnets(net, 1):

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 import ofav2
 import ofav2.timm_plugin
 import ofav2.timm_plugin.model
-import supernets
 from ofav2.errors import RunError, UserError
 from tests.ofav2 import tiny
 from tests.ofav2.deploy.written import written
+from tests.supernets.variants import VARIANTS
 
 
-@pytest.fixture(params=supernets.names())
+@pytest.fixture(params=VARIANTS)
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     net = tiny.tiny_net(request.param).eval()
     return written(tmp_path / "subnet", net, net.space.sample(np.random.default_rng([1])))
