@@ -1,7 +1,6 @@
 """Every recipe on disk is loaded, planned, and shrunk to a run of two steps a phase, data sets faked."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,6 +18,8 @@ PATCHES = {"eo_segment": ("cover", 3), "eo_regress": ("height", 1), "eo_pretrain
 """What recipes for patches learn, and its outputs."""
 CLASSES = {"digits": 10, "cifar10": 10, "tiny_imagenet": 200, "imagenet": 1000, "imagefolder": 3}
 TRAIN_IMAGES = 16
+QUICK = "aep_paper"
+"""The recipe that is run by default, of a network of timm: the README's Python trains `digits`, a supernet."""
 
 
 def faked(config: DataConfig, split: SplitRecord | None) -> ImageData:
@@ -63,16 +64,9 @@ def test_every_recipe_can_be_planned_as_it_is(name: str, patches: Path) -> None:
     assert everything == setup.net.space, "in the end everything can be chosen"
 
 
-def recipes_to_run() -> list[Any]:
-    """All recipes; all but the first of a kind of network are slow tests."""
-    kinds = [recipe.load(name, ["data.root=null"]).network.kind for name in recipe.names()]
-    return [
-        pytest.param(name, marks=pytest.mark.slow if kinds[number] in kinds[:number] else ())
-        for number, name in enumerate(recipe.names())
-    ]
-
-
-@pytest.mark.parametrize("name", recipes_to_run())
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == QUICK else pytest.mark.slow) for name in recipe.names()]
+)
 def test_every_recipe_runs_through_all_its_phases(name: str, patches: Path, tmp_path: Path) -> None:
     overrides = [*tiny.shrunk(name, train_images=TRAIN_IMAGES), *there(name, patches), "data.download=false"]
     if name in PATCHES:

@@ -20,7 +20,7 @@ from tests.ofav2.damaging import damaged, files_of
 from tests.ofav2.fuzzing import accepted
 
 SEED = 19
-REPORTS, SNAPSHOTS, NETWORKS = 15, 60, 40
+REPORTS, SNAPSHOTS, NETWORKS = 10, 30, 20
 
 Said = Callable[[], str]
 

@@ -44,12 +44,12 @@ def opened(tiny_run: ofav2.Run) -> OpenedRun:
     return open_run(tiny_run.folder)
 
 
-@pytest.fixture(scope="module", params=["last", "all", (1, 3)], ids=str)
+@pytest.fixture(scope="module", params=["last", (1, 3)], ids=str)
 def extracted(request: pytest.FixtureRequest, opened: OpenedRun, tmp_path_factory: pytest.TempPathFactory) -> Extracted:
     exits = request.param
     subnet = opened.loaded.net.space.uniform(depth=1, level=1, height=3)
     out = tmp_path_factory.mktemp("extracted") / "out"
-    indices = {"last": (3,), "all": (1, 2, 3)}.get(exits, exits) if isinstance(exits, str) else exits
+    indices = (3,) if exits == "last" else exits
     return Extracted(out, ofav2.extract(opened, subnet, out, exits), subnet, exits, indices)
 
 

@@ -61,7 +61,7 @@ def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...])
 
 
 def test_a_limit_just_above_the_least_is_met() -> None:
-    net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
+    net = supernets.create("ee_dp", num_classes=10, resolutions=(32,))
     model = CostModel(net.architecture)
     for name in ("params", "macs", "memory"):
         least = min(getattr(one.price, name) for ones in cheapest(model, net.space, (name,)).values() for one in ones)
@@ -73,20 +73,19 @@ def test_a_limit_just_above_the_least_is_met() -> None:
             draw_within(model, net.space, Limits(**{name: least - 1}), candidates=3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_tight_limits_are_kept_by_many_different_networks(seed: int) -> None:
+def test_tight_limits_are_kept_by_many_different_networks() -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
     model, space = CostModel(net.architecture), net.space.restrict(height=(4, 5))
     fronts = cheapest(model, space, ("macs",)).values()
     limits = Limits(params=1_000_000, macs=min(one.price.macs for front in fronts for one in front) * 5 // 4)
     rng = np.random.default_rng(0)
     # Throwing away what misses would find nothing.
-    assert not any(within(model.price(space.sample(rng)), limits) for _ in range(2000))
-    found = draw_within(model, space, limits, candidates=40, seed=seed)
+    assert not any(within(model.price(space.sample(rng)), limits) for _ in range(1000))
+    found = draw_within(model, space, limits, candidates=40, seed=0)
     assert len(set(found)) == 40
     assert all(subnet in space and within(model.price(subnet), limits) for subnet in found)
-    assert found == draw_within(model, space, limits, candidates=40, seed=seed)
-    assert found != draw_within(model, space, limits, candidates=40, seed=seed + 1)
+    assert found == draw_within(model, space, limits, candidates=40, seed=0)
+    assert found != draw_within(model, space, limits, candidates=40, seed=1)
 
 
 def test_a_loose_limit_is_used_up() -> None:

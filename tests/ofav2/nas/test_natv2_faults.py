@@ -117,7 +117,7 @@ def test_corners_are_the_same_at_every_validation() -> None:
 
 
 def test_a_supernet_of_any_number_of_classes_can_be_searched() -> None:
-    net = small(classes=7)
+    net = supernets.create("ee_dp", num_classes=7, width_mult=0.1, expand=(3,), depth=(2,), resolutions=(48,))
     genes = GeneSpace(net.space, CostModel(net.architecture), Limits(), ("params",))
     row = genes.encode(net.space.largest())
     module = net.extract(genes.decode(row))

@@ -120,7 +120,7 @@ def test_commands_and_pages_name_only_the_metric(
     other = str(shutil.copytree(run, tmp_path / "other"))
     commands = (
         ("evaluate", run),
-        ("extract", run, "--max-macs", "10G", "--candidates", "3", "--out", str(tmp_path / "chosen")),
+        ("extract", run, "--max-macs=10G", "--candidates=3", "--formats=card", "--out", str(tmp_path / "chosen")),
         ("report", run, "--out", str(tmp_path / "report.html")),
         ("compare", run, other, "--out", str(tmp_path / "compare.html")),
     )
