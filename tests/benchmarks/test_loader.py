@@ -9,6 +9,7 @@ from benchmarks import loader, sides
 from tests.ofav2.data.conftest import write_classes
 
 
+@pytest.mark.slow
 def test_the_input_pipeline_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_classes(tmp_path / "images" / "train", {"cat": 12, "dog": 12})
     monkeypatch.setattr(sides, "RESULTS", tmp_path / "results")

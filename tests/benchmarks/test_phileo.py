@@ -28,6 +28,7 @@ def write_bench(root: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_cells_are_trained_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

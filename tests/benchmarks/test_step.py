@@ -70,6 +70,7 @@ def test_both_layouts_of_the_peer_take_steps() -> None:
         assert all(math.isfinite(loss) for loss in losses)
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_times_all_sides_and_writes_them_down(tmp_path: Path) -> None:
     times = step.peer(quick("se_b"), HERE, 1)
     assert set(times) == {"ofa", "ofa, given channels-last images", "ofav2"}
@@ -77,6 +78,7 @@ def test_the_step_benchmark_times_all_sides_and_writes_them_down(tmp_path: Path)
     assert {path.name for path in (tmp_path / "build/benchmarks").iterdir()} == {"step-peer.json", "step-overhead.json"}
 
 
+@pytest.mark.slow
 def test_compiled_and_eager_steps_compute_the_same(tmp_path: Path) -> None:
     compiling = replace(HERE, compiler=lambda forward: forward)
     work = quick("ee_d")

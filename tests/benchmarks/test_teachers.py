@@ -9,6 +9,7 @@ from benchmarks import teachers
 from tests.ofav2 import tiny
 
 
+@pytest.mark.slow
 def test_every_phase_and_resolution_has_both_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = ofav2.train(tiny.written(tmp_path, tiny.TWO), [], tmp_path / "run")
     teachers.main([str(run.folder)])
