@@ -1,6 +1,7 @@
 """One trained run that many tests look at; a test that changes it takes a copy."""
 
 import fcntl
+import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import ofav2
 from ofav2.nas import adapt
@@ -34,6 +36,21 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> str:
 def tiny_run(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A finished run of all six phases; to look at only."""
     path = made_once(tmp_path_factory, "six", lambda path: ofav2.train(tiny_recipe, run_dir=path))
+    return Run(path, read_run(path))
+
+
+@pytest.fixture(scope="session")
+def run_without_corners(tiny_recipe: str, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same recipe trained again, which saves no state on its way and evaluates no corners; to look at only."""
+
+    def make(path: Path) -> None:
+        torch.manual_seed(1234)
+        np.random.seed(5)
+        random.seed(6)
+        settings = ["evaluation.corners=none", "run.save_steps=0", "run.save_minutes=0"]
+        ofav2.train(tiny_recipe, settings, path)
+
+    path = made_once(tmp_path_factory, "without_corners", make)
     return Run(path, read_run(path))
 
 

@@ -1,13 +1,11 @@
 """A whole run: what it writes to disk, what it saw to get there, and that wrong input writes nothing at all."""
 
 import logging
-import random
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import wandb
@@ -46,6 +44,12 @@ def train_two(folder: Path, *overrides: str, name: str = "two") -> Run:
     return ofav2.train(tiny.written(folder / "recipes", tiny.TWO, name), overrides, folder / "run")
 
 
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The least of all runs, finished; to look at only."""
+    return train_two(tmp_path_factory.mktemp("two"))
+
+
 def weights_of(run: Run, phase: str) -> bytes:
     return checkpoint.file_paths(folder.checkpoint_path(run.folder, phase))[0].read_bytes()
 
@@ -53,13 +57,14 @@ def weights_of(run: Run, phase: str) -> bytes:
 # What a run writes
 
 
-def test_without_corners_a_run_still_tells_what_its_largest_and_smallest_network_reach(tmp_path: Path) -> None:
-    run = train_two(tmp_path)
-    assert [phase.mean_corner_score for phase in run.record.phases] == [None, None]
-    assert [line["name"] for line in metrics(run, "table")] == ["test/corners"]
-    assert all("mean" not in line for line in metrics(run, "corners"))
-    assert run.record.test is not None
-    assert ofav2.write_report(run.folder).exists()
+def test_without_corners_a_run_still_tells_what_its_largest_and_smallest_network_reach(
+    two: Run, tmp_path: Path
+) -> None:
+    assert [phase.mean_corner_score for phase in two.record.phases] == [None, None]
+    assert [line["name"] for line in metrics(two, "table")] == ["test/corners"]
+    assert all("mean" not in line for line in metrics(two, "corners"))
+    assert two.record.test is not None
+    assert ofav2.write_report(two.folder, tmp_path / "report.html").exists()
 
 
 def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
@@ -76,9 +81,8 @@ def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
     assert record.space == record.phases[-1].space
 
 
-def test_what_train_returns_is_what_lies_on_disk(tmp_path: Path) -> None:
-    run = train_two(tmp_path)
-    assert read_run(run.folder) == run.record
+def test_what_train_returns_is_what_lies_on_disk(two: Run) -> None:
+    assert read_run(two.folder) == two.record
 
 
 def test_every_phase_names_its_teacher_and_why(tiny_run: Run) -> None:
@@ -167,14 +171,9 @@ def test_every_uniform_corner_is_measured_on_test_and_scores_can_be_reproduced(
 # The same seed
 
 
-def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(
-    tiny_run: Run, tiny_recipe: str, tmp_path: Path
-) -> None:
-    torch.manual_seed(1234)
-    np.random.seed(5)
-    random.seed(6)
-    # That corners are measured alike each time has its own test above.
-    again = ofav2.train(tiny_recipe, ["evaluation.corners=none"], tmp_path / "again")
+def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(tiny_run: Run, run_without_corners: Run) -> None:
+    """That corners are measured alike each time has its own test above."""
+    again = run_without_corners
     for phase in tiny.SIX_PHASES:
         assert weights_of(again, phase) == weights_of(tiny_run, phase)
     timed = ("time", "images_per_second")
@@ -190,10 +189,10 @@ def test_the_same_recipe_and_seed_give_the_same_run_to_the_last_bit(
     assert (first.largest, first.smallest) == (second.largest, second.smallest)
 
 
-def test_another_seed_gives_another_network_evaluated_on_the_same_images(tmp_path: Path) -> None:
-    first, second = (train_two(tmp_path / str(seed), f"run.seed={seed}") for seed in (0, 1))
-    assert weights_of(first, "kernel") != weights_of(second, "kernel")
-    assert first.record.data == second.record.data
+def test_another_seed_gives_another_network_evaluated_on_the_same_images(two: Run, tmp_path: Path) -> None:
+    other = train_two(tmp_path, "run.seed=1")
+    assert weights_of(two, "kernel") != weights_of(other, "kernel")
+    assert two.record.data == other.record.data
 
 
 # What a run sees
@@ -259,7 +258,7 @@ def test_the_split_that_was_drawn_is_kept(tiny_run: Run) -> None:
     assert (len(kept["val"]["indices"]), len(kept["test"]["indices"])) == (data.images.val, data.images.test)
 
 
-def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Path) -> None:
+def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(two: Run, tmp_path: Path) -> None:
     settings = ("data.mixup=0.4", "data.cutmix=1.0", "data.randaugment=[1,9]", "data.jitter=[0.2,0.2,0.2,0.1]")
     losses = [
         [line["loss"] for line in read_metrics(train_two(tmp_path / name, *settings).folder) if "loss" in line]
@@ -267,7 +266,7 @@ def test_mixed_and_recoloured_images_are_trained_on_alike_each_time(tmp_path: Pa
     ]
     assert losses[0]
     assert losses[0] == losses[1]
-    plain = [line["loss"] for line in read_metrics(train_two(tmp_path / "plain").folder) if "loss" in line]
+    plain = [line["loss"] for line in read_metrics(two.folder) if "loss" in line]
     assert plain != losses[0]
 
 
@@ -456,16 +455,15 @@ def wandb_at_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("wandb_at_home")
-def test_an_offline_run_is_mirrored_and_its_id_kept(tmp_path: Path) -> None:
-    run = train_two(tmp_path / "mirrored", "tracking.mode=offline", "tracking.artifacts=true")
-    plain = train_two(tmp_path / "plain")
-    assert weights_of(run, "kernel") == weights_of(plain, "kernel"), "being watched changes nothing"
+def test_an_offline_run_is_mirrored_and_its_id_kept(two: Run, tmp_path: Path) -> None:
+    run = train_two(tmp_path, "tracking.mode=offline", "tracking.artifacts=true")
+    assert weights_of(run, "kernel") == weights_of(two, "kernel"), "being watched changes nothing"
     run_id = read_run(run.folder).wandb_run_id
     assert run_id
     [mirrored] = run.folder.glob(f"wandb/offline-run-*-{run_id}/run-{run_id}.wandb")
     assert b"train/loss" in mirrored.read_bytes()
-    assert plain.record.wandb_run_id is None
-    assert not (plain.folder / "wandb").exists()
+    assert two.record.wandb_run_id is None
+    assert not (two.folder / "wandb").exists()
 
 
 def broken(*_: Any, **__: Any) -> Any:
