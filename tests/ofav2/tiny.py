@@ -44,13 +44,13 @@ ALL_CORNERS, NO_CORNERS = "evaluation: {", "evaluation: {corners: none, "
 SIX = (
     COMMON
     + """\
-supernet: {variant: ee_dp, width_mult: 0.05, kernel: [3, 5], expand: [2, 3], depth: [1, 3], stem_stride: 1}
+supernet: {variant: ee_dp, width_mult: 0.05, kernel: [3, 5], expand: [2, 3], depth: [1, 2], stem_stride: 1}
 phases:
   full: {epochs: 0.02, lr: 0.003}
   kernel: {epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}
   level: {epochs: 0.02, lr: 0.001, subnets: 2, unlock: {level: [1, 2, 3]}}
   height: {epochs: 0.02, lr: 0.001, subnets: 3, sampler: sandwich, unlock: {height: [1, 2, 3, 4, 5]}}
-  depth: {epochs: 0.02, lr: 0.001, teacher: best, unlock: {depth: [1, 3]}}
+  depth: {epochs: 0.02, lr: 0.001, teacher: best, unlock: {depth: [1, 2]}}
   expand: {epochs: 0.02, lr: 0.001, teacher: fixed, unlock: {expand: [2, 3]}}
 """
 ).replace("[16, 20]", "[16]")

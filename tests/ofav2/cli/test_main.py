@@ -489,16 +489,22 @@ def without(name: str) -> Callable[[dict[str, Any]], Any]:
     return lambda fields: {key: value for key, value in fields.items() if key != name}
 
 
+def deeper(fields: dict[str, Any]) -> dict[str, Any]:
+    """The network with one more block in each stage."""
+    blocks = {name: [[*stage, stage[-1]] for stage in fields[name]] for name in ("kernel", "expand", "level")}
+    return fields | {"depth": [depth + 1 for depth in fields["depth"]]} | blocks
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda fields: fields | {"kernel": [[7] * 3] * 5}, r"^kernel\[0\]\[0\] \(7\) is not in the space.* 3, 5"),
-        (lambda fields: fields | {"depth": [2] * 5}, r"^depth\[0\] \(2\) is not in the space: choose one of 1, 3"),
+        (lambda fields: fields | {"kernel": [[7] * 2] * 5}, r"^kernel\[0\]\[0\] \(7\) is not in the space.* 3, 5"),
+        (deeper, r"^depth\[0\] \(3\) is not in the space: choose one of 1, 2"),
         (lambda fields: fields | {"resolution": 64}, r"^resolution \(64\) is not in the space: choose one of 16"),
         (lambda fields: fields | {"resolution": "16"}, r"^resolution \('16'\) must be a whole number"),
         (lambda fields: fields | {"height": 7}, r"^depth has 5 entries: height 7 needs one each"),
         (lambda fields: fields | {"height": 0}, r"^height \(0\) must be at least 1"),
-        (lambda fields: fields | {"level": [[["pool"]] * 3] * 5}, r"^level\[0\]\[0\] \('pool'\) is no branch"),
+        (lambda fields: fields | {"level": [[["pool"]] * 2] * 5}, r"^level\[0\]\[0\] \('pool'\) is no branch"),
         (lambda fields: fields | {"width": 3}, r"^'width' is no field of the sub-network"),
         (without("expand"), r"^expand is missing from the sub-network"),
         (lambda fields: {"subnet": [1]}, r"^sub-network \(\[1\]\) must be a mapping"),

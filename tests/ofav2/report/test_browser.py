@@ -151,7 +151,7 @@ def test_a_click_shows_the_network_block_by_block(browser: webdriver.Chrome, pag
     largest = browser.execute_script("return networks[tables[chosen.table].networks.at(-1)].name")
     assert largest in picked(browser)
     assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .stage")) == 5
-    assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .block:not(.off)")) == 15
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#drawing .block:not(.off)")) == 10
     assert browser.find_element(By.CSS_SELECTOR, "#drawing .exit.taken").text == "exit 5"
 
 

@@ -73,8 +73,8 @@ def test_all_six_phases_are_trained_in_order(tiny_run: Run) -> None:
     assert [phase.name for phase in record.phases] == list(tiny.SIX_PHASES)
     assert [phase.steps for phase in record.phases] == [2] * 6
     assert [phase.end for phase in record.phases] == [2, 4, 6, 8, 10, 12]
-    unlocked = {"kernel": (3, 5), "level": (1, 2, 3), "height": (1, 2, 3, 4, 5), "depth": (1, 3), "expand": (2, 3)}
-    largest = {"kernel": (5,), "level": (3,), "height": (5,), "depth": (3,), "expand": (3,)}
+    unlocked = {"kernel": (3, 5), "level": (1, 2, 3), "height": (1, 2, 3, 4, 5), "depth": (1, 2), "expand": (2, 3)}
+    largest = {"kernel": (5,), "level": (3,), "height": (5,), "depth": (2,), "expand": (3,)}
     for done, phase in enumerate(record.phases[1:], start=1):
         expected = largest | {name: unlocked[name] for name in list(unlocked)[:done]}
         assert {name: getattr(phase.space, name) for name in expected} == expected
