@@ -31,10 +31,11 @@ from distill.losses import (
     mse,
     soft_cross_entropy,
     student_loss,
+    students_loss,
     teacher_target,
 )
 from distill.policies import ScoreOrder, TeacherCandidate, TeacherChoice, check_policy, choose, policies
-from distill.weights import ExitWeights, exit_weights, schemes
+from distill.weights import ExitWeights, exit_weights, renormalised, schemes
 
 __all__ = (
     "Distance",
@@ -59,8 +60,10 @@ __all__ = (
     "mse",
     "policies",
     "read_state_dict",
+    "renormalised",
     "schemes",
     "soft_cross_entropy",
     "student_loss",
+    "students_loss",
     "teacher_target",
 )

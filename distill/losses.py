@@ -5,7 +5,7 @@ batch, so that they may be called inside or outside of autocast with the same re
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import reduce
@@ -203,6 +203,43 @@ def student_loss(
         return {"loss": task_loss, "task_loss": task_loss.detach(), "kd": torch.zeros_like(task_loss)}
     kd = distance(output, target)
     return {"loss": kd_ratio * kd + task_loss, "task_loss": task_loss.detach(), "kd": kd.detach()}
+
+
+def students_loss(
+    outputs: Mapping[int, Tensor],
+    loss: Callable[[Tensor], Tensor],
+    weights: Mapping[int, Fraction | float],
+    *,
+    target: Target | None,
+    distance: Distance,
+    kd_ratio: float,
+) -> dict[str, Tensor]:
+    """Return the loss of all exits of a sub-network as students, the sum of a_i * student_loss_i, and its parts.
+
+    Args:
+        outputs: Exit -> its output, (N, classes) or (N, C, H, W).
+        loss: How wrong an exit's output is beside the labels: a scalar in float32 or wider.
+        weights: The same exits -> weight a_i.
+        target: As `student_loss`; None is the joint loss of these exits.
+        distance: As `student_loss`.
+        kd_ratio: As `student_loss`.
+
+    Returns:
+        `loss`, the scalar to differentiate; `task_loss` and `kd`, weighted sums; `exit_I`, the unweighted task loss of
+        exit I. All but the first are detached.
+
+    Raises:
+        DistillError: As `student_loss`.
+    """
+    each = {
+        exit_: student_loss(output, loss(output), target=target, distance=distance, kd_ratio=kd_ratio)
+        for exit_, output in outputs.items()
+    }
+    sums = {
+        name: reduce(torch.add, (float(weights[exit_]) * parts[name] for exit_, parts in each.items()))
+        for name in ("loss", "task_loss", "kd")
+    }
+    return sums | {f"exit_{exit_}": parts["task_loss"] for exit_, parts in each.items()}
 
 
 def _mean(values: Tensor, counted: Tensor | None) -> Tensor:

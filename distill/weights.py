@@ -61,6 +61,26 @@ def exit_weights(
     )
 
 
+def renormalised(weights: Mapping[int, Fraction], kept: Sequence[int]) -> dict[int, Fraction]:
+    """Return the weights of some exits, divided by their sum; exits of weight 0 are left out.
+
+    Args:
+        weights: Exit -> its weight.
+        kept: The exits to keep.
+
+    Raises:
+        DistillError: If all their weights are 0.
+    """
+    counted = {exit_: weights[exit_] for exit_ in kept if weights[exit_]}
+    if not counted:
+        raise DistillError(
+            f"exit weights ({shown([float(weight) for weight in weights.values()])}) are 0 for all exits that are"
+            f" trained ({', '.join(map(str, kept))}); give one of them a weight over 0"
+        )
+    total = sum(counted.values(), start=Fraction(0))
+    return {exit_: weight / total for exit_, weight in counted.items()}
+
+
 def _check_parts(parts: Mapping[str, object]) -> None:
     unknown = [key for key in parts if key not in _PARTS]
     missing = [key for key in _PARTS if key not in parts]

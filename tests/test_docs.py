@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import supernets
 from ofav2.cli import main as cli
 from ofav2.config import recipe
+from ofav2.training.phases import make_plan
 from tests import api_page, module_map
 from tests.test_architecture import LAYERS, LEAVES, PACKAGES, ROOT
 
@@ -34,8 +36,13 @@ def test_the_recipe_that_is_shown_loads_and_its_commands_are_taken(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
-    (shown,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    shown, phases = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     (tmp_path / "my_recipe.yaml").write_text(shown, encoding="utf-8")
+    (tmp_path / "phases.yaml").write_text(f"base: cifar10\n{phases}", encoding="utf-8")
+    config = recipe.load(str(tmp_path / "phases.yaml"))
+    space = supernets.create(config.supernet.variant, num_classes=2, width_mult=0.05).space
+    planned = make_plan(config.phases, config.teacher.policy, space, 10).phases
+    assert [phase.objective for phase in planned] == ["joint", "distill_exits", "in_place"]
     monkeypatch.chdir(tmp_path)
     for command in re.findall(r"^ofav2 ([^#\n]+)", page, re.MULTILINE):
         arguments = cli.parser().parse_args(shlex.split(command))

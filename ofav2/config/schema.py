@@ -200,9 +200,11 @@ class PhaseConfig:
     """What the phase unlocks; nothing: the largest network is trained with all its exits jointly (the full phase)."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up from zero at the start; 0 turns it off."""
-    objective: Literal["joint", "distill"] | None = None
+    objective: Literal["joint", "distill", "distill_exits", "in_place"] | None = None
     """What a step minimises: `joint`, all exits of each sub-network together, without teacher; `distill`, each
-    sub-network's own exit, with the teacher; null takes joint while there is one network to train, then distill."""
+    sub-network's own exit, with the teacher; `distill_exits`, all unlocked exits of each at once, with the teacher;
+    `in_place`, the same, taught by the step's largest network, which learns from the labels (needs `sampler:
+    sandwich`). Null takes joint while there is one network to train, then distill."""
     subnets: int = 1
     """Sub-networks per step whose gradients are summed."""
     sampler: Literal["uniform", "sandwich", "marginals"] = "uniform"
@@ -215,7 +217,8 @@ class PhaseConfig:
     dropout: float = 0.1
     """Dropout probability before each exit's classifier; 0 turns it off."""
     exit_weights: Any | None = None
-    """Exit weights of this phase, as in `teacher.exit_weights`; null takes those."""
+    """Exit weights of this phase, as in `teacher.exit_weights`; null takes those, and even ones for the losses of
+    `distill_exits` and `in_place`."""
     patience: int = 0
     """Validations in a row without a lower joint loss after which the phase ends (AEP), for networks with exits; 0
     trains to the end."""

@@ -46,6 +46,7 @@ from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runs.records import RunRecord, read_run, write_run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.signals import Stopped
+from ofav2.training.phases import ALL_EXITS
 from ofav2.training.run import resume
 from ofav2.typed_json import write_record
 from supernets import Subnet
@@ -149,6 +150,8 @@ def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks
         lr=last.lr / SLOWER if settings.lr is None else settings.lr,
         warmup_epochs=0.0,
         unlock=UnlockConfig(),
+        # Each network of the front is at one exit.
+        objective="distill" if last.objective in ALL_EXITS else last.objective,
         sampler="marginals",
         networks=tuple(network.to_json() for network in networks),
     )

@@ -4,7 +4,7 @@ It yields one loss after another, and the loop runs a backward pass for each, so
 memory at a time.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -142,6 +142,103 @@ class Distill:
 
 
 @dataclass(frozen=True)
+class DistillExits:
+    """All unlocked exits of each sub-network as students: one forward and one backward pass train them together.
+
+    With even weights, its expected gradient is that of `Distill` with exits drawn evenly; it varies less, as it holds
+    all exits.
+    """
+
+    task: Task
+    """What is learnt."""
+    draw: Draw
+    """Which sub-networks a step trains; each ends at the last exit."""
+    net: Network
+    """The supernet."""
+    weights: Mapping[int, Fraction]
+    """Exit -> weight a_i of its loss, for the exits that are trained."""
+    teacher: Teacher | None
+    """The teacher; None trains on targets alone."""
+    distance: distill.Distance
+    """How far a student is from the teacher's output."""
+    kd_ratio: float
+    """Weight of that distance beside the task's loss; at 0 the teacher does not run."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield a loss per sub-network, as `Objective.losses`."""
+        teacher_target = self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
+        for subnet in self.draw.at(step, images.shape[-1]):
+            yield distill.students_loss(
+                outputs_of(self.net, images, subnet, self.weights),
+                partial(self.task.loss, target=target),
+                self.weights,
+                target=teacher_target,
+                distance=self.distance,
+                kd_ratio=self.kd_ratio,
+            )
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values count in the task."""
+        return self.task.counted(target)
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return the step's sub-networks for messages."""
+        return self.draw.describe(step, resolution)
+
+
+@dataclass(frozen=True)
+class InPlace:
+    """In-place distillation: the step's first sub-network learns from targets and teaches the others (BigNAS, 3.1).
+
+    All unlocked exits of each sub-network are trained together. The teacher is the first one's ensemble of exits on the
+    same batch, in training mode, so it costs no forward pass of its own.
+    """
+
+    task: Task
+    """What is learnt."""
+    draw: Draw
+    """Which sub-networks a step trains, the largest first; each ends at the last exit."""
+    net: Network
+    """The supernet."""
+    weights: Mapping[int, Fraction]
+    """Exit -> weight a_i of its loss, for the exits that are trained."""
+    ensemble: Mapping[int, Fraction]
+    """Exit -> weight b_i of its output in the ensemble."""
+    distance: distill.Distance
+    """How far a student is from the teacher's output."""
+    kd_ratio: float
+    """Weight of that distance beside the task's loss."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield a loss per sub-network, as `Objective.losses`."""
+        largest, *others = self.draw.at(step, images.shape[-1])
+        exits = sorted({*self.weights, *self.ensemble})
+        outputs = outputs_of(self.net, images, largest, exits)
+        teacher_target = distill.teacher_target(
+            [outputs[number] for number in self.ensemble], list(self.ensemble.values())
+        ).at(self.task.counted(target))
+        loss = partial(
+            distill.students_loss,
+            loss=partial(self.task.loss, target=target),
+            weights=self.weights,
+            distance=self.distance,
+            kd_ratio=self.kd_ratio,
+        )
+        yield loss({number: outputs[number] for number in self.weights}, target=None)
+        del outputs
+        for subnet in others:
+            yield loss(outputs_of(self.net, images, subnet, self.weights), target=teacher_target)
+
+    def counted(self, target: Tensor) -> Tensor | None:
+        """Return which values count in the task."""
+        return self.task.counted(target)
+
+    def describe(self, step: int, resolution: int) -> str:
+        """Return the step's sub-networks for messages."""
+        return self.draw.describe(step, resolution)
+
+
+@dataclass(frozen=True)
 class Plain:
     """All exits of one plain network together, as in fine-tuning; of a single exit, the task's loss."""
 
@@ -169,6 +266,19 @@ class Plain:
 def all_exits(net: Network) -> AllExits:
     """Return the forward pass that gives the outputs of all exits which a sub-network passes."""
     return lambda images, subnet: net(images, subnet, exits="all")
+
+
+def outputs_of(net: Network, images: Tensor, subnet: Subnet, exits: Iterable[int]) -> dict[int, Tensor]:
+    """Return outputs of a sub-network by exit, from one forward pass.
+
+    Args:
+        net: The supernet.
+        images: Input (N, C, H, W).
+        subnet: A sub-network that passes these exits.
+        exits: The exits, ascending.
+    """
+    numbers = tuple(exits)
+    return dict(zip(numbers, net(images, subnet, exits=numbers), strict=True))
 
 
 def compiled_exits(net: Network, subnet: Subnet, compiler: Compiler | None) -> AllExits:

@@ -15,6 +15,10 @@ from ofav2.errors import UserError
 from ofav2.training.samplers import SAMPLERS, Largest, Sampler
 from supernets import Space, SpaceError, Subnet
 
+ALL_EXITS = ("distill_exits", "in_place")
+"""Objectives that train all unlocked exits of each sub-network at once, as students."""
+UNTAUGHT = ("joint", "in_place")
+"""Objectives without a teacher from an earlier phase or from timm."""
 UNLOCKABLE = tuple(field.name for field in fields(UnlockConfig))
 """Dimensions that a phase can unlock, in the paper's order."""
 
@@ -26,11 +30,12 @@ class Phase:
     name: str
     """Its name in the recipe, and of its checkpoint."""
     space: Space
-    """Networks that may be drawn in it."""
+    """Networks that may be drawn in it; one that has all exits stands for those that end earlier, too, where its
+    objective is one of `ALL_EXITS`."""
     evaluated: Space
     """Networks that are measured after it: those, and after joint training every exit of the largest."""
     objective: str
-    """`joint`: all exits of each sub-network together, without teacher; `distill`: each one's own exit."""
+    """`joint`, `distill`, `distill_exits` or `in_place`, as `PhaseConfig.objective`."""
     sampler: Sampler
     """How a step's sub-networks are drawn."""
     unlocked: Mapping[str, tuple[int, ...]]
@@ -38,7 +43,7 @@ class Phase:
     config: PhaseConfig
     """Its settings."""
     teacher: str
-    """Its teacher policy; `none` with the joint objective."""
+    """Its teacher policy; `none` with the objectives `joint` and `in_place`."""
     steps: int
     """Optimiser steps."""
     warmup_steps: int
@@ -64,7 +69,11 @@ class Phase:
         )
         count = self.config.subnets
         drawn = f"{count} sub-network{'s' if count > 1 else ''} drawn anew"
-        teacher = "the labels alone" if self.teacher == "none" else "a teacher and the labels"
+        if self.objective in ALL_EXITS and len(self.space.height) > 1:
+            drawn += f" with all {'their' if count > 1 else 'its'} exits"
+        teacher = {"in_place": "the largest one of them and the labels"}.get(
+            self.objective, "the labels alone" if self.teacher == "none" else "a teacher and the labels"
+        )
         return (
             f"phase {self.name}: sub-networks may now differ in {choices}; each step trains {drawn}, from {teacher},"
             f" {length}"
@@ -138,13 +147,18 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
                 " give it other exit_weights"
             )
         objective = config.objective or ("joint" if alone else "distill")
-        joint = objective == "joint"
-        if joint and config.teacher not in (None, "none"):
+        untaught = objective in UNTAUGHT
+        if untaught and config.teacher not in (None, "none"):
             raise UserError(
-                f"phases.{name}.teacher ({config.teacher}) has no effect on the joint objective: leave it out, or set"
-                f" phases.{name}.objective=distill"
+                f"phases.{name}.teacher ({config.teacher}) has no effect on the {objective} objective: leave it out,"
+                f" or set phases.{name}.objective=distill"
             )
-        chosen = "none" if joint else config.teacher or policy
+        if objective == "in_place" and config.sampler != "sandwich" and not alone:
+            raise UserError(
+                f"phases.{name}.sampler ({config.sampler}): the objective in_place is taught by the largest network of"
+                f" each step; set phases.{name}.sampler=sandwich"
+            )
+        chosen = "none" if untaught else config.teacher or policy
         distill.check_policy(chosen)
         if chosen in distill.policies() and not planned:
             raise UserError(
@@ -161,8 +175,8 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             Phase(
                 name=name,
                 # Joint training reaches all exits, so it draws networks that have all of them.
-                space=grown.restrict(height=(max(grown.height),)) if joint else grown,
-                evaluated=replace(grown, height=space.height) if joint else grown,
+                space=grown.restrict(height=(max(grown.height),)) if objective == "joint" else grown,
+                evaluated=replace(grown, height=space.height) if objective == "joint" else grown,
                 objective=objective,
                 sampler=Largest() if alone else _sampler(name, config, grown),
                 unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
@@ -191,12 +205,17 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
             phase.config.epochs,
             phase.steps,
             phase.config.lr,
-            "largest" if phase.sampler == Largest() else f"{phase.config.subnets} {phase.config.sampler}",
-            phase.teacher,
+            _drawn(phase),
+            "in place" if phase.objective == "in_place" else phase.teacher,
         )
         for phase in plan.phases
     ]
     return PLAN_COLUMNS, rows
+
+
+def _drawn(phase: Phase) -> str:
+    drawn = "largest" if phase.sampler == Largest() else f"{phase.config.subnets} {phase.config.sampler}"
+    return f"{drawn}, all exits" if phase.objective in ALL_EXITS else drawn
 
 
 def _sampler(phase: str, config: PhaseConfig, space: Space) -> Sampler:

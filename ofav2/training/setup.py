@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from ofav2.training.initial import adopt_initial
-from ofav2.training.phases import Phase, Plan, make_plan
+from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
 from ofav2.training.teacher import checkpoint_file, external_teachers
 from supernets.multi_exit import MultiExit, Network
 
@@ -110,6 +111,10 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
     for phase in plan.phases:
         phase_weights(config, phase.config, net)
+        if phase.objective in ALL_EXITS:
+            student_weights(phase, net)
+        if phase.objective == "in_place":
+            in_place_weights(config, phase, net)
         _check_patience(config, phase, net)
     _check_distance(config, plan, task)
     external = external_teachers(plan, config, data, task, runtime)
@@ -144,6 +149,27 @@ def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.E
     """
     scheme = config.teacher.exit_weights if phase.exit_weights is None else phase.exit_weights
     return distill.exit_weights(scheme, len(net.architecture.exits))
+
+
+def student_weights(phase: Phase, net: Network) -> Mapping[int, Fraction]:
+    """Return the weight of each unlocked exit's loss where all are students: the phase's own weights, or even ones.
+
+    Raises:
+        DistillError: If they are no scheme, not one number per exit, or 0 for all unlocked exits.
+    """
+    exits, scheme = net.architecture.exits, phase.config.exit_weights
+    weights = distill.exit_weights("uniform" if scheme is None else scheme, len(exits)).losses
+    return distill.renormalised(dict(zip(exits, weights, strict=True)), phase.space.height)
+
+
+def in_place_weights(config: Config, phase: Phase, net: Network) -> Mapping[int, Fraction]:
+    """Return the weight of each unlocked exit in the ensemble that teaches in place.
+
+    Raises:
+        DistillError: As `student_weights`.
+    """
+    weights = phase_weights(config, phase.config, net).ensemble
+    return distill.renormalised(dict(zip(net.architecture.exits, weights, strict=True)), phase.space.height)
 
 
 def _check_patience(config: Config, phase: Phase, net: Network) -> None:

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill import DistillError, ExitWeights, exit_weights, schemes
+from distill import DistillError, ExitWeights, exit_weights, renormalised, schemes
 
 FIFTHS = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
 
@@ -180,3 +180,13 @@ def test_weights_cannot_be_changed(part: Callable[[ExitWeights], tuple[Fraction,
     assert hash(weights) == hash(exit_weights([0.5, 0.5], 2))
     with pytest.raises(AttributeError):
         weights.losses = ()  # type: ignore[misc]
+
+
+def test_weights_of_some_exits_are_divided_by_their_sum() -> None:
+    ascending = dict(enumerate(exit_weights("ascending", 5).losses, start=1))
+    assert renormalised(ascending, (4, 5)) == {4: Fraction(4, 9), 5: Fraction(5, 9)}
+    assert renormalised(ascending, (1, 2, 3, 4, 5)) == ascending
+    last = dict(enumerate(exit_weights("last", 5).losses, start=1))
+    assert renormalised(last, (3, 5)) == {5: 1}, "an exit of weight 0 is left out"
+    with pytest.raises(DistillError, match=r"exit weights .* are 0 for all exits that are trained \(3, 4\); give"):
+        renormalised(last, (3, 4))

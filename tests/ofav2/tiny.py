@@ -49,8 +49,9 @@ phases:
   full: {epochs: 0.02, lr: 0.003}
   kernel: {epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}
   level: {epochs: 0.02, lr: 0.001, subnets: 2, unlock: {level: [1, 2, 3]}}
-  height: {epochs: 0.02, lr: 0.001, subnets: 3, sampler: sandwich, unlock: {height: [1, 2, 3, 4, 5]}}
-  depth: {epochs: 0.02, lr: 0.001, teacher: best, unlock: {depth: [1, 2]}}
+  height: {epochs: 0.02, lr: 0.001, subnets: 3, sampler: sandwich, objective: in_place,
+           unlock: {height: [1, 2, 3, 4, 5]}}
+  depth: {epochs: 0.02, lr: 0.001, teacher: best, objective: distill_exits, unlock: {depth: [1, 2]}}
   expand: {epochs: 0.02, lr: 0.001, teacher: fixed, unlock: {expand: [2, 3]}}
 """
 ).replace("[16, 20]", "[16]")

@@ -43,7 +43,7 @@ from ofav2.tasks.regression import Regression
 from ofav2.tasks.segmentation import Segmentation
 from ofav2.training import setup as prepare
 from ofav2.training.loop import posed
-from ofav2.training.objectives import Distill, Joint, Losses, Objective, all_exits, as_teacher
+from ofav2.training.objectives import Distill, InPlace, Joint, Losses, Objective, all_exits, as_teacher
 from ofav2.training.optim import make_updates
 from ofav2.training.phases import Phase
 from ofav2.training.step import Guard, loss_weight, step_gradients, train_steps
@@ -87,6 +87,10 @@ def objective_of(name: str, net: Supernet) -> Objective:
         return Joint(task, tiny.given(net, net.space.uniform(depth=1)), B, all_exits(net))
     teacher = tiny_net(seed=9, dtype=torch.float64).eval().extract(net.space.uniform(resolution=16), exits="all")
     teach = as_teacher(teacher, B)
+    if name == "in place":
+        weights = {1: Fraction(1, 2), 5: Fraction(1, 2)}
+        bodies = tiny.given(net, net.space.uniform(resolution=16), net.space.uniform(resolution=16, depth=1))
+        return InPlace(task, bodies, net, weights, weights, distill.soft_cross_entropy, 0.6)
     return Distill(task, tiny.given(net, *three_subnets(net)), net, teach, distill.soft_cross_entropy, 0.6)
 
 
@@ -98,7 +102,7 @@ def gradients(
     return metrics, {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", ["joint", "students"])
+@pytest.mark.parametrize("name", ["joint", "students", "in place"])
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: int) -> None:
     net = tiny_net(dtype=torch.float64).eval()

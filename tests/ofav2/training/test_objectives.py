@@ -1,6 +1,6 @@
 """Losses are those of the paper, written out plainly; a teacher looks once, and learns nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import distill
 from ofav2.tasks.classification import Classification
-from ofav2.training.objectives import Distill, Joint, Teacher, all_exits, as_teacher
+from ofav2.training.objectives import Distill, DistillExits, InPlace, Joint, Losses, Teacher, all_exits, as_teacher
 from supernets import Subnet, Supernet
 from supernets.outputs import exit_logits
-from tests.ofav2.tiny import given, tiny_net
+from tests.ofav2.tiny import cut, given, tiny_net
 
 WEIGHTS = tuple(Fraction(i, 15) for i in (1, 2, 3, 4, 5))
 TIGHT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
@@ -136,6 +136,73 @@ def test_no_gradient_flows_into_the_teacher(net: Supernet) -> None:
     assert any(parameter.grad is not None for parameter in net.parameters())
 
 
+# All exits of a body at once
+
+SOME = {1: Fraction(1, 4), 3: Fraction(1, 2), 5: Fraction(1, 4)}
+"""Weights of the exits that are trained."""
+
+
+def gradients(net: Supernet, losses: Iterable[Losses]) -> dict[str, Tensor]:
+    net.zero_grad(set_to_none=True)
+    for parts in losses:
+        parts["loss"].backward()
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("kd_ratio", [0.7, 0.0])
+def test_gradients_of_all_exits_are_the_weighted_sum_of_each_ones_own(net: Supernet, kd_ratio: float) -> None:
+    """The plain reference: a forward and a backward pass for each exit, each network ending there."""
+    images, labels = batch()
+    bodies = (net.space.largest(), net.space.uniform(kernel=3, depth=2))
+    module = tiny_net("ee_dp", seed=8, dtype=torch.float64).eval().extract(net.space.largest(), exits="all")
+    teach, kd = as_teacher(module, WEIGHTS), distill.soft_cross_entropy
+    seen: list[Tensor] = []
+    objective = DistillExits(
+        Classification(5, 0.1), given(net, *bodies), net, SOME, counting(teach, seen), kd, kd_ratio
+    )
+    parts = list(objective.losses(images, labels, 0))
+    assert len(seen) == (1 if kd_ratio else 0)
+    found = gradients(net, parts)
+
+    expected: dict[str, Tensor] = {}
+    for body, losses in zip(bodies, parts, strict=True):
+        totals = dict.fromkeys(("loss", "task_loss", "kd"), 0.0)
+        for exit_, weight in SOME.items():
+            (single,) = students(net, (cut(body, exit_),), teach, kd, kd_ratio).losses(images, labels, 0)
+            totals = {name: total + float(weight) * float(single[name].detach()) for name, total in totals.items()}
+            assert float(losses[f"exit_{exit_}"]) == pytest.approx(float(single["task_loss"]), rel=1e-12)
+            for name, gradient in gradients(net, [single]).items():
+                expected[name] = expected.get(name, torch.zeros_like(gradient)) + float(weight) * gradient
+        assert {name: float(losses[name].detach()) for name in totals} == pytest.approx(totals, rel=1e-12)
+        assert losses.keys() == {"loss", "task_loss", "kd", "exit_1", "exit_3", "exit_5"}
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], **TIGHT)
+    assert not any(name.startswith(("exits.2", "exits.4")) for name in found), "exits without weight take no part"
+
+
+def test_in_place_the_largest_learns_from_labels_and_its_ensemble_teaches_the_others(net: Supernet) -> None:
+    images, labels = batch()
+    largest, others = net.space.largest(), [net.space.uniform(kernel=3, depth=depth) for depth in (1, 2)]
+    ensemble = {2: Fraction(1, 3), 5: Fraction(2, 3)}
+    task = Classification(5, 0.1)
+    objective = InPlace(task, given(net, largest, *others), net, SOME, ensemble, distill.soft_cross_entropy, 0.7)
+    found = gradients(net, objective.losses(images, labels, 0))
+
+    first = DistillExits(task, given(net, largest), net, SOME, None, distill.soft_cross_entropy, 0.7)
+    expected = gradients(net, first.losses(images, labels, 0))
+    outputs = net(images, largest, exits="all")
+    said = distill.teacher_target([outputs[1], outputs[4]], tuple(ensemble.values()))
+    assert not said.logits.requires_grad
+    rest = DistillExits(task, given(net, *others), net, SOME, lambda _: said, distill.soft_cross_entropy, 0.7)
+    for name, gradient in gradients(net, rest.losses(images, labels, 0)).items():
+        expected[name] = expected.get(name, torch.zeros_like(gradient)) + gradient
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], **TIGHT)
+    assert len({frozenset(parts) for parts in objective.losses(images, labels, 0)}) == 1, "means are over all losses"
+
+
 def refusing(images: Tensor) -> Any:
     pytest.fail("the teacher ran")
 
@@ -149,6 +216,8 @@ def test_without_a_share_the_teacher_never_runs(net: Supernet) -> None:
     torch.testing.assert_close(silent["loss"], expected, **TIGHT)
     torch.testing.assert_close(alone["loss"], expected, **TIGHT)
     assert silent["kd"] == alone["kd"] == 0
+    task, kd = Classification(5, 0.1), distill.mse
+    list(DistillExits(task, given(net, net.space.largest()), net, SOME, refusing, kd, 0.0).losses(images, labels, 0))
 
 
 def test_losses_come_one_by_one(net: Supernet) -> None:

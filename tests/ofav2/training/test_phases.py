@@ -245,6 +245,48 @@ def test_a_phase_may_name_its_objective() -> None:
     assert elastic.space.kernel == (3, 5, 7)
 
 
+def test_phases_of_all_exits_keep_their_space_and_say_what_they_train() -> None:
+    phases = {
+        "full": FULL,
+        "k": replace(unlocking(kernel=(3, 5, 7), height=(4, 5)), objective="distill_exits"),
+        "d": replace(unlocking(depth=(3, 4), sampler="sandwich", subnets=3), objective="in_place"),
+    }
+    plan = make_plan(phases, "progressive", space_of("ee_b"), 10)
+    _, kernel, depth = plan.phases
+    assert (kernel.objective, kernel.teacher, depth.objective, depth.teacher) == (
+        "distill_exits",
+        "progressive",
+        "in_place",
+        "none",
+    )
+    assert kernel.space == kernel.evaluated
+    assert kernel.space.height == depth.space.height == (4, 5)
+    assert "1 sub-network drawn anew with all its exits, from a teacher and the labels" in kernel.sentence
+    assert "3 sub-networks drawn anew with all their exits, from the largest one of them and the labels" in (
+        depth.sentence
+    )
+    drawn = [dict(zip(PLAN_COLUMNS, row, strict=True)) for row in plan_table(plan)[1]]
+    assert [row["draws"] for row in drawn] == ["largest", "1 uniform, all exits", "3 sandwich, all exits"]
+    assert [row["teacher"] for row in drawn] == ["none", "progressive", "in place"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sampler": "uniform", "subnets": 3}, r"^phases\.k\.sampler \(uniform\): .*set phases\.k\.sampler=sandwich$"),
+        (
+            {"sampler": "sandwich", "subnets": 3, "teacher": "best"},
+            r"teacher \(best\) has no effect on the in_place obj",
+        ),
+    ],
+)
+def test_in_place_needs_the_largest_network_in_each_step_and_no_teacher(changes: Any, message: str) -> None:
+    phases = {"full": FULL, "k": replace(unlocking(kernel=(3, 5, 7)), objective="in_place", **changes)}
+    with pytest.raises(UserError, match=message) as caught:
+        make_plan(phases, "progressive", space_of("ee_b"), 10)
+    assert len(str(caught.value).splitlines()) == 1
+
+
 def test_a_teacher_of_joint_training_is_refused() -> None:
     phases = {"full": PhaseConfig(1, 0.1, teacher="timm:resnet18")}
     with pytest.raises(
