@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import proof
-from benchmarks.proof import ROWS, Row
+from benchmarks.proof import CIFAR10, Row
 from benchmarks.sides import machine
 from ofav2.cli import console
 from ofav2.config import recipe
@@ -144,11 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("data", metavar="DATA_ROOT", help="CIFAR-10 as folders of images: train/CLASS, test/CLASS")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where runs and results go")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"how long this call trains ({MINUTES:g})")
-    names = [row.name for row in ROWS]
+    names = [row.name for row in CIFAR10]
     parser.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help="every phase is a step or two long")
     chosen = parser.parse_args(arguments)
-    rows = tuple(row for row in ROWS if row.name in chosen.rows)
+    rows = tuple(row for row in CIFAR10 if row.name in chosen.rows)
     done = run(quick(rows) if chosen.quick else rows, chosen.data, chosen.out, chosen.minutes)
     console.say(f"made {chosen.out / 'proof.md'}")
     return 0 if done else AGAIN

@@ -1,12 +1,13 @@
 """OFAv2 beside OFA, its own parts one by one, and networks trained alone; docs/results.md has the results.
 
-python -m benchmarks.proof train DATA_ROOT             # CIFAR-10 as folders of images: train/CLASS, test/CLASS
-python -m benchmarks.proof measure                     # random and chosen sub-networks of every finished run
-python -m benchmarks.proof show                        # tables as Markdown, plots as SVG
+python -m benchmarks.proof train cifar10 DATA_ROOT     # folders of images: train/CLASS, test/CLASS
+python -m benchmarks.proof train eurosat DATA_ROOT     # a folder of images per class
+python -m benchmarks.proof measure cifar10             # random and chosen sub-networks of every finished run
+python -m benchmarks.proof show cifar10                # tables as Markdown, plots as SVG
 
-`--rows ofa ofav2` takes some rows only, so that several processes can share the work. Every row is a shipped recipe and
-a few settings, so that it can also be trained by itself: `train` says the command before it starts. What was
-interrupted goes on where it was.
+`--rows ofa ofav2` takes some rows only, so that several processes can share the work. Every row is a recipe and a few
+settings, so that it can also be trained by itself: `train` says the command before it starts. What was interrupted goes
+on where it was. Results are in docs/proof/DATASET, a file per row.
 """
 
 import argparse
@@ -53,11 +54,11 @@ class Row:
     """One training of the comparison."""
 
     name: str
-    """Its run folder, and its file of results."""
+    """Its run folder, and its file of results; of further seeds, that of seed 0 and `-seedN`."""
     title: str
     """What a reader calls it."""
     recipe: str
-    """A shipped recipe."""
+    """A shipped recipe, or a file of benchmarks/recipes."""
     settings: tuple[str, ...] = ()
     """What is changed in it."""
 
@@ -65,6 +66,8 @@ class Row:
 OFA = ("supernet.variant=se_b", "teacher.policy=fixed")
 LONGER = "phases.expand.epochs=4"
 """Single-exit supernets skip the two epochs of the height phase; with these they see as many images."""
+EUROSAT_LONGER = "phases.expand_2.epochs=6.22"
+"""The same for the height phases of EuroSAT, counted in sub-network images."""
 SIZES = MappingProxyType(
     {
         "small": {"kernel": 3, "depth": 2, "expand": 3},
@@ -75,13 +78,27 @@ SIZES = MappingProxyType(
 """Networks that are also trained alone; they end at the last exit."""
 
 
-def alone(size: str) -> Row:
+def alone(size: str, recipe: str) -> Row:
     """The row of a network that is trained by itself."""
     settings = tuple(f"supernet.{name}=[{value}]" for name, value in SIZES[size].items())
-    return Row(f"alone-{size}", f"{size}, alone", "cifar10_proof_alone", settings)
+    return Row(f"alone-{size}", f"{size}, alone", recipe, settings)
 
 
-ROWS = (
+def seeds(row: Row, count: int) -> tuple[Row, ...]:
+    """The row, and the same with further seeds up to `count`."""
+    further = [
+        replace(
+            row,
+            name=f"{row.name}-seed{seed}",
+            title=f"{row.title}, seed {seed}",
+            settings=(*row.settings, f"run.seed={seed}"),
+        )
+        for seed in range(1, count)
+    ]
+    return (row, *further)
+
+
+CIFAR10 = (
     Row("ofa", "OFA: SE_B, fixed teacher", "cifar10_proof", OFA),
     Row("ofav2", "OFAv2: EE_D, progressive teacher", "cifar10_proof"),
     Row("ofa-seed1", "OFA, seed 1", "cifar10_proof", (*OFA, "run.seed=1")),
@@ -91,9 +108,22 @@ ROWS = (
     Row("ee_b", "EE_B, progressive teacher", "cifar10_proof", ("supernet.variant=ee_b",)),
     Row("se_d", "SE_D, progressive teacher, expand twice as long", "cifar10_proof", ("supernet.variant=se_d", LONGER)),
     Row("sandwich", "EE_D, one elastic phase, sandwich", "cifar10_proof_sandwich"),
-    *(alone(size) for size in SIZES),
+    *(alone(size, "cifar10_proof_alone") for size in SIZES),
 )
-"""Everything that is compared, in the order in which it is trained."""
+EUROSAT = (
+    *seeds(Row("ofa", "OFA: SE_B, fixed teacher", "eurosat_proof", OFA), 3),
+    *seeds(Row("ofav2", "OFAv2: EE_D, progressive teacher", "eurosat_proof"), 3),
+    *seeds(Row("ofav2-fixed", "OFAv2, fixed teacher", "eurosat_proof", ("teacher.policy=fixed",)), 3),
+    Row("ofav2-best", "OFAv2, best teacher", "eurosat_proof", ("teacher.policy=best",)),
+    Row("se_d", "SE_D, last phase longer", "eurosat_proof", ("supernet.variant=se_d", EUROSAT_LONGER)),
+    Row("ee_b", "EE_B, progressive teacher", "eurosat_proof", ("supernet.variant=ee_b",)),
+    Row("sandwich", "EE_D, one elastic phase, sandwich", "benchmarks/recipes/eurosat_sandwich.yaml"),
+    *(alone(size, "benchmarks/recipes/eurosat_alone.yaml") for size in SIZES),
+    Row("level-on", "EE_DP, with the level phases", "eurosat_proof", ("supernet.variant=ee_dp",)),
+    Row("level-off", "EE_DP, without them, last phase longer", "benchmarks/recipes/eurosat_level_off.yaml"),
+)
+DATASETS = MappingProxyType({"cifar10": CIFAR10, "eurosat": EUROSAT})
+"""Everything that is compared on a data set, in the order in which it is trained."""
 
 
 def command(row: Row, root: str, runs: Path) -> str:
@@ -113,7 +143,7 @@ def train(rows: Iterable[Row], root: str, runs: Path) -> None:
         run.train_or_resume(runs / row.name, row.recipe, (*_data(root), *row.settings))
 
 
-def measure(rows: Iterable[Row], runs: Path, results: Path = RESULTS) -> None:
+def measure(rows: Iterable[Row], runs: Path, results: Path) -> None:
     """Measures what each finished run's supernet holds, and writes it as a file of results.
 
     Raises:
@@ -234,30 +264,53 @@ def _data(root: str) -> tuple[str, ...]:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    names = [row.name for row in ROWS]
     top = argparse.ArgumentParser(prog="python -m benchmarks.proof", description=__doc__.splitlines()[0])
     verbs = top.add_subparsers(dest="verb", required=True)
-    training = verbs.add_parser("train", help="train the rows")
-    training.add_argument("root", metavar="DATA_ROOT", help="CIFAR-10 as folders of images: train/CLASS, test/CLASS")
-    for verb in (training, verbs.add_parser("measure", help="measure sub-networks of the trained rows")):
-        verb.add_argument("--rows", nargs="+", choices=names, default=names, metavar="ROW", help=", ".join(names))
-        verb.add_argument("--runs", type=Path, default=RUNS, help=f"where the run folders are ({RUNS})")
-    verbs.add_parser("show", help="tables as Markdown, plots as SVG")
+    helps = {
+        "train": "train the rows",
+        "measure": "measure sub-networks of the trained rows",
+        "show": "tables as Markdown, plots as SVG",
+    }
+    for verb, help_ in helps.items():
+        made = verbs.add_parser(verb, help=help_)
+        made.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=" or ".join(DATASETS))
+        if verb == "train":
+            made.add_argument(
+                "root", metavar="DATA_ROOT", help="folders of images: CLASS, or train/CLASS and test/CLASS"
+            )
+        if verb != "show":
+            made.add_argument("--rows", nargs="+", metavar="ROW", help="some rows only; all by default")
+            made.add_argument("--runs", type=Path, default=RUNS, help=f"where the run folders are ({RUNS}/DATASET)")
     return top
+
+
+def some_rows(dataset: str, names: Sequence[str] | None) -> list[Row]:
+    """The rows of these names, in the order in which they are trained; None takes all.
+
+    Raises:
+        UserError: If a data set has no row of a name.
+    """
+    rows = DATASETS[dataset]
+    known = [row.name for row in rows]
+    for name in names or ():
+        if name not in known:
+            raise UserError(f"--rows ({name}) is no row of {dataset}: choose among {', '.join(known)}")
+    return [row for row in rows if names is None or row.name in names]
 
 
 @console.show_logs()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
     given = parser().parse_args(argv)
+    results = RESULTS / given.dataset
     if given.verb == "show":
-        show([row.name for row in ROWS])
+        show([row.name for row in DATASETS[given.dataset]], results)
         return
-    rows = [row for row in ROWS if row.name in given.rows]
+    rows, runs = some_rows(given.dataset, given.rows), given.runs / given.dataset
     if given.verb == "train":
-        train(rows, given.root, given.runs)
+        train(rows, given.root, runs)
     else:
-        measure(rows, given.runs)
+        measure(rows, runs, results)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """The tables and plots of the comparison that `benchmarks.proof` measures, from its files of results."""
 
 import json
+import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -13,16 +14,34 @@ from ofav2.errors import UserError
 from ofav2.report.networks import front_of
 
 RESULTS = Path("docs/proof")
+"""Where the results of each data set have a folder."""
 FRONT, PHASES = "front.svg", "phases.svg"
-"""The plots, beside the results."""
+"""The plots, beside the results; of rows with several seeds the first."""
 
 ENDS = MappingProxyType({"largest": "largest network", "smallest_at_last_exit": "smallest network with the last exit"})
 """Corner networks that are followed through the phases, by their keys in the results."""
 
 Result = Mapping[str, Any]
 
+CLAIMS = MappingProxyType(
+    {"OFAv2 beats OFA": ("ofav2", "ofa"), "a progressive teacher beats a fixed one": ("ofav2", "ofav2-fixed")}
+)
+"""The paper's claims, by the rows that are to differ: the first one is to be better."""
+FIGURES: MappingProxyType[str, Callable[[Result], float | None]] = MappingProxyType(
+    {
+        "largest": lambda result: float(result["test"]["largest"]),
+        "mean of random networks, exit 5": lambda result: statistics.mean(_by_exit(result["random"])[5]),
+        "best under 25 % of the multiply-adds": lambda result: (
+            result["chosen"]["25"] and float(result["chosen"]["25"]["top1"])
+        ),
+    }
+)
+"""What rows are compared by, over their seeds: shares in 0..1; None where nothing was found."""
+SURE = 3
+"""Standard errors that a difference must exceed; with three seeds a row, 95 % of chance stays within 2.8."""
 
-def show(names: Iterable[str], results: Path = RESULTS) -> None:
+
+def show(names: Iterable[str], results: Path) -> None:
     """Prints the tables as Markdown, and draws the plots beside the results.
 
     Args:
@@ -35,11 +54,16 @@ def show(names: Iterable[str], results: Path = RESULTS) -> None:
     paths = [results / f"{name}.json" for name in names]
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists()]
     if not found:
-        raise UserError(f"results ({results}) are empty: make them with `python -m benchmarks.proof measure`")
+        raise UserError(
+            f"results ({results}) are empty: make them with `python -m benchmarks.proof measure {results.name}`"
+        )
     supernets = [result for result in found if "random" in result]
     for table in (runs_table(found), phase_table(supernets), random_table(supernets), chosen_table(supernets)):
         console.show(table + "\n")
-    console.show(alone_table(found))
+    console.show(alone_table(found) + "\n")
+    console.show(seeds_table(supernets) + "\n")
+    console.show(claims_table(supernets))
+    supernets = [result for result in supernets if seed_of(result["name"]) == 0]
     (results / FRONT).write_text(chart([front_panel(supernets)], width=7.0, height=4.6), encoding="utf-8")
     (results / PHASES).write_text(
         chart([phase_panel(supernets, *end) for end in ENDS.items()], width=4.6, height=3.8), encoding="utf-8"
@@ -123,6 +147,61 @@ def alone_table(found: Iterable[Result]) -> str:
     alone = [by_name.get(f"alone-{size}") for size in sizes]
     cells = [_percent(result["test"]["largest"]) if result else "–" for result in alone]
     return _markdown(("network", *sizes), [*rows, ("trained alone", *cells)])
+
+
+def seed_of(name: str) -> int:
+    """The seed that a row's name says."""
+    return int(name.rpartition("-seed")[2]) if "-seed" in name else 0
+
+
+def by_row(found: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results of all seeds of a row, by the name of that of seed 0."""
+    grouped: dict[str, list[Result]] = {}
+    for result in found:
+        grouped.setdefault(result["name"].partition("-seed")[0], []).append(result)
+    return grouped
+
+
+def seeds_table(found: Iterable[Result]) -> str:
+    """Mean over a row's seeds and its standard error, where there are several seeds."""
+    rows = []
+    for results in by_row(found).values():
+        cells = [_mean_and_error([figure(result) for result in results]) for figure in FIGURES.values()]
+        rows.append((results[0]["title"], str(len(results)), *cells))
+    return _markdown(("over seeds", "seeds", *FIGURES), rows)
+
+
+def claims_table(found: Iterable[Result]) -> str:
+    """Whether the paper's claims hold, which takes a difference of means over `SURE` standard errors."""
+    grouped = by_row(found)
+    rows = []
+    for claim, names in CLAIMS.items():
+        better, worse = (grouped.get(name, []) for name in names)
+        cells = [
+            _verdict([figure(result) for result in better], [figure(result) for result in worse])
+            for figure in FIGURES.values()
+        ]
+        rows.append((claim, *cells))
+    return _markdown(("claim", *FIGURES), rows)
+
+
+def _verdict(*rows: Sequence[float | None]) -> str:
+    better, worse = ([value for value in values if value is not None] for values in rows)
+    if not better or not worse:
+        return "not measured"
+    points = 100 * (statistics.mean(better) - statistics.mean(worse))
+    if min(len(better), len(worse)) < 2:
+        return f"{points:+.1f}, too few seeds"
+    error = 100 * math.hypot(*(statistics.stdev(values) / math.sqrt(len(values)) for values in (better, worse)))
+    word = "within the error" if abs(points) <= SURE * error else "yes" if points > 0 else "no"
+    return f"{word}: {points:+.1f} ± {error:.1f}"
+
+
+def _mean_and_error(values: Sequence[float | None]) -> str:
+    there = [value for value in values if value is not None]
+    if len(there) < 2:
+        return _percent(there[0]) if there else "–"
+    return f"{_percent(statistics.mean(there))} ± {100 * statistics.stdev(there) / math.sqrt(len(there)):.1f}"
 
 
 def front_panel(found: Iterable[Result]) -> Panel:

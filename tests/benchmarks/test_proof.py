@@ -5,6 +5,7 @@ import shlex
 from dataclasses import replace
 from operator import mul
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -12,32 +13,35 @@ import pytest
 import ofav2
 import supernets
 from benchmarks import proof, proof_tables
-from benchmarks.proof import ROWS, Row
+from benchmarks.proof import CIFAR10, DATASETS, EUROSAT, Row
 from ofav2.cli import main as cli
 from ofav2.config import recipe
 from ofav2.errors import UserError
+from ofav2.runs.records import read_run
 from ofav2.training.phases import make_plan
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
+from tests.ofav2.test_resume import at, stopped_after
 
 IMAGES = {"train": {"cat": 12, "dog": 12}, "test": {"cat": 4, "dog": 4}}
 STEPS_PER_EPOCH = 100
+LITTLE = ("data.val_fraction=0.2", "data.mean=null", "data.std=null", "data.resolutions=[32]")
 
 
 def epochs(row: Row) -> tuple[float, float]:
-    """Epochs of images that a row rng, and that its sub-networks see."""
+    """Epochs of images that a row draws, and that its sub-networks see."""
     config = recipe.load(row.recipe, ["data.root=x", *row.settings])
     choices = {name: getattr(config.supernet, name) for name in ("kernel", "expand", "depth")}
-    net = supernets.create(config.supernet.variant, num_classes=10, resolutions=(32,), **choices)
+    net = supernets.create(config.supernet.variant, num_classes=10, resolutions=(32,), width_mult=0.05, **choices)
     plan = make_plan(config.phases, config.teacher.policy, net.space, STEPS_PER_EPOCH)
     drawn = [phase.steps / STEPS_PER_EPOCH for phase in plan.phases]
     subnets = [1 if phase.objective == "joint" else phase.config.subnets for phase in plan.phases]
     return sum(drawn), sum(map(mul, drawn, subnets))
 
 
-def test_rows_have_equal_budgets_where_they_say_so() -> None:
-    budgets = {row.name: epochs(row) for row in ROWS}
+def test_rows_of_cifar10_have_equal_budgets_where_they_say_so() -> None:
+    budgets = {row.name: epochs(row) for row in CIFAR10}
     for name in ("ofav2-seed1", "ofav2-fixed", "ee_b", "se_d", "ofa-longer"):
         assert budgets[name] == budgets["ofav2"], name
     assert budgets["ofa"] == budgets["ofa-seed1"] == (budgets["ofav2"][0] - 2, budgets["ofav2"][1] - 4)
@@ -46,13 +50,84 @@ def test_rows_have_equal_budgets_where_they_say_so() -> None:
         assert budgets[f"alone-{size}"] == (budgets["ofav2"][1] / 3,) * 2
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-def test_a_row_is_a_command_that_the_parser_takes(row: Row) -> None:
+def test_rows_of_eurosat_have_equal_budgets_where_they_say_so() -> None:
+    budgets = {row.name: epochs(row) for row in EUROSAT}
+    assert len(budgets) == len(EUROSAT), "names are different"
+    whole = budgets["ofav2"]
+    for name in ("ofav2-seed1", "ofav2-seed2", "ofav2-fixed-seed2", "ofav2-best", "ee_b"):
+        assert budgets[name] == whole, name
+    for name in ("se_d", "sandwich"):
+        assert budgets[name][1] == pytest.approx(whole[1], abs=0.1), name
+    assert budgets["level-on"][1] == pytest.approx(budgets["level-off"][1], abs=0.1)
+    for size in proof.SIZES:
+        assert budgets[f"alone-{size}"][1] == pytest.approx(whole[1] / 3, abs=0.1)
+
+
+def test_the_phases_of_eurosat_are_the_papers_by_one_factor() -> None:
+    paper, ours = recipe.load("tiny_imagenet_paper").phases, recipe.load("eurosat_proof").phases
+    assert list(paper) == list(ours)
+    for name, phase in paper.items():
+        short = ours[name]
+        assert short.epochs == pytest.approx(phase.epochs / 45, abs=0.006), name
+        assert short.warmup_epochs == pytest.approx(phase.warmup_epochs / 45, abs=0.006), name
+        assert replace(short, epochs=phase.epochs, warmup_epochs=phase.warmup_epochs) == phase, name
+
+
+ROWS = tuple((dataset, row) for dataset, rows in DATASETS.items() for row in rows)
+
+
+def named(pair: tuple[str, Row]) -> str:
+    return f"{pair[0]} {pair[1].name}"
+
+
+@pytest.mark.parametrize("pair", ROWS, ids=named)
+def test_a_row_is_a_command_that_the_parser_takes(pair: tuple[str, Row]) -> None:
+    _, row = pair
     program, *arguments = shlex.split(proof.command(row, "some images", Path("runs")))
     assert program == "ofav2"
     parsed = cli.parser().parse_args(arguments)
     assert recipe.load(parsed.recipe, parsed.overrides) == recipe.load(row.recipe, parsed.overrides)
     assert parsed.run_dir == f"runs/{row.name}"
+
+
+def test_rows_are_chosen_by_name() -> None:
+    assert [row.name for row in proof.some_rows("eurosat", ["level-off", "ofa"])] == ["ofa", "level-off"]
+    with pytest.raises(UserError, match=r"--rows \(level-on\) is no row of cifar10: choose among ofa, "):
+        proof.some_rows("cifar10", ["level-on"])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of images, as both data sets have them."""
+    root = tmp_path_factory.mktemp("data") / "images"
+    for split, classes in IMAGES.items():
+        write_classes(root / split, classes)
+    return root
+
+
+def shapes() -> list[Any]:
+    """Rows that differ in more than their seed; all but the first of a recipe are slow tests."""
+    pairs = [pair for pair in ROWS if "-seed" not in pair[1].name]
+    recipes = [row.recipe for _, row in pairs]
+    return [
+        pytest.param(pair, id=named(pair), marks=pytest.mark.slow if pair[1].recipe in recipes[:number] else ())
+        for number, pair in enumerate(pairs)
+    ]
+
+
+@pytest.mark.parametrize("pair", shapes())
+def test_a_row_starts_stops_and_goes_on(pair: tuple[str, Row], images: Path, tmp_path: Path, notes: Notes) -> None:
+    """It is told to stop after the first step of its first two phases; with one phase, it goes on to its end."""
+    _, row = pair
+    small = replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *LITTLE))
+    phases = list(recipe.load(small.recipe, ["data.root=x", *small.settings]).phases)
+    for phase in phases[:2]:
+        with stopped_after(at(phase, 1)):
+            proof.train([small], str(images), tmp_path)
+    if len(phases) == 1:
+        proof.train([small], str(images), tmp_path)
+    assert f"going on with phase {phases[0]} from step 1" in notes()
+    assert len(read_run(tmp_path / row.name).phases) == 1
 
 
 def test_all_supernets_get_the_same_bodies() -> None:
@@ -71,26 +146,18 @@ def test_proof_tables_without_measurements_say_how_to_measure(tmp_path: Path) ->
 
 @pytest.mark.slow
 def test_rows_are_trained_measured_and_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], notes: Notes
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], notes: Notes
 ) -> None:
     for name, value in {"BODIES": 2, "CANDIDATES": 2, "TEST_IMAGES": 5}.items():
         monkeypatch.setattr(proof, name, value)
-    for split, classes in IMAGES.items():
-        write_classes(tmp_path / "images" / split, classes)
-    little = (
-        "data.val_fraction=0.2",
-        "data.mean=null",
-        "data.std=null",
-        "data.resolutions=[32]",
-        "evaluation.corners=all",
-    )
-    named = [row for row in ROWS if row.name in ("ofa", "ofav2", "alone-small")]
-    rows = [replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *little)) for row in named]
+    some = [row for row in CIFAR10 if row.name in ("ofa", "ofav2", "alone-small")]
+    more = (*LITTLE, "evaluation.corners=all")
+    rows = [replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *more)) for row in some]
     runs, results = tmp_path / "runs", tmp_path / "results"
     proof.measure(rows, runs, results)
     assert "ofav2 is not finished: left out" in capsys.readouterr().err
-    proof.train(rows, str(tmp_path / "images"), runs)
-    proof.train(rows, str(tmp_path / "images"), runs)
+    proof.train(rows, str(images), runs)
+    proof.train(rows, str(images), runs)
     assert "is finished already" in notes()
     proof.measure(rows, runs, results)
 
@@ -113,10 +180,37 @@ def test_rows_are_trained_measured_and_shown(
     whole = found["ofav2"]["chosen"]["100"]
     assert whole["macs"] <= ofav2.subnet_cost(net.architecture, net.space.largest()).macs
 
-    proof_tables.show([row.name for row in ROWS], results)
+    proof_tables.show([row.name for row in CIFAR10], results)
     shown = capsys.readouterr().out
     assert all(row.title in shown for row in rows)
     assert "| trained alone |" in shown
     for name in (proof_tables.FRONT, proof_tables.PHASES):
         texts = {part.text for part in ElementTree.parse(results / name).iter()}
         assert {rows[0].title, rows[1].title} <= texts
+
+
+def result(name: str, largest: float) -> dict[str, Any]:
+    """As much of a file of results as seeds are compared by."""
+    networks = [{"exit": 5, "top1": largest - 0.02}, {"exit": 5, "top1": largest}, {"exit": 1, "top1": 0.1}]
+    chosen = {"25": {"top1": largest} if largest > 0.5 else None}
+    return {"name": name, "title": name.upper(), "test": {"largest": largest}, "random": networks, "chosen": chosen}
+
+
+def test_claims_are_yes_no_or_within_the_error_of_the_seeds() -> None:
+    found = [
+        *(result(name, top1) for name, top1 in (("ofav2", 0.70), ("ofav2-seed1", 0.72))),
+        *(result(name, top1) for name, top1 in (("ofa", 0.50), ("ofa-seed1", 0.52))),
+        *(result(name, top1) for name, top1 in (("ofav2-fixed", 0.70), ("ofav2-fixed-seed1", 0.71))),
+    ]
+    # Of two values, the standard error of the mean is half their distance.
+    table = proof_tables.seeds_table(found)
+    assert "| OFAV2 | 2 | 71.0 ± 1.0 | 70.0 ± 1.0 | 71.0 ± 1.0 |" in table
+    assert "| OFA | 2 | 51.0 ± 1.0 | 50.0 ± 1.0 | 52.0 |" in table
+    beats, teachers = proof_tables.claims_table(found).splitlines()[2:]
+    assert beats.startswith("| OFAv2 beats OFA | yes: +20.0 ± 1.4 | yes: +20.0 ± 1.4 | +19.0, too few seeds |")
+    assert "within the error: +0.5 ± 1.1" in teachers
+    swapped = [
+        {**one, "name": one["name"].replace("ofav2", "x").replace("ofa", "ofav2").replace("x", "ofa")} for one in found
+    ]
+    assert "| no: -20.0 ± 1.4 |" in proof_tables.claims_table(swapped)
+    assert "not measured" in proof_tables.claims_table(found[:2])
