@@ -94,5 +94,6 @@ def _described(phase: Phase) -> Mapping[str, str | float]:
         "lr": phase.config.lr,
         "subnets": phase.config.subnets,
         "sampler": phase.config.sampler,
+        "objective": phase.objective,
         "teacher": phase.teacher,
     }
