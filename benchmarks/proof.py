@@ -98,7 +98,7 @@ def seeds(row: Row, count: int) -> tuple[Row, ...]:
     return (row, *further)
 
 
-CIFAR10 = (
+CIFAR10: tuple[Row, ...] = (
     Row("ofa", "OFA: SE_B, fixed teacher", "cifar10_proof", OFA),
     Row("ofav2", "OFAv2: EE_D, progressive teacher", "cifar10_proof"),
     Row("ofa-seed1", "OFA, seed 1", "cifar10_proof", (*OFA, "run.seed=1")),
@@ -110,7 +110,7 @@ CIFAR10 = (
     Row("sandwich", "EE_D, one elastic phase, sandwich", "cifar10_proof_sandwich"),
     *(alone(size, "cifar10_proof_alone") for size in SIZES),
 )
-EUROSAT = (
+EUROSAT: tuple[Row, ...] = (
     *seeds(Row("ofa", "OFA: SE_B, fixed teacher", "eurosat_proof", OFA), 3),
     *seeds(Row("ofav2", "OFAv2: EE_D, progressive teacher", "eurosat_proof"), 3),
     *seeds(Row("ofav2-fixed", "OFAv2, fixed teacher", "eurosat_proof", ("teacher.policy=fixed",)), 3),
