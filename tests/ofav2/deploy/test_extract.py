@@ -217,8 +217,8 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
 
 
 def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
-    foreign = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=2)
-    with pytest.raises(SpaceError, match=r"^depth\[0\] \(2\)"):
+    foreign = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=3)
+    with pytest.raises(SpaceError, match=r"^depth\[0\] \(3\)"):
         ofav2.measure(opened, [opened.loaded.net.space.largest(), foreign], "val")
 
 
