@@ -51,10 +51,25 @@ class SampleList:
     """The value of a pixel without data."""
     samples: tuple[Sample, ...]
     """The patches, in their order."""
+    digests: Mapping[str, str]
+    """What the content of each table was, by its path: masks and places are those of these rows."""
 
     def tables(self) -> list[str]:
         """Return the paths of the tables, relative to the folder of the list, each once."""
         return sorted({f"{LINK}/{sample.table}" for sample in self.samples})
+
+    def require_same(self, digests: Mapping[str, bytes]) -> None:
+        """Refuse tables that are others now.
+
+        Args:
+            digests: What the content of each of `tables()` is.
+
+        Raises:
+            UserError: One has other content than when it was listed.
+        """
+        for table in self.tables():
+            if digests[table].hex() != self.digests.get(table.removeprefix(f"{LINK}/")):
+                raise UserError(f"table {table}: has other content than when it was listed; restore it, or {AGAIN}")
 
 
 def write_samples(path: Path, listed: SampleList) -> None:

@@ -15,6 +15,8 @@ import numpy as np
 
 from ofav2 import files
 from ofav2.config import recipe
+from ofav2.data.digests import content_digests
+from ofav2.data.images import file_images
 from ofav2.data.importing.arrays import ArrayFile
 from ofav2.data.importing.in_place import LINK, Sample, SampleList, write_samples
 from ofav2.data.importing.offsets import Offset, offset_of, without_offset
@@ -158,10 +160,10 @@ def import_scenes(scenes: Sequence[Scene], form: Form, out: Path, source: Path |
                     logger.warning(f"scene {show(scene.name)}: {error.detail}; left out")
                     left_out.append((scene.name, error.fault, error.detail))
                 advance(patches=writer.count)
-        found = writer.finish(left_out)
         if form.in_place:
             assert source is not None, "tables have a folder"
             (folder / LINK).symlink_to(source.resolve(), target_is_directory=True)
+        found = writer.finish(left_out)
     return found
 
 
@@ -354,7 +356,14 @@ class _Writer:
     def _write_samples(self, split: str) -> None:
         assert self.first is not None, "there are patches"
         (dtype,) = (name for name in DTYPES if name == self.first.values.dtype.name)
-        listed = SampleList(self.first.names, self.side, dtype, self.first.nodata, tuple(self.samples[split]))
+        samples = tuple(self.samples[split])
+        tables = sorted({sample.table for sample in samples})
+        root = self.folder / LINK
+        digests = content_digests([file_images(root, tables)], name="tables", root=root, cache=None)
+        known = {
+            table: digest.to_bytes(8, "little").hex() for table, digest in zip(tables, digests.tolist(), strict=True)
+        }
+        listed = SampleList(self.first.names, self.side, dtype, self.first.nodata, samples, known)
         write_samples(self.folder / self._images(split), listed)
 
     def _targets(self, splits: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data.digests import content_digests
 from ofav2.data.images import Indices, file_images
-from ofav2.data.importing.in_place import SampleImages, read_samples
+from ofav2.data.importing.in_place import SampleImages, SampleList, read_samples
 from ofav2.data.patches import CHUNK, DTYPES, IGNORED, Array, Bands, Codes, Numbers, Part, PatchImages
 from ofav2.data.readers.folders import root_of
 from ofav2.data.splits import Listed, Split
@@ -281,7 +281,7 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
     known = {name: digest.to_bytes(8, "little") for name, digest in zip(flat, digests.tolist(), strict=True)}
     parts = []
     for part, found in zip(described.parts, names, strict=True):
-        images = SampleImages(root, lists[part.images], known) if _in_place(part) else arrays[found[0]]
+        images = _samples(root, part, lists[part.images], known, described) if _in_place(part) else arrays[found[0]]
         _check_images(root / found[0], images, described)
         stored = _check_target(root / found[1], arrays[found[1]], images, target) if target else None
         if part.patches is not None and part.patches[-1] >= len(images):
@@ -298,6 +298,18 @@ def _parts(root: Path, described: PatchesFile, target: _Target | None, config: D
 
 def _in_place(part: PartEntry) -> bool:
     return part.images.endswith(".json")
+
+
+def _samples(
+    root: Path, part: PartEntry, listed: SampleList, digests: Mapping[str, bytes], described: PatchesFile
+) -> SampleImages:
+    if (listed.bands, listed.nodata) != (described.bands, described.nodata):
+        raise UserError(
+            f"file {root / part.images}: has bands {', '.join(listed.bands)} and nodata {listed.nodata}, and {FILE} has"
+            f" {', '.join(described.bands)} and {described.nodata}; both must be alike"
+        )
+    listed.require_same(digests)
+    return SampleImages(root, listed, digests)
 
 
 def _target_files(root: Path, part: PartEntry, target: _Target | None) -> tuple[str, ...]:
