@@ -75,23 +75,13 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Joint:
-    """All exits of each sub-network together: the sum of a_i * loss_i (AEP; OFAv2, full phase)."""
+class Drawn:
+    """What objectives share that train sub-networks drawn anew in each step."""
 
     task: Task
     """What is learnt."""
     draw: Draw
     """Which sub-networks a step trains."""
-    weights: tuple[Fraction, ...]
-    """One weight a_i per exit."""
-    forward: AllExits
-    """The supernet's forward pass."""
-
-    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
-        """Yield a loss per sub-network, as `Objective.losses`."""
-        for subnet in self.draw.at(step, images.shape[-1]):
-            loss = partial(self.task.loss, target=target)
-            yield distill.joint_loss(self.forward(images, subnet), loss, self.weights)
 
     def counted(self, target: Tensor) -> Tensor | None:
         """Return which values count in the task."""
@@ -103,13 +93,25 @@ class Joint:
 
 
 @dataclass(frozen=True)
-class Distill:
+class Joint(Drawn):
+    """All exits of each sub-network together: the sum of a_i * loss_i (AEP; OFAv2, full phase)."""
+
+    weights: tuple[Fraction, ...]
+    """One weight a_i per exit."""
+    forward: AllExits
+    """The supernet's forward pass."""
+
+    def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
+        """Yield a loss per sub-network, as `Objective.losses`."""
+        for subnet in self.draw.at(step, images.shape[-1]):
+            loss = partial(self.task.loss, target=target)
+            yield distill.joint_loss(self.forward(images, subnet), loss, self.weights)
+
+
+@dataclass(frozen=True)
+class Distill(Drawn):
     """Each sub-network's own exit, from targets and teacher (OFAv2, ENS-KD); the teacher sees a batch once."""
 
-    task: Task
-    """What is learnt."""
-    draw: Draw
-    """Which sub-networks a step trains."""
     net: Network
     """The supernet."""
     teacher: Teacher | None
@@ -132,27 +134,15 @@ class Distill:
                 kd_ratio=self.kd_ratio,
             )
 
-    def counted(self, target: Tensor) -> Tensor | None:
-        """Return which values count in the task."""
-        return self.task.counted(target)
-
-    def describe(self, step: int, resolution: int) -> str:
-        """Return the step's sub-networks for messages."""
-        return self.draw.describe(step, resolution)
-
 
 @dataclass(frozen=True)
-class DistillExits:
+class DistillExits(Drawn):
     """All unlocked exits of each sub-network as students: one forward and one backward pass train them together.
 
-    With even weights, its expected gradient is that of `Distill` with exits drawn evenly; it varies less, as it holds
-    all exits.
+    `draw` gives sub-networks that have the last exit. With even weights, the expected gradient is that of `Distill` with
+    exits drawn evenly; it varies less, as it holds all exits.
     """
 
-    task: Task
-    """What is learnt."""
-    draw: Draw
-    """Which sub-networks a step trains; each ends at the last exit."""
     net: Network
     """The supernet."""
     weights: Mapping[int, Fraction]
@@ -177,27 +167,16 @@ class DistillExits:
                 kd_ratio=self.kd_ratio,
             )
 
-    def counted(self, target: Tensor) -> Tensor | None:
-        """Return which values count in the task."""
-        return self.task.counted(target)
-
-    def describe(self, step: int, resolution: int) -> str:
-        """Return the step's sub-networks for messages."""
-        return self.draw.describe(step, resolution)
-
 
 @dataclass(frozen=True)
-class InPlace:
+class InPlace(Drawn):
     """In-place distillation: the step's first sub-network learns from targets and teaches the others (BigNAS, 3.1).
 
-    All unlocked exits of each sub-network are trained together. The teacher is the first one's ensemble of exits on the
-    same batch, in training mode, so it costs no forward pass of its own.
+    All unlocked exits of each sub-network are trained together; `draw` gives the largest one first, and all have the last
+    exit. The teacher is the first one's ensemble of exits on the same batch, in training mode, so it costs no forward pass
+    of its own.
     """
 
-    task: Task
-    """What is learnt."""
-    draw: Draw
-    """Which sub-networks a step trains, the largest first; each ends at the last exit."""
     net: Network
     """The supernet."""
     weights: Mapping[int, Fraction]
@@ -228,14 +207,6 @@ class InPlace:
         del outputs
         for subnet in others:
             yield loss(outputs_of(self.net, images, subnet, self.weights), target=teacher_target)
-
-    def counted(self, target: Tensor) -> Tensor | None:
-        """Return which values count in the task."""
-        return self.task.counted(target)
-
-    def describe(self, step: int, resolution: int) -> str:
-        """Return the step's sub-networks for messages."""
-        return self.draw.describe(step, resolution)
 
 
 @dataclass(frozen=True)
