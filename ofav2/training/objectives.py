@@ -139,8 +139,8 @@ class Distill(Drawn):
 class DistillExits(Drawn):
     """All unlocked exits of each sub-network as students: one forward and one backward pass train them together.
 
-    `draw` gives sub-networks that have the last exit. With even weights, the expected gradient is that of `Distill` with
-    exits drawn evenly; it varies less, as it holds all exits.
+    `draw` gives sub-networks that have the last exit. With even weights, the expected gradient is that of `Distill`
+    with exits drawn evenly; it varies less, as it holds all exits.
     """
 
     net: Network
@@ -172,9 +172,9 @@ class DistillExits(Drawn):
 class InPlace(Drawn):
     """In-place distillation: the step's first sub-network learns from targets and teaches the others (BigNAS, 3.1).
 
-    All unlocked exits of each sub-network are trained together; `draw` gives the largest one first, and all have the last
-    exit. The teacher is the first one's ensemble of exits on the same batch, in training mode, so it costs no forward pass
-    of its own.
+    All unlocked exits of each sub-network are trained together; `draw` gives the largest one first, and all have the
+    last exit. The teacher is the first one's ensemble of exits on the same batch, in training mode, so it costs no
+    forward pass of its own.
     """
 
     net: Network
