@@ -69,7 +69,8 @@ def test_what_is_no_file_is_not_replaced_by_one(make: Callable[[Path], None], pl
     before = os.lstat(place)
     with pytest.raises(RunError, match="cannot be written"):
         files.write_text(place, "text")
-    assert os.lstat(place) == before
+    after = os.lstat(place)  # times are left out: a link that is followed has been accessed
+    assert (after.st_mode, after.st_ino, after.st_size) == (before.st_mode, before.st_ino, before.st_size)
     assert sorted(os.listdir()) == sorted({"pipe", "there"} if make is link_to_pipe else {"there"})
 
 
