@@ -12,6 +12,9 @@ from supernets.space import FIXED, Space, SpaceError
 MOST_EXITS = 12
 """Exits that a network may have: choosing among all their subsets looks at 2^n of them."""
 
+MOST_ITEMS = 64
+"""Values that a module with an exit behind it may give."""
+
 Layout = Literal["NCHW", "NHWC", "NLC"]
 """Order of the dimensions of features: images, channels, height and width, or tokens (L)."""
 HeadKind = Literal["norm_linear", "linear", "relu_linear", "mobilenetv3", "efficientnet"]
@@ -32,6 +35,10 @@ class Tap:
     """Tokens at the start that are no part of the image, such as a class token; 0 but for NLC."""
     stride: int
     """Input pixels per pixel of the features, in height and width."""
+    item: int | None = None
+    """Which of several values that the module gives, from 0; None if it gives the features alone."""
+    items: int = 1
+    """How many values it gives."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +72,11 @@ class Backbone:
                 raise SpaceError(f"{name} ({getattr(self, name)}) must be a whole number from 1 to 1000000")
         if len(self.taps) >= MOST_EXITS:
             raise SpaceError(f"exits ({len(self.taps) + 1}) must be {MOST_EXITS} at most, the last one included")
-        if len({tap.module for tap in self.taps}) < len(self.taps):
-            raise SpaceError("taps name a module twice: every exit reads other features")
+        if len({(tap.module, tap.item) for tap in self.taps}) < len(self.taps):
+            raise SpaceError("taps name a module's output twice: every exit reads other features")
+        for tap in self.taps:
+            if not 1 <= tap.items <= MOST_ITEMS or not 0 <= (tap.item or 0) < tap.items:
+                raise SpaceError(f"tap {tap.module} reads value {tap.item} of {tap.items}: it must be one of them")
 
     @property
     def variant(self) -> str:

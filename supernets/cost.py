@@ -20,12 +20,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, Interpreter, Node
+from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from supernets.graphs import GraphError, is_layer
+from supernets.graphs import GraphError, Running, is_layer
 
 BYTES = 4
 """Bytes of a value, at float32."""
@@ -245,7 +245,7 @@ class _Meta(TorchFunctionMode):
         return self.twins.get(id(value), value)
 
 
-class _Pricer(Interpreter):
+class _Pricer(Running):
     """Runs a graph node by node and notes what each does.
 
     Args:

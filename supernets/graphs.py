@@ -8,10 +8,11 @@ import copy
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from torch.fx import Graph, GraphModule, Node
+from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
@@ -21,6 +22,22 @@ class GraphError(ValueError):
 
 # `x += y` and `x[i] = y`, as torch.fx records them.
 _AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"})
+
+
+class Running(Interpreter):
+    """Runs a graph as its generated code does: modules get lists of their own, which they may change."""
+
+    def fetch_args_kwargs_from_env(self, n: Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return a node's arguments."""
+        args, kwargs = super().fetch_args_kwargs_from_env(n)
+        return tuple(map(plain_lists, args)), {name: plain_lists(value) for name, value in kwargs.items()}
+
+
+def plain_lists(value: Any) -> Any:
+    """Return a node's argument with plain lists in the place of those of `torch.fx`, which nobody may change."""
+    if isinstance(value, list):
+        return [plain_lists(item) for item in value]
+    return tuple(map(plain_lists, value)) if type(value) is tuple else value
 
 
 def split(module: GraphModule) -> tuple[GraphModule, ...]:
@@ -44,11 +61,10 @@ def split(module: GraphModule) -> tuple[GraphModule, ...]:
     last = {node: _last_reader(node, homes, outputs) for node in homes}
 
     def handed_on(index: int) -> list[Node]:
-        # Constants are not handed on: each part that reads one holds it.
         return [
             node
             for node in module.graph.nodes
-            if node in homes and node.op != "get_attr" and homes[node] <= index < last[node]
+            if node in homes and not _is_repeated(node) and homes[node] <= index < last[node]
         ]
 
     parts = []
@@ -174,7 +190,31 @@ def _homes(module: GraphModule) -> dict[Node, int]:
     for index, output in enumerate(output_nodes(module)):
         for node in _ancestors(output):
             homes.setdefault(node, index)
+    # Of several tensors, those that are read are handed on one by one.
+    for node in module.graph.nodes:
+        if node in homes and _is_unpacked(node):
+            homes.update({item: homes[node] for item in node.users if item in homes})
     return homes
+
+
+def _is_unpacked(node: Node) -> bool:
+    """Return whether a node makes several values, which are read one by one."""
+    return bool(node.users) and all(
+        user.target is operator.getitem and user.args[0] is node and isinstance(user.args[1], int)
+        for user in node.users
+    )
+
+
+def _is_repeated(node: Node) -> bool:
+    """Return whether parts repeat a node instead of handing on its value: constants, and sizes of tensors."""
+    if node.op == "get_attr" or (node.op == "call_method" and node.target == "size"):
+        return True
+    if node.op != "call_function":
+        return False
+    if node.target is getattr:
+        return node.args[1] == "shape"
+    inputs = node.all_input_nodes
+    return bool(inputs) and all(other.op != "get_attr" and _is_repeated(other) for other in inputs)
 
 
 def _ancestors(output: Node) -> Iterator[Node]:
@@ -189,8 +229,16 @@ def _ancestors(output: Node) -> Iterator[Node]:
 
 def _last_reader(node: Node, homes: dict[Node, int], outputs: Sequence[Node]) -> int:
     """Return the last part that reads a node's value or returns it; the first part always gets the images."""
-    readers = [homes[user] for user in node.users if user in homes]
+    readers = [homes[user] for user in _readers(node) if user in homes]
     return max([*readers, *(index for index, output in enumerate(outputs) if output is node), 0])
+
+
+def _readers(node: Node) -> Iterator[Node]:
+    """Yield the nodes that read a node's value, in the parts in which they run or are repeated."""
+    for user in node.users:
+        yield user
+        if _is_repeated(user):
+            yield from _readers(user)
 
 
 def _part(
@@ -201,8 +249,8 @@ def _part(
 
     def copied(node: Node) -> Node:
         if node not in copies:
-            assert node.op == "get_attr", "every other value is handed on"
-            copies[node] = graph.node_copy(node)
+            assert _is_repeated(node), "every other value is handed on"
+            copies[node] = graph.node_copy(node, copied)
         return copies[node]
 
     for node in nodes:

@@ -16,6 +16,8 @@ from torch import nn
 from torch.fx import Graph, Node, Proxy, Tracer
 from torch.fx.node import map_aggregate
 
+from supernets.graphs import plain_lists
+
 BATCHES = (2, 3)
 """Lengths of the two batches."""
 
@@ -104,6 +106,10 @@ class SizedTracer(Tracer):
             return proxy
         with self._computing():
             values = tuple(self._value(kind, target, args, kwargs, index) for index in range(len(BATCHES)))
+        if target is operator.getitem and _is_size(values[0]) and all(value == values[0] for value in values):
+            # A size that a module gives. What is computed with batches may be equal for two and not for others.
+            self.graph.erase_node(proxy.node)
+            return values[0]
         return SizedProxy(proxy.node, self, values)
 
     def iter(self, obj: Proxy) -> Iterator[Any]:
@@ -152,6 +158,15 @@ def sized_graph(net: nn.Module, entered: set[str], shape: Sequence[int]) -> Grap
     return graph
 
 
+def _is_size(value: Any) -> bool:
+    """Return whether a value is a number, or several, such as height and width."""
+    if isinstance(value, tuple | list):
+        return bool(value) and all(map(_is_size, value))
+    return isinstance(value, int | float)
+
+
 def _known(given: Any, batch: int) -> Any:
     """Return arguments with what stand-ins stand for."""
-    return map_aggregate(given, lambda value: value.values[batch] if isinstance(value, SizedProxy) else value)
+    return plain_lists(
+        map_aggregate(given, lambda value: value.values[batch] if isinstance(value, SizedProxy) else value)
+    )

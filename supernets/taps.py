@@ -7,23 +7,40 @@ lies inside it. So the graph is short, computes what the network computes, and k
 """
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.fx import Graph, GraphModule, Interpreter, Node, Tracer
+from torch.fx import Graph, GraphModule, Node, Tracer
+from torch.fx.node import map_aggregate
 from torch.nn import functional
 
 from supernets.backbone import Layout, Tap
 from supernets.exit_heads import reads_maps
-from supernets.graphs import GraphError, is_layer
+from supernets.graphs import GraphError, Running, is_layer
 from supernets.sized_trace import sized_graph
 
 HEADS = "exits"
 """Name of the module that holds the heads of attached exits, by number."""
+
+
+class Output(NamedTuple):
+    """A tensor that a module gives."""
+
+    module: str
+    """Its name."""
+    item: int | None = None
+    """Which of the values that it gives, from 0; None if it gives this tensor alone."""
+    items: int = 1
+    """How many values it gives."""
+
+    def of(self, value: Any) -> Any:
+        """Return the tensor, out of what the module gave."""
+        return value if self.item is None else value[self.item]
 
 
 class _Whole(nn.Module):
@@ -70,16 +87,26 @@ def trace(net: nn.Module, taps: Sequence[str], shape: Sequence[int] | None = Non
     return GraphModule(net, graph, class_name="Traced").train(net.training)
 
 
-def _graph(net: nn.Module, taps: Sequence[str], shape: Sequence[int] | None) -> Graph:
+_Make = Callable[[nn.Module, set[str]], Graph]
+"""Traces a network, given the names of modules to enter."""
+
+
+def _graph(net: nn.Module, taps: Sequence[str], shape: Sequence[int] | None, sized_first: bool = False) -> Graph:
+    if shape is None:
+        return _checked(net, taps, _plain_graph)
+    sized: _Make = partial(sized_graph, shape=shape)
+    first, second = (sized, _plain_graph) if sized_first else (_plain_graph, sized)
     try:
-        return _checked(net, taps, lambda whole, entered: _TapTracer(entered).trace(whole))
+        return _checked(net, taps, first)
     except GraphError:
-        if shape is None:
-            raise
-        return _checked(net, taps, partial(sized_graph, shape=shape))
+        return _checked(net, taps, second)
 
 
-def _checked(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set[str]], Graph]) -> Graph:
+def _plain_graph(net: nn.Module, entered: set[str]) -> Graph:
+    return _TapTracer(entered).trace(net)
+
+
+def _checked(net: nn.Module, taps: Sequence[str], make: _Make) -> Graph:
     mode = net.training
     try:
         graph = _traced(net.train(), taps, make)
@@ -93,20 +120,24 @@ def _checked(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set
     return graph
 
 
-def _traced(net: nn.Module, taps: Sequence[str], make: Callable[[nn.Module, set[str]], Graph]) -> Graph:
+def _traced(net: nn.Module, taps: Sequence[str], make: _Make) -> Graph:
     parts = (f"net.{tap}".split(".") for tap in taps)
     entered = {"net", *(".".join(names[:count]) for names in parts for count in range(1, len(names)))}
     try:
         graph = make(_Whole(net), entered)
     except Exception as error:
         # The network's own code meets stand-ins for tensors, and fails in every way that code can.
-        reason = (str(error).strip().splitlines() or [""])[0]
-        raise GraphError(f"its forward can't be traced ({type(error).__name__}: {reason[:120]})") from error
+        raise GraphError(f"its forward can't be traced ({type(error).__name__}: {_first_line(error)})") from error
     for node in graph.nodes:
         if node.op in ("call_module", "get_attr"):
             node.target = str(node.target).removeprefix("net.")
     _make_dropouts(net, graph)
     return graph
+
+
+def _first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its beginning."""
+    return (str(error).strip().splitlines() or [""])[0][:120]
 
 
 def _make_dropouts(net: nn.Module, graph: Graph) -> None:
@@ -145,20 +176,93 @@ def tap_values(module: GraphModule, taps: Sequence[str], images: Tensor) -> dict
         module: What `trace` gave.
         taps: Names of modules.
         images: (N, C, H, W); meta tensors for a network on the meta device.
+
+    Raises:
+        GraphError: If the graph can't be run.
     """
     nodes = {_tapped(module.graph, name): name for name in taps}
     found: dict[str, Any] = {}
 
-    class Noting(Interpreter):
+    class Noting(Running):
         def run_node(self, n: Node) -> Any:
             value = super().run_node(n)
             if n in nodes:
                 found[nodes[n]] = value
             return value
 
-    with torch.no_grad():
-        Noting(module, garbage_collect_values=True).run(images)
+    noting = Noting(module, garbage_collect_values=True)
+    noting.extra_traceback = False
+    try:
+        with torch.no_grad():
+            noting.run(images)
+    except Exception as error:
+        # The network's own code runs here, without its network around it.
+        raise GraphError(f"its graph can't be run ({type(error).__name__}: {_first_line(error)})") from error
     return found
+
+
+def find_outputs(net: nn.Module, images: Tensor, wanted: Sequence[Tensor]) -> list[Output | None]:
+    """Find the modules that give some features, by the features' numbers.
+
+    Args:
+        net: The network in evaluation mode, with weights that make all its features differ.
+        images: (N, C, H, W).
+        wanted: Features of these images as maps (N, C, H, W).
+
+    Returns:
+        For each, the first module that gives it, and of modules inside each other the outermost; None if no module
+        that runs once does.
+    """
+    found: list[list[Output]] = [[] for _ in wanted]
+    calls: dict[str, int] = {}
+
+    def note(name: str, value: Any) -> None:
+        calls[name] = calls.get(name, 0) + 1
+        for output, tensor in _tensors(name, value):
+            for known, maps in zip(found, wanted, strict=True):
+                if layout_of(tensor, maps) is not None:
+                    known.append(output)
+
+    with torch.no_grad(), _noting(net, note):
+        net(images)
+    once = [[output for output in known if calls[output.module] == 1] for known in found]
+    chosen = [_outermost(known, ()) for known in once]
+    # A module around another one that an exit reads is entered, so it is no node of the graph.
+    for _ in chosen:
+        entered = [output.module for output in chosen if output]
+        chosen = [_outermost(known, entered) for known in once]
+    return chosen
+
+
+def _outermost(outputs: Sequence[Output], entered: Sequence[str]) -> Output | None:
+    """Return the outermost module around the first of some outputs, which come in the order of their computation."""
+    around = [one for one in outputs if f"{outputs[0].module}.".startswith(f"{one.module}.")]
+    nodes = [one for one in around if not any(name.startswith(f"{one.module}.") for name in entered)]
+    return min(nodes, key=lambda one: len(one.module), default=None)
+
+
+def _tensors(name: str, value: Any) -> Iterator[tuple[Output, Tensor]]:
+    if isinstance(value, Tensor):
+        yield Output(name), value
+    elif isinstance(value, tuple | list):
+        for item, tensor in enumerate(value):
+            if isinstance(tensor, Tensor):
+                yield Output(name, item, len(value)), tensor
+
+
+@contextmanager
+def _noting(net: nn.Module, note: Callable[[str, Any], None]) -> Iterator[None]:
+    """Call a function with each module's name and what it gave, but not with the network's own."""
+    hooks = [
+        module.register_forward_hook(lambda _, given, value, name=name: note(name, value))
+        for name, module in net.named_modules()
+        if name
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def layout_of(features: object, maps: Tensor) -> tuple[Layout, int] | None:
@@ -166,25 +270,40 @@ def layout_of(features: object, maps: Tensor) -> tuple[Layout, int] | None:
 
     Args:
         features: What the module gave.
-        maps: The same without prefix tokens as (N, C, H, W).
+        maps: The same without prefix tokens as (N, C, H, W); meta tensors are compared by their shapes alone.
 
     Returns:
-        None if the features are no tensor of a known layout.
+        None if the features are no tensor of a known layout, or have other numbers.
+
+    Raises:
+        AmbiguousLayoutError: If the shapes of meta tensors allow several layouts.
     """
     if not isinstance(features, Tensor):
         return None
-    count, channels, height, width = maps.shape
-    if features.shape == maps.shape:
-        square = channels == height == width
-        if square and not features.is_meta and torch.equal(features.permute(0, 3, 1, 2), maps):
-            return "NHWC", 0
-        return "NCHW", 0
+    fitting = [
+        (layout, prefix)
+        for layout, prefix, found in _as_maps(features, maps.shape)
+        if features.is_meta or torch.equal(found, maps)
+    ]
+    if len(fitting) > 1 and features.is_meta:
+        raise AmbiguousLayoutError
+    return fitting[0] if fitting else None
+
+
+class AmbiguousLayoutError(Exception):
+    """The shapes of features allow several layouts, of which numbers alone tell the right one."""
+
+
+def _as_maps(features: Tensor, shape: torch.Size) -> Iterator[tuple[Layout, int, Tensor]]:
+    """Yield each layout that features may have by their shape, their prefix tokens, and the features as maps."""
+    count, channels, height, width = shape
+    if features.shape == shape:
+        yield "NCHW", 0, features
     if features.shape == (count, height, width, channels):
-        return "NHWC", 0
+        yield "NHWC", 0, features.permute(0, 3, 1, 2)
     prefix = features.shape[1] - height * width if features.ndim == 3 else -1
-    if prefix >= 0 and features.shape[0] == count and features.shape[2] == channels:
-        return "NLC", prefix
-    return None
+    if prefix >= 0 and features.shape == (count, prefix + height * width, channels):
+        yield "NLC", prefix, features[:, prefix:].transpose(1, 2).reshape(shape)
 
 
 def attach(
@@ -205,12 +324,13 @@ def attach(
         GraphError: As for `trace`; or if the taps run in another order, or the network returns no tensor.
     """
     names = {str(number): head for number, head in enumerate(heads, 1)}
-    graph = _graph(net, [tap.module for tap in taps], shape)
+    # Of the values that a module gives, some may be sizes: a graph for one size has numbers in their place.
+    graph = _graph(net, [tap.module for tap in taps], shape, any(tap.item is not None for tap in taps))
     net.add_module(HEADS, nn.ModuleDict(names))
-    nodes = [_tapped(graph, tap.module) for tap in taps]
+    nodes = [_features(graph, tap) for tap in taps]
     order = {node: index for index, node in enumerate(graph.nodes)}
     if sorted(nodes, key=order.__getitem__) != nodes:
-        raise GraphError(f"its forward calls {', '.join(tap.module for tap in taps)} in another order")
+        raise GraphError(f"its forward computes {', '.join(tap.module for tap in taps)} in another order")
     (output,) = graph.find_nodes(op="output")
     (last,) = output.args
     if not isinstance(last, Node):
@@ -221,6 +341,21 @@ def attach(
     output.args = ((*logits, last),)
     graph.lint()
     return GraphModule(net, graph, class_name="ExitNetwork").train(net.training)
+
+
+def _features(graph: Graph, tap: Tap) -> Node:
+    """Return the node of the features that an exit reads; of several values that a module gives, each gets a node."""
+    node = _tapped(graph, tap.module)
+    if tap.item is None:
+        return node
+    readers = [user for user in node.users if user.target is not operator.getitem]
+    with graph.inserting_after(node):
+        values = [graph.call_function(operator.getitem, (node, item)) for item in reversed(range(tap.items))][::-1]
+    for reader in readers:
+        reader.args, reader.kwargs = map_aggregate(
+            (reader.args, reader.kwargs), lambda given: values if given is node else given
+        )
+    return values[tap.item]
 
 
 def _exit(graph: Graph, node: Node, tap: Tap, name: str, head: nn.Module) -> Node:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-subnet/8"
+FORMAT = "ofav2-subnet/9"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 

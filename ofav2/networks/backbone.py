@@ -3,7 +3,8 @@
 import difflib
 import logging
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from supernets import GraphError, SpaceError
 from supernets.backbone import MOST_EXITS, Backbone, HeadKind, Tap
 from supernets.cost import graph_steps
 from supernets.exit_heads import exit_head
-from supernets.taps import attach, layout_of, tap_values, trace
+from supernets.graphs import split
+from supernets.taps import AmbiguousLayoutError, Output, attach, find_outputs, layout_of, tap_values, trace
 
 logger = logging.getLogger(__name__)
 
@@ -101,17 +103,11 @@ def describe_backbone(
     with torch.device("meta"):
         net = _create(bare).eval()
     features = _features(net, name)
-    modules = _chosen_modules(net, bare, features, exits)
-    images = torch.empty(2, channels, resolution, resolution, device="meta")
-    taps = _taps(net, bare, modules, images)
-    if taps is None:
-        # Shapes leave the order of dimensions open, and numbers don't.
-        with torch.random.fork_rng(devices=()):
-            net = _create(bare).eval()
-        taps = _taps(net, bare, modules, torch.rand(images.shape, generator=torch.Generator()))
-    assert taps is not None, "numbers tell two orders of dimensions apart"
-    found = replace(bare, any_size=bare.any_size and _any_size(net, modules), taps=taps)
+    chosen = _chosen_features(net, bare, features, exits)
+    taps = _taps(net, bare, features, chosen)
+    any_size = bare.any_size and _any_size(net, bare, taps)
     try:
+        found = replace(bare, any_size=any_size, taps=taps)
         found.space((resolution,))
     except SpaceError as error:
         raise UserError(str(error)) from error
@@ -135,8 +131,9 @@ def describe_plain(name: str, *, classes: int, channels: int, resolution: int, d
     bare = Backbone(name, classes, channels, resolution, not fixed, drop_rate, "norm_linear", (), ())
     with torch.device("meta"):
         net = _create(bare).eval()
-        _taps(net, bare, (), torch.empty(2, channels, resolution, resolution))
-    return replace(bare, any_size=bare.any_size and _any_size(net, ()))
+        _check_logits(net, bare, torch.empty(2, channels, resolution, resolution))
+    _traced(net, bare, ())
+    return replace(bare, any_size=bare.any_size and _any_size(net, bare, ()))
 
 
 def own_input(name: str) -> tuple[int, tuple[float, ...], tuple[float, ...]]:
@@ -191,9 +188,17 @@ def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphMo
     if weights not in (None, "timm"):
         _load(net, arch, Path(str(weights)))
     try:
-        return attach(net, arch.taps, heads, None if arch.any_size else _shape(arch)).eval()
+        network = attach(net, arch.taps, heads, None if arch.any_size else _shape(arch)).eval()
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
+    network.register_load_state_dict_post_hook(_forget)
+    return network
+
+
+def _forget(network: nn.Module, _: object = None) -> None:
+    """Drop what modules keep of other weights: some of timm's keep attention biases from evaluation to evaluation."""
+    mode = network.training
+    network.train().train(mode)
 
 
 def check_size(arch: Backbone, resolution: int) -> None:
@@ -305,8 +310,10 @@ def _features(net: nn.Module, name: str) -> tuple[Features, ...]:
     return tuple(Features(entry["module"], entry["reduction"]) for entry in entries)
 
 
-def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: ExitPlaces) -> tuple[str, ...]:
-    """Return the modules behind which there are exits, without the last feature, which the own head follows."""
+def _chosen_features(
+    net: nn.Module, arch: Backbone, features: Sequence[Features], exits: ExitPlaces
+) -> tuple[int, ...]:
+    """Return the indices of the features behind which there are exits; the own head follows the last feature."""
     if isinstance(exits, str):
         if exits != "stages":
             raise UserError(
@@ -315,7 +322,7 @@ def _chosen_modules(net: nn.Module, arch: Backbone, features: Sequence[Features]
         indices = _stage_ends(features)
     else:
         indices = _listed(net, arch, features, exits)
-    chosen = tuple(features[index].module for index in indices if index < len(features) - 1)
+    chosen = tuple(index for index in indices if index < len(features) - 1)
     if not chosen:
         raise UserError(f"exits ({show(exits)}) leave {arch.name} with its own head alone: name an earlier one")
     if len(chosen) >= MOST_EXITS:
@@ -353,16 +360,13 @@ def _listed(net: nn.Module, arch: Backbone, features: Sequence[Features], exits:
 
 def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shares: Sequence[float]) -> tuple[int, ...]:
     """Return the features that come nearest to shares of the network's multiply-adds."""
-    macs, total = dict.fromkeys((feature.module for feature in features), 0), 0
-    try:
-        steps = graph_steps(trace(net, tuple(macs), _shape(arch)), _shape(arch))
-    except GraphError as error:
-        raise _refusal(arch.name, f"{error}, so its features can't be priced: give numbers of features") from error
-    for step in steps:
+    taps = _taps(net, arch, features, range(len(features)))
+    macs, total = dict.fromkeys((tap.module for tap in taps), 0), 0
+    for step in graph_steps(_traced(net, arch, tuple(macs)), _shape(arch)):
         total += step.macs
         if step.name in macs:
             macs[step.name] = total
-    reached = [value / total for value in macs.values()]
+    reached = [macs[tap.module] / total for tap in taps]
     indices = [min(range(len(reached)), key=lambda index: abs(reached[index] - share)) for share in shares]
     if len(set(indices)) < len(indices):
         raise UserError(
@@ -372,53 +376,173 @@ def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shar
     return tuple(indices)
 
 
-def _taps(net: nn.Module, arch: Backbone, modules: Sequence[str], images: Tensor) -> tuple[Tap, ...] | None:
-    """Return where exits read features; None if shapes alone don't tell."""
+def _taps(net: nn.Module, arch: Backbone, features: Sequence[Features], chosen: Sequence[int]) -> tuple[Tap, ...]:
+    """Return where exits read features.
+
+    Args:
+        net: The network on the meta device.
+        arch: What it is.
+        features: What timm lists.
+        chosen: Indices of the features behind which there are exits.
+
+    Raises:
+        UserError: If no module gives a feature, or the forward can't be traced with these modules as nodes.
+    """
+    images = torch.empty(2, *_shape(arch), device="meta")
+    maps = _maps(net, arch, images)
     try:
-        with torch.no_grad():
-            maps = _maps(net, images) if modules else {}
-            values = tap_values(trace(net, modules, _shape(arch)), modules, images)
-            logits = net(images)
+        taps = _read(net, arch, images, maps, features, {index: Output(features[index].module) for index in chosen})
+    except (GraphError, AmbiguousLayoutError):
+        taps = None
+    return taps or _found_taps(arch, features, chosen)
+
+
+def _found_taps(arch: Backbone, features: Sequence[Features], chosen: Sequence[int]) -> tuple[Tap, ...]:
+    """Return the same where names and shapes don't tell, by the numbers that modules give for random weights."""
+    # The caller may make tensors on the meta device; and torch's own generator is left as it was.
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
+        net = _create(arch).eval()
+        images = torch.rand(1, *_shape(arch), generator=torch.Generator().manual_seed(0))
+        _randomise(net)
+    maps = _maps(net, arch, images)
+    found: dict[int, Output] = {}
+    for index, output in zip(chosen, find_outputs(net, images, [maps[index] for index in chosen]), strict=True):
+        if output is None:
+            raise _refusal(
+                arch.name, f"none of its modules gives the features that timm calls {features[index].module}"
+            )
+        found[index] = output
+    try:
+        taps = _read(net, arch, images, maps, features, found)
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
+    if taps is None:
+        raise _refusal(arch.name, "its graph computes other features than timm does")
+    _check_same(net, arch, taps, images)
+    return taps
+
+
+def _check_same(net: nn.Module, arch: Backbone, taps: Sequence[Tap], images: Tensor) -> None:
+    """Check that a network's own head gives the same logits with exits: a module may have changed what it was given."""
+    with torch.device("cpu"), torch.random.fork_rng(devices=()):
+        heads = [exit_head(arch.head, tap.channels, arch.num_classes).eval() for tap in taps]
+    with torch.no_grad():
+        expected = net(images)
+        try:
+            same = torch.equal(attach(net, taps, heads, _shape(arch))(images)[-1], expected)
+        except GraphError as error:
+            raise _refusal(arch.name, str(error)) from error
+    if not same:
+        raise _refusal(arch.name, "its graph computes other logits than timm does")
+
+
+def _read(
+    net: nn.Module,
+    arch: Backbone,
+    images: Tensor,
+    maps: Sequence[Tensor],
+    features: Sequence[Features],
+    outputs: Mapping[int, Output],
+) -> tuple[Tap, ...] | None:
+    """Return taps that read outputs of modules, by the index of their feature; None if these are other features.
+
+    Raises:
+        GraphError: If the forward can't be traced with these modules as nodes.
+        AmbiguousLayoutError: If the shapes of meta tensors allow several layouts.
+    """
+    modules = [output.module for output in outputs.values()]
+    values = tap_values(trace(net, modules, _shape(arch)), modules, images)
+    taps = []
+    for index, output in outputs.items():
+        layout = layout_of(output.of(values[output.module]), maps[index])
+        if layout is None:
+            return None
+        reduction = features[index].reduction
+        taps.append(Tap(output.module, maps[index].shape[1], *layout, reduction, output.item, output.items))
+    return tuple(taps)
+
+
+def _randomise(net: nn.Module) -> None:
+    """Give every weight random numbers, so that no two features are the same, as those of blocks that begin at 0."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in net.state_dict().items():
+        if tensor.is_floating_point() and not name.endswith(("running_mean", "running_var")):
+            tensor.copy_(_scaled(name, 2 * torch.rand(tensor.shape, generator=generator) - 1))
+
+
+def _traced(net: nn.Module, arch: Backbone, modules: Sequence[str]) -> GraphModule:
+    try:
+        return trace(net, modules, _shape(arch))
+    except GraphError as error:
+        raise _refusal(arch.name, str(error)) from error
+
+
+def _maps(net: nn.Module, arch: Backbone, images: Tensor) -> list[Tensor]:
+    """Return a network's features as timm gives them, (N, C, H, W).
+
+    Raises:
+        UserError: If it can't look at the images, or returns no logits of classes.
+    """
+    _check_logits(net, arch, images)
+    forward: Any = net.forward_intermediates
+    with _looking(arch):
+        maps: list[Tensor] = forward(images, output_fmt="NCHW", intermediates_only=True)
+    return maps
+
+
+def _check_logits(net: nn.Module, arch: Backbone, images: Tensor) -> None:
+    with _looking(arch):
+        logits = net(images)
+    if not isinstance(logits, Tensor) or logits.shape != (len(images), arch.num_classes):
+        raise _refusal(arch.name, "it returns no logits of classes")
+
+
+@contextmanager
+def _looking(arch: Backbone) -> Iterator[None]:
+    """Run a network's own code, without gradients; its errors become the user's."""
+    try:
+        with torch.no_grad():
+            yield
     except (RuntimeError, AssertionError) as error:
+        if "on meta tensors" in str(error):
+            raise _refusal(arch.name, "its forward decides by numbers, so it is no graph") from error
         raise _too_small(arch.name, arch.resolution, error) from error
     except Exception as error:
         # Each model of timm has code of its own, with errors of its own.
         raise _refusal(arch.name, _first_line(error)) from error
-    if not isinstance(logits, Tensor) or logits.shape != (len(images), arch.num_classes):
-        raise _refusal(arch.name, "it returns no logits of classes")
-    strides = {feature.module: feature.reduction for feature in _features(net, arch.name)} if modules else {}
-    found = []
-    for module in modules:
-        reference = maps[module]
-        layout = layout_of(values[module], reference)
-        if layout is None:
-            raise _refusal(arch.name, f"the output of {module} is no tensor of features")
-        if images.is_meta and layout[0] == "NCHW" and len(set(reference.shape[1:])) == 1:
-            return None
-        found.append(Tap(module, reference.shape[1], *layout, strides[module]))
-    return tuple(found)
 
 
-def _any_size(net: nn.Module, modules: Sequence[str]) -> bool:
-    """Return whether one graph of a network that takes images of any size does so, too."""
+def _any_size(net: nn.Module, arch: Backbone, taps: Sequence[Tap]) -> bool:
+    """Return whether a graph for any size is as good as one for a single size: images leave it early, too.
+
+    Args:
+        net: The network on the meta device; exits are attached to it.
+        arch: What it is.
+        taps: Where they read features.
+    """
+    images = torch.empty(2, *_shape(arch), device="meta")
+    with torch.device("meta"):
+        heads = [exit_head(arch.head, tap.channels, arch.num_classes) for tap in taps]
     try:
-        trace(net, modules)
+        network = attach(net, taps, heads)
     except GraphError:
         return False
+    try:
+        parts = split(network)
+    except GraphError:
+        # Nor would a graph for a single size be split.
+        return True
+    values: Sequence[Any] = (images,)
+    with torch.no_grad():
+        for part in parts:
+            _, *values = part(*values)
+            if not all(isinstance(value, Tensor) and len(value) == len(images) for value in values):
+                return False
     return True
 
 
 def _shape(arch: Backbone) -> tuple[int, int, int]:
     return arch.in_channels, arch.resolution, arch.resolution
-
-
-def _maps(net: nn.Module, images: Tensor) -> dict[str, Tensor]:
-    """Return a network's features as timm gives them, (N, C, H, W), by module."""
-    forward: Any = net.forward_intermediates
-    maps = forward(images, output_fmt="NCHW", intermediates_only=True)
-    return dict(zip((feature.module for feature in _features(net, "")), maps, strict=True))
 
 
 def _load(net: nn.Module, arch: Backbone, path: Path) -> None:
@@ -489,11 +613,14 @@ def _renamed(
 
 def _behaviour(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
     """Return the first logit of each exit, of a fixed image and fixed weights; the network keeps its own."""
-    fixed = {name: _fixed(name, tensor) for name, tensor in network.state_dict().items()}
+    # A weight of several names is given once, and is fixed for all of them.
+    once = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+    fixed = {name: _fixed(name, tensor) for name, tensor in network.state_dict().items() if name in once}
     side = arch.resolution
     images = _spread(arch.in_channels * side**2).reshape(1, arch.in_channels, side, side)
     with torch.no_grad():
         outputs = torch.func.functional_call(network, fixed, (images,))
+    _forget(network)
     # A record holds finite numbers only.
     return tuple(float(output[0, 0].nan_to_num()) for output in outputs)
 
@@ -504,10 +631,14 @@ def _fixed(name: str, tensor: Tensor) -> Tensor:
         return torch.zeros_like(tensor) if name.endswith("running_mean") else tensor
     if name.endswith("running_var"):
         return torch.ones_like(tensor)
-    values = _spread(tensor.numel()).reshape(tensor.shape)
-    if tensor.ndim <= 1:
+    return _scaled(name, _spread(tensor.numel()).reshape(tensor.shape))
+
+
+def _scaled(name: str, values: Tensor) -> Tensor:
+    """Scale numbers of [-1, 1) to weights that keep activations near one."""
+    if values.ndim <= 1:
         return 0.1 * values + (1.0 if name.endswith("weight") else 0.0)
-    return values * (3 / max(1, tensor.numel() // tensor.shape[0])) ** 0.5
+    return values * (3 / max(1, values.numel() // values.shape[0])) ** 0.5
 
 
 def _spread(count: int) -> Tensor:

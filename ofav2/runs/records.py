@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-run/5"
+FORMAT = "ofav2-run/6"
 PACKAGES = ("ofav2", "torch", "torchvision", "timm", "numpy", "omegaconf", "wandb")
 SKIPPED_SHOWN = 20
 """Images left out of a data set that a record names, at most."""

@@ -59,5 +59,43 @@ class Tokens(nn.Module):
         return self.head(self.blocks(x)[:, 0])
 
 
+class Pair(nn.Module):
+    """Changes the list of two tensors that it gets, and hands both on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, given: list[Tensor]) -> list[Tensor]:
+        given[0] = self.first(given[0])
+        return [given[0], self.second(given[1]) + given[0]]
+
+
+class Split(nn.Module):
+    """Two tensors out of one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        x = self.conv(images)
+        return [x, -x]
+
+
+class Pairs(nn.Module):
+    """Stages that hand on two tensors, as a whole or one by one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stages, self.head = Split(), nn.ModuleList(Pair() for _ in range(3)), nn.Linear(8, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        first, second = self.stem(images)
+        pair = self.stages[1](self.stages[0]([first, second]))
+        first, second = self.stages[2](pair)
+        return self.head(torch.cat([first, second], 1).mean((2, 3)))
+
+
 def images(count: int = 3, side: int = 8) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))

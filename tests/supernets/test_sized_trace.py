@@ -60,6 +60,33 @@ def test_the_graph_computes_what_the_network_does_at_every_batch(count: int) -> 
     assert graph.get_parameter("head.weight") is net.head.weight
 
 
+class Measuring(nn.Module):
+    """Gives features and their size, as a list."""
+
+    def forward(self, features: Tensor) -> tuple[Tensor, list[int]]:
+        return features, [features.shape[2], features.shape[3]]
+
+
+class Measured(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.measuring = nn.Conv2d(3, 4, 1), Measuring()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features, size = self.measuring(self.stem(images))
+        height, width = size
+        total: Tensor = sum(features[:, :, row, : width // 2].mean(2) for row in range(height // 2))
+        return total
+
+
+def test_sizes_that_a_module_gives_are_numbers() -> None:
+    net, images = Measured(), torch.randn(5, *SHAPE)
+    graph = trace(net, ("stem",), SHAPE)
+    assert torch.equal(graph(images), net(images))
+    assert "slice(None, 4, None)" in str(graph.graph)
+    assert [node.name for node in graph.graph.find_nodes(op="call_method", target="size") if node.users] == []
+
+
 @pytest.mark.parametrize("net", [Batched(), Making()], ids=["decides by the batch", "makes constants"])
 def test_what_would_hold_for_one_batch_or_device_alone_is_refused(net: nn.Module) -> None:
     with pytest.raises(GraphError, match="can't be traced"):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from supernets.backbone import Tap
+from supernets import SpaceError
+from supernets.backbone import Backbone, Tap
 from supernets.exit_heads import exit_head
 from supernets.graphs import GraphError, alone, keep, split
-from supernets.taps import attach, layout_of, tap_values, trace
-from tests.supernets.plain_nets import CLASSES, Staged, Tokens, images
+from supernets.taps import AmbiguousLayoutError, Output, attach, find_outputs, layout_of, tap_values, trace
+from tests.supernets.plain_nets import CLASSES, Pairs, Staged, Tokens, images
 
 TAPS = (Tap("stages.0", 8, "NCHW", 0, 4), Tap("stages.1", 16, "NCHW", 0, 4))
 
@@ -88,6 +89,26 @@ def test_parts_of_a_network_with_exits_hand_on_a_row_per_image() -> None:
         assert all(len(value) == 3 for value in values)
 
 
+class Counting(Staged):
+    """Reads the number of images once, and uses it at the end."""
+
+    def forward(self, images: Tensor, scale: float = 1.0, mask: Tensor | None = None) -> Tensor:
+        x = self.stem(images)
+        count, channels = x.shape[0], x.size(1)
+        return self.head(self.stages(x).mean((2, 3)).reshape(count, 8 * channels))
+
+
+def test_parts_repeat_the_number_of_images_instead_of_handing_it_on() -> None:
+    module = attach(Counting(), TAPS, heads(TAPS)).eval()
+    whole = module(images())
+    values: Sequence[Tensor] = (images(),)
+    for count, part in zip((3, 2, 1), split(module), strict=True):
+        # An image leaves before each part but the first.
+        logits, *values = part(*(value[:count] for value in values))
+        assert logits.shape == (count, CLASSES)
+        torch.testing.assert_close(logits, whole[3 - count][:count])
+
+
 def test_kept_exits_are_those_of_the_whole_and_nothing_else_is_left() -> None:
     module = attach(Staged(), TAPS, heads(TAPS)).eval()
     whole = module(images())
@@ -135,6 +156,7 @@ def test_values_of_taps_are_those_of_the_forward() -> None:
 
 MAPS = torch.arange(2 * 3 * 4 * 5.0).reshape(2, 3, 4, 5)
 SQUARE = torch.arange(2 * 27.0).reshape(2, 3, 3, 3)
+WITH_TOKENS = torch.cat([torch.zeros(2, 2, 3), MAPS.flatten(2).transpose(1, 2)], 1)
 
 
 @pytest.mark.parametrize(
@@ -143,13 +165,81 @@ SQUARE = torch.arange(2 * 27.0).reshape(2, 3, 3, 3)
         (MAPS, MAPS, ("NCHW", 0)),
         (MAPS.permute(0, 2, 3, 1), MAPS, ("NHWC", 0)),
         (MAPS.flatten(2).transpose(1, 2), MAPS, ("NLC", 0)),
-        (torch.zeros(2, 22, 3), MAPS, ("NLC", 2)),
+        (WITH_TOKENS, MAPS, ("NLC", 2)),
+        (WITH_TOKENS.to("meta"), MAPS.to("meta"), ("NLC", 2)),
         (SQUARE, SQUARE, ("NCHW", 0)),
         (SQUARE.permute(0, 2, 3, 1), SQUARE, ("NHWC", 0)),
         ((MAPS, MAPS), MAPS, None),
         (torch.zeros(2, 3), MAPS, None),
         (torch.zeros(2, 19, 3), MAPS, None),
+        (MAPS + 1, MAPS, None),
+        (MAPS.to("meta"), MAPS.to("meta"), ("NCHW", 0)),
     ],
 )
 def test_layouts_are_told_apart(features: object, maps: Tensor, expected: object) -> None:
     assert layout_of(features, maps) == expected
+
+
+def test_shapes_alone_dont_tell_layouts_apart_where_all_sides_are_equal() -> None:
+    with pytest.raises(AmbiguousLayoutError):
+        layout_of(SQUARE.to("meta"), SQUARE.to("meta"))
+
+
+# Features that no module gives by itself
+
+
+def pairs() -> Pairs:
+    """A network whose stages hand on two tensors, with taps that name one of them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Pairs().eval()
+
+
+PAIR_TAPS = (Tap("stages.0", 4, "NCHW", 0, 1, 1, 2), Tap("stages.1", 4, "NCHW", 0, 1, 0, 2))
+
+
+def test_features_are_found_by_their_numbers() -> None:
+    net = pairs()
+    first = net.stages[0](net.stem(images()))
+    second = net.stages[1](first)
+    found = find_outputs(net, images(), [first[1], second[0], net.stem(images())[0] + 1])
+    assert found == [Output("stages.0", 1, 2), Output("stages.1", 0, 2), None]
+
+
+def test_of_modules_inside_each_other_the_outermost_that_is_a_node_is_found() -> None:
+    net = Staged().eval()
+    stages = [net.stem(images())]
+    for stage in net.stages:
+        stages.append(stage(stages[-1]))
+    assert find_outputs(net, images(), stages[3:]) == [Output("stages")]
+    # `stages` is entered for the others, so it is no node.
+    assert find_outputs(net, images(), stages[2:]) == [Output("stages.1"), Output("stages.2")]
+
+
+def test_a_tap_names_one_of_several_tensors_and_each_is_handed_on_by_itself() -> None:
+    net = pairs()
+    first = net.stages[0](net.stem(images()))
+    second = net.stages[1](first)
+    made, expected = [exit_head("norm_linear", 4, CLASSES).eval() for _ in PAIR_TAPS], net(images())
+    module = attach(net, PAIR_TAPS, made).eval()
+    outputs = module(images())
+    assert torch.equal(outputs[0], made[0](first[1].mean((2, 3))))
+    assert torch.equal(outputs[1], made[1](second[0].mean((2, 3))))
+    assert torch.equal(outputs[2], expected)
+    values: Sequence[Tensor] = (images(),)
+    for part, whole in zip(split(module), outputs, strict=True):
+        logits, *values = part(*values)
+        assert torch.equal(logits, whole)
+        assert all(isinstance(value, Tensor) and len(value) == 3 for value in values)
+
+
+def test_a_module_that_changes_the_list_that_it_gets_runs_as_in_its_network() -> None:
+    net = pairs()
+    found = tap_values(trace(net, ["stages.0"]), ["stages.0"], images())["stages.0"]
+    assert all(map(torch.equal, found, net.stages[0](net.stem(images()))))
+
+
+def test_a_tap_names_a_value_that_there_is() -> None:
+    for tap in (Tap("a", 4, "NCHW", 0, 1, 2, 2), Tap("a", 4, "NCHW", 0, 1, -1, 2), Tap("a", 4, "NCHW", 0, 1, 0, 10**9)):
+        with pytest.raises(SpaceError, match="must be one of them"):
+            Backbone("a", 5, 3, 8, True, 0.0, "linear", (tap,), ())

@@ -67,7 +67,7 @@ def test_a_run_says_in_five_lines_what_it_is_and_reached(tiny_run: Run) -> None:
 
 def test_the_file_starts_with_its_format(tmp_path: Path) -> None:
     write_run(tmp_path, recorded())
-    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/5")
+    assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/6")
 
 
 def test_versions_are_those_installed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_what_lasts_changes_with_data_net_metric_and_seed_alone() -> None:
         (lambda facts: facts.update(status="late"), 'status ("late") must be training'),
         (lambda facts: facts.update(seed=True), "seed (true) must be a whole number"),
         (lambda facts: facts.update(extra=1), "extra is not a key"),
-        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/5'"),
+        (lambda facts: facts.update(format="ofav2-run/1"), "must be 'ofav2-run/6'"),
     ],
 )
 def test_a_damaged_record_is_refused_by_file_and_key(run_copy: Path, change: Change, message: str) -> None:
@@ -161,6 +161,6 @@ def test_what_is_no_run_folder_of_ours_is_refused_with_a_next_step(tmp_path: Pat
     assert "has no run.json, so it holds no run; give one that `ofav2 train` made" in refusal(tmp_path)
     file.write_text("{}")
     assert "is a file; give the folder" in refusal(file)
-    assert "format (None) must be 'ofav2-run/5'" in refusal(tmp_path)
+    assert "format (None) must be 'ofav2-run/6'" in refusal(tmp_path)
     file.write_text(json.dumps({"format": "ofav2-run/9"}))
     assert "use the version of ofav2 that made it" in refusal(tmp_path)
