@@ -2,9 +2,11 @@
 
 python -m benchmarks.exits                  resnet18, mobilenetv3_small_100, convnext_atto, vit_tiny_patch16_224
 python -m benchmarks.exits resnet18 --side 32 --batch 64 --repeats 20 --device cpu
+python -m benchmarks.exits resnet18 --cpu-time   # processor time, where other processes take turns
 """
 
 import argparse
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +46,8 @@ class Work:
     """Images."""
     device: str
     """Where."""
+    clock: Callable[[], float]
+    """Seconds."""
 
     def images(self) -> tuple[Tensor, Tensor]:
         """Return a batch of noise, and labels."""
@@ -95,7 +99,7 @@ def time_training(work: Work, repeats: int) -> dict[str, Times]:
     """Time both steps in turn."""
     runtime = open_runtime(RunConfig(device=work.device))
     sides = {"timm, one exit": plain_step(work), "with exits": exits_step(work, runtime)}
-    return time_sides(sides, repeats=repeats, warmup=3, device=work.device)
+    return time_sides(sides, repeats=repeats, warmup=3, device=work.device, clock=work.clock)
 
 
 def time_inference(work: Work, repeats: int) -> dict[str, Times]:
@@ -107,7 +111,7 @@ def time_inference(work: Work, repeats: int) -> dict[str, Times]:
     graph = runtime.place(alone(net, count - 1))
     sides = {"timm, eager": lambda: plain(images), "graph": lambda: graph(images)}
     with torch.inference_mode():
-        return time_sides(sides, repeats=repeats, warmup=3, device=work.device)
+        return time_sides(sides, repeats=repeats, warmup=3, device=work.device, clock=work.clock)
 
 
 def main(given: Sequence[str] | None = None) -> None:
@@ -118,10 +122,12 @@ def main(given: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64, help="images per step (default: 64)")
     parser.add_argument("--repeats", type=int, default=20, help="rounds (default: 20)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--cpu-time", action="store_true", help="measure this process's processor time")
     options = parser.parse_args(given)
+    clock = time.process_time if options.cpu_time else time.perf_counter
     for name in options.names:
-        work = Work(name, options.side, options.batch, options.device)
-        facts = {"side": work.side, "batch": work.batch, "device": work.device}
+        work = Work(name, options.side, options.batch, options.device, clock)
+        facts = {"side": work.side, "batch": work.batch, "device": work.device, "processor time": options.cpu_time}
         times = time_training(work, options.repeats)
         report(f"exits-step-{name}", f"{name}: a training step", times, "timm, one exit", facts)
         times = time_inference(work, options.repeats)

@@ -95,10 +95,11 @@ def train_steps(
         What each step did, after it.
     """
     # Walking through modules takes a noticeable part of a small network's step, so it is done once.
-    parameters, buffers = list(net.parameters()), list(net.buffers())
+    parameters, buffers, modules = list(net.parameters()), list(net.buffers()), list(net.modules())
     for number, (images, target) in enumerate(batches, start_step):
         started = time.perf_counter()
-        net.train()
+        if not all(module.training for module in modules):
+            net.train()
         seed_torch(stream, number, runtime.processes.rank)
         statistics = [buffer.clone() for buffer in buffers]
         weight = loss_weight(objective.counted(target), runtime)
