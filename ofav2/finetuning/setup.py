@@ -35,7 +35,7 @@ from ofav2.deploy.write import weights_sha256
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.finetuning.stock import STOCK, StockSource, check_stock, make_stock, open_stock
-from ofav2.networks.build import build_network, with_classes
+from ofav2.networks.build import build_network, with_classes, without_memory
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task, refuse_mixing
@@ -193,7 +193,7 @@ def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Ta
     module, new_classifiers = source.module, tuple(data.classes) != record.classes
     if new_classifiers:
         module = net.extract(record.subnet, record.exits)
-        _adopt_all_but_classifiers(module, source.module)
+        _adopt_all_but_classifiers(module, source)
         logger.warning(
             f"its {len(record.classes)} classes are not the data set's {len(data.classes)}: classifiers are made anew"
         )
@@ -342,9 +342,13 @@ def refuse_task(task: Task, source: Source) -> None:
         )
 
 
-def _adopt_all_but_classifiers(module: nn.Module, trained: nn.Module) -> None:
-    """Give a network another one's tensors, but for the last layer of each exit."""
-    kept = {name: tensor for name, tensor in trained.state_dict().items() if ".classifier." not in name}
+def _adopt_all_but_classifiers(module: nn.Module, source: Source) -> None:
+    """Give a network the tensors of an extracted one, but for those whose shape the number of classes decides."""
+    record, trained = source.record, source.module.state_dict()
+    arch = with_classes(record.architecture, record.architecture.num_classes + 1)
+    with without_memory(arch):
+        other = build_network(arch, (record.subnet.resolution,)).extract(record.subnet, record.exits).state_dict()
+    kept = {name: tensor for name, tensor in trained.items() if tensor.shape == other[name].shape}
     module.load_state_dict({**module.state_dict(), **kept})
 
 

@@ -1,6 +1,7 @@
 """A network of timm is trained on one's own classes as it is, and then teaches a run."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from safetensors.torch import load_file
 import ofav2
 from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData
+from ofav2.data.splits import TargetSpec
 from ofav2.deploy.artifact import StockProvenance
 from ofav2.errors import RunError, UserError
+from ofav2.finetuning.setup import prepare
 from ofav2.tasks.classification import Classification
 from ofav2.training.phases import make_plan
 from ofav2.training.teacher import external_teachers
@@ -57,6 +60,17 @@ def test_it_can_be_trained_further_but_not_with_another_dropout(teacher: Path, t
     assert again.finetuning[1].source_sha256 == ofav2.describe_subnet(teacher).sha256
     with pytest.raises(UserError, match=r"finetune.dropout \(0.5\): the network was made with 0"):
         ofav2.finetune(teacher, ["finetune.dropout=0.5"], out=tmp_path / "other", formats=())
+
+
+@pytest.mark.parametrize("classes", [("a", "b", "c"), DIGITS[::-1]])
+def test_other_classes_get_a_new_classifier_and_nothing_else_changes(
+    classes: tuple[str, ...], teacher: Path, serve: Callable[[ImageData], None]
+) -> None:
+    serve(replace(tiny.tiny_data(classes=len(classes), side=16), target=TargetSpec("classes", classes)))
+    start, before = prepare(teacher).start, load_file(teacher / "model.safetensors")
+    after = start.module.state_dict()
+    assert start.new_classifiers
+    assert {name for name in before if not torch.equal(before[name], after[name])} == {"fc.weight", "fc.bias"}
 
 
 @pytest.mark.usefixtures("noise")
