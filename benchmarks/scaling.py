@@ -67,7 +67,7 @@ def _sent(net: Supernet, phase: Phase, seed: int, step: int) -> int:
     """Bytes of a step's gradients; on torch's meta device, where nothing is computed."""
     resolution = min(phase.space.resolution)
     net.zero_grad(set_to_none=True)
-    draw = Draw(phase.sampler, phase.space, Stream(seed, phase.name))
+    draw = Draw(phase.sampler, phase.drawn, Stream(seed, phase.name))
     exits: Exits = "all" if phase.objective == "joint" else "last"
     for subnet in draw.at(int(step), resolution):
         logits = net(torch.empty(2, 3, resolution, resolution, device="meta"), subnet, exits=exits)

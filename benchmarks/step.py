@@ -106,7 +106,7 @@ class Work:
 
     def draw(self, phase: Phase) -> Draw:
         """The sub-networks of a phase's steps."""
-        return Draw(phase.sampler, phase.space, Stream(self.seed, phase.name))
+        return Draw(phase.sampler, phase.drawn, Stream(self.seed, phase.name))
 
     def images(self) -> Batch:
         """Random pixels and labels."""

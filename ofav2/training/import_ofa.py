@@ -23,8 +23,8 @@ from ofav2.errors import UserError
 from ofav2.networks.build import supernet_options
 from ofav2.output_folder import making
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.records import ImportedWeights, PhaseRecord, Run, RunRecord, TeacherRecord, new_record, write_run
-from ofav2.training.setup import Setup, prepare
+from ofav2.runs.records import ImportedWeights, PhaseRecord, Run, RunRecord, TeacherRecord, write_run
+from ofav2.training.setup import Setup, prepare, record_now
 from supernets import SpaceError
 
 VARIANT = "se_b"
@@ -165,6 +165,6 @@ def _describe(name: str, setup: Setup, source: Path, sha256: str) -> RunRecord:
         sha256=sha256,
     )
     imported = ImportedWeights(source.name, files.sha256(source))
-    text = recipe.dump(setup.config)
-    record = new_record(name, setup.config, setup.task, setup.data, setup.net, recipe=text)
-    return replace(record, status="finished", imported=imported, phases=(phase,))
+    return replace(
+        record_now(name, recipe.dump(setup.config), setup), status="finished", imported=imported, phases=(phase,)
+    )

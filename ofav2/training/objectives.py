@@ -109,8 +109,8 @@ class Joint(Drawn):
 
 
 @dataclass(frozen=True)
-class Distill(Drawn):
-    """Each sub-network's own exit, from targets and teacher (OFAv2, ENS-KD); the teacher sees a batch once."""
+class Taught(Drawn):
+    """What objectives share whose sub-networks learn from targets and a teacher, which sees a batch once."""
 
     net: Network
     """The supernet."""
@@ -121,9 +121,18 @@ class Distill(Drawn):
     kd_ratio: float
     """Weight of that distance beside the task's loss; at 0 the teacher does not run."""
 
+    def asked(self, images: Tensor, target: Tensor) -> distill.Target | None:
+        """Return what the teacher says of a step's input, where its target counts; None without a teacher."""
+        return self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
+
+
+@dataclass(frozen=True)
+class Distill(Taught):
+    """Each sub-network's own exit, from targets and teacher (OFAv2, ENS-KD)."""
+
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        teacher_target = self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
+        teacher_target = self.asked(images, target)
         for subnet in self.draw.at(step, images.shape[-1]):
             output = self.net(images, subnet)
             yield distill.student_loss(
@@ -136,27 +145,19 @@ class Distill(Drawn):
 
 
 @dataclass(frozen=True)
-class DistillExits(Drawn):
+class DistillExits(Taught):
     """All unlocked exits of each sub-network as students: one forward and one backward pass train them together.
 
     `draw` gives sub-networks that have the last exit. With even weights, the expected gradient is that of `Distill`
     with exits drawn evenly; it varies less, as it holds all exits.
     """
 
-    net: Network
-    """The supernet."""
     weights: Mapping[int, Fraction]
     """Exit -> weight a_i of its loss, for the exits that are trained."""
-    teacher: Teacher | None
-    """The teacher; None trains on targets alone."""
-    distance: distill.Distance
-    """How far a student is from the teacher's output."""
-    kd_ratio: float
-    """Weight of that distance beside the task's loss; at 0 the teacher does not run."""
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        teacher_target = self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
+        teacher_target = self.asked(images, target)
         for subnet in self.draw.at(step, images.shape[-1]):
             yield distill.students_loss(
                 outputs_of(self.net, images, subnet, self.weights),
@@ -186,16 +187,14 @@ class InPlace(Drawn):
     distance: distill.Distance
     """How far a student is from the teacher's output."""
     kd_ratio: float
-    """Weight of that distance beside the task's loss."""
+    """Weight of that distance beside the task's loss; at 0 nobody teaches."""
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
         largest, *others = self.draw.at(step, images.shape[-1])
         exits = sorted({*self.weights, *self.ensemble})
         outputs = outputs_of(self.net, images, largest, exits)
-        teacher_target = distill.teacher_target(
-            [outputs[number] for number in self.ensemble], list(self.ensemble.values())
-        ).at(self.task.counted(target))
+        teacher_target = self._said(outputs).at(self.task.counted(target)) if self.kd_ratio else None
         loss = partial(
             distill.students_loss,
             loss=partial(self.task.loss, target=target),
@@ -207,6 +206,10 @@ class InPlace(Drawn):
         del outputs
         for subnet in others:
             yield loss(outputs_of(self.net, images, subnet, self.weights), target=teacher_target)
+
+    def _said(self, outputs: Mapping[int, Tensor]) -> distill.Target:
+        """Return what the ensemble of exits says, of their outputs by number."""
+        return distill.teacher_target([outputs[number] for number in self.ensemble], list(self.ensemble.values()))
 
 
 @dataclass(frozen=True)

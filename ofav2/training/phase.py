@@ -16,7 +16,7 @@ from ofav2.runs.tracking import Tracker
 from ofav2.tables import table
 from ofav2.training.loop import learn
 from ofav2.training.objectives import Distill, DistillExits, Draw, InPlace, Joint, Objective, Teacher, compiled_exits
-from ofav2.training.phases import ALL_EXITS, Phase
+from ofav2.training.phases import Phase
 from ofav2.training.resuming import candidates
 from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup, in_place_weights, phase_weights, student_weights
@@ -124,8 +124,7 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
 def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objective:
     """Make what a phase minimises, as its recipe says."""
     config, net, task = setup.config, setup.net, setup.task
-    space = phase.space.restrict(height=(max(phase.space.height),)) if phase.objective in ALL_EXITS else phase.space
-    draw = Draw(phase.sampler, space, Stream(config.run.seed, phase.name))
+    draw = Draw(phase.sampler, phase.drawn, Stream(config.run.seed, phase.name))
     if phase.objective == "joint":
         # Only a network that is the same in every step is compiled.
         compiler = setup.runtime.compiler if phase.sampler == Largest() else None
@@ -133,7 +132,7 @@ def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objec
         return Joint(task, draw, weights.losses, compiled_exits(net, phase.space.largest(), compiler))
     distance, kd_ratio = distill.distance(config.teacher.distance), config.teacher.kd_ratio
     if phase.objective == "distill_exits":
-        return DistillExits(task, draw, net, student_weights(phase, net), teacher, distance, kd_ratio)
+        return DistillExits(task, draw, net, teacher, distance, kd_ratio, student_weights(phase, net))
     if phase.objective == "in_place":
         ensemble = in_place_weights(config, phase, net)
         return InPlace(task, draw, net, student_weights(phase, net), ensemble, distance, kd_ratio)

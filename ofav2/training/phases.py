@@ -30,8 +30,7 @@ class Phase:
     name: str
     """Its name in the recipe, and of its checkpoint."""
     space: Space
-    """Networks that may be drawn in it; one that has all exits stands for those that end earlier, too, where its
-    objective is one of `ALL_EXITS`."""
+    """Networks that it trains."""
     evaluated: Space
     """Networks that are measured after it: those, and after joint training every exit of the largest."""
     objective: str
@@ -50,6 +49,11 @@ class Phase:
     """Steps of linear warm-up at its start."""
     first_step: int
     """Steps of all phases before it."""
+
+    @property
+    def drawn(self) -> Space:
+        """Networks that steps draw: where all exits are trained at once, those that have the last one."""
+        return self.space if self.objective == "distill" else self.space.restrict(height=(max(self.space.height),))
 
     @property
     def unlocks(self) -> str:
@@ -147,41 +151,22 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
                 " give it other exit_weights"
             )
         objective = config.objective or ("joint" if alone else "distill")
-        untaught = objective in UNTAUGHT
-        if untaught and config.teacher not in (None, "none"):
-            raise UserError(
-                f"phases.{name}.teacher ({config.teacher}) has no effect on the {objective} objective: leave it out,"
-                f" or set phases.{name}.objective=distill"
-            )
         if objective == "in_place" and config.sampler != "sandwich" and not alone:
             raise UserError(
                 f"phases.{name}.sampler ({config.sampler}): the objective in_place is taught by the largest network of"
                 f" each step; set phases.{name}.sampler=sandwich"
             )
-        chosen = "none" if untaught else config.teacher or policy
-        distill.check_policy(chosen)
-        if chosen in distill.policies() and not planned:
-            raise UserError(
-                f"phases.{name}.teacher ({chosen}) needs a phase before it that trains the largest network:"
-                " put one that unlocks nothing first, or use none or timm:NAME"
-            )
-        if config.sampler == "sandwich" and config.subnets < 2 and not alone:
-            raise UserError(
-                f"phases.{name}.subnets ({config.subnets}) must be at least 2 for the sandwich sampler:"
-                " it draws the largest and the smallest network"
-            )
         steps = max(1, round(config.epochs * steps_per_epoch))
         planned.append(
             Phase(
                 name=name,
-                # Joint training reaches all exits, so it draws networks that have all of them.
-                space=grown.restrict(height=(max(grown.height),)) if objective == "joint" else grown,
+                space=grown,
                 evaluated=replace(grown, height=space.height) if objective == "joint" else grown,
                 objective=objective,
                 sampler=Largest() if alone else _sampler(name, config, grown),
                 unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
                 config=config,
-                teacher=chosen,
+                teacher=_teacher(name, config, policy, objective, first=not planned),
                 steps=steps,
                 warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), steps - 1),
                 first_step=sum(phase.steps for phase in planned),
@@ -216,6 +201,25 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
 def _drawn(phase: Phase) -> str:
     drawn = "largest" if phase.sampler == Largest() else f"{phase.config.subnets} {phase.config.sampler}"
     return f"{drawn}, all exits" if phase.objective in ALL_EXITS else drawn
+
+
+def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, first: bool) -> str:
+    """Return the teacher policy of a phase; the first one has no earlier network to learn from."""
+    if objective in UNTAUGHT:
+        if config.teacher not in (None, "none"):
+            raise UserError(
+                f"phases.{phase}.teacher ({config.teacher}) has no effect on the {objective} objective: leave it out,"
+                f" or set phases.{phase}.objective=distill"
+            )
+        return "none"
+    chosen = config.teacher or policy
+    distill.check_policy(chosen)
+    if first and chosen in distill.policies():
+        raise UserError(
+            f"phases.{phase}.teacher ({chosen}) needs a phase before it that trains the largest network:"
+            " put one that unlocks nothing first, or use none or timm:NAME"
+        )
+    return chosen
 
 
 def _sampler(phase: str, config: PhaseConfig, space: Space) -> Sampler:

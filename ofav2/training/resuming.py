@@ -11,11 +11,12 @@ from ofav2.config.schema import Config
 from ofav2.data import SplitRecord
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.records import PhaseRecord, RunRecord, lasting, new_record, with_lasting
+from ofav2.runs.kept_recipe import trained_recipe
+from ofav2.runs.records import PhaseRecord, RunRecord, lasting, with_lasting
 from ofav2.runs.split import kept_split
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
 from ofav2.runs.tracking import cut_metrics
-from ofav2.training.setup import Setup, check_progress, refuse_changes
+from ofav2.training.setup import Setup, check_progress, record_now, refuse_changes
 from ofav2.training.step import DivergedError
 from ofav2.training.teacher import score_order
 
@@ -35,7 +36,7 @@ def same_recipe(
     Raises:
         RunError: If something else changed; the message shows how.
     """
-    kept = recipe.parse(record.recipe, f"recipe in {path / folder.RECORD}")
+    kept = trained_recipe(path, record)
     config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
     if not config.run.threads:
         # The number that the run chose when it began.
@@ -57,7 +58,7 @@ def same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[st
     Raises:
         RunError: If `split.json` is damaged, or another run's.
     """
-    kept = recipe.parse(record.recipe, f"recipe in {path / folder.RECORD}").data
+    kept = trained_recipe(path, record).data
     changed = any(getattr(kept, name) != getattr(config.data, name) for name in _DRAWING)
     if changed or not {"data", "data.fingerprint"}.isdisjoint(allow):
         return None
@@ -72,22 +73,7 @@ def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
         config: The recipe as it was given.
         setup: What was made of it, with the number of threads that was chosen.
     """
-    return replace(_record_now(name, config, setup), chosen_threads=_chosen_threads(config, setup))
-
-
-def _record_now(name: str, config: Config, setup: Setup) -> RunRecord:
-    return new_record(
-        name,
-        config,
-        setup.task,
-        setup.data,
-        setup.net,
-        recipe=recipe.dump(setup.config),
-        processes=setup.runtime.processes.count,
-        teacher_sha256=setup.teacher_sha256,
-        initial=setup.initial,
-        weights_sha256=setup.weights_sha256,
-    )
+    return replace(record_now(name, recipe.dump(setup.config), setup), chosen_threads=_chosen_threads(config, setup))
 
 
 def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
@@ -102,7 +88,7 @@ def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence
     Raises:
         RunError: If data, supernet or phases changed; the message shows how.
     """
-    now = _record_now(record.name, config, setup)
+    now = record_now(record.name, recipe.dump(setup.config), setup)
     refuse_changes(lasting(record), lasting(now), allow)
     check_progress(record.phases, setup.plan)
     if record.status == "finished":

@@ -103,7 +103,7 @@ def resume(
 def train_or_resume(
     run_dir: str | Path, recipe_name: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> Run:
-    """Go on with the run in a folder, or starts it there where there is none: for jobs that are started again.
+    """Go on with the run in a folder, or start it there where there is none: for jobs that are started again.
 
     Arguments, result and errors are those of `resume`.
     """

@@ -19,7 +19,7 @@ from ofav2.messages import short
 from ofav2.networks.build import check_network, recipe_network
 from ofav2.runs import checkpoint
 from ofav2.runs.kept_recipe import flat_settings
-from ofav2.runs.records import InitialWeights, PhaseRecord, lasting, new_record
+from ofav2.runs.records import InitialWeights, PhaseRecord, RunRecord, lasting, new_record
 from ofav2.runs.tracking import check_tracking
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
@@ -45,8 +45,6 @@ class Setup:
     """Where these weights come from; None if they are fresh."""
     plan: Plan
     """The phases."""
-    weights: distill.ExitWeights
-    """Weights of the exits."""
     external: Mapping[str, nn.Module]
     """Teachers from timm, by policy."""
     teacher_sha256: str | None
@@ -84,19 +82,31 @@ def prepare(
     opened = processes.local_main_first if config.data.download else processes.on_all
     found = data or opened(lambda: open_data(config.data, split))
     setup = processes.on_all(lambda: _build(config, found, processes))
-    record = new_record(
-        "",
-        config,
+    record = record_now("", "", setup)
+    refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
+    return setup
+
+
+def record_now(name: str, recipe: str, setup: Setup) -> RunRecord:
+    """Return the record of a run that starts now.
+
+    Args:
+        name: The run's name.
+        recipe: The recipe as YAML, which takes time to write.
+        setup: What is trained, on what.
+    """
+    return new_record(
+        name,
+        setup.config,
         setup.task,
-        found,
+        setup.data,
         setup.net,
-        recipe="",
+        recipe=recipe,
+        processes=setup.runtime.processes.count,
         teacher_sha256=setup.teacher_sha256,
         initial=setup.initial,
         weights_sha256=setup.weights_sha256,
     )
-    refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
-    return setup
 
 
 def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
@@ -106,9 +116,10 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     refuse_mixing(task, config.data)
     net = recipe_network(config, outputs=task.outputs, channels=data.channels, dense=task.dense)
     initial = adopt_initial(net, config.supernet, data, task)
-    weights = distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
+    # Those that no phase takes must fit, too.
+    distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
     for phase in plan.phases:
         phase_weights(config, phase.config, net)
         if phase.objective in ALL_EXITS:
@@ -122,7 +133,7 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     sha256 = _weights_sha256(given, [external[policy] for policy in sorted(external)])
     evaluator = open_evaluator(config, data, task, runtime)
     start = _weights_sha256(_file(config.network.weights), [net] if config.network.weights else [])
-    return Setup(config, data, net, initial, plan, weights, external, sha256, start, runtime, task, evaluator)
+    return Setup(config, data, net, initial, plan, external, sha256, start, runtime, task, evaluator)
 
 
 def _file(weights: str | None) -> str | None:

@@ -4,7 +4,8 @@ import copy
 import logging
 import os.path
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -161,8 +162,7 @@ def choose_teacher(
         precision: Arithmetic of the teacher's forward pass; None takes the run's. It is measured in float32 either way.
         file_sha256: Checksum of the file that an external teacher has its weights from.
     """
-    compiler = evaluator.runtime.compiler
-    arithmetic = replace(evaluator.runtime, precision=precision or evaluator.runtime.precision).autocast
+    runtime = evaluator.runtime
     if phase.teacher == "none":
         return PhaseTeacher(None, TeacherRecord("none"))
     if phase.teacher in external:
@@ -172,17 +172,48 @@ def choose_teacher(
         metric = evaluator.task.metrics[0]
         reason = f"{phase.teacher} is the recipe's; its validation {metric.name} is {metric.show(score)}"
         record = TeacherRecord(phase.teacher, name=phase.teacher, score=score, reason=reason, sha256=file_sha256)
-        forward = compiled("teacher", module, module, compiler)
-        return PhaseTeacher(as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic), record)
+        return PhaseTeacher(external_as_teacher(module, runtime, precision), record)
     choice = distill.choose(phase.teacher, candidates, score_order(evaluator.task))
     path = folder.checkpoint_path(run_folder, choice.candidate.phase)
-    tensors, _ = evaluator.runtime.processes.on_main(lambda: checkpoint.load(path))
+    tensors, _ = runtime.processes.on_main(lambda: checkpoint.load(path))
     networks = largest_networks(with_weights(net, tensors), evaluator)
-    modules = {side: prepare_teacher(network, evaluator.runtime) for side, network in networks.items()}
     chosen = choice.candidate
     record = TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason)
-    forward = by_side({side: compiled("teacher", module, module, compiler) for side, module in modules.items()})
-    return PhaseTeacher(as_teacher(forward, weights[chosen.phase].ensemble, arithmetic), record)
+    teacher = largest_as_teacher(networks, weights[chosen.phase].ensemble, runtime, precision)
+    return PhaseTeacher(teacher, record)
+
+
+def external_as_teacher(module: nn.Module, runtime: Runtime, precision: str | None) -> Teacher:
+    """Return a network from timm as a teacher.
+
+    Args:
+        module: The network, in evaluation mode and on the device.
+        runtime: Where it teaches.
+        precision: Arithmetic of its forward pass; None takes the run's.
+    """
+    forward = compiled("teacher", module, module, runtime.compiler)
+    return as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, _arithmetic(runtime, precision))
+
+
+def largest_as_teacher(
+    networks: Mapping[int, GraphModule], weights: Sequence[Fraction], runtime: Runtime, precision: str | None
+) -> Teacher:
+    """Return the largest network, with all its exits, as a teacher.
+
+    Args:
+        networks: The network as it is for images of each side in pixels; it is not changed.
+        weights: One ensemble weight b_i per exit.
+        runtime: Where it teaches.
+        precision: Arithmetic of its forward pass; None takes the run's.
+    """
+    modules = {side: prepare_teacher(network, runtime) for side, network in networks.items()}
+    forwards = {side: compiled("teacher", module, module, runtime.compiler) for side, module in modules.items()}
+    return as_teacher(by_side(forwards), weights, _arithmetic(runtime, precision))
+
+
+def _arithmetic(runtime: Runtime, precision: str | None) -> Callable[[], AbstractContextManager[object]]:
+    """Return what makes the context of a teacher's forward pass."""
+    return replace(runtime, precision=precision or runtime.precision).autocast
 
 
 def score_order(task: Task) -> distill.ScoreOrder:

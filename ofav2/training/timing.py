@@ -6,19 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-import distill
 from ofav2.data import train_batches
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
-from ofav2.runtime.compiling import compiled
 from ofav2.training.loop import posed
-from ofav2.training.objectives import Teacher, as_teacher
+from ofav2.training.objectives import Teacher
 from ofav2.training.optim import make_updates
 from ofav2.training.phase import make_objective
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import Guard, train_steps
-from ofav2.training.teacher import by_side, prepare_teacher
+from ofav2.training.teacher import external_as_teacher, largest_as_teacher
 from supernets import Supernet
 
 STEPS = 10
@@ -70,18 +68,10 @@ def _step_seconds(setup: Setup, phase: Phase) -> float:
 
 def _teacher(setup: Setup, phase: Phase) -> Teacher | None:
     """Return a teacher that takes as long as the phase's own: the recipe's from timm, or the largest network."""
-    runtime, net = setup.runtime, setup.net
-    arithmetic = replace(runtime, precision=setup.config.teacher.precision or runtime.precision).autocast
+    runtime, net, precision = setup.runtime, setup.net, setup.config.teacher.precision
     if phase.teacher == "none":
         return None
     if phase.teacher in setup.external:
-        module = setup.external[phase.teacher]
-        forward = compiled("teacher", module, module, runtime.compiler)
-        return as_teacher(forward, distill.exit_weights("uniform", 1).ensemble, arithmetic)
-    largest = net.space.largest()
-    modules = {
-        side: prepare_teacher(net.extract(replace(largest, resolution=side), net.architecture.exits), runtime)
-        for side in net.space.resolution
-    }
-    forward = by_side({side: compiled("teacher", module, module, runtime.compiler) for side, module in modules.items()})
-    return as_teacher(forward, phase_weights(setup.config, phase.config, net).ensemble, arithmetic)
+        return external_as_teacher(setup.external[phase.teacher], runtime, precision)
+    networks = dict.fromkeys(net.space.resolution, net.extract(net.space.largest(), net.architecture.exits))
+    return largest_as_teacher(networks, phase_weights(setup.config, phase.config, net).ensemble, runtime, precision)

@@ -163,7 +163,7 @@ def given(net: Supernet, *subnets: Subnet) -> Draw:
 
 def drawn_in(phase: Phase, seed: int = 5) -> Draw:
     """The sub-networks of a phase's steps."""
-    return Draw(phase.sampler, phase.space, Stream(seed, phase.name))
+    return Draw(phase.sampler, phase.drawn, Stream(seed, phase.name))
 
 
 @dataclass(frozen=True)

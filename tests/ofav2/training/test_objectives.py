@@ -158,7 +158,7 @@ def test_gradients_of_all_exits_are_the_weighted_sum_of_each_ones_own(net: Super
     teach, kd = as_teacher(module, WEIGHTS), distill.soft_cross_entropy
     seen: list[Tensor] = []
     objective = DistillExits(
-        Classification(5, 0.1), given(net, *bodies), net, SOME, counting(teach, seen), kd, kd_ratio
+        Classification(5, 0.1), given(net, *bodies), net, counting(teach, seen), kd, kd_ratio, SOME
     )
     parts = list(objective.losses(images, labels, 0))
     assert len(seen) == (1 if kd_ratio else 0)
@@ -189,12 +189,12 @@ def test_in_place_the_largest_learns_from_labels_and_its_ensemble_teaches_the_ot
     objective = InPlace(task, given(net, largest, *others), net, SOME, ensemble, distill.soft_cross_entropy, 0.7)
     found = gradients(net, objective.losses(images, labels, 0))
 
-    first = DistillExits(task, given(net, largest), net, SOME, None, distill.soft_cross_entropy, 0.7)
+    first = DistillExits(task, given(net, largest), net, None, distill.soft_cross_entropy, 0.7, SOME)
     expected = gradients(net, first.losses(images, labels, 0))
     outputs = net(images, largest, exits="all")
     said = distill.teacher_target([outputs[1], outputs[4]], tuple(ensemble.values()))
     assert not said.logits.requires_grad
-    rest = DistillExits(task, given(net, *others), net, SOME, lambda _: said, distill.soft_cross_entropy, 0.7)
+    rest = DistillExits(task, given(net, *others), net, lambda _: said, distill.soft_cross_entropy, 0.7, SOME)
     for name, gradient in gradients(net, rest.losses(images, labels, 0)).items():
         expected[name] = expected.get(name, torch.zeros_like(gradient)) + gradient
     assert found.keys() == expected.keys()
@@ -217,7 +217,15 @@ def test_without_a_share_the_teacher_never_runs(net: Supernet) -> None:
     torch.testing.assert_close(alone["loss"], expected, **TIGHT)
     assert silent["kd"] == alone["kd"] == 0
     task, kd = Classification(5, 0.1), distill.mse
-    list(DistillExits(task, given(net, net.space.largest()), net, SOME, refusing, kd, 0.0).losses(images, labels, 0))
+    list(DistillExits(task, given(net, net.space.largest()), net, refusing, kd, 0.0, SOME).losses(images, labels, 0))
+
+
+def test_without_a_share_nobody_teaches_in_place(net: Supernet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distill, "teacher_target", refusing)
+    images, labels = batch()
+    subnets, task = (net.space.largest(), net.space.uniform(kernel=3, depth=1)), Classification(5, 0.1)
+    found = list(InPlace(task, given(net, *subnets), net, SOME, SOME, distill.mse, 0.0).losses(images, labels, 0))
+    assert [float(losses["kd"]) for losses in found] == [0, 0]
 
 
 def test_losses_come_one_by_one(net: Supernet) -> None:
