@@ -6,6 +6,7 @@ graph's own nodes are sorted into parts, so nothing is written twice and it does
 
 import copy
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -334,9 +335,13 @@ def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Nod
 
 
 def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node]]:
+    calls = Counter(str(node.target) for node in filter(is_layer, graph.nodes))
     for node in list(graph.nodes):
         before = node.args[0] if is_layer(node) else None
         if not isinstance(before, Node) or not is_layer(before) or len(before.users) > 1:
+            continue
+        # What is called again elsewhere computes the same there, without the norm or with another one.
+        if calls[str(before.target)] > 1 or calls[str(node.target)] > 1:
             continue
         # A subclass may do more, such as activate what it has normalised.
         if type(layers[str(before.target)]) is nn.Conv2d and type(layers[str(node.target)]) is nn.BatchNorm2d:

@@ -89,6 +89,31 @@ def test_norms_of_other_classes_stay_and_so_do_weights_without_a_layer() -> None
     assert supernets.foldable_norms(module) == {"first_norm": "first"}
 
 
+class Shared(nn.Module):
+    """A convolution and a norm that are called twice, and a norm that follows the same convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.other = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x: Tensor = self.norm(self.conv(images))
+        return self.norm(self.other(self.conv(x)).relu())
+
+
+def test_layers_that_run_twice_stay() -> None:
+    net = Shared().eval()
+    for norm in (net.norm, net.other):
+        nn.init.uniform_(norm.running_mean)  # type: ignore[arg-type]
+        nn.init.constant_(norm.running_var, 4.0)  # type: ignore[arg-type]
+    images = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    expected = net(images)
+    torch.testing.assert_close(supernets.fold_norms(OpenTracer.traced(net))(images), expected)
+    in_place = OpenTracer.traced(net)
+    supernets.fold_norms_(in_place)
+    torch.testing.assert_close(in_place(images), expected)
+
+
 class OpenTracer(Tracer):
     """Takes layers as nodes, of whatever package their class is."""
 
