@@ -134,11 +134,7 @@ def load_classifier(directory: str | Path) -> Classifier:
     record, module = source.record, source.module
     if record.task != classification.NAME:
         raise UserError(f"network ({directory}) was trained for task {record.task}: only classes can be predicted")
-    if not record.input.pictures or len(record.input.bands) != 3:
-        raise UserError(
-            f"network ({directory}) takes the bands {', '.join(record.input.bands)}, which image files don't have:"
-            " evaluate it on patches with `ofav2 evaluate`"
-        )
+    _require_pictures(record.input, directory)
     calibrated = (Path(directory) / EARLY_RECORD).exists()
     policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
     several = len(record.exit_indices) > 1
@@ -155,9 +151,20 @@ def transform(directory: str | Path) -> Transform:
 
     Raises:
         RunError: `subnet.json` is missing, damaged or foreign.
+        UserError: The network takes no pictures.
     """
     record = describe_subnet(directory)
+    _require_pictures(record.input, directory)
     return Transform(record.input, kept_settings(record, Path(directory) / RECORD).data.shrink_to)
+
+
+def _require_pictures(given: InputRecord, directory: str | Path) -> None:
+    """Refuse a network whose images are no RGB pictures: it would be given other numbers than it was trained on."""
+    if not given.pictures or given.channels != 3:
+        raise UserError(
+            f"network ({directory}) takes the bands {', '.join(given.bands)}, which image files don't have:"
+            " evaluate it on patches with `ofav2 evaluate`"
+        )
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:

@@ -151,3 +151,12 @@ def test_another_task_is_refused(extracted: Path, tmp_path: Path) -> None:
     write_subnet_record(other, dataclasses.replace(ofav2.describe_subnet(other), task="regression"))
     with pytest.raises(UserError, match="task regression"):
         ofav2.load_classifier(other)
+
+
+def test_a_transform_asks_for_pictures(extracted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(extracted, tmp_path / "patches"))
+    record = ofav2.describe_subnet(extracted)
+    write_subnet_record(folder, dataclasses.replace(record, input=dataclasses.replace(record.input, white=1.0)))
+    for prepare in (ofav2.transform, ofav2.load_classifier):
+        with pytest.raises(UserError, match="which image files don't have"):
+            prepare(folder)
