@@ -99,7 +99,7 @@ def _same_rule(rule: object, exits: int, label: str) -> ExitWeights:
         return ExitWeights(values, values)
     raise DistillError(
         f"{label} ({shown(rule)}) must be a scheme or one number per exit; "
-        f"give one of {', '.join(_SCHEMES)}, or {exits} {'number' if exits == 1 else 'values'}"
+        f"give one of {', '.join(_SCHEMES)}, or {exits} number{'' if exits == 1 else 's'}"
     )
 
 

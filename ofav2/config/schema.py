@@ -231,10 +231,12 @@ class TeacherConfig:
     policy: str = "progressive"
     """`fixed`, `progressive`, `best`, `none`, or an external teacher as `timm:NAME`."""
     checkpoint: str | None = None
-    """Weights file (.safetensors or .pth) of the external teacher; null takes timm's pretrained weights."""
+    """Weights of the external teacher: a .safetensors or .pth file, or the folder of a network that `ofav2 finetune
+    timm:NAME` made; null takes timm's pretrained weights."""
     mean: tuple[float, ...] | None = None
-    """Channel means (in 0..1) that the images of `checkpoint` were normalised with, which has to be given with it; null
-    for timm's own weights, which say theirs. Images are rescaled to it in front of the teacher."""
+    """Channel means (in 0..1) that the images of a `checkpoint` file were normalised with, which has to be given with
+    it; null for a folder and for timm's own weights, which say theirs. Images are rescaled to it in front of the
+    teacher."""
     std: tuple[float, ...] | None = None
     """Channel standard deviations (in 0..1), likewise."""
     precision: Literal["float32", "bfloat16"] | None = None
@@ -338,7 +340,8 @@ class Config:
 
     data: DataConfig
     task: str = "classification"
-    """What is learnt: `classification`, or a task that an installed package brings (`ofav2.tasks.registry`)."""
+    """What is learnt: `classification`, `segment`, `regress`, `reconstruct`, or a task that an installed package brings
+    (`ofav2.tasks.registry`)."""
     run: RunConfig = field(default_factory=RunConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
