@@ -1,7 +1,6 @@
 """Write the page of a network's early exits: accuracy against cost and time, and exits taken."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ofav2.exits.calibrate import Study
@@ -26,7 +25,6 @@ def write_early_page(study: Study, out: Path) -> None:
         "title": f"Early exits of {study.name} · ofav2",
         "study": study,
         "batches": study.batches,
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {
             "exits": study.exits,
             "rows": [asdict(row) for row in study.rows],

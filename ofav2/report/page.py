@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def write_page(out: Path, template: str, values: Mapping[str, Any]) -> None:
     Args:
         out: The file; one that is there is replaced.
         template: Name of a template among this package's assets.
-        values: What it shows. All text is escaped.
+        values: What it shows; `now` is added, when it was made. All text is escaped.
 
     Raises:
         UserError: If the file can't be there.
@@ -32,7 +32,7 @@ def write_page(out: Path, template: str, values: Mapping[str, Any]) -> None:
         raise UserError(f"output file ({out}): folder {out.parent} does not exist; make it, or name another file")
     if not os.access(out.parent, os.W_OK):
         raise UserError(f"output file ({out}): folder {out.parent} can't be written to; name another file with --out")
-    files.write_text(out, _render(template, values))
+    files.write_text(out, _render(template, {**values, "now": datetime.now(UTC).isoformat(timespec="minutes")}))
 
 
 def _render(template: str, values: Mapping[str, Any]) -> str:

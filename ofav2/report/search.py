@@ -4,7 +4,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +31,6 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "search": search,
         "metric": record.metric,
         "name": search.folder.resolve().name,
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "state": _state(search),
         "summary": _summary(search),
         "keys": _keys(search),

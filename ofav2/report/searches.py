@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +61,6 @@ def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Compariso
         "comparison": comparison,
         "metric": metric,
         "folders": [search.folder for search in searches],
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {
             "metric": asdict(metric),
             "cost": COST_NAMES.get(costs[0], costs[0]),

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +57,6 @@ def compare_snapshots(snapshots: Sequence[RunSnapshot], out: Path) -> Comparison
         "comparison": comparison,
         "metric": metric,
         "folders": [run.folder for run in snapshots],
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {
             "metric": asdict(metric),
             "fronts": [_front(name, own, metric) for name, own in zip(names, measured, strict=True) if own],

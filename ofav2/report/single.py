@@ -4,7 +4,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Any
 
 from ofav2.evaluation.maps import read_maps
@@ -37,7 +36,6 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "title": f"{run.record.name} · ofav2",
         "run": run,
         "metric": run.record.metric,
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "state": _state(run, planned),
         "summary": _summary(run),
         "keys": _key_metrics(run, measured),

@@ -1,7 +1,6 @@
 """Write the page of a pruned network: all subsets of exits, their accuracy against cost, and how often exits agree."""
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 
 from ofav2.exits.prune import PruneStudy
@@ -25,7 +24,6 @@ def write_subsets_page(study: PruneStudy, out: Path) -> None:
         "title": f"Exits of {study.name} · ofav2",
         "study": study,
         "pruning": pruning,
-        "now": datetime.now(UTC).isoformat(timespec="minutes"),
         "payload": {
             "subsets": [
                 {
