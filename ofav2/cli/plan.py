@@ -77,8 +77,7 @@ def _run(arguments: argparse.Namespace) -> None:
     if isinstance(setup.net, MultiExit):
         console.show(_costs(setup, setup.net, arguments.latency))
     else:
-        costs = [(name, cost.params, cost.macs, shown) for name, (shown, cost) in found.networks.items()]
-        rows = [(name, f"{params:,}", f"{macs:,}", shown) for name, params, macs, shown in costs]
+        rows = [(name, f"{cost.params:,}", f"{cost.macs:,}", shown) for name, (shown, cost) in found.networks.items()]
         console.show(table("\nnetworks", ("", "parameters", "multiply-adds", "choices"), rows))
     console.show(f"in all {setup.plan.steps:,} steps of {setup.config.data.batch_size} images")
     if found.seconds:
@@ -151,7 +150,7 @@ def _listed(exits: tuple[int, ...], count: int) -> bool:
 
 
 def _orientation(data: "ImageData", upright: bool) -> Iterator[str]:
-    from ofav2.data.orientation import count_turned
+    from ofav2.data.headers import count_turned
 
     found = count_turned(data)
     if found.turned:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ofav2.data.sizes import Sizes, image_sizes
+from ofav2.data.headers import Sizes, image_sizes
 from ofav2.networks.cost import network_cost
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup

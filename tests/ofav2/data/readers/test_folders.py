@@ -16,7 +16,7 @@ from ofav2 import data
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.data.cache import CheckedImages
-from ofav2.data.orientation import count_turned
+from ofav2.data.headers import count_turned
 from ofav2.data.readers.folders import pictures_below
 from ofav2.errors import UserError
 from tests.notes import Notes
