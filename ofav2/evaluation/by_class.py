@@ -17,11 +17,11 @@ from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.evaluation.opened_run import open_run
 from ofav2.output_folder import check_writable
-from ofav2.runs.records import RunRecord
+from ofav2.runs.records import RunRecord, read_kept
 from ofav2.tasks.base import to_float64
 from ofav2.tasks.class_results import ClassResults, count_classes
 from ofav2.tasks.classification import Classification, predict
-from ofav2.typed_json import Count, Form, Sha256, Share, read_record, write_record
+from ofav2.typed_json import Count, Form, Sha256, Share, write_record
 from supernets import Subnet
 from supernets.multi_exit import Network
 from supernets.outputs import exit_logits
@@ -200,10 +200,9 @@ def read_classes(folder: Path, run: RunRecord) -> ClassesRecord | None:
     Raises:
         RunError: If the file is damaged.
     """
-    if not (folder / CLASSES).exists():
+    kept = read_kept(folder / CLASSES, ClassesRecord, FORMAT, "remove it, or measure again with --classes", run)
+    if kept is None:
         return None
-    kept = read_record(folder / CLASSES, ClassesRecord, FORMAT, "remove it, or measure again with --classes")
     numbers: Sequence[int] = [number for mistake in kept.mistakes for number in (mistake.target, mistake.predicted)]
-    same = run.phases and kept.checkpoint_sha256 == run.phases[-1].sha256
     count = len(run.data.classes)
-    return kept if same and len(kept.results.images) == count and all(number < count for number in numbers) else None
+    return kept if len(kept.results.images) == count and all(number < count for number in numbers) else None

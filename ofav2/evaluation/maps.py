@@ -12,11 +12,11 @@ import torch
 
 from ofav2.data.thumbnails import png
 from ofav2.evaluation.evaluator import Evaluator
-from ofav2.runs.records import RunRecord
+from ofav2.runs.records import RunRecord, read_kept
 from ofav2.tasks.reconstruction import Reconstruction
 from ofav2.tasks.regression import Regression
 from ofav2.tasks.segmentation import Segmentation
-from ofav2.typed_json import Form, Sha256, read_record, write_record
+from ofav2.typed_json import Form, Sha256, write_record
 from supernets import Subnet
 from supernets.multi_exit import Network
 
@@ -191,7 +191,4 @@ def read_maps(folder: Path, run: RunRecord) -> MapsRecord | None:
     Raises:
         RunError: If the file is damaged.
     """
-    if not (folder / MAPS).exists():
-        return None
-    kept = read_record(folder / MAPS, MapsRecord, FORMAT, "remove it; the page is made without it")
-    return kept if run.phases and kept.checkpoint_sha256 == run.phases[-1].sha256 else None
+    return read_kept(folder / MAPS, MapsRecord, FORMAT, "remove it; the page is made without it", run)

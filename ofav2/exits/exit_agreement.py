@@ -6,14 +6,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ofav2 import files
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import open_run
 from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.output_folder import check_writable
-from ofav2.runs import folder
-from ofav2.runs.snapshot import RunSnapshot
-from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
+from ofav2.runs.records import RunRecord, read_kept
+from ofav2.typed_json import Positive, Sha256, Share, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -103,22 +101,16 @@ def compare_predictions(predicted: Tensor, targets: Tensor, *, exits: tuple[int,
     )
 
 
-def read_exits(run: RunSnapshot) -> Agreement | None:
+def read_exits(folder: Path, run: RunRecord) -> Agreement | None:
     """Return what `measure_exits` kept, if it is of the weights that the run holds now; else None.
+
+    Args:
+        folder: The run folder.
+        run: The run's record.
 
     Raises:
         RunError: If the file is damaged.
     """
-    path = run.folder / EXITS
-    if not path.exists():
-        return None
-    kept = read_record(path, AgreementRecord, FORMAT, "remove it, or measure again with `ofav2 report RUN --exits`")
-    phases = run.record.phases
-    if not phases or kept.checkpoint_sha256 != _weights_sha256(run.folder, phases[-1].name):
-        return None
-    return kept.agreement
-
-
-def _weights_sha256(run: Path, phase: str) -> str | None:
-    record = folder.checkpoint_path(run, phase).with_suffix(".json")
-    return files.read_json(record).get("sha256") if record.is_file() else None
+    step = "remove it, or measure again with `ofav2 report RUN --exits`"
+    kept = read_kept(folder / EXITS, AgreementRecord, FORMAT, step, run)
+    return None if kept is None else kept.agreement

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from ofav2.evaluation.corners import keeps_mbconv
 from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
@@ -29,7 +30,7 @@ from supernets.backbone import Backbone
 
 def run_page(run: RunSnapshot) -> dict[str, Any]:
     """Return what the page of a run shows: what was trained, how it went, what came out."""
-    planned, measured, agreement = stretches(run), tables(run), read_exits(run)
+    planned, measured, agreement = stretches(run), tables(run), read_exits(run.folder, run.record)
     by_class, maps = class_page(run), read_maps(run.folder, run.record)
     opened = to_choose_from(measured)
     return {
@@ -99,7 +100,7 @@ def _described(run: RunSnapshot, subnet: Subnet) -> dict[str, Any]:
     parts = part_costs(run.record.architecture, subnet)
     return subnet.to_dict() | {
         "name": str(subnet),
-        "mbconv": all("mbconv" in branches for stage in subnet.level for branches in stage),
+        "mbconv": keeps_mbconv(subnet),
         "params": sum(part.params for part in parts),
         "macs": sum(part.macs for part in parts),
         "parts": [[part.macs, part.params] for part in parts],

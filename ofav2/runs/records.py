@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config
@@ -399,6 +399,37 @@ def read_run(folder: Path) -> RunRecord:
         raise RunError(f"run folder ({folder}) has no {RECORD}, so it holds no run; give one that `ofav2 train` made")
     step = "restore the file from a copy, use the version of ofav2 that made it, or train again"
     return read_record(folder / RECORD, RunRecord, FORMAT, step)
+
+
+class OfWeights(Protocol):
+    """What was measured of a run's weights and kept in its folder."""
+
+    @property
+    def checkpoint_sha256(self) -> str:
+        """Checksum of the weights."""
+        ...
+
+
+Kept = TypeVar("Kept", bound=OfWeights)
+
+
+def read_kept(path: Path, kind: type[Kept], version: str, step: str, run: RunRecord) -> Kept | None:
+    """Return what was measured of a run, if it is there and of the weights that the run holds now; else None.
+
+    Args:
+        path: The file, which `write_record` wrote.
+        kind: The dataclass that it holds.
+        version: The format version that it must have.
+        step: What the user should do if it can't be used, as for `read_record`.
+        run: The run's record.
+
+    Raises:
+        RunError: The file is damaged, or of another version.
+    """
+    if not path.exists():
+        return None
+    kept = read_record(path, kind, version, step)
+    return kept if run.phases and kept.checkpoint_sha256 == run.phases[-1].sha256 else None
 
 
 def write_run(folder: Path, record: RunRecord) -> None:

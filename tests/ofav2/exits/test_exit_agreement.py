@@ -9,8 +9,7 @@ import torch
 import ofav2
 from ofav2.errors import RunError, UserError
 from ofav2.exits.exit_agreement import compare_predictions, measure_exits, read_exits
-from ofav2.runs.records import Run
-from ofav2.runs.snapshot import read_snapshot
+from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
 
 
@@ -35,8 +34,7 @@ def measured_run(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def test_what_is_measured_is_kept_and_agrees_with_evaluating(measured_run: Path) -> None:
-    run = read_snapshot(measured_run)
-    found = read_exits(run)
+    found = read_exits(measured_run, read_run(measured_run))
     assert found is not None
     assert (found.phase, found.exits) == ("expand", (1, 2, 3, 4, 5))
     assert [found.agree[i][i] for i in range(5)] == [1.0] * 5
@@ -51,7 +49,7 @@ def test_weights_that_changed_since_are_not_described(measured_run: Path, tmp_pa
     copy = Path(shutil.copytree(measured_run, tmp_path / "copy"))
     kept = json.loads((copy / "exits.json").read_text(encoding="utf-8"))
     (copy / "exits.json").write_text(json.dumps(kept | {"checkpoint_sha256": "0" * 64}), encoding="utf-8")
-    assert read_exits(read_snapshot(copy)) is None
+    assert read_exits(copy, read_run(copy)) is None
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"format": "ofav2-exits/2", "checkpoint_sha256": 3, "phase": 1}'])
@@ -59,7 +57,7 @@ def test_a_damaged_file_is_named(measured_run: Path, tmp_path: Path, content: st
     copy = Path(shutil.copytree(measured_run, tmp_path / "copy"))
     (copy / "exits.json").write_text(content, encoding="utf-8")
     with pytest.raises(RunError, match=r"exits\.json"):
-        read_exits(read_snapshot(copy))
+        read_exits(copy, read_run(copy))
 
 
 def test_one_exit_has_none_to_compare_with(tmp_path: Path) -> None:
