@@ -1,11 +1,12 @@
 """Hold what several runs, or several searches, have in common, and what not."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ofav2.runs.kept_recipe import flat_settings
 from ofav2.tasks.base import Metric
 
 
@@ -39,18 +40,10 @@ def folder_names(folders: Sequence[Path]) -> tuple[str, ...]:
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
     """Return the settings that differ: the full key, then each value as a recipe has it; a dash for none."""
-    flat = [dict(_flat(values, "")) for values in settings]
+    flat = [{key: _written(value) for key, value in flat_settings(values)} for values in settings]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = ((key, *(values.get(key, "–") for values in flat)) for key in keys)
     return tuple(row for row in rows if len(set(row[1:])) > 1)
-
-
-def _flat(values: Mapping[str, Any], above: str) -> Iterator[tuple[str, str]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        else:
-            yield f"{above}{name}", _written(value)
 
 
 def _written(value: object) -> str:

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,11 @@ def kept_recipe(folder: Path, record: RunRecord) -> Config:
         logger.warning(f"{path} is missing: its settings are taken from {RECORD}")
         return kept
     edited = recipe.load(str(path))
-    before, now = dict(flat_settings(asdict(kept))), dict(flat_settings(asdict(edited)))
-    differing = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    for key in differing:
-        if not any(f"{key}.".startswith(f"{free}.") for free in _FREE):
+    differing = changed_settings(asdict(kept), asdict(edited))
+    for key, (before, now) in differing.items():
+        if not names_setting(_FREE, key):
             raise RunError(
-                f"{path}: {key} is {show(now.get(key))}, and was {show(before.get(key))} when the run was trained:"
+                f"{path}: {key} is {show(now)}, and was {show(before)} when the run was trained:"
                 " restore its recipe.yaml, or remove the file, as run.json holds the recipe"
             )
     if differing:
@@ -59,6 +58,17 @@ def trained_recipe(folder: Path, record: RunRecord) -> Config:
         UserError: If it is damaged.
     """
     return recipe.parse(record.recipe, f"recipe in {folder / RECORD}")
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ by their full keys, each as it was and as it is; None for one that is missing."""
+    old, new = dict(flat_settings(before)), dict(flat_settings(now))
+    return {key: (old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)}
+
+
+def names_setting(names: Sequence[str], key: str) -> bool:
+    """Say whether a setting's full key is among some names, or belongs to a part that they name, such as `tracking`."""
+    return any(f"{key}.".startswith(f"{name}.") for name in names)
 
 
 def flat_settings(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

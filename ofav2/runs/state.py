@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ofav2 import files
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
+from ofav2.typed_json import Count, MisfitError, fit
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,15 @@ class Progress:
 
     phase: str
     """Name of the phase."""
-    step: int
+    step: Count
     """Steps taken in it."""
-    global_step: int
+    global_step: Count
     """Steps taken in the run."""
-    metrics_bytes: int
+    metrics_bytes: Count
     """Length of `metrics.jsonl`; what was written after is written again."""
     best_score: float | None = None
     """Best validation so far in the phase; None before the first."""
-    skipped: int = 0
+    skipped: Count = 0
     """Batches skipped so far in the phase because their loss was unusable."""
     first_loss: float | None = None
     """Loss of the phase's first step; None before it."""
@@ -58,7 +59,7 @@ class Progress:
     """Moving average of the loss; None before the first step of a phase."""
     lowest_loss: float | None = None
     """Lowest joint loss of a validation so far, of a phase with patience; None before the first."""
-    stale: int = 0
+    stale: Count = 0
     """Validations in a row since then."""
 
 
@@ -276,20 +277,13 @@ def cloned(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _read_progress(facts: Mapping[str, Any], path: Path) -> Progress:
-    counts = {name: facts.get(name) for name in ("step", "global_step", "metrics_bytes", "skipped", "stale")}
-    scores = {name: facts.get(name) for name in ("best_score", "first_loss", "usual_loss", "lowest_loss")}
-    phase = facts.get("phase")
-    if (
-        not isinstance(phase, str)
-        or not all(type(count) is int and 0 <= count < 2**63 for count in counts.values())
-        or not all(number is None or _is_number(number) for number in scores.values())
-    ):
-        raise RunError(f"{checkpoint.file_paths(path)[1]} has no valid progress; restore it or train again")
-    return Progress(phase, **counts, **scores)  # type: ignore[arg-type]  # the types were checked above
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        progress: Progress = fit(Progress, {field.name: facts.get(field.name) for field in fields(Progress)})
+    except MisfitError as error:
+        raise RunError(
+            f"{checkpoint.file_paths(path)[1]} has no valid progress ({error}); restore it or train again"
+        ) from error
+    return progress
 
 
 def _states(run_folder: Path, kind: str) -> list[Path]:

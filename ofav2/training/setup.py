@@ -18,7 +18,7 @@ from ofav2.evaluation.evaluator import Evaluator, open_evaluator
 from ofav2.messages import short
 from ofav2.networks.build import check_network, recipe_network
 from ofav2.runs import checkpoint
-from ofav2.runs.kept_recipe import flat_settings
+from ofav2.runs.kept_recipe import changed_settings, names_setting
 from ofav2.runs.records import InitialWeights, PhaseRecord, RunRecord, lasting, new_record
 from ofav2.runs.tracking import check_tracking
 from ofav2.runtime.device import Runtime, open_runtime
@@ -29,6 +29,9 @@ from ofav2.training.initial import adopt_initial
 from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
 from ofav2.training.teacher import checkpoint_file, external_teachers
 from supernets.multi_exit import MultiExit, Network
+
+_LISTED = 8
+"""Settings that differ which a message lists."""
 
 
 @dataclass(frozen=True)
@@ -221,17 +224,13 @@ def refuse_disagreement(processes: Processes, settings: Mapping[str, Any]) -> No
         RunError: In the first process, if there are differences; the message has those to the first one that differs.
         Lost: In the others.
     """
-    first, *others = (dict(flat_settings(theirs)) for theirs in processes.gather(settings))
+    first, *others = processes.gather(settings)
     for rank, theirs in enumerate(others, 1):
-        differing = [key for key in {**first, **theirs} if first.get(key) != theirs.get(key)]
+        differing = changed_settings(first, theirs)
         if differing:
-            shown = "; ".join(
-                f"{key} is {_brief(first.get(key))} in process 0, {_brief(theirs.get(key))} in process {rank}"
-                for key in differing[:8]
-            )
-            more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+            shown = _listed(differing, f"is {{}} in process 0, {{}} in process {rank}")
             processes.refuse(
-                RunError(f"processes disagree: {shown}{more}; give all the same recipe, settings, data and versions")
+                RunError(f"processes disagree: {shown}; give all the same recipe, settings, data and versions")
             )
 
 
@@ -246,15 +245,20 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed:
     Raises:
         RunError: If another key differs; the message has the differences.
     """
-    old, new = dict(flat_settings(before)), dict(flat_settings(after))
-    differing = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    refused = [key for key in differing if not any(f"{key}.".startswith(f"{name}.") for name in allowed)]
+    differing = changed_settings(before, after)
+    refused = {key: values for key, values in differing.items() if not names_setting(allowed, key)}
     if refused:
-        shown = "; ".join(f"{key} was {_brief(old.get(key))}, is {_brief(new.get(key))}" for key in refused[:8])
-        more = f" and {len(refused) - 8} more" if len(refused) > 8 else ""
+        shown = _listed(refused, "was {}, is {}")
         raise RunError(
-            f"run can't go on as it was: {shown}{more}; restore that, or accept it with --allow-change {refused[0]}"
+            f"run can't go on as it was: {shown}; restore that, or accept it with --allow-change {next(iter(refused))}"
         )
+
+
+def _listed(differing: Mapping[str, tuple[Any, Any]], form: str) -> str:
+    """Return the first settings that differ, each in a form such as `was {}, is {}`, and how many more there are."""
+    first = [f"{key} {form.format(*map(_brief, values))}" for key, values in [*differing.items()][:_LISTED]]
+    more = f" and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
+    return f"{'; '.join(first)}{more}"
 
 
 def _brief(value: object) -> str:
