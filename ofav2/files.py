@@ -1,4 +1,4 @@
-"""Open files that are files, write them and folders whole or not at all, and read strict JSON.
+"""Open files that are files, write them whole or not at all, and read strict JSON.
 
 What users give may be a pipe, a socket or a device: reading one waits for ever, or never ends. All of the project opens
 files here, so regular files are all that is read and written. What a run writes in place is never a link.
@@ -9,9 +9,7 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -19,7 +17,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, Literal
 
-from ofav2.errors import RunError, UserError
+from ofav2.errors import RunError
 
 MAX_BYTES = 2**30
 """Largest file that is read into memory as a whole, unless its reader sets another bound."""
@@ -88,36 +86,6 @@ def read_bytes(path: Path, most: int = MAX_BYTES) -> bytes:
     if large or len(content) > most:
         raise OSError(errno.EFBIG, f"has more than {most} bytes", str(path))
     return content
-
-
-@contextmanager
-def making(path: Path) -> Iterator[Path]:
-    """Make a folder with everything in it, or nothing: the body fills the yielded folder, which then becomes `path`.
-
-    The yielded folder lies beside `path` under a hidden name; when anything fails it is removed.
-
-    Args:
-        path: The folder to make; it must not exist, or be empty.
-
-    Raises:
-        UserError: The system refuses to write.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    except OSError as error:
-        raise UserError(
-            f"output folder ({path}) cannot be made ({error.strerror}): give one that you may write to"
-        ) from error
-    try:
-        # Temporary folders are made for their owner alone.
-        staging.chmod(0o755)
-        yield staging
-        staging.rename(path)
-    except OSError as error:
-        raise UserError(f"output folder ({path}) cannot be written ({error.strerror}): give a new one") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 @contextmanager

@@ -37,6 +37,11 @@ def one_line(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an error of another library, which may write many; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def lines(text: str) -> str:
     """Return text of several lines with all other control characters escaped, so that a terminal obeys none of it."""
     return "\n".join(map(one_line, text.split("\n")))

@@ -13,8 +13,6 @@ from typing import Any, NamedTuple
 from supernets.space import BRANCHES, Space, SpaceError, known_fields, read_choices, shown
 
 CHANNEL_DIVISOR = 8
-HEAD_WIDTH = 32
-"""Channels inside a dense head, unless a recipe says otherwise."""
 STEM_CHANNELS = 16
 # Channels, stride, activation, squeeze-excite of the five body stages (MobileNetV3-Large as OFA has it).
 BODY = (

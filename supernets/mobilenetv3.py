@@ -170,9 +170,9 @@ def choose_exits(numbers: Sequence[int], subnet: Subnet, exits: Exits) -> tuple[
     Raises:
         SpaceError: If one is not on the sub-network's way.
     """
-    there = tuple(exit for exit in numbers if exit <= subnet.height)
     if exits == "last":
         return (subnet.height,)
+    there = tuple(exit for exit in numbers if exit <= subnet.height)
     if exits == "all":
         return there
     listed = ", ".join(map(str, there))

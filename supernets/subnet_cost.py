@@ -27,7 +27,7 @@ from supernets.cost import (
     weighted_layers,
 )
 from supernets.layers import ElasticLayer
-from supernets.mobilenetv3 import Exits, Supernet
+from supernets.mobilenetv3 import Exits, Supernet, choose_exits
 from supernets.parts import BlockPart, ExitPart, Part, StemPart, input_shapes, part_side
 from supernets.recorder import record
 from supernets.space import Subnet
@@ -62,7 +62,7 @@ def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
     """
-    chosen, resolution = _exits(arch, subnet, exits), subnet.resolution
+    chosen, resolution = choose_exits(arch.exits, subnet, exits), subnet.resolution
     parts = [PartCost("stem", part_cost(arch, StemPart(), resolution))]
     read = frozenset(feature for exit in chosen for feature in arch.head_reads(exit))
     for stage in range(subnet.height):
@@ -131,7 +131,7 @@ def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
             part = BlockPart(stage, block > 0, choice)
             side = part_side(arch, part, subnet.resolution)
             layers += _named_layers(arch, part, side, f"stages.{stage}.blocks.{block}.")
-    for exit in _exits(arch, subnet, exits):
+    for exit in choose_exits(arch.exits, subnet, exits):
         side = part_side(arch, ExitPart(exit), subnet.resolution)
         layers += _named_layers(arch, ExitPart(exit), side, f"exits.{exit}.")
     return layers
@@ -245,12 +245,3 @@ def _beside(cost: Cost, held: int) -> Cost:
 def _named_layers(arch: Architecture, part: Part, side: int, prefix: str) -> tuple[LayerCost, ...]:
     layers = weighted_layers(part_steps(arch, part, side))
     return tuple(replace(layer, name=prefix + layer.name) for layer in layers)
-
-
-def _exits(arch: Architecture, subnet: Subnet, exits: Exits) -> tuple[int, ...]:
-    if exits == "last":
-        return (subnet.height,)
-    if exits == "all":
-        return tuple(exit for exit in arch.exits if exit <= subnet.height)
-    assert not isinstance(exits, str), "the supernet has refused other words"
-    return tuple(exits)

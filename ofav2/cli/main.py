@@ -181,7 +181,6 @@ def _rank() -> int:
     """Return the number of this process; 0 where the environment names none that can be."""
     if "RANK" not in os.environ:
         return 0
-    from ofav2.errors import UserError
     from ofav2.runtime.processes import own_rank
 
     try:

@@ -17,9 +17,10 @@ import mmap
 import os
 import re
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -36,7 +37,7 @@ from ofav2.data.decoding import decode, read_size, shrunk_size
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
 from ofav2.data.images import FileImages, Indices, Pixels, Size, digest_of
 from ofav2.data.turns import CacheError, free_turn, turn, unusable
-from ofav2.errors import RunError, UserError
+from ofav2.errors import RunError
 from ofav2.progress import log_progress
 from ofav2.typed_json import Count, Sha256, read_record, write_record
 
@@ -391,7 +392,7 @@ def _look(tree: FileImages, index: int) -> _Look:
 def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, root: Path, budget: int) -> None:
     """Decode all files into an entry; over the budget in bytes, go on without keeping pixels."""
     try:
-        with files.making(entry) as staging:
+        with _staged(entry) as staging:
             found = _decode_all(staging / PIXELS, trees, digests, entry.name.rpartition("-")[0], budget)
             np.savez(
                 staging / INDEX,
@@ -409,11 +410,22 @@ def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, 
         files.flush_to_disk(entry.parent)
     except OSError as error:
         raise unusable(entry.parent, error) from error
-    except UnreadableError:
-        raise
-    except UserError as error:
-        # `making` turns what the system refuses into its own words, which name a folder that the user gave.
+    except RunError as error:
+        # That `about.json` can't be written is said in words that name a file which the user does not know.
         raise (unusable(entry.parent, error.__cause__) if isinstance(error.__cause__, OSError) else error) from error
+
+
+@contextmanager
+def _staged(entry: Path) -> Iterator[Path]:
+    """Make a folder with everything in it, or nothing: the body fills the yielded one, which then takes its name."""
+    staging = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        # Temporary folders are made for their owner alone.
+        staging.chmod(0o755)
+        yield staging
+        staging.rename(entry)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 class _Decoded(NamedTuple):

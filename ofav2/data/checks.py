@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, Store, open_store
-from ofav2.data.digests import UnreadableError, content_digests
+from ofav2.data.digests import UnreadableError, content_digests, located
 from ofav2.data.images import FileImages, Indices
 from ofav2.data.splits import Listed, Parts, Split, validation_is_test
 from ofav2.errors import UserError
@@ -67,34 +67,19 @@ def log_duplicates(parts: Parts) -> None:
     tested = () if validation_is_test(parts.origins) else (parts.test,)
     splits = (parts.train, parts.val, *tested)
     files = [_checked(split).files for split in splits]
-    names = _Names(files)
     nodes = np.concatenate([tree.nodes for tree in files])
     same_file = np.unique(nodes, axis=0, return_inverse=True)[1].reshape(-1)
-    _log_pair(_first_pair(same_file), names, "are one file under two names")
+    _log_pair(_first_pair(same_file), files, "are one file under two names")
     digests = np.concatenate([_checked(split).digests for split in splits])
     same_bytes = np.unique(digests, return_inverse=True)[1]
     in_train = np.repeat([True, False, False][: len(splits)], [len(split) for split in splits])
     _log_pair(
         _first_pair(same_bytes, in_train),
-        names,
+        files,
         "have the same content, one in train and one in val or test, which flatters accuracy",
     )
     labels = np.concatenate([split.targets for split in splits])
-    _log_pair(_first_pair(same_bytes, labels), names, "have the same content and different classes")
-
-
-class _Names:
-    """The paths of images of several splits, by their number among all."""
-
-    def __init__(self, files: Sequence[FileImages]) -> None:
-        self.files = files
-
-    def __getitem__(self, number: int) -> str:
-        for files in self.files:
-            if number < len(files.paths):
-                return str(files.path(number))
-            number -= len(files.paths)
-        raise IndexError(number)
+    _log_pair(_first_pair(same_bytes, labels), files, "have the same content and different classes")
 
 
 def _first_pair(
@@ -111,10 +96,11 @@ def _first_pair(
     return len(repeats), int(order[repeats[0]]), int(order[repeats[0] + 1])
 
 
-def _log_pair(found: tuple[int, int, int] | None, names: _Names, what: str) -> None:
+def _log_pair(found: tuple[int, int, int] | None, trees: Sequence[FileImages], what: str) -> None:
     if found is not None:
-        count, first, second = found
-        logger.warning(f"data: pairs of images that {what}: {count} (the first: {names[first]} and {names[second]})")
+        count, *pair = found
+        (one, _), (other, _) = located(trees, pair)
+        logger.warning(f"data: pairs of images that {what}: {count} (the first: {one} and {other})")
 
 
 def _checked(split: Split) -> CheckedImages:

@@ -19,6 +19,8 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png, decode_webp
 from torchvision.transforms.v2 import functional
 
+from ofav2.messages import first_line
+
 MAX_PIXELS = 2**28
 """Most pixels of an image, 16384 x 16384: 0.8 GB decoded."""
 START = 32
@@ -173,7 +175,7 @@ def _decode_by_torchvision(content: bytes, name: str, upright: bool) -> Tensor:
         image: Tensor = _DECODERS[name](torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except RuntimeError as error:
         # torchvision puts the place in its own sources before the reason.
-        raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", str(error).splitlines()[0])) from error
+        raise ValueError(re.sub(r"^.*\.cpp:\d+, ", "", first_line(error))) from error
     if image.dtype == torch.uint16:
         image = functional.to_dtype(image, torch.uint8, scale=True)
     if image.dtype != torch.uint8 or image.shape != (3, header.height, header.width):
@@ -346,8 +348,7 @@ def _decode_by_pillow(content: bytes, name: str) -> Tensor:
             pixels = np.array(image.convert("RGB"))
     except Exception as error:
         # Damaged files make Pillow fail in every way there is.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(reason) from error
+        raise ValueError(first_line(error)) from error
     if pixels.shape != size:
         raise ValueError(f"decodes to {pixels.shape[:2]}, and its header gives {size[:2]} pixels")
     return torch.from_numpy(pixels).permute(2, 0, 1)

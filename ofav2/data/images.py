@@ -202,8 +202,7 @@ class FileImages:
 
     def identity_by(self, digests: npt.NDArray[np.uint64]) -> bytes:
         """Return the identity, of digests that are known (N,)."""
-        # Systems store accented letters in two forms that look the same.
-        paths = [path if path.isascii() else _composed(path) for path in self.paths.tolist()]
+        paths = [path if path.isascii() else os.fsencode(composed(os.fsdecode(path))) for path in self.paths.tolist()]
         rows = zip(paths, self.stamps[:, 0].tolist(), digests.tolist(), strict=True)
         return (b"" if self.upright else b"as stored\n") + b"".join(b"%s %d %016x\n" % row for row in rows)
 
@@ -264,8 +263,9 @@ class JoinedImages:
         return [both[position] for position in self.positions.tolist()]
 
 
-def _composed(path: bytes) -> bytes:
-    return os.fsencode(unicodedata.normalize("NFC", os.fsdecode(path)))
+def composed(name: str) -> str:
+    """Return a name with its accented letters in the composed form (NFC); systems store them in two that look alike."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def file_images(root: Path, paths: Sequence[str], upright: bool = True, shrink_to: int = 0) -> FileImages:

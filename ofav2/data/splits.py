@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from ofav2.data.images import Images, Indices, JoinedImages
+from ofav2.data.images import Images, Indices, JoinedImages, composed
 from ofav2.data.patches import PatchImages
 from ofav2.data.views import normalise
 from ofav2.errors import UserError
@@ -342,14 +341,10 @@ def _find(split: Split, members: Sequence[str | int]) -> Mapping[str | int, int]
     found = {one: index_of[one] for one in members if one in index_of}
     missing = [one for one in members if one not in found]
     if missing:
-        others = {composed(one): index for one, index in index_of.items() if one not in found}
-        found |= {one: others[composed(one)] for one in missing if composed(one) in others}
+        names = [one for one in index_of if isinstance(one, str) and one not in found]
+        others = {composed(name): index_of[name] for name in names}
+        found |= {one: others[composed(one)] for one in missing if isinstance(one, str) and composed(one) in others}
     return found
-
-
-def composed(name: str | int) -> str | int:
-    """Return a file's name with its accented letters in the composed form (NFC); systems store them in two."""
-    return name if isinstance(name, int) or name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str], seed: int) -> tuple[Indices, Indices]:

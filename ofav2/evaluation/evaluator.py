@@ -151,12 +151,12 @@ class Evaluator:
     def ensemble_score(self, module: nn.Module, weights: Sequence[Fraction], resolution: int, split: Split) -> float:
         """Return the score of the weighted sum of a module's exits: how good a teacher it is."""
         module.eval()
-        sums: list[Tensor] = []
-        with torch.inference_mode():
-            for images, target in self.inputs(split, resolution, self.runtime.processes.share):
-                output = distill.ensemble(exit_logits(module(images)), weights)
-                sums.append(self.task.tally(output, target))
-        (own,) = self.runtime.processes.totals([sum(sums[1:], sums[0]).cpu()] if sums else [])
+
+        def ensemble(images: Tensor) -> Tensor:
+            return distill.ensemble(exit_logits(module(images)), weights)
+
+        posed = self.inputs(split, resolution, self.runtime.processes.share)
+        (own,) = self.runtime.processes.totals(self._sums(ensemble, posed))
         return self._read(own)[0]
 
     def joint_scores(

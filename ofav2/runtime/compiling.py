@@ -6,15 +6,15 @@ eager: a missing compiler costs speed, not the run.
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
-from ofav2.messages import duration
-from supernets.outputs import Outputs
+from ofav2.messages import duration, first_line
+from supernets.outputs import Outputs, exit_logits
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class _Compiled:
                 _pass(form, images)
         except Exception as error:
             self.failed = True
-            reason = (str(error).strip().splitlines() or [""])[0][:200]
-            logger.warning(f"{self.name} can't be compiled ({type(error).__name__}: {reason}): it runs eager")
+            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            logger.warning(f"{self.name} can't be compiled ({reason}): it runs eager")
             return self.forward
         seconds = duration(time.perf_counter() - started)
         logger.info(f"{self.name} compiled for {images.shape[-1]} pixels in {seconds}")
@@ -83,10 +83,9 @@ def _pass(forward: Forward, images: Tensor) -> None:
     """Run a forward pass, and a backward pass where gradients are enabled."""
     outputs = forward(images)
     if torch.is_grad_enabled():
-        logits: Sequence[Tensor] = (outputs,) if isinstance(outputs, Tensor) else outputs
         # As in a training step, a backward pass is outside of autocast.
         with torch.autocast(images.device.type, enabled=False):
-            torch.stack([exit_logits.float().sum() for exit_logits in logits]).sum().backward()
+            torch.stack([logits.float().sum() for logits in exit_logits(outputs)]).sum().backward()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ofav2.errors import UserError
-from ofav2.messages import duration, short
+from ofav2.messages import duration, first_line, short
 from ofav2.runtime.share import Share
 from ofav2.runtime.signals import Lost
 
@@ -227,7 +227,7 @@ def _meet(processes: Processes) -> None:
             dist.init_process_group(backend, timeout=PATIENCE)
     except (ValueError, RuntimeError) as error:
         raise UserError(
-            f"WORLD_SIZE ({_started()}): the processes can't find each other ({_first_line(error)});"
+            f"WORLD_SIZE ({_started()}): the processes can't find each other ({first_line(error)});"
             " start them with torchrun, or unset WORLD_SIZE to train in one process"
         ) from error
 
@@ -289,11 +289,7 @@ def _heard() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise Lost(f"another process of the run is gone ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+        raise Lost(f"another process of the run is gone ({first_line(error)})") from error
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:

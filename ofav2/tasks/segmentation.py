@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from ofav2.data.patches import IGNORED
 from ofav2.errors import UserError
 from ofav2.tasks.base import Metric, to_float64
 
 NAME = "segment"
-IGNORED = -100
-"""Class of a pixel that counts nowhere: not in the loss, not in metrics, not for a teacher."""
 MEAN_IOU = Metric("mIoU", "%", higher_is_better=True)
 """Mean of the classes' IoU: of a class's pixels and those taken for it, the share that are both."""
 ACCURACY = Metric("pixel accuracy", "%", higher_is_better=True)

@@ -21,6 +21,7 @@ from ofav2.data import ImageData
 from ofav2.data.splits import first_other_class
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
+from ofav2.messages import first_line
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import TeacherRecord
 from ofav2.runs.teacher_record import read_teacher
@@ -131,7 +132,7 @@ def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:
     except (AssertionError, RuntimeError) as error:
         raise UserError(
             f"teacher ({name}) can't look at images of {images.shape[-1]} pixels"
-            f" ({str(error).splitlines()[0]}): choose another network, or other data.resolutions"
+            f" ({first_line(error)}): choose another network, or other data.resolutions"
         ) from error
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ofav2 import files
 from ofav2.data.importing.rasters import BandFile, SceneError
 from ofav2.errors import UserError
+from ofav2.messages import first_line
 from ofav2.typed_json import Count
 
 
@@ -82,10 +83,9 @@ def _opened(table: Path) -> Iterator[Any]:
         with files.open_to_read(table) as handle, pyarrow.parquet.ParquetFile(handle) as file:
             yield file
     except pyarrow.ArrowException as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SceneError("unreadable table", f"{table} can't be read ({reason})") from error
+        raise SceneError("unreadable table", f"{table} can't be read ({first_line(error)})") from error
     except OSError as error:
-        reason = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+        reason = error.strerror or first_line(error)
         raise SceneError("unreadable table", f"{table} can't be read ({reason})") from error
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from ofav2.data.patches import DTYPES, Array, valid_values
 from ofav2.errors import UserError
+from ofav2.messages import first_line
 
 CLOSE = 0.01
 """Pixels of the finest grid by which corners may differ and still be the same corner."""
@@ -162,7 +163,7 @@ def decode(file: BandFile) -> list[Band]:
                 nodata = [None if one is None or math.isnan(one) else float(one) for one in opened.nodatavals]
                 grid = Grid(opened.height, opened.width, crs, tuple(opened.transform)[:6])
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
-        raise SceneError("unreadable file", f"{file.path} can't be decoded ({_first_line(error)})") from error
+        raise SceneError("unreadable file", f"{file.path} can't be decoded ({first_line(error)})") from error
     names = file.bands or (stated if _tell_apart(stated) else tuple(str(n + 1) for n in range(len(values))))
     if len(names) != len(values):
         raise SceneError("other bands", f"{file.path} has {len(values)} bands, and {len(names)} are named")
@@ -197,7 +198,7 @@ def coordinates(grid: Grid, rows: Sequence[float], columns: Sequence[float]) -> 
     try:
         east, north = rasterio.warp.transform(grid.crs, "EPSG:4326", xs, ys)
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
-        raise SceneError("unknown place", f"coordinates of {grid.crs} are unknown ({_first_line(error)})") from error
+        raise SceneError("unknown place", f"coordinates of {grid.crs} are unknown ({first_line(error)})") from error
     found = np.stack([np.asarray(north, np.float64), np.asarray(east, np.float64)], 1)
     if not np.isfinite(found).all() or (np.abs(found) > (90, 180)).any():
         raise SceneError("unknown place", f"coordinates {xs[0]:g}, {ys[0]:g} of {grid.crs} lie nowhere on Earth")
@@ -219,10 +220,6 @@ def lies_on(grid: Grid, other: Grid) -> str | None:
     if any(not _near(grid.at(*point), other.at(*point), other) for point in points):
         return "lies elsewhere"
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _tell_apart(names: Sequence[str]) -> bool:

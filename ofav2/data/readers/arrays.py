@@ -8,6 +8,7 @@ from ofav2.data.images import ArrayImages
 from ofav2.data.readers.folders import root_of
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
+from ofav2.messages import first_line
 
 
 def read_digits(config: DataConfig) -> Listed:
@@ -41,14 +42,10 @@ def _read_cifar(dataset: type[CIFAR10], config: DataConfig) -> Listed:
         step = "check the network and the folder's rights" if config.download else "set data.download=true once"
         raise UserError(
             f"data.root ({root}): {config.name} needs an undamaged folder {dataset.base_folder} there "
-            f"({_first_line(error)}); {step}"
+            f"({first_line(error)}); {step}"
         ) from error
     train, test = (
         Split(name, np.asarray(part.targets, dtype=np.int64), ArrayImages(part.data.transpose(0, 3, 1, 2)))
         for name, part in (("train", first), ("test", second))
     )
     return Listed(tuple(first.classes), train, test=test)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

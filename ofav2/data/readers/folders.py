@@ -7,7 +7,6 @@ name. Files of unknown suffixes are looked into.
 
 import logging
 import os
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from ofav2 import files
 from ofav2.config.schema import DataConfig
 from ofav2.data import decoding
-from ofav2.data.images import file_images
+from ofav2.data.images import composed, file_images
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
 from ofav2.messages import one_line
@@ -195,7 +194,7 @@ def _beside_splits(root: Path, splits: Mapping[str, str], classes: Sequence[str]
         return _Rest()
     others = [name for name in _folders(root) if name not in splits.values()]
     for name in others:
-        if name in SPLIT_NAMES or not set(classes).isdisjoint(map(_composed, _folders(root / name))):
+        if name in SPLIT_NAMES or not set(classes).isdisjoint(map(composed, _folders(root / name))):
             raise UserError(
                 f"folder {root / name}: beside train, splits are folders called val and test that hold class folders; "
                 "rename it, fill it, or move it out of data.root"
@@ -313,17 +312,13 @@ def _class_folders(folder: Path) -> Mapping[str, str]:
     Systems store accented letters in two forms that look the same; a class is named in the composed one (NFC).
     """
     found: dict[str, str] = {}
-    for name in sorted(_folders(folder), key=_composed):
-        if _composed(name) in found:
+    for name in sorted(_folders(folder), key=composed):
+        if composed(name) in found:
             raise UserError(
-                f"folder {folder}: class {_composed(name)!r} is there in two Unicode forms; merge the two folders"
+                f"folder {folder}: class {composed(name)!r} is there in two Unicode forms; merge the two folders"
             )
-        found[_composed(name)] = name
+        found[composed(name)] = name
     return found
-
-
-def _composed(name: str) -> str:
-    return unicodedata.normalize("NFC", name)
 
 
 def _require_printable(folder: Path, names: Sequence[str]) -> None:

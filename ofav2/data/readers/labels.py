@@ -56,7 +56,8 @@ def read_labels(config: DataConfig, file: Path) -> Listed:
 
 def _split(name: str, rows: Sequence[_Row], classes: Sequence[str], root: Path, config: DataConfig) -> Split:
     rows = sorted(rows)
-    targets = np.array([classes.index(row.label) for row in rows], dtype=np.int64)
+    number = {name: index for index, name in enumerate(classes)}
+    targets = np.array([number[row.label] for row in rows], dtype=np.int64)
     paths = [row.path for row in rows]
     return Split(name, targets, file_images(root, paths, config.exif_orientation, config.shrink_to))
 

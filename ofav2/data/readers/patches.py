@@ -23,7 +23,7 @@ from ofav2.data.patches import CHUNK, DTYPES, IGNORED, Array, Bands, Codes, Numb
 from ofav2.data.readers.folders import root_of
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
-from ofav2.messages import show
+from ofav2.messages import first_line, show
 from ofav2.typed_json import MisfitError, fit
 
 logger = logging.getLogger(__name__)
@@ -344,8 +344,9 @@ def open_array(path: Path) -> Array:
     except OSError as error:
         raise UserError(f"file {path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"file {path}: is no .npy array that can be read ({reason}); write it again") from error
+        raise UserError(
+            f"file {path}: is no .npy array that can be read ({first_line(error)}); write it again"
+        ) from error
 
 
 def _check_images(path: Path, images: Bands, described: PatchesFile) -> None:

@@ -12,12 +12,12 @@ import torch
 
 import ofav2
 from ofav2.cli.main import main
+from ofav2.data.patches import IGNORED
 from ofav2.deploy.artifact import load_subnet
 from ofav2.errors import UserError
 from ofav2.evaluation.maps import _class_maps, _number_maps
 from ofav2.inference.evaluate import MetricsReport, evaluate_network
 from ofav2.runs.records import Run, read_run
-from ofav2.tasks.segmentation import IGNORED
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.tasks import dense

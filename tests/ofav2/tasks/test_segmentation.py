@@ -12,9 +12,10 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
+from ofav2.data.patches import IGNORED
 from ofav2.errors import UserError
 from ofav2.tasks.base import log_weights
-from ofav2.tasks.segmentation import IGNORED, Segmentation
+from ofav2.tasks.segmentation import Segmentation
 
 TASK = Segmentation(("tree", "grass", "snow", "water"))
 
