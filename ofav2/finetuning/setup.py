@@ -42,6 +42,7 @@ from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from supernets import Subnet
 from supernets.backbone import AnyArchitecture, Backbone
+from supernets.taps import HEADS
 
 logger = logging.getLogger(__name__)
 
@@ -159,10 +160,9 @@ def prepare(
     else:
         seen = np.empty(0, np.uint64)
         start = _start_stock(source, config, data, task)
-    for layer in start.module.modules():
-        # The dropout of timm's own head is a part of the network, see `describe_plain`.
-        if isinstance(layer, nn.Dropout | nn.Dropout2d) and not isinstance(start.provenance, StockProvenance):
-            layer.p = config.finetune.dropout
+    if not isinstance(start.provenance, StockProvenance):
+        # A network as timm has it was made with that of its own head, see `describe_plain`.
+        set_dropout(start.module, config.finetune.dropout)
     start = replace(start, module=runtime.place(start.module))
     config = _settle_threads(config, start.module, data, runtime)
     return Tuning(
@@ -183,6 +183,23 @@ def _open(network: str | Path, weights: str | None) -> Source | StockSource:
     if weights is not None:
         raise UserError(f"weights ({weights}) are for a network of timm: an extracted one ({network}) has its own")
     return open_source(Path(network))
+
+
+def set_dropout(module: nn.Module, p: float) -> None:
+    """Set the dropout probability of exits; what timm made keeps its own, as `MultiExit.set_dropout` leaves it.
+
+    Raises:
+        UserError: There is no such exit, and a probability is asked for.
+    """
+    layers = [
+        layer
+        for name, layer in module.named_modules()
+        if name.startswith(f"{HEADS}.") and isinstance(layer, nn.Dropout | nn.Dropout2d)
+    ]
+    if p and not layers:
+        raise UserError(f"finetune.dropout ({p:g}): the network's only exit is timm's own head; leave it out")
+    for layer in layers:
+        layer.p = p
 
 
 def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Task) -> Start:

@@ -26,6 +26,7 @@ from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
+from ofav2.finetuning.setup import set_dropout
 from ofav2.rng import Stream
 from ofav2.runtime.processes import Processes
 from ofav2.tasks.classification import TOP1
@@ -286,6 +287,17 @@ def test_the_same_fine_tuning_gives_the_same_bytes(extracted: Path, tmp_path: Pa
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
     repeated = finetune(extracted, out=tmp_path / "three", file=str(tmp_path / "one/recipe.yaml"))
     assert repeated.sha256 == ofav2.describe_subnet(tmp_path / "one").sha256
+
+
+def test_dropout_is_of_attached_exits_and_not_of_what_timm_made() -> None:
+    network = ofav2.attach_exits("mobilenetv3_small_050", classes=10, resolution=32, drop_rate=0.2)
+    set_dropout(network, 0.5)
+    heads = {id(layer) for layer in network.get_submodule("exits").modules()}
+    found = {(id(layer) in heads, layer.p) for layer in network.modules() if isinstance(layer, nn.Dropout)}
+    assert found == {(True, 0.5), (False, 0.2)}
+    set_dropout(nn.Sequential(nn.Dropout(0.2)), 0)
+    with pytest.raises(UserError, match=r"finetune.dropout \(0.5\): the network's only exit is timm's own head"):
+        set_dropout(nn.Sequential(nn.Dropout(0.2)), 0.5)
 
 
 # Refusals
