@@ -327,7 +327,9 @@ def attach(
     # Of the values that a module gives, some may be sizes: a graph for one size has numbers in their place.
     graph = _graph(net, [tap.module for tap in taps], shape, any(tap.item is not None for tap in taps))
     net.add_module(HEADS, nn.ModuleDict(names))
-    nodes = [_features(graph, tap) for tap in taps]
+    several = {tap.module: tap.items for tap in taps if tap.item is not None}
+    values = {module: _unpack(graph, module, items) for module, items in several.items()}
+    nodes = [_tapped(graph, tap.module) if tap.item is None else values[tap.module][tap.item] for tap in taps]
     order = {node: index for index, node in enumerate(graph.nodes)}
     if sorted(nodes, key=order.__getitem__) != nodes:
         raise GraphError(f"its forward computes {', '.join(tap.module for tap in taps)} in another order")
@@ -343,19 +345,17 @@ def attach(
     return GraphModule(net, graph, class_name="ExitNetwork").train(net.training)
 
 
-def _features(graph: Graph, tap: Tap) -> Node:
-    """Return the node of the features that an exit reads; of several values that a module gives, each gets a node."""
-    node = _tapped(graph, tap.module)
-    if tap.item is None:
-        return node
+def _unpack(graph: Graph, module: str, items: int) -> list[Node]:
+    """Give each value of a module a node of its own, which all others read; return these nodes."""
+    node = _tapped(graph, module)
     readers = [user for user in node.users if user.target is not operator.getitem]
     with graph.inserting_after(node):
-        values = [graph.call_function(operator.getitem, (node, item)) for item in reversed(range(tap.items))][::-1]
+        values = [graph.call_function(operator.getitem, (node, item)) for item in reversed(range(items))][::-1]
     for reader in readers:
         reader.args, reader.kwargs = map_aggregate(
             (reader.args, reader.kwargs), lambda given: values if given is node else given
         )
-    return values[tap.item]
+    return values
 
 
 def _exit(graph: Graph, node: Node, tap: Tap, name: str, head: nn.Module) -> Node:

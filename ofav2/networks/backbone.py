@@ -1,5 +1,6 @@
 """Make timm's networks, and attach exits to them (AEP). Of the packages below `timm_plugin`, the only one with timm."""
 
+import copy
 import difflib
 import logging
 import math
@@ -613,14 +614,14 @@ def _renamed(
 
 def _behaviour(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
     """Return the first logit of each exit, of a fixed image and fixed weights; the network keeps its own."""
-    # A weight of several names is given once, and is fixed for all of them.
-    once = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
-    fixed = {name: _fixed(name, tensor) for name, tensor in network.state_dict().items() if name in once}
+    # Not torch.func.functional_call: of a layer with several names it leaves the fixed weights behind.
+    network = copy.deepcopy(network)
     side = arch.resolution
     images = _spread(arch.in_channels * side**2).reshape(1, arch.in_channels, side, side)
     with torch.no_grad():
-        outputs = torch.func.functional_call(network, fixed, (images,))
-    _forget(network)
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(_fixed(name, tensor))
+        outputs = network(images)
     # A record holds finite numbers only.
     return tuple(float(output[0, 0].nan_to_num()) for output in outputs)
 

@@ -233,6 +233,15 @@ def test_a_tap_names_one_of_several_tensors_and_each_is_handed_on_by_itself() ->
         assert all(isinstance(value, Tensor) and len(value) == 3 for value in values)
 
 
+def test_two_exits_can_read_two_tensors_of_one_module() -> None:
+    net = pairs()
+    first = net.stages[0](net.stem(images()))
+    taps = [Tap("stages.0", 4, "NCHW", 0, 1, item, 2) for item in (0, 1)]
+    made = [exit_head("norm_linear", 4, CLASSES).eval() for _ in taps]
+    outputs = attach(net, taps, made).eval()(images())
+    assert all(torch.equal(outputs[item], made[item](first[item].mean((2, 3)))) for item in (0, 1))
+
+
 def test_a_module_that_changes_the_list_that_it_gets_runs_as_in_its_network() -> None:
     net = pairs()
     found = tap_values(trace(net, ["stages.0"]), ["stages.0"], images())["stages.0"]

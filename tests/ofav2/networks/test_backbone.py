@@ -4,6 +4,7 @@ import inspect
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -232,6 +233,28 @@ def test_a_network_keeps_nothing_of_the_weights_that_it_had() -> None:
 
 
 RESNET = Backbone("resnet18", CLASSES, 3, 32, True, 0.0, "norm_linear", (Tap("layer1", 64, "NCHW", 0, 4),), ())
+
+
+class Sharing(nn.Module):
+    """Has one layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 3, 1))
+        self.second, self.head = nn.Sequential(self.first[0]), nn.Linear(3, CLASSES)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.head(self.second(self.first(given)).mean((2, 3)))
+
+
+def test_a_layer_of_two_names_keeps_its_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = Sharing()
+    before = net.first[0].weight.clone()
+    monkeypatch.setattr(timm, "create_model", lambda *_, **__: net)
+    network, _ = make_backbone(replace(RESNET, taps=(Tap("first", 3, "NCHW", 0, 1),)))
+    weight = network.get_parameter("second.0.weight")
+    assert weight is network.get_parameter("first.0.weight")
+    assert torch.equal(weight, before)
 
 
 def test_a_hub_that_cant_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
