@@ -1,0 +1,252 @@
+"""Early exits beside `earlyon` (PyPI): same backbone, images and steps; docs/log/2026-11-26-exits.md has the results.
+
+pip install earlyon==0.3.0
+python -m benchmarks.peer_exits data.root=PATH --seeds 3        # a folder of images by class
+python -m benchmarks.peer_exits data.root=PATH --epochs 12 network.name=resnet10t
+
+Both train a network of timm with an exit behind each stage, all of them together: AdamW, the same batches, the same
+learning rate. Each library then calibrates on validation, by its own rule, for mean multiply-adds of some share of the
+whole network's. Test images are those that neither has seen.
+"""
+
+import argparse
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from earlyon.core.thresholds import calibrate_thresholds_for_budget
+from earlyon.models.custom import custom_ee
+from earlyon.training.joint_trainer import joint_train_backbone_and_exits
+from torch import Tensor
+
+import ofav2
+from benchmarks.sides import time_sides
+from ofav2.cli import console
+from ofav2.config import recipe
+from ofav2.data import Split, steps_per_epoch, train_batches
+from ofav2.exits.calibrate import calibrate_exits
+from ofav2.exits.collect import split_inputs
+from ofav2.exits.opened import OpenedExits, open_exits
+from ofav2.rng import Stream
+from ofav2.tables import table
+
+SETTINGS = (
+    "network.name=resnet10t",
+    "data.shrink_to=0",
+    "optim.grad_clip=0",
+    "optim.label_smoothing=0",
+    "phases.all.dropout=0",
+    "phases.all.warmup_epochs=0",
+    "evaluation.every_epochs=0",
+    "run.device=cpu",
+    "run.threads=1",
+)
+"""What both sides do, so without what `earlyon` has no setting for: warm-up, clipping, smoothing."""
+SHARES = (0.6, 0.7, 0.8, 0.9)
+"""Mean multiply-adds per image, as a share of the whole network's, that both sides calibrate for."""
+TIMED_SHARE = 0.7
+BATCHES = (1, 64)
+TIMED_IMAGES = 128
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a side reaches on test at a share."""
+
+    top1: float
+    """Share of right images."""
+    macs: float
+    """Mean multiply-adds per image as a share of the whole network's."""
+
+
+Seed = Mapping[str, Any]
+"""By side and share: `Reached`; by side and batch: milliseconds per image; by side: seconds of training."""
+
+
+def train_ours(overrides: Sequence[str], folder: Path) -> tuple[Path, float]:
+    """Train and extract with this project; return the network's folder and seconds of processor time."""
+    started = time.process_time()
+    run = ofav2.train("exits", overrides, folder / "run")
+    taken = time.process_time() - started
+    opened = ofav2.open_run(run.folder)
+    ofav2.extract(opened, opened.loaded.net.space.largest(), folder / "net", "all", formats=())
+    return folder / "net", taken
+
+
+class Epochs:
+    """The batches of this project's training, an epoch each time it is iterated."""
+
+    def __init__(self, opened: OpenedExits, config: Any, epochs: int) -> None:
+        self.normalise = opened.data.normalise
+        self.steps = steps_per_epoch(len(opened.data.train), config.data.batch_size)
+        stream = Stream(config.run.seed, "all")
+        self.batches = iter(train_batches(opened.data, config.data, stream, range(epochs * self.steps)))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield an epoch's batches."""
+        for _ in range(self.steps):
+            images, targets = next(self.batches)
+            yield self.normalise(images), targets
+
+
+class Loaded(list[tuple[Tensor, Tensor]]):
+    """A split as normalised batches."""
+
+    def __init__(self, opened: OpenedExits, split: Split, batch_size: int = 64) -> None:
+        super().__init__(split_inputs(opened.evaluator, split, opened.record.subnet.resolution, batch_size))
+
+
+def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
+    """Train the same network with `earlyon`, from the same seed; return it and seconds of processor time."""
+    phase, side = config.phases["all"], opened.record.subnet.resolution
+    taps = [tap.module for tap in opened.record.architecture.taps]
+    torch.manual_seed(config.run.seed)
+    net = timm.create_model(opened.record.architecture.name, num_classes=len(opened.data.classes))
+    net = net.to(memory_format=torch.channels_last)
+    model = custom_ee(net, taps, len(opened.data.classes), input_shape=(1, 3, side, side))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, weight_decay=config.optim.weight_decay)
+    epochs = int(phase.epochs)
+    started = time.process_time()
+    joint_train_backbone_and_exits(
+        model, Epochs(opened, config, epochs), epochs=epochs, optimizer=optimizer, on_epoch_end=lambda _: None
+    )
+    return model.eval(), time.process_time() - started
+
+
+def peer_macs(opened: OpenedExits, model: Any) -> list[int]:
+    """Return multiply-adds of an image that leaves `earlyon`'s network at each exit: the trunk's, and its heads'."""
+    own = [tap.channels * len(opened.data.classes) for tap in opened.record.architecture.taps]
+    heads = [
+        sum(layer.in_features * layer.out_features for layer in head.modules() if isinstance(layer, torch.nn.Linear))
+        for head in model.exit_heads.values()
+    ]
+    # What comes before the own head holds all heads, too.
+    more = np.cumsum([given - before for given, before in zip(heads, own, strict=True)])
+    return [cost.passed + int(extra) for cost, extra in zip(opened.macs, [*more, more[-1]], strict=True)]
+
+
+def reached_by_peer(opened: OpenedExits, model: Any, test: Loaded) -> Reached:
+    """Return what `earlyon`'s network reaches on test, image by image, at its current policy."""
+    macs, right, spent, count = peer_macs(opened, model), 0, 0, 0
+    for images, targets in test:
+        for image, target in zip(images, targets, strict=True):
+            found = model(image[None])
+            right += int(found.prediction.argmax() == target)
+            spent += macs[found.exit_taken]
+            count += 1
+    return Reached(right / count, spent / count / opened.macs[-1].passed)
+
+
+def one_seed(seed: int, epochs: int, overrides: Sequence[str], folder: Path) -> Seed:
+    """Train and measure both sides."""
+    path, seconds = train_ours([*SETTINGS, f"phases.all.epochs={epochs}", f"run.seed={seed}", *overrides], folder)
+    opened = open_exits(path)
+    model, peer_seconds = train_peer(opened, recipe.parse(opened.record.run.recipe, "recipe"))
+    trained = {"ours, training": seconds, "earlyon, training": peer_seconds}
+    return trained | accuracies(path, opened, model) | times(path, opened, model, seed)
+
+
+def calibrate_peer(opened: OpenedExits, model: Any, share: float) -> None:
+    """Set the thresholds of `earlyon`'s network on validation; 1 switches its exits off."""
+    with warnings.catch_warnings(action="ignore"):
+        # It warns where no threshold reaches the share; the table shows what it spends.
+        if share < 1:
+            calibrate_thresholds_for_budget(model, Loaded(opened, opened.data.val), target_computation=share)
+        else:
+            model.config.enabled_exits = [False] * len(model.config.enabled_exits)
+
+
+def accuracies(path: Path, opened: OpenedExits, model: Any) -> dict[str, Reached]:
+    """Return what each side reaches on test at each share."""
+    found, test, whole = {}, Loaded(opened, opened.data.test), opened.macs[-1].passed
+    for share in (*SHARES, 1.0):
+        for side, ensemble in (("ours", False), ("ours, ensemble", True)):
+            study = calibrate_exits(path, max_macs=round(share * whole), ensemble=ensemble, timed=False)
+            found[f"{side} {share}"] = Reached(study.test.top1, study.test.mean_macs / whole)
+        calibrate_peer(opened, model, share)
+        found[f"earlyon {share}"] = reached_by_peer(opened, model, test)
+    return found
+
+
+def times(path: Path, opened: OpenedExits, model: Any, seed: int) -> dict[str, float]:
+    """Return each side's milliseconds per image on some test images, at each batch size."""
+    policy = calibrate_exits(path, max_macs=round(TIMED_SHARE * opened.macs[-1].passed), timed=False).policy
+    calibrate_peer(opened, model, TIMED_SHARE)
+    order = np.random.default_rng(seed).permutation(len(opened.data.test))
+    picked, found = opened.data.test.take("test", order[:TIMED_IMAGES]), {}
+    for size in BATCHES:
+        batches = [images for images, _ in Loaded(opened, picked, size)]
+        sides = {
+            "ours": partial(opened.net.decide, policy=policy),
+            "earlyon": model if size == 1 else model.forward_inference_batched,
+            "no early exit": model.backbone,
+        }
+        calls = {name: partial(look, side, batches) for name, side in sides.items()}
+        for name, taken in time_sides(calls, repeats=9, clock=time.process_time).items():
+            found[f"{name}, batch {size}"] = taken.median / len(picked)
+    return found
+
+
+def look(side: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
+    """Classify all batches."""
+    with torch.inference_mode():
+        for images in batches:
+            side(images)
+
+
+def mean_and_error(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
+    """Return a mean with its standard error."""
+    scaled = scale * np.array(values)
+    error = scaled.std(ddof=1) / len(scaled) ** 0.5 if len(scaled) > 1 else float("nan")
+    return f"{scaled.mean():.{digits}f} ± {error:.{digits}f}"
+
+
+def show(found: Sequence[Seed]) -> None:
+    """Print both tables, means over seeds with standard errors."""
+    names = ("ours", "ours, ensemble", "earlyon")
+    rows = []
+    for share in (*SHARES, 1.0):
+        sides = [[seed[f"{name} {share}"] for seed in found] for name in names]
+        cells = [mean_and_error([one.top1 for one in side]) for side in sides]
+        costs = [mean_and_error([one.macs for one in side], digits=0) for side in sides]
+        ahead = mean_and_error([one.top1 - other.top1 for one, other in zip(sides[0], sides[-1], strict=True)])
+        rows.append((f"{share:.0%}", *(text for pair in zip(cells, costs, strict=True) for text in pair), ahead))
+    heads = [text for name in names for text in (f"{name}: top-1 %", "% of MACs")]
+    console.show(table("test, by mean multiply-adds asked for", ("asked", *heads, "ours less earlyon"), rows))
+    per_image = [
+        (name, *(mean_and_error([seed[f"{name}, batch {size}"] for seed in found], 1, 2) for size in BATCHES))
+        for name in ("ours", "earlyon", "no early exit")
+    ]
+    title = f"milliseconds of processor time per image, calibrated for {TIMED_SHARE:.0%}"
+    console.show(table(title, ("side", *(f"batch {size}" for size in BATCHES)), per_image))
+    for side in ("ours", "earlyon"):
+        seconds = mean_and_error([seed[f"{side}, training"] for seed in found], 1, 0)
+        console.say(f"{side}: {seconds} seconds of training")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Compare over seeds."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("settings", nargs="+", metavar="key=value", help="of the recipe `exits`; data.root at least")
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=12)
+    options = parser.parse_intermixed_args(arguments)
+    torch.set_num_threads(1)
+    found: list[Seed] = []
+    for seed in range(options.seeds):
+        with tempfile.TemporaryDirectory() as folder:
+            found.append(one_seed(seed, options.epochs, options.settings, Path(folder)))
+        console.say(f"seed {seed}: {found[-1]}")
+    show(found)
+
+
+if __name__ == "__main__":
+    main()
