@@ -17,10 +17,7 @@ MANY = ",".join(map(str, range(1, 14)))
 REFUSED: dict[str, tuple[list[str], str]] = {
     "unknown name": (["network.name=resnet81"], 'network ("resnet81") is unknown to timm'),
     "no classifier": (["network.name=mobilenetv5_300m_enc"], "it returns no logits of classes"),
-    "no stages apart": (
-        ["network.name=crossvit_9_240", "data.resolutions=[240]", "data.shrink_to=0"],
-        "network (crossvit_9_240) can't",
-    ),
+    "no graph": (["network.name=qwen3_vit_88m"], "network (qwen3_vit_88m) can't be used here"),
     "one exit": (["network.exits=[5]"], "leave test_resnet with its own head alone"),
     "thirteen exits": (["network.name=cait_xxs24_224", f"network.exits=[{MANY}]"], "must be at most 12"),
     "exit outside": (["network.exits=[2,6]"], "is no feature of test_resnet: it has those from 1 to 5"),
