@@ -109,6 +109,7 @@ CIFAR10: tuple[Row, ...] = (
     Row("se_d", "SE_D, progressive teacher, expand twice as long", "cifar10_proof", ("supernet.variant=se_d", LONGER)),
     Row("sandwich", "EE_D, one elastic phase, sandwich", "cifar10_proof_sandwich"),
     *(alone(size, "cifar10_proof_alone") for size in SIZES),
+    *seeds(Row("in-place", "EE_D, taught in place, as long as OFAv2", "benchmarks/recipes/cifar10_in_place.yaml"), 2),
 )
 EUROSAT: tuple[Row, ...] = (
     *seeds(Row("ofa", "OFA: SE_B, fixed teacher", "eurosat_proof", OFA), 3),

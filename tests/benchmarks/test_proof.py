@@ -26,6 +26,7 @@ from tests.ofav2.test_resume import at, stopped_after
 
 IMAGES = {"train": {"cat": 12, "dog": 12}, "test": {"cat": 4, "dog": 4}}
 STEPS_PER_EPOCH = 100
+IN_PLACE = "benchmarks/recipes/cifar10_in_place.yaml"
 LITTLE = ("data.val_fraction=0.2", "data.mean=null", "data.std=null", "data.resolutions=[32]")
 
 
@@ -48,6 +49,18 @@ def test_rows_of_cifar10_have_equal_budgets_where_they_say_so() -> None:
     assert budgets["sandwich"][1] == pytest.approx(budgets["ofav2"][1], abs=0.02)
     for size in proof.SIZES:
         assert budgets[f"alone-{size}"] == (budgets["ofav2"][1] / 3,) * 2
+
+
+def test_the_row_that_is_taught_in_place_takes_as_long_as_ofav2_by_its_measured_steps() -> None:
+    ours, theirs = (recipe.load(name, ["data.root=x"]).phases for name in (IN_PLACE, "cifar10_proof"))
+    assert ours["full"] == theirs["full"]
+    taught = {"kernel": 606, "depth": 750, "expand": 673}
+    distilled = {"kernel": 338, "height": 421, "depth": 313, "expand": 269}
+    took = [
+        sum(milliseconds * phases[name].epochs for name, milliseconds in steps.items())
+        for phases, steps in ((ours, taught), (theirs, distilled))
+    ]
+    assert took[0] == pytest.approx(took[1], rel=0.01)
 
 
 def test_rows_of_eurosat_have_equal_budgets_where_they_say_so() -> None:
