@@ -83,12 +83,12 @@ def test_depths_of_the_first_networks_are_even_apart_from_the_anchors() -> None:
     space = net.space.restrict(height=(max(net.space.height),))
     genes = GeneSpace(space, CostModel(net.architecture), Limits(), ("macs",))
     problem = SimpleNamespace(choices=genes.choices, anchors=genes.anchors, repair=genes.repair)
-    drawn = spread_networks(problem, np.random.default_rng(0), 20_000)  # type: ignore[arg-type]
+    drawn = spread_networks(problem, np.random.default_rng(0), 4_000)  # type: ignore[arg-type]
     stages = [2 + stage * (1 + 3 * space.blocks) for stage in range(space.stages)]
     for stage in stages:
         for choice in range(len(space.depth)):
             share = (genes.anchors()[:, stage] == choice).mean() / 2 + 1 / (2 * len(space.depth))
-            assert (drawn[:, stage] == choice).mean() == pytest.approx(share, abs=0.02)
+            assert (drawn[:, stage] == choice).mean() == pytest.approx(share, abs=0.04)
 
 
 def test_networks_with_equal_objectives_are_kept_once_each() -> None:
