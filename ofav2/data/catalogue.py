@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ofav2.config.ranges import check_data
 from ofav2.config.schema import DataConfig
-from ofav2.data.checks import below_root, checked_files, log_duplicates
+from ofav2.data.checks import below_root, checked_files, log_absent_classes, log_duplicates
 from ofav2.data.images import FileImages
 from ofav2.data.patches import PatchImages
 from ofav2.data.readers import arrays, folders, labels
@@ -164,6 +164,8 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         nodata=listed.nodata,
         measured=entry.patches and config.mean is None,
     )
+    if entry.patches and found.target.kind == "classes":
+        log_absent_classes(parts, found.classes)
     if found.validation_is_test:
         logger.warning(
             "data.test_fraction (0): no image is held out for test, so test is measured on the validation images; that"

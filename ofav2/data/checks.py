@@ -82,6 +82,18 @@ def log_duplicates(parts: Parts) -> None:
     _log_pair(_first_pair(same_bytes, labels), files, "have the same content and different classes")
 
 
+def log_absent_classes(parts: Parts, classes: Sequence[str]) -> None:
+    """Log classes that a split lacks: patches are held out by place, whatever their classes are."""
+    for split in (parts.train, parts.val, parts.test):
+        absent = [name for label, name in enumerate(classes) if label not in split.targets]
+        if absent:
+            logger.warning(
+                f"{split.name}: has no patch or window of {', '.join(absent)}"
+                f" ({len(absent)} of {len(classes)} classes); another data.split_seed holds other places out, or give"
+                " splits of your own"
+            )
+
+
 def _first_pair(
     groups: Indices, kinds: npt.NDArray[np.int64] | npt.NDArray[np.bool_] | None = None
 ) -> tuple[int, int, int] | None:

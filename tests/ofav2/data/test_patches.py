@@ -30,6 +30,7 @@ from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.rng import Stream
 from ofav2.runtime.share import Share
+from tests.notes import Notes
 from tests.ofav2.patches import BANDS, CODES, COUNTS, SIDE, described, write_patches
 
 
@@ -237,6 +238,23 @@ def test_places_are_held_out_whole(tmp_path: Path) -> None:
     again = open_data(config(tmp_path, val_fraction=0.3, test_fraction=0.3))
     assert again.fingerprint == data.fingerprint
     assert len({open_data(config(tmp_path, split_seed=seed)).fingerprint for seed in range(6)}) > 1
+
+
+def test_classes_that_a_split_lacks_are_said(tmp_path: Path, notes: Notes) -> None:
+    values = described()
+    for part in values["parts"]:
+        del part["split"]
+    write_patches(tmp_path, values)
+    for name, count in COUNTS.items():
+        tame = np.array([name == "train" and number < 2 for number in range(count)])
+        np.save(tmp_path / f"{name}_kind.npy", tame.astype(np.int32))
+    for seed in range(3):
+        data = open_data(config(tmp_path, target="kind", val_fraction=0.3, test_fraction=0.3, split_seed=seed))
+        said = notes()
+        for split in (data.train, data.val, data.test):
+            lacks = f"{split.name}: has no patch or window of tame (1 of 2 classes)"
+            assert (lacks in said) == (1 not in split.targets)
+        assert "of wild" not in said
 
 
 def test_as_many_places_are_held_out_as_come_closest(tmp_path: Path) -> None:
