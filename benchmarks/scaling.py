@@ -29,7 +29,7 @@ from ofav2.runtime.processes import SINGLE_PROCESS, process_group
 from ofav2.tables import table
 from ofav2.tasks.classification import Classification
 from ofav2.training.objectives import Distill, Draw, Joint, Objective, all_exits
-from ofav2.training.phases import Phase, make_plan
+from ofav2.training.phases import ALL_EXITS, Phase, make_plan
 from ofav2.training.step import step_gradients
 from supernets import Exits, Space, Subnet, Supernet
 
@@ -68,7 +68,8 @@ def _sent(net: Supernet, phase: Phase, seed: int, step: int) -> int:
     resolution = min(phase.space.resolution)
     net.zero_grad(set_to_none=True)
     draw = Draw(phase.sampler, phase.drawn, Stream(seed, phase.name))
-    exits: Exits = "all" if phase.objective == "joint" else "last"
+    trained: Exits = tuple(phase.space.height) if phase.objective in ALL_EXITS else "all"
+    exits = "last" if phase.objective == "distill" else trained
     for subnet in draw.at(int(step), resolution):
         logits = net(torch.empty(2, 3, resolution, resolution, device="meta"), subnet, exits=exits)
         sum(out.sum() for out in (logits if isinstance(logits, tuple) else (logits,))).backward()

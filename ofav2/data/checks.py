@@ -84,8 +84,10 @@ def log_duplicates(parts: Parts) -> None:
 
 def log_absent_classes(parts: Parts, classes: Sequence[str]) -> None:
     """Log classes that a split lacks: patches are held out by place, whatever their classes are."""
-    for split in (parts.train, parts.val, parts.test):
-        absent = [name for label, name in enumerate(classes) if label not in split.targets]
+    tested = () if validation_is_test(parts.origins) else (parts.test,)
+    for split in (parts.train, parts.val, *tested):
+        there = {*np.unique(split.targets).tolist()}
+        absent = [name for label, name in enumerate(classes) if label not in there]
         if absent:
             logger.warning(
                 f"{split.name}: has no patch or window of {', '.join(absent)}"

@@ -192,14 +192,18 @@ def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphMo
         network = attach(net, arch.taps, heads, None if arch.any_size else _shape(arch)).eval()
     except GraphError as error:
         raise _refusal(arch.name, str(error)) from error
-    network.register_load_state_dict_post_hook(_forget)
+    for module in network.modules():
+        # Each has a hook of its own, so that networks that are taken out of this one forget, too.
+        if type(module).train is not nn.Module.train:
+            module.register_load_state_dict_post_hook(_forget)
     return network
 
 
-def _forget(network: nn.Module, _: object = None) -> None:
-    """Drop what modules keep of other weights: some of timm's keep attention biases from evaluation to evaluation."""
-    mode = network.training
-    network.train().train(mode)
+def _forget(module: nn.Module, _: object) -> None:
+    """Drop what a module keeps of other weights: some of timm's keep attention biases from evaluation to evaluation."""
+    mode = module.training
+    module.train()
+    module.train(mode)
 
 
 def check_size(arch: Backbone, resolution: int) -> None:

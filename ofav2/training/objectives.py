@@ -75,8 +75,8 @@ class Draw:
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """What objectives share that train sub-networks drawn anew in each step."""
+class SubnetObjective:
+    """An objective that trains sub-networks drawn anew in each step."""
 
     task: Task
     """What is learnt."""
@@ -93,7 +93,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Joint(Drawn):
+class Joint(SubnetObjective):
     """All exits of each sub-network together: the sum of a_i * loss_i (AEP; OFAv2, full phase)."""
 
     weights: tuple[Fraction, ...]
@@ -109,8 +109,8 @@ class Joint(Drawn):
 
 
 @dataclass(frozen=True)
-class Taught(Drawn):
-    """What objectives share whose sub-networks learn from targets and a teacher, which sees a batch once."""
+class TeacherObjective(SubnetObjective):
+    """An objective whose sub-networks learn from targets and a teacher, which sees a batch once."""
 
     net: Network
     """The supernet."""
@@ -121,18 +121,18 @@ class Taught(Drawn):
     kd_ratio: float
     """Weight of that distance beside the task's loss; at 0 the teacher does not run."""
 
-    def asked(self, images: Tensor, target: Tensor) -> distill.Target | None:
+    def teacher_target(self, images: Tensor, target: Tensor) -> distill.Target | None:
         """Return what the teacher says of a step's input, where its target counts; None without a teacher."""
         return self.teacher(images).at(self.task.counted(target)) if self.teacher and self.kd_ratio else None
 
 
 @dataclass(frozen=True)
-class Distill(Taught):
+class Distill(TeacherObjective):
     """Each sub-network's own exit, from targets and teacher (OFAv2, ENS-KD)."""
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        teacher_target = self.asked(images, target)
+        teacher_target = self.teacher_target(images, target)
         for subnet in self.draw.at(step, images.shape[-1]):
             output = self.net(images, subnet)
             yield distill.student_loss(
@@ -145,7 +145,7 @@ class Distill(Taught):
 
 
 @dataclass(frozen=True)
-class DistillExits(Taught):
+class DistillExits(TeacherObjective):
     """All unlocked exits of each sub-network as students: one forward and one backward pass train them together.
 
     `draw` gives sub-networks that have the last exit. With even weights, the expected gradient is that of `Distill`
@@ -157,7 +157,7 @@ class DistillExits(Taught):
 
     def losses(self, images: Tensor, target: Tensor, step: int) -> Iterator[Losses]:
         """Yield a loss per sub-network, as `Objective.losses`."""
-        teacher_target = self.asked(images, target)
+        teacher_target = self.teacher_target(images, target)
         for subnet in self.draw.at(step, images.shape[-1]):
             yield distill.students_loss(
                 outputs_of(self.net, images, subnet, self.weights),
@@ -170,7 +170,7 @@ class DistillExits(Taught):
 
 
 @dataclass(frozen=True)
-class InPlace(Drawn):
+class InPlace(SubnetObjective):
     """In-place distillation: the step's first sub-network learns from targets and teaches the others (BigNAS, 3.1).
 
     All unlocked exits of each sub-network are trained together; `draw` gives the largest one first, and all have the
@@ -194,7 +194,7 @@ class InPlace(Drawn):
         largest, *others = self.draw.at(step, images.shape[-1])
         exits = sorted({*self.weights, *self.ensemble})
         outputs = outputs_of(self.net, images, largest, exits)
-        teacher_target = self._said(outputs).at(self.task.counted(target)) if self.kd_ratio else None
+        teacher_target = self._ensemble_target(outputs).at(self.task.counted(target)) if self.kd_ratio else None
         loss = partial(
             distill.students_loss,
             loss=partial(self.task.loss, target=target),
@@ -207,7 +207,7 @@ class InPlace(Drawn):
         for subnet in others:
             yield loss(outputs_of(self.net, images, subnet, self.weights), target=teacher_target)
 
-    def _said(self, outputs: Mapping[int, Tensor]) -> distill.Target:
+    def _ensemble_target(self, outputs: Mapping[int, Tensor]) -> distill.Target:
         """Return what the ensemble of exits says, of their outputs by number."""
         return distill.teacher_target([outputs[number] for number in self.ensemble], list(self.ensemble.values()))
 

@@ -22,6 +22,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
 from supernets.backbone import Backbone, Tap
 from supernets.graphs import keep, split
+from supernets.multi_exit import MultiExit
 from supernets.output_costs import exit_macs
 from tests.notes import Notes
 
@@ -222,14 +223,41 @@ def test_weights_that_dont_fit_are_refused(
         ofav2.attach_exits("test_resnet", classes=5, resolution=32, weights=saved(change(pretrained), tmp_path))
 
 
+def with_other_biases(network: nn.Module) -> dict[str, Tensor]:
+    """Weights with other attention biases, which start at 0 and which evaluation keeps."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        # Not one number for all, which a softmax takes out again.
+        name: 3 * torch.randn(tensor.shape, generator=generator) if "attention_biases" in name else tensor
+        for name, tensor in network.state_dict().items()
+    }
+
+
 def test_a_network_keeps_nothing_of_the_weights_that_it_had() -> None:
-    arch = described("efficientvit_m0", resolution=224)
+    arch = described("levit_128s", resolution=224)
     network, _ = make_backbone(arch)
-    # Attention biases start at 0, and evaluation keeps them.
-    state = {name: tensor + 1 if "biases" in name else tensor for name, tensor in network.state_dict().items()}
     require_timms(arch, network, images(224))
-    network.load_state_dict(state)
+    before = network(images(224))[-1]
+    network.load_state_dict(with_other_biases(network))
     require_timms(arch, network, images(224))
+    assert not torch.equal(network(images(224))[-1], before)
+
+
+def test_nor_does_a_network_that_was_taken_out_of_it() -> None:
+    arch = described("levit_128s", resolution=224)
+
+    def taken_out() -> nn.Module:
+        net = MultiExit(make_backbone(arch)[0], arch, (224,))
+        return net.extract(net.space.largest(), arch.exits).eval()
+
+    used, new = taken_out(), taken_out()
+    state = with_other_biases(new)
+    new.load_state_dict(state)
+    with torch.no_grad():
+        used(images(224))
+        used.load_state_dict(state)
+        for found, expected in zip(used(images(224)), new(images(224)), strict=True):
+            assert torch.equal(found, expected)
 
 
 RESNET = Backbone("resnet18", CLASSES, 3, 32, True, 0.0, "norm_linear", (Tap("layer1", 64, "NCHW", 0, 4),), ())
