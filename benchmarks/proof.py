@@ -167,6 +167,7 @@ def facts_of(row: Row, path: Path) -> dict[str, Any]:
     return {
         **asdict(row),
         "seed": record.seed,
+        "trained": record.created[:10],
         "versions": record.versions,
         "machine": machine(),
         "split": asdict(record.data.images),

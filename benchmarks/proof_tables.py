@@ -79,9 +79,10 @@ def show(names: Iterable[str], results: Path) -> None:
 
 
 def runs_table(found: Iterable[Result]) -> str:
-    """What each run took, and its corner networks on test."""
+    """When each run began, what it took, and its corner networks on test. Code and machines change between days."""
     columns = (
         "row",
+        "trained",
         "steps",
         "images drawn",
         "sub-network images",
@@ -98,7 +99,8 @@ def runs_table(found: Iterable[Result]) -> str:
         seconds = sum(phase["images"] / phase["images_per_second"] for phase in result["phases"])
         test = [_percent(result["test"][name]) for name in ("largest", "smallest", "mean")]
         counts = [f"{value:,}" for value in total.values()]
-        rows.append((result["title"], *counts, f"{seconds / 60:.0f}", f"{total['images'] / seconds:.0f}", *test))
+        took = (f"{seconds / 60:.0f}", f"{total['images'] / seconds:.0f}")
+        rows.append((result["title"], result["trained"], *counts, *took, *test))
     return _markdown(columns, rows)
 
 

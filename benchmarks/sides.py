@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ofav2.cli import console
+from ofav2.nas.machine import this_machine
 from ofav2.tables import table
 
 RESULTS = Path("build/benchmarks")
@@ -105,7 +106,7 @@ def machine() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": this_machine(torch.device("cpu")).name,
         "graphics": graphics,
         "python": platform.python_version(),
     }

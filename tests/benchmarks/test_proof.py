@@ -182,6 +182,7 @@ def test_rows_are_trained_measured_and_shown(
     assert "random" not in found["alone-small"]
     for result in found.values():
         assert result["split"] == {"train": 20, "val": 4, "test": 8}
+        assert result["trained"] == read_run(runs / result["name"]).created[:10]
         assert all(phase["steps"] == 2 and phase["images"] == 8 for phase in result["phases"])
     assert [phase["subnet_images"] for phase in found["ofav2"]["phases"]] == [8, 8, 16, 16, 16]
 
@@ -197,6 +198,7 @@ def test_rows_are_trained_measured_and_shown(
     shown = capsys.readouterr().out
     assert all(row.title in shown for row in rows)
     assert "| trained alone |" in shown
+    assert f"| {rows[0].title} | {found['ofa']['trained']} | 8 |" in shown
     for name in (proof_tables.FRONT, proof_tables.PHASES):
         texts = {part.text for part in ElementTree.parse(results / name).iter()}
         assert {rows[0].title, rows[1].title} <= texts
