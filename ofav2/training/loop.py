@@ -28,7 +28,7 @@ from ofav2.runtime.device import Runtime
 from ofav2.runtime.signals import Stopped
 from ofav2.tasks.base import Task
 from ofav2.training.objectives import Objective
-from ofav2.training.optim import make_updates
+from ofav2.training.optim import Updates, make_updates
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_steps
@@ -71,6 +71,31 @@ class Patience:
         return 0 < self.limit <= self.stale
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where the training of a phase is, and what it has found so far."""
+
+    step: int
+    """Steps taken in the phase."""
+    guard: Guard
+    """The guard after them."""
+    skipped: int
+    """How many of them changed nothing."""
+    best: Best | None
+    """The best validation; None before the first."""
+    patience: Patience
+    """How long validations have not improved."""
+    sound: int | None = None
+    """Steps taken before those that were skipped last, in a row; None after a step that trained."""
+
+    def after(self, step: Step) -> "Position":
+        """Return the position after one more step."""
+        taken = replace(self, step=step.number, guard=step.guard)
+        if step.refused is None:
+            return replace(taken, sound=None)
+        return replace(taken, skipped=self.skipped + 1, sound=step.number - 1 if self.sound is None else self.sound)
+
+
 def learn(
     setup: Setup,
     phase: Phase,
@@ -101,81 +126,88 @@ def learn(
         RunError: If the state is another supernet's, another optimiser's or its progress is outside the phase.
         Stopped: If `stop` returned true, after the state was saved.
     """
-    config, net, processes = setup.config, setup.net, setup.runtime.processes
-    progress = Progress(phase.name, 0, phase.first_step, 0) if state is None else state.progress
-    stream = Stream(config.run.seed, phase.name)
+    config, net = setup.config, setup.net
     updates = make_updates(net, config.optim, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
-    best: Best | None = None
-    patience = Patience(phase.config.patience, progress.lowest_loss, progress.stale)
-    if state is not None:
-        processes.on_all(partial(_take_up, state, phase, net, updates.optimizer))
-        best = None if progress.best_score is None else Best(progress.best_score, dict(state.best))
-    skipped, saved_at, overdue, taken = progress.skipped, time.monotonic(), False, progress.step
-    # Steps taken before those that were skipped last, in a row; None after a step that trained.
-    sound: int | None = None
+    position = _start(setup, phase, updates, state)
+    saved_at, overdue = time.monotonic(), False
     net.set_dropout(phase.config.dropout)
-    batches = train_batches(
-        setup.data,
-        config.data,
-        stream,
-        range(progress.step, progress.step if patience.over else phase.steps),
-        share=processes.share,
-        device=setup.runtime.device,
-    )
     logger.info(phase.sentence)
     # The validation that is shown is the last one.
     validated: dict[str, str] = {}
-    with log_progress(f"{phase.name} ({phase.unlocks})", phase.steps - progress.step) as advance:
-        for step in train_steps(
-            net,
-            posed(batches, setup.data, setup.task, stream, setup.runtime, progress.step),
-            objective,
-            updates,
-            guard=Guard(config.optim.loss_jump, progress.first_loss, progress.usual_loss),
-            stream=stream,
-            runtime=setup.runtime,
-            start_step=progress.step,
-        ):
+    with log_progress(f"{phase.name} ({phase.unlocks})", phase.steps - position.step) as advance:
+        for step in _steps(setup, phase, objective, updates, position):
             epoch = f"{step.number / setup.plan.steps_per_epoch:.1f} of {phase.config.epochs:g}"
             advance(epoch=epoch, loss=step.metrics["loss"], **validated)
-            taken = step.number
+            position = position.after(step)
             if step.refused:
-                skipped += 1
-                sound = step.number - 1 if sound is None else sound
-                _skip(step, phase, skipped, setup, tracker)
-                if skipped > config.optim.skip_limit:
-                    writer.set_aside_skipped(phase.name)
-                    back = "--resume goes back before the first of the skipped batches"
-                    _give_up(setup, phase, writer, sound, f"{step.refused} ({skipped} batches were skipped)", back)
-            else:
-                sound = None
+                _skip(setup, phase, step, position, writer, tracker)
             _record(setup, phase, step, tracker)
             if _is_due(step.number, config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
-                _refuse_ruined(setup, phase, writer, step)
-                best, patience, found = _validate(setup, phase, step, best, patience, tracker)
+                _refuse_ruined(setup, phase, writer, step.number)
+                position, found = _validate(setup, phase, position, tracker)
                 validated = {"validation": setup.task.metrics[0].show(found, 1)}
             minutes = (time.monotonic() - saved_at) / 60
-            stopping, saving = processes.any(
-                stop(), overdue or _is_saving_due(setup, step.number, minutes, taken if patience.over else phase.steps)
+            stopping, saving = setup.runtime.processes.any(
+                stop(), overdue or _is_saving_due(setup, phase, position, minutes)
             )
             # What a state after a skipped step has may be what the next ones fail of.
-            overdue = saving and sound is not None
-            if sound is None and (stopping or saving):
-                _refuse_ruined(setup, phase, writer, step)
+            overdue = saving and position.sound is not None
+            if position.sound is None and (stopping or saving):
+                _refuse_ruined(setup, phase, writer, step.number)
                 saved_at = time.monotonic()
-                make = partial(_state, setup.net, phase, step, skipped, best, patience, updates.optimizer, writer.path)
+                make = partial(_state, net, phase, position, updates.optimizer, writer.path)
                 writer.keep_state(make, config.run.keep_states)
-            if stopping and sound is not None:
-                logger.info("the last batch was skipped, so no state is saved here: --resume takes the one before")
             if stopping:
+                if position.sound is not None:
+                    logger.info("the last batch was skipped, so no state is saved here: --resume takes the one before")
                 raise Stopped(f"step {step.number} of phase {phase.name}")
-            if patience.over:
-                logger.info(f"{phase.name} ends at step {taken}: no lower loss in {patience.stale} validations")
+            if position.patience.over:
+                stale = position.patience.stale
+                logger.info(f"{phase.name} ends at step {position.step}: no lower loss in {stale} validations")
                 break
     # A state may have been saved after the last step, when there is nothing left to train but all of what follows.
-    assert best is not None, "the last step validates"
-    net.load_state_dict(best.weights)
-    return taken
+    assert position.best is not None, "the last step validates"
+    net.load_state_dict(position.best.weights)
+    return position.step
+
+
+def _start(setup: Setup, phase: Phase, updates: Updates, state: PhaseState | None) -> Position:
+    """Return where a phase begins, or where its state left off, whose weights are loaded."""
+    loss_jump, limit = setup.config.optim.loss_jump, phase.config.patience
+    if state is None:
+        return Position(0, Guard(loss_jump), 0, None, Patience(limit))
+    setup.runtime.processes.on_all(partial(_take_up, state, phase, setup.net, updates.optimizer))
+    progress = state.progress
+    return Position(
+        step=progress.step,
+        guard=Guard(loss_jump, progress.first_loss, progress.usual_loss),
+        skipped=progress.skipped,
+        best=None if progress.best_score is None else Best(progress.best_score, dict(state.best)),
+        patience=Patience(limit, progress.lowest_loss, progress.stale),
+    )
+
+
+def _steps(setup: Setup, phase: Phase, objective: Objective, updates: Updates, position: Position) -> Iterator[Step]:
+    """Train the steps that a phase has left: none if its patience is over."""
+    stream = Stream(setup.config.run.seed, phase.name)
+    batches = train_batches(
+        setup.data,
+        setup.config.data,
+        stream,
+        range(position.step, position.step if position.patience.over else phase.steps),
+        share=setup.runtime.processes.share,
+        device=setup.runtime.device,
+    )
+    return train_steps(
+        setup.net,
+        posed(batches, setup.data, setup.task, stream, setup.runtime, position.step),
+        objective,
+        updates,
+        guard=position.guard,
+        stream=stream,
+        runtime=setup.runtime,
+        start_step=position.step,
+    )
 
 
 def posed(
@@ -204,27 +236,19 @@ def _take_up(state: PhaseState, phase: Phase, net: Network, optimizer: torch.opt
     restore_optimizer(optimizer, state.optimizer)
 
 
-def _state(
-    net: Network,
-    phase: Phase,
-    step: Step,
-    skipped: int,
-    best: Best | None,
-    patience: Patience,
-    optimizer: torch.optim.Optimizer,
-    path: Path,
-) -> PhaseState:
+def _state(net: Network, phase: Phase, position: Position, optimizer: torch.optim.Optimizer, path: Path) -> PhaseState:
+    best = position.best
     here = Progress(
         phase=phase.name,
-        step=step.number,
-        global_step=phase.first_step + step.number,
+        step=position.step,
+        global_step=phase.first_step + position.step,
         metrics_bytes=flushed_bytes(path),
         best_score=None if best is None else best.score,
-        skipped=skipped,
-        first_loss=step.guard.first,
-        usual_loss=step.guard.usual,
-        lowest_loss=patience.lowest,
-        stale=patience.stale,
+        skipped=position.skipped,
+        first_loss=position.guard.first,
+        usual_loss=position.guard.usual,
+        lowest_loss=position.patience.lowest,
+        stale=position.patience.stale,
     )
     kept = {} if best is None else best.weights
     return PhaseState(here, net.state_dict(), optimizer_tensors(optimizer), kept)
@@ -235,17 +259,25 @@ def _record(setup: Setup, phase: Phase, step: Step, tracker: Tracker) -> None:
         tracker.log("train", global_step=phase.first_step + step.number, phase=phase.name, **step.metrics)
 
 
-def _skip(step: Step, phase: Phase, skipped: int, setup: Setup, tracker: Tracker) -> None:
-    limit = setup.config.optim.skip_limit
+def _skip(setup: Setup, phase: Phase, step: Step, position: Position, writer: RunWriter, tracker: Tracker) -> None:
+    """Tell that a batch was skipped; end the run if too many were."""
+    limit, skipped = setup.config.optim.skip_limit, position.skipped
     logger.warning(f"batch skipped ({skipped} of at most {limit} in this phase): {step.refused}")
     tracker.log("skipped", global_step=phase.first_step + step.number, phase=phase.name, loss=step.metrics["loss"])
+    if skipped > limit:
+        assert position.sound is not None, "the last step was skipped"
+        why = f"{step.refused} ({skipped} batches were skipped)"
+        writer.set_aside_skipped(phase.name)
+        _give_up(
+            setup, phase, writer, position.sound, why, "--resume goes back before the first of the skipped batches"
+        )
 
 
-def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: Step) -> None:
+def _refuse_ruined(setup: Setup, phase: Phase, writer: RunWriter, step: int) -> None:
     """End the run if a weight or a statistic is not finite, in any process."""
     if any(setup.runtime.processes.any(not_finite(setup.net) is not None)):
-        why = f"weights after step {step.number} of phase {phase.name} are not finite"
-        _give_up(setup, phase, writer, step.number - 1, why, "--resume goes on from before that step")
+        why = f"weights after step {step} of phase {phase.name} are not finite"
+        _give_up(setup, phase, writer, step - 1, why, "--resume goes on from before that step")
 
 
 def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str, back: str) -> NoReturn:
@@ -272,10 +304,9 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
     )
 
 
-def _validate(
-    setup: Setup, phase: Phase, step: Step, best: Best | None, patience: Patience, tracker: Tracker
-) -> tuple[Best, Patience, float]:
-    """Measure what is trained; of equals, the newer network is kept. The last value is the score of this one."""
+def _validate(setup: Setup, phase: Phase, position: Position, tracker: Tracker) -> tuple[Position, float]:
+    """Measure what is trained, and return its score; of equally good networks, the newer one is the best."""
+    patience, best = position.patience, position.best
     if isinstance(setup.net, MultiExit):
         # Its running statistics are used as they are, and each process has gathered its own.
         setup.runtime.processes.copy_first([*setup.net.buffers()])
@@ -283,10 +314,10 @@ def _validate(
         patience = patience.after(found["loss"])
     else:
         found, reached = _ends(setup, phase)
-    tracker.log("validation", global_step=phase.first_step + step.number, phase=phase.name, **found)
+    tracker.log("validation", global_step=phase.first_step + position.step, phase=phase.name, **found)
     rank = setup.task.metrics[0].rank
     kept = best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))
-    return kept, patience, reached
+    return replace(position, best=kept, patience=patience), reached
 
 
 def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
@@ -311,9 +342,10 @@ def _is_due(step: int, every: float, last: int) -> bool:
     return step == last or bool(every and int(step / every) > int((step - 1) / every))
 
 
-def _is_saving_due(setup: Setup, step: int, minutes: float, last: int) -> bool:
+def _is_saving_due(setup: Setup, phase: Phase, position: Position, minutes: float) -> bool:
+    """Return whether a state is due after this step, so many minutes after the last one."""
     every, often = setup.config.run.save_steps, setup.config.run.save_minutes
     # After the last step comes the evaluating, which may take longer than whoever stops the run will wait.
-    if step == last:
+    if position.step == phase.steps or position.patience.over:
         return bool(every or often)
-    return bool(every and step % every == 0) or bool(often and minutes >= often)
+    return bool(every and position.step % every == 0) or bool(often and minutes >= often)
