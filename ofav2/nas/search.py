@@ -96,24 +96,12 @@ def search(
 
     def begin(processes: Processes) -> _Begun:
         loaded = _load_runs(folders)
-        first = loaded[0]
-        metric = first.record.metric
+        metric, asked = loaded[0].record.metric, limits or Limits()
         names = tuple(objectives) if objectives is not None else (metric.name, "macs")
-        asked = limits or Limits()
-        asks_latency = "latency" in names or asked.latency is not None
-        if table and len(loaded) > 1:
-            raise UserError(f"latency table ({table}) is of one run: leave it out, so that each run's own is taken")
-        tables = [Path(table) if table else one.folder / TABLE if asks_latency else None for one in loaded]
-        found = []
-        for one, wanted in zip(loaded, tables, strict=True):
-            try:
-                found.append(constrain(one, asked, exits=exits, resolutions=resolutions, table=wanted))
-            except UserError as error:
-                if len(loaded) == 1:
-                    raise
-                raise UserError(f"run ({one.folder}) can't be searched with the others: {error}") from error
-        costs = read_objectives(names, metric, found[0].table is not None, plugins.costs)
-        if found[0].space.size() == 1 and len(loaded) == 1:
+        tables = _latency_tables(loaded, table, needed="latency" in names or asked.latency is not None)
+        constraints = _constrain(loaded, asked, exits, resolutions, tables)
+        costs = read_objectives(names, metric, constraints.table is not None, plugins.costs)
+        if constraints.space.size() == 1 and len(loaded) == 1:
             raise UserError(f"run ({run}) has one network at these exits and resolutions: there is nothing to search")
         if out is not None:
             check_free(Path(out))
@@ -122,24 +110,22 @@ def search(
         opened = _open_runs(loaded, processes)
         if out is not None:
             refuse_inside(opened[0].run.data.trees, Path(out), "output folder")
-        return _Begun(found[0], costs, tables, opened)
+        return _Begun(constraints, costs, tables, opened)
 
     with process_group() as processes:
-        begun = processes.on_all(lambda: begin(processes))
+        constraints, costs, tables, opened = processes.on_all(lambda: begin(processes))
         place = processes.on_main(
             lambda: folder.take_folder(Path(out)) if out is not None else folder.new_folder(folders[0], "search")
         )
-        opened = begun.opened
         record = SearchRecord(
             runs=tuple(
-                _searched(one, wanted, place, path)
-                for one, wanted, path in zip(opened, begun.tables, folders, strict=True)
+                _searched(one, wanted, place, path) for one, wanted, path in zip(opened, tables, folders, strict=True)
             ),
             data_fingerprint=opened[0].run.data.fingerprint,
-            space=begun.constraints.space,
+            space=constraints.space,
             metric=opened[0].run.loaded.record.metric,
-            costs=begun.costs,
-            limits=begun.constraints.limits,
+            costs=costs,
+            limits=constraints.limits,
             measurements=measurements,
             minutes=minutes,
             seed=seed,
@@ -181,6 +167,32 @@ def _load_runs(folders: Sequence[Path]) -> list[LoadedSupernet]:
                 " train both alike"
             )
     return loaded
+
+
+def _latency_tables(runs: Sequence[LoadedSupernet], table: str | Path | None, *, needed: bool) -> list[Path | None]:
+    """Return the path of each run's latency table; None where latency does not count and no table is given."""
+    if table and len(runs) > 1:
+        raise UserError(f"latency table ({table}) is of one run: leave it out, so that each run's own is taken")
+    return [Path(table) if table else one.folder / TABLE if needed else None for one in runs]
+
+
+def _constrain(
+    runs: Sequence[LoadedSupernet],
+    limits: Limits,
+    exits: str | None,
+    resolutions: str | None,
+    tables: Sequence[Path | None],
+) -> Constraints:
+    """Check that each run has networks that keep the limits, and return the constraints on the first one's."""
+    found = []
+    for one, table in zip(runs, tables, strict=True):
+        try:
+            found.append(constrain(one, limits, exits=exits, resolutions=resolutions, table=table))
+        except UserError as error:
+            if len(runs) == 1:
+                raise
+            raise UserError(f"run ({one.folder}) can't be searched with the others: {error}") from error
+    return found[0]
 
 
 def _difference(first: LoadedSupernet, other: LoadedSupernet) -> str | None:

@@ -6,7 +6,7 @@ goes on from any of them as if it had not stopped.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeVar
@@ -152,25 +152,17 @@ def search(
         if picked is None:
             wanted = max(settings.batch, int(settings.growth * done)) if number else settings.start
             count = min(wanted, measurements - done)
-            rng = generator("search", seed, number)
             trusted = math.ceil(count * trust(predicted, real))
+            rng = generator("search", seed, number)
             choose = partial(_propose, problem, archive, reference, settings, number, count, trusted, rng)
             picked = agree(partial(choose, predictors[settings.predictor], pickers[settings.picker]))
             if not len(picked.bodies):
                 return
             yield picked
-        nested = [problem.nested(body) for body in picked.bodies]
-        losses: dict[int, Floats] = {}
-        while measured := _old(old, Measured):
-            losses[measured.body] = measured.losses
-        left = [body for body in range(len(nested)) if body not in losses]
-        if left and done + len(losses) and stop():
+        losses = yield from _measure(problem, picked, old, done, stop)
+        if losses is None:
             return
-        for place, found in problem.measure(picked.bodies[left]) if left else ():
-            losses[left[place]] = found
-            yield Measured(number, left[place], found)
-            if stop():
-                return
+        nested = [problem.nested(body) for body in picked.bodies]
         for body, genes in enumerate(nested):
             archive = archive.plus(problem, genes, losses[body])
         found = np.concatenate([losses[body] for body in range(len(nested))])
@@ -197,6 +189,24 @@ def first_reference(archive: Archive, worst_loss: float | None) -> Floats:
     spans = np.where(spans > 0, spans, np.maximum(np.abs(worst), 1e-9))
     reference = worst + MARGIN * spans
     return reference if worst_loss is None else np.concatenate([[worst_loss], reference[1:]])
+
+
+def _measure(
+    problem: Problem, picked: Picked, old: deque[Event], done: int, stop: Callable[[], bool]
+) -> Generator[Measured, None, dict[int, Floats] | None]:
+    """Measure what a round lacks, and return all its losses by body; None if the search was told to stop."""
+    losses: dict[int, Floats] = {}
+    while measured := _old(old, Measured):
+        losses[measured.body] = measured.losses
+    left = [body for body in range(len(picked.bodies)) if body not in losses]
+    if left and done + len(losses) and stop():
+        return None
+    for place, found in problem.measure(picked.bodies[left]) if left else ():
+        losses[left[place]] = found
+        yield Measured(picked.round, left[place], found)
+        if stop():
+            return None
+    return losses
 
 
 def _old(events: deque[Event], kind: type[_E]) -> _E | None:
