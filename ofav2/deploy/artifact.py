@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-subnet/9"
+FORMAT = "ofav2-subnet/10"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -151,6 +151,8 @@ class ExtractionRecord:
     """By how much they do."""
     data_fingerprint: str
     """Digest of the images, labels and splits that it was measured on: the run's own, unless files have changed."""
+    validation_is_test: bool
+    """Whether its test images are the validation images (`data.test_fraction=0`)."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterator, Sequence
 from types import MappingProxyType
 
-from ofav2.config import recipe
-from ofav2.deploy.artifact import RECORD, ChoiceRecord, ExtractionRecord, Provenance, StockProvenance, SubnetRecord
+from ofav2.deploy.artifact import ChoiceRecord, ExtractionRecord, Provenance, StockProvenance, SubnetRecord
 from ofav2.tasks.class_results import ClassResults, worst_first
 from supernets.backbone import AnyArchitecture, Backbone
 
@@ -67,8 +66,6 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
 
 
 def _page(record: SubnetRecord) -> Iterator[str]:
-    cost, given, origin = record.cost, record.input, record.provenance
-    side = given.resolution
     yield f"# {_plain(_name(record))}"
     yield ""
     yield (
@@ -76,25 +73,10 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         f" {_code(record.data)}, {_outputs(record)}."
     )
     yield ""
-    yield "| | |"
-    yield "|---|---|"
-    stored = "values in 0..1" if given.pictures else "values as they are stored"
-    yield f"| input | {given.channels} channels, {side} x {side} pixels, {stored}, normalised as below |"
-    yield f"| channels | {', '.join(map(_code, given.bands))} |"
-    yield f"| parameters | {cost.params:,} |"
-    yield f"| multiply-adds per image | {cost.macs:,} |"
-    yield f"| peak activation memory per image | {cost.memory:,} bytes |"
-    yield f"| sub-network | {_code(record.name)} |"
-    yield f"| outputs of exits | {', '.join(map(str, record.scores['test']))} |"
-    if record.ensemble:
-        terms = zip(record.ensemble, record.exit_indices, strict=True)
-        yield f"| ensemble | {' + '.join(f'{weight:.4g} x exit {exit}' for weight, exit in terms)} |"
+    yield from _facts(record)
     yield ""
     yield f"## {_plain(record.metric.title)}"
     yield ""
-    if record.extraction and not recipe.parse(record.run.recipe, RECORD).data.test_fraction:
-        yield "Test images are the validation images (`data.test_fraction=0`), so test scores flatter."
-        yield ""
     yield from _extracted_scores(record, record.extraction) if record.extraction else _fine_tuned_scores(record)
     if record.by_class:
         yield from _class_results(record.by_class, record.classes)
@@ -107,6 +89,38 @@ def _page(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield "## Where it comes from"
     yield ""
+    yield from _origin(record)
+    yield ""
+    yield "The whole recipe, the architecture block by block and all costs are in `subnet.json`."
+    yield ""
+    yield "## Limits and licence"
+    yield ""
+    yield (
+        "The scores hold for images like those of the data set; nothing is known about others. No licence has been"
+        " chosen for these weights: set `license` in the front matter before you publish them, and mind the terms of"
+        " the data set."
+    )
+
+
+def _facts(record: SubnetRecord) -> Iterator[str]:
+    cost, given, side = record.cost, record.input, record.input.resolution
+    stored = "values in 0..1" if given.pictures else "values as they are stored"
+    yield "| | |"
+    yield "|---|---|"
+    yield f"| input | {given.channels} channels, {side} x {side} pixels, {stored}, normalised as below |"
+    yield f"| channels | {', '.join(map(_code, given.bands))} |"
+    yield f"| parameters | {cost.params:,} |"
+    yield f"| multiply-adds per image | {cost.macs:,} |"
+    yield f"| peak activation memory per image | {cost.memory:,} bytes |"
+    yield f"| sub-network | {_code(record.name)} |"
+    yield f"| outputs of exits | {', '.join(map(str, record.scores['test']))} |"
+    if record.ensemble:
+        terms = zip(record.ensemble, record.exit_indices, strict=True)
+        yield f"| ensemble | {' + '.join(f'{weight:.4g} x exit {exit}' for weight, exit in terms)} |"
+
+
+def _origin(record: SubnetRecord) -> Iterator[str]:
+    origin = record.provenance
     if isinstance(origin, StockProvenance):
         yield f"- timm's {_code(origin.timm)}, {_code(origin.weights) if origin.weights else 'fresh'} weights"
     else:
@@ -127,16 +141,6 @@ def _page(record: SubnetRecord) -> Iterator[str]:
         )
     versions = origin.versions if isinstance(origin, Provenance) else record.finetuning[0].versions
     yield f"- torch {_code(versions.get('torch'))}, ofav2 {_code(versions.get('ofav2'))}"
-    yield ""
-    yield "The whole recipe, the architecture block by block and all costs are in `subnet.json`."
-    yield ""
-    yield "## Limits and licence"
-    yield ""
-    yield (
-        "The scores hold for images like those of the data set; nothing is known about others. No licence has been"
-        " chosen for these weights: set `license` in the front matter before you publish them, and mind the terms of"
-        " the data set."
-    )
 
 
 def _chosen(choice: ChoiceRecord) -> str:
@@ -164,6 +168,9 @@ def _kind(arch: AnyArchitecture) -> str:
 
 
 def _extracted_scores(record: SubnetRecord, extraction: ExtractionRecord) -> Iterator[str]:
+    if extraction.validation_is_test:
+        yield "Test images are the validation images (`data.test_fraction=0`), so test scores flatter."
+        yield ""
     columns = [("validation", record.scores["val"]), ("test", record.scores["test"])]
     if extraction.calibration_images:
         yield "Measured by the command that wrote these files; batch norm was recalibrated on training images."

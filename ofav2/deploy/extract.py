@@ -134,6 +134,7 @@ def take_out(
         canary=canary,
         canary_gap=canary_gap,
         data_fingerprint=run.data.fingerprint,
+        validation_is_test=run.data.validation_is_test,
     )
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)

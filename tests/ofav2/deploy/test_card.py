@@ -52,6 +52,12 @@ def test_classes_are_listed_from_the_worst_and_a_class_that_is_never_found_shows
     assert "By class" not in model_card(replace(RECORD, by_class=None))
 
 
+def test_scores_of_images_that_networks_are_chosen_on_are_said_to_flatter() -> None:
+    same = replace(RECORD, extraction=replace(RECORD.extraction, validation_is_test=True))
+    assert "so test scores flatter" in model_card(same)
+    assert "flatter" not in model_card(RECORD)
+
+
 def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -> None:
     before = Validation(0, {2: 0.5, 5: 0.6}, 0.6)
     step = FinetuningRecord(

@@ -56,7 +56,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         cost=subnet_cost(arch, subnet, exits),
         scores=scores,
         by_class=results_of(arch.num_classes),
-        extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32),
+        extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32, validation_is_test=False),
         choice=None,
         pruning=None,
         provenance=Provenance("digits", "expand", "ab" * 32, "cd" * 32, {"torch": "2.12.1", "ofav2": None}, tiny.TWO),
