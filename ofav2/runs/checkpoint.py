@@ -6,7 +6,7 @@ loading. Nothing in either file can run code.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,14 @@ def load(path: Path, sha256: str | None = None) -> tuple[dict[str, Tensor], dict
 def tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     """Return the content of a safetensors file with copies of these tensors."""
     return serialise_tensors({name: _plain_copy(tensor) for name, tensor in tensors.items()})
+
+
+def networks_sha256(networks: Iterable[nn.Module]) -> str:
+    """Return the checksum of networks' tensors, in their order."""
+    digest = hashlib.sha256()
+    for net in networks:
+        digest.update(tensor_bytes(net.state_dict()))
+    return digest.hexdigest()
 
 
 def read_tensors(path: Path, sha256: object, described_in: str) -> dict[str, Tensor]:

@@ -1,6 +1,5 @@
 """Prepare everything that a run needs from its recipe, and check it before anything is written."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -27,7 +26,7 @@ from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
 from ofav2.training.initial import adopt_initial
 from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
-from ofav2.training.teacher import checkpoint_file, external_teachers
+from ofav2.training.teacher import external_teachers
 from supernets.multi_exit import MultiExit, Network
 
 _LISTED = 8
@@ -131,28 +130,17 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
             in_place_weights(config, phase, net)
         _check_patience(config, phase, net)
     _check_distance(config, plan, task)
-    external = external_teachers(plan, config, data, task, runtime)
-    given = config.teacher.checkpoint and str(checkpoint_file(config.teacher.checkpoint))
-    sha256 = _weights_sha256(given, [external[policy] for policy in sorted(external)])
+    external, teacher_sha256 = external_teachers(plan, config, data, task, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
-    start = _weights_sha256(_file(config.network.weights), [net] if config.network.weights else [])
-    return Setup(config, data, net, initial, plan, external, sha256, start, runtime, task, evaluator)
+    start = _weights_sha256(config.network.weights, net)
+    return Setup(config, data, net, initial, plan, external, teacher_sha256, start, runtime, task, evaluator)
 
 
-def _file(weights: str | None) -> str | None:
-    return None if weights == "timm" else weights
-
-
-def _weights_sha256(file: str | None, networks: Sequence[nn.Module]) -> str | None:
-    """Return the checksum of weights from elsewhere: of their file, or of what timm has loaded; None of no network."""
-    if not networks:
+def _weights_sha256(weights: str | None, net: Network) -> str | None:
+    """Return the checksum of the weights that a network begins with: of their file, or of what timm has loaded."""
+    if weights is None:
         return None
-    if file is not None:
-        return files.sha256(Path(file))
-    digest = hashlib.sha256()
-    for net in networks:
-        digest.update(checkpoint.tensor_bytes(net.state_dict()))
-    return digest.hexdigest()
+    return checkpoint.networks_sha256([net]) if weights == "timm" else files.sha256(Path(weights))
 
 
 def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:

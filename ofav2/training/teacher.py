@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,6 +17,7 @@ from torch.fx import GraphModule
 
 import distill
 import supernets
+from ofav2 import files
 from ofav2.config.schema import Config, TeacherConfig
 from ofav2.data import ImageData
 from ofav2.data.splits import first_other_class
@@ -45,10 +47,17 @@ class PhaseTeacher:
     """What the run records of it."""
 
 
-def external_teachers(
-    plan: Plan, config: Config, data: ImageData, task: Task, runtime: Runtime
-) -> Mapping[str, nn.Module]:
-    """Build the plan's teachers from timm by name, each once; a wrong one is refused before training starts.
+class ExternalTeachers(NamedTuple):
+    """Teachers from timm."""
+
+    networks: Mapping[str, nn.Module]
+    """The teachers, by policy."""
+    sha256: str | None
+    """Checksum of their weights: of the file, or of what timm has loaded; None without such a teacher."""
+
+
+def external_teachers(plan: Plan, config: Config, data: ImageData, task: Task, runtime: Runtime) -> ExternalTeachers:
+    """Build the plan's teachers from timm, each once; a wrong one is refused before training starts.
 
     Raises:
         DistillError: If a teacher is unknown, can't be loaded, or has other outputs.
@@ -56,26 +65,38 @@ def external_teachers(
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     if not names:
-        return {}
+        return ExternalTeachers({}, None)
     if task.dense:
         raise UserError(
             f"teacher ({next(iter(names))}): timm's networks have no maps to teach task {task.name} with;"
             " use fixed, progressive, best or none"
         )
-    file = _teacher_file(config.teacher, data, names)
+    found = _teacher_file(config.teacher, data, names)
     classes = data.classes if len(data.classes) == task.outputs else task.outputs
     images = distill.Normalisation(tuple(data.mean), tuple(data.std))
     teachers = {
-        name: runtime.place(distill.external_teacher(name, classes=classes, images=images, file=file)) for name in names
+        name: runtime.place(distill.external_teacher(name, classes=classes, images=images, file=found and found.file))
+        for name in names
     }
     resolutions = config.data.resolutions
     for name, module in teachers.items():
         for resolution in sorted({min(resolutions), max(resolutions)}):
             _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
-    return teachers
+    if found is None:
+        return ExternalTeachers(teachers, checkpoint.networks_sha256(teachers[name] for name in sorted(teachers)))
+    return ExternalTeachers(teachers, found.sha256 or files.sha256(found.file.path))
 
 
-def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]) -> distill.TeacherFile | None:
+class _Weights(NamedTuple):
+    """The weights of an external teacher."""
+
+    file: distill.TeacherFile
+    """Their file."""
+    sha256: str | None
+    """Its checksum, where the folder that it lies in tells it."""
+
+
+def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]) -> _Weights | None:
     """Return the file of the recipe's external teacher; None for timm's own weights, which say their normalisation."""
     if config.checkpoint is None:
         if config.mean is not None or config.std is not None:
@@ -96,10 +117,11 @@ def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]
             f"teacher.std ({len(config.std)} numbers): must have as many as teacher.mean, {len(config.mean)}; give one"
             " per channel of the images"
         )
-    return distill.TeacherFile(Path(config.checkpoint), distill.Normalisation(config.mean, config.std))
+    path = Path(config.checkpoint)
+    return _Weights(distill.TeacherFile(path, distill.Normalisation(config.mean, config.std)), None)
 
 
-def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) -> distill.TeacherFile:
+def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) -> _Weights:
     """Return the weights of a teacher that `ofav2 finetune timm:NAME` made, whose folder says all about them."""
     path = Path(str(config.checkpoint))
     found = read_teacher(path)
@@ -115,13 +137,7 @@ def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) 
             f"{where} was trained on other images, or another split: it may know test images of this run;"
             " use the same settings of data for both"
         )
-    return distill.TeacherFile(path / found.file, distill.Normalisation(found.mean, found.std))
-
-
-def checkpoint_file(checkpoint: str) -> Path:
-    """Return the file that `teacher.checkpoint` names: itself, or the weights of a fine-tuned network's folder."""
-    path = Path(checkpoint)
-    return path / read_teacher(path).file if os.path.isdir(path) else path
+    return _Weights(distill.TeacherFile(path / found.file, distill.Normalisation(found.mean, found.std)), found.sha256)
 
 
 def _try(name: str, module: nn.Module, images: torch.Tensor) -> None:

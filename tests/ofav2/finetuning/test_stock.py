@@ -100,7 +100,7 @@ def taught(teacher: Path, data: ImageData, **changes: Any) -> torch.nn.Module:
     net = tiny.tiny_net(resolutions=(16,))
     phases = {"full": PhaseConfig(1, 0.1), "kernel": PhaseConfig(1, 0.1, UnlockConfig(kernel=(3, 5)))}
     plan = make_plan(phases, config.teacher.policy, net.space, 1)
-    return external_teachers(plan, config, data, Classification(10), tiny.CPU)[config.teacher.policy]
+    return external_teachers(plan, config, data, Classification(10), tiny.CPU).networks[config.teacher.policy]
 
 
 def test_it_teaches_what_it_learned_with_its_own_normalisation(teacher: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -198,7 +198,7 @@ def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
 
 def externals(plan: Plan, teacher: TeacherConfig, data: ImageData, resolutions: tuple[int, ...]) -> Any:
     config = Config(data_config(resolutions=resolutions), teacher=teacher)
-    return external_teachers(plan, config, data, Classification(len(data.classes)), CPU)
+    return external_teachers(plan, config, data, Classification(len(data.classes)), CPU).networks
 
 
 @pytest.fixture
