@@ -170,7 +170,7 @@ def accuracies(path: Path, opened: OpenedExits, model: Any) -> dict[str, Reached
     for share in (*SHARES, 1.0):
         for side, ensemble in (("ours", False), ("ours, ensemble", True)):
             study = calibrate_exits(path, max_macs=round(share * whole), ensemble=ensemble, timed=False)
-            found[f"{side} {share}"] = Reached(study.test.top1, study.test.mean_macs / whole)
+            found[f"{side} {share}"] = Reached(study.record.test.top1, study.record.test.mean_macs / whole)
         calibrate_peer(opened, model, share)
         found[f"earlyon {share}"] = reached_by_peer(opened, model, test)
     return found
@@ -178,7 +178,7 @@ def accuracies(path: Path, opened: OpenedExits, model: Any) -> dict[str, Reached
 
 def times(path: Path, opened: OpenedExits, model: Any, seed: int) -> dict[str, float]:
     """Return each side's milliseconds per image on some test images, at each batch size."""
-    policy = calibrate_exits(path, max_macs=round(TIMED_SHARE * opened.macs[-1].passed), timed=False).policy
+    policy = calibrate_exits(path, max_macs=round(TIMED_SHARE * opened.macs[-1].passed), timed=False).record.policy
     calibrate_peer(opened, model, TIMED_SHARE)
     order = np.random.default_rng(seed).permutation(len(opened.data.test))
     picked, found = opened.data.test.take("test", order[:TIMED_IMAGES]), {}

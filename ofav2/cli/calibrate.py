@@ -56,10 +56,10 @@ def _run(arguments: argparse.Namespace) -> None:
     page = Path(arguments.directory) / PAGE
     write_early_page(study, page)
     console.show(table(f"{study.name}, validation", study_columns(study), study_rows(study)))
-    test = study.test
+    record, test = study.record, study.record.test
     console.show(
-        f"chosen: {study.own.name}, {study.target}; test top-1 {100 * test.top1:.2f} %"
-        f" at {test.mean_macs:,.0f} multiply-adds (last exit alone {100 * study.last_test_top1:.2f} %"
+        f"chosen: {study.own.name}, {record.target}; test top-1 {100 * test.top1:.2f} %"
+        f" at {test.mean_macs:,.0f} multiply-adds (last exit alone {100 * record.last_exit_test_top1:.2f} %"
         f" at {study.last.mean_macs:,.0f})"
     )
     console.say(

@@ -27,7 +27,7 @@ from ofav2.exits.policy_file import (
 )
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import stream_times
-from ofav2.nas.machine import Machine, this_machine
+from ofav2.nas.machine import this_machine
 from ofav2.output_folder import check_writable
 from ofav2.progress import log_progress
 from ofav2.rng import generator
@@ -58,45 +58,28 @@ class Study:
     """The sub-network."""
     data: str
     """The data set."""
-    policy: ExitPolicy
-    """When images exit."""
-    target: str
-    """The target that the policy keeps."""
-    exits: tuple[int, ...]
-    """The exits' indices, from 1."""
-    val: Outcome
-    """The policy on validation, which chose it."""
-    test: Outcome
-    """The policy on test."""
-    last_test_top1: float
-    """Test top-1 (0..1) of the last exit, as it was extracted."""
-    rows: tuple[Timed, ...]
-    """Measured ways to run the network."""
-    chosen: int
-    """Index of the policy in `rows`."""
+    record: EarlyExitsRecord
+    """What `early_exits.json` holds."""
     curve: ThresholdCurve
     """All thresholds, on validation."""
-    batches: tuple[int, ...]
-    """Images per call that times were measured at; none where they were not."""
-    timed_images: int
-    """Images whose classification was timed."""
-    machine: Machine
-    """Where."""
+    chosen: int
+    """Index of the policy among the measured rows."""
 
     @property
     def own(self) -> Timed:
         """The policy."""
-        return self.rows[self.chosen]
+        return self.record.measured.rows[self.chosen]
 
     @property
     def last(self) -> Timed:
         """The network of the last exit alone."""
-        return next(row for row in self.rows if row.name == f"exit {self.exits[-1]} alone")
+        name = f"exit {self.record.exits[-1]} alone"
+        return next(row for row in self.record.measured.rows if row.name == name)
 
 
 def study_columns(study: Study) -> tuple[str, ...]:
     """Return the columns of `study_rows`."""
-    times = (f"ms per image, batch {size}" for size in study.batches)
+    times = (f"ms per image, batch {size}" for size in study.record.measured.batches)
     return ("", "mean multiply-adds", "top-1 %", "% of images per exit", *times)
 
 
@@ -110,7 +93,7 @@ def study_rows(study: Study) -> list[tuple[object, ...]]:
             " ".join(f"{100 * share:.0f}" for share in row.shares) if row.shares else "-",
             *(f"{time / 1e6:.3g}" for time in row.nanoseconds),
         )
-        for index, row in enumerate(study.rows)
+        for index, row in enumerate(study.record.measured.rows)
     ]
 
 
@@ -153,25 +136,27 @@ def calibrate_exits(
     policy = ExitPolicy(float(curve.thresholds[index]), confidence, ensemble)
     indices = sorted({index, *curve.spread(SHOWN)})
     batches = BATCHES if timed else ()
-    rows = _timed(opened, curve, indices, policy, single, batches)
-    study = Study(
-        name=opened.record.name,
-        data=opened.data.name,
+    record = EarlyExitsRecord(
+        subnet_sha256=opened.record.sha256,
+        data_fingerprint=opened.data.fingerprint,
         policy=policy,
         target=target,
         exits=opened.net.exits,
+        macs=opened.macs,
         val=_on_curve(curve, index),
         test=evaluate_policy(opened, opened.data.test, policy),
-        last_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
-        rows=rows,
-        chosen=indices.index(index),
-        curve=curve,
-        batches=batches,
-        timed_images=min(TIMED_IMAGES, len(opened.data.val)),
-        machine=this_machine(opened.runtime.device),
+        last_exit_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
+        measured=TimesRecord(
+            machine=this_machine(opened.runtime.device),
+            batches=batches,
+            images=min(TIMED_IMAGES, len(opened.data.val)),
+            rounds=ROUNDS,
+            rows=_timed(opened, curve, indices, policy, single, batches),
+        ),
+        curve=_kept(curve),
     )
-    write_early_record(opened.folder, _record(opened, study))
-    return study
+    write_early_record(opened.folder, record)
+    return Study(opened.record.name, opened.data.name, record, curve, indices.index(index))
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:
@@ -295,23 +280,12 @@ def _call_times(
     return [tuple(round(time / len(split)) for time in times) for times in zip(*found, strict=True)]
 
 
-def _record(opened: OpenedExits, study: Study) -> EarlyExitsRecord:
-    curve, kept = study.curve, study.curve.spread(KEPT)
-    return EarlyExitsRecord(
-        subnet_sha256=opened.record.sha256,
-        data_fingerprint=opened.data.fingerprint,
-        policy=study.policy,
-        target=study.target,
-        exits=study.exits,
-        macs=opened.macs,
-        val=study.val,
-        test=study.test,
-        last_exit_test_top1=study.last_test_top1,
-        measured=TimesRecord(study.machine, study.batches, study.timed_images, ROUNDS, study.rows),
-        curve=CurveRecord(
-            thresholds=tuple(curve.thresholds[kept].tolist()),
-            mean_macs=tuple(curve.mean_macs[kept].tolist()),
-            top1=tuple(curve.top1[kept].tolist()),
-            shares=tuple(map(tuple, curve.shares[kept].tolist())),
-        ),
+def _kept(curve: ThresholdCurve) -> CurveRecord:
+    """Return some thresholds of a curve, which a file is to keep."""
+    kept = curve.spread(KEPT)
+    return CurveRecord(
+        thresholds=tuple(curve.thresholds[kept].tolist()),
+        mean_macs=tuple(curve.mean_macs[kept].tolist()),
+        top1=tuple(curve.top1[kept].tolist()),
+        shares=tuple(map(tuple, curve.shares[kept].tolist())),
     )

@@ -20,16 +20,17 @@ def write_early_page(study: Study, out: Path) -> None:
     Raises:
         UserError: If the file can't be there.
     """
-    curve, shown = study.curve, study.curve.spread(_POINTS)
+    measured, curve, shown = study.record.measured, study.curve, study.curve.spread(_POINTS)
     values = {
         "title": f"Early exits of {study.name} · ofav2",
         "study": study,
-        "batches": study.batches,
+        "record": study.record,
+        "batches": measured.batches,
         "payload": {
-            "exits": study.exits,
-            "rows": [asdict(row) for row in study.rows],
+            "exits": study.record.exits,
+            "rows": [asdict(row) for row in measured.rows],
             "chosen": study.chosen,
-            "batches": study.batches,
+            "batches": measured.batches,
             "curve": {
                 "thresholds": curve.thresholds[shown].tolist(),
                 "macs": curve.mean_macs[shown].tolist(),

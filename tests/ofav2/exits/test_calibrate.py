@@ -64,32 +64,37 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
-    for split, outcome in ((opened.data.val, study.val), (opened.data.test, study.test)):
-        assert evaluate_policy(opened, split, study.policy) == outcome
-    assert study.val.images == len(opened.data.val)
-    assert sum(study.val.shares) == pytest.approx(1)
-    assert study.exits == EXITS
-    assert study.own.threshold == study.policy.threshold
-    assert (study.own.mean_macs, study.own.top1) == (study.val.mean_macs, study.val.top1)
-    assert study.last_test_top1 == opened.evaluator.exit_scores(opened.module, 16, opened.data.test)[-1]
-    single = [row.top1 for row in study.rows if row.name.endswith("alone")]
+    for split, outcome in ((opened.data.val, study.record.val), (opened.data.test, study.record.test)):
+        assert evaluate_policy(opened, split, study.record.policy) == outcome
+    assert study.record.val.images == len(opened.data.val)
+    assert sum(study.record.val.shares) == pytest.approx(1)
+    assert study.record.exits == EXITS
+    assert study.own.threshold == study.record.policy.threshold
+    assert (study.own.mean_macs, study.own.top1) == (study.record.val.mean_macs, study.record.val.top1)
+    assert study.record.last_exit_test_top1 == opened.evaluator.exit_scores(opened.module, 16, opened.data.test)[-1]
+    single = [row.top1 for row in study.record.measured.rows if row.name.endswith("alone")]
     assert single == list(opened.evaluator.exit_scores(opened.module, 16, opened.data.val))
-    assert [row.name for row in study.rows[-4:]] == ["exit 1 alone", "exit 3 alone", "exit 4 alone", "all exits"]
-    assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.rows)
+    assert [row.name for row in study.record.measured.rows[-4:]] == [
+        "exit 1 alone",
+        "exit 3 alone",
+        "exit 4 alone",
+        "all exits",
+    ]
+    assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.record.measured.rows)
 
 
 def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     _, study, opened = calibrated
-    for row in study.rows:
+    for row in study.record.measured.rows:
         if row.threshold is not None:
-            policy = ofav2.ExitPolicy(row.threshold, study.policy.confidence, study.policy.ensemble)
+            policy = ofav2.ExitPolicy(row.threshold, study.record.policy.confidence, study.record.policy.ensemble)
             outcome = evaluate_policy(opened, opened.data.val, policy)
             assert (outcome.mean_macs, outcome.top1, outcome.shares) == (row.mean_macs, row.top1, row.shares)
 
 
 def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
-    assert ofav2.load_exit_policy(directory) == study.policy
+    assert ofav2.load_exit_policy(directory) == study.record.policy
     net = ofav2.load_early_exits(str(directory))
     assert net.exits == EXITS
     assert not any(module.training for module in net.modules())
@@ -113,9 +118,9 @@ def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
     monkeypatch.setattr(calibrate, "evaluate_policy", noted)
     study = ofav2.calibrate_exits(directory, min_top1=0.0)
     assert looked == ["test"]
-    assert ofav2.load_exit_policy(directory) == study.policy
-    assert study.policy.confidence == "max_softmax"
-    assert study.val.shares == (1.0, 0.0, 0.0)
+    assert ofav2.load_exit_policy(directory) == study.record.policy
+    assert study.record.policy.confidence == "max_softmax"
+    assert study.record.val.shares == (1.0, 0.0, 0.0)
 
 
 def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: Path) -> None:
@@ -123,12 +128,12 @@ def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: 
     last = calibrate.ExitPolicy(NEVER)
     for images, labels in calibrate._inputs(opened, opened.data.val):
         right = opened.net.decide(images, last).classes == labels
-        assert (opened.net.decide(images, study.policy).classes == labels)[right].all()
+        assert (opened.net.decide(images, study.record.policy).classes == labels)[right].all()
 
 
 def test_without_timing_all_is_found_but_times(directory: Path, capsys: Capture) -> None:
     study = ofav2.calibrate_exits(directory, max_macs=10**9, timed=False)
-    assert {row.nanoseconds for row in study.rows} == {()}
+    assert {row.nanoseconds for row in study.record.measured.rows} == {()}
     assert cli.main(["calibrate", str(directory), "--no-timing"]) == 0
     assert "ms per image" not in capsys.readouterr().out
     assert ofav2.load_exit_policy(directory).threshold >= 0
@@ -138,9 +143,9 @@ def test_without_timing_all_is_found_but_times(directory: Path, capsys: Capture)
 def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
     directory, study, _ = calibrated
     facts = json.loads((directory / EARLY_RECORD).read_text(encoding="utf-8"))
-    assert facts["policy"] == {"threshold": study.policy.threshold, "confidence": "margin", "ensemble": True}
-    assert facts["test"]["top1"] == study.test.top1
-    assert len(facts["measured"]["rows"]) == len(study.rows)
+    assert facts["policy"] == {"threshold": study.record.policy.threshold, "confidence": "margin", "ensemble": True}
+    assert facts["test"]["top1"] == study.record.test.top1
+    assert len(facts["measured"]["rows"]) == len(study.record.measured.rows)
     assert len({len(values) for values in facts["curve"].values()}) == 1
     assert [entry.name for entry in directory.iterdir() if entry.name.startswith(".")] == []
 
@@ -152,7 +157,7 @@ def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, Opene
     page = (directory / PAGE).read_text(encoding="utf-8")
     assert "&lt;script&gt;x&lt;/script&gt;" in page
     assert "<b>y</b>" not in page
-    assert all(row.name in page for row in study.rows)
+    assert all(row.name in page for row in study.record.measured.rows)
 
 
 # What can't be
@@ -175,7 +180,7 @@ def test_a_rule_that_was_tampered_with_is_refused(
     change: Any, words: str, calibrated: tuple[Path, Study, OpenedExits], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(calibrated[0], tmp_path / "copy"))
-    assert ofav2.load_exit_policy(copy) == calibrated[1].policy
+    assert ofav2.load_exit_policy(copy) == calibrated[1].record.policy
     edited(copy / EARLY_RECORD, change)
     with pytest.raises(RunError, match=words) as caught:
         ofav2.load_exit_policy(copy)
