@@ -208,13 +208,22 @@ def _mapping(name_kind: Any, kind: Any, value: Any, key: str) -> Mapping[Any, An
     return {name_kind(name): fit(kind, item, join(key, name)) for name, item in value.items()}
 
 
-def _scalar(kind: Any, value: Any, key: str) -> Any:
+def wrong_type(kind: Any, value: Any) -> str | None:
+    """Return the rule that a value breaks which must be an `int`, `float`, `bool` or `str`; None if it is one."""
     rule, accepted = _SCALARS[kind]
     # A truth value is an int in Python, and in no file.
-    if type(value) not in accepted:
-        raise _misfit(key, value, f"must be {rule}")
-    if type(value) is not str and not (-(2**63) <= value < 2**63 if type(value) is int else math.isfinite(value)):
-        raise _misfit(key, value, "must be finite and fit 64 bits")
+    return None if type(value) in accepted else f"must be {rule}"
+
+
+def wrong_number(value: Any) -> str | None:
+    """Return the rule that a number breaks which no file holds; None for others, and for what is no number."""
+    fits = -(2**63) <= value < 2**63 if type(value) is int else type(value) is not float or math.isfinite(value)
+    return None if fits else "must be finite and fit 64 bits"
+
+
+def _scalar(kind: Any, value: Any, key: str) -> Any:
+    if problem := wrong_type(kind, value) or wrong_number(value):
+        raise _misfit(key, value, problem)
     return kind(value)
 
 

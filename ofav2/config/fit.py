@@ -1,8 +1,11 @@
-"""Fit plain values to the schema: nothing is converted but lists to tuples and whole numbers to floats."""
+"""Fit plain values to the schema: nothing is converted but lists to tuples and whole numbers to floats.
+
+`typed_json.fit` does so for files that the package wrote. People write recipes: keys have defaults, ranges stand for
+lists, and a refusal names the setting that was meant, or how to write the value.
+"""
 
 import dataclasses
 import difflib
-import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING
@@ -13,6 +16,7 @@ from ofav2.config.ranges import PHASE_NAME, PHASES_FORM, check
 from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import join, setting, show
+from ofav2.typed_json import wrong_number, wrong_type
 
 Settings = TypeVar("Settings", Config, TuningConfig)
 
@@ -180,19 +184,18 @@ def _names_or_values(value: Any, key: str) -> Any:
 
 
 def _scalar(kind: type[Any], value: Any, key: str) -> Any:
-    says, step, accepted = _SCALARS[kind]
-    if type(value) not in accepted:
-        raise UserError(f"{key} ({show(value)}): must be {says}; {step}")
-    if not (-(2**63) <= value < 2**63 if type(value) is int else type(value) is not float or math.isfinite(value)):
-        raise UserError(f"{key} ({show(value)}): must be finite and fit 64 bits; choose an ordinary number")
+    if problem := wrong_type(kind, value):
+        raise UserError(f"{key} ({show(value)}): {problem}; {_STEPS[kind]}")
+    if problem := wrong_number(value):
+        raise UserError(f"{key} ({show(value)}): {problem}; choose an ordinary number")
     return kind(value)
 
 
-_SCALARS: Mapping[type[Any], tuple[str, str, tuple[type[Any], ...]]] = MappingProxyType(
+_STEPS: Mapping[type[Any], str] = MappingProxyType(
     {
-        int: ("a whole number", "write it in digits, without quotes or fraction", (int,)),
-        float: ("a number", "write it in digits, without quotes", (int, float)),
-        bool: ("true or false", "write one of them, without quotes", (bool,)),
-        str: ("text", "put quotes around it", (str,)),
+        int: "write it in digits, without quotes or fraction",
+        float: "write it in digits, without quotes",
+        bool: "write one of them, without quotes",
+        str: "put quotes around it",
     }
 )
