@@ -42,6 +42,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def typed_line(error: Exception) -> str:
+    """Return the same behind the error's type, short: of code whose errors say little without it."""
+    return f"{type(error).__name__}: {first_line(error)[:MAX_SHOWN]}"
+
+
 def lines(text: str) -> str:
     """Return text of several lines with all other control characters escaped, so that a terminal obeys none of it."""
     return "\n".join(map(one_line, text.split("\n")))

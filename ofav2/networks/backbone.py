@@ -16,7 +16,7 @@ from torch.fx import GraphModule
 
 import distill
 from ofav2.errors import RunError, UserError
-from ofav2.messages import one_line, short, show
+from ofav2.messages import one_line, short, show, typed_line
 from ofav2.rng import Stream
 from ofav2.runtime.device import seed_torch
 from supernets import GraphError, SpaceError
@@ -291,10 +291,10 @@ def _create(arch: Backbone, pretrained: bool = False) -> nn.Module:
         # Beyond this call lie a hub client, a network, a cache and each model's own code, with errors of their own.
         if pretrained:
             raise UserError(
-                f"weights (timm) of {arch.name} can't be loaded ({_first_line(error)}): check the network connection,"
+                f"weights (timm) of {arch.name} can't be loaded ({typed_line(error)}): check the network connection,"
                 " or give a file"
             ) from error
-        raise _refusal(arch.name, _first_line(error)) from error
+        raise _refusal(arch.name, typed_line(error)) from error
     return net
 
 
@@ -514,7 +514,7 @@ def _looking(arch: Backbone) -> Iterator[None]:
         raise _too_small(arch.name, arch.resolution, error) from error
     except Exception as error:
         # Each model of timm has code of its own, with errors of its own.
-        raise _refusal(arch.name, _first_line(error)) from error
+        raise _refusal(arch.name, typed_line(error)) from error
 
 
 def _any_size(net: nn.Module, arch: Backbone, taps: Sequence[Tap]) -> bool:
@@ -664,11 +664,6 @@ def _refusal(name: str, reason: str) -> UserError:
 
 def _too_small(name: str, resolution: int, error: Exception) -> UserError:
     return UserError(
-        f"resolution ({resolution}) is none that {name} can look at ({_first_line(error)}): use larger images, or"
+        f"resolution ({resolution}) is none that {name} can look at ({typed_line(error)}): use larger images, or"
         " another network"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:120]}"

@@ -13,7 +13,7 @@ from types import FunctionType
 import torch
 from torch import Tensor, nn
 
-from ofav2.messages import duration, first_line
+from ofav2.messages import duration, typed_line
 from supernets.outputs import Outputs, exit_logits
 
 logger = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class _Compiled:
                 _pass(form, images)
         except Exception as error:
             self.failed = True
-            reason = f"{type(error).__name__}: {first_line(error)[:200]}"
+            reason = typed_line(error)
             logger.warning(f"{self.name} can't be compiled ({reason}): it runs eager")
             return self.forward
         seconds = duration(time.perf_counter() - started)
