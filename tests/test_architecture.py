@@ -68,7 +68,7 @@ OWNERS = MappingProxyType(
         "pymoo": ("ofav2/nas/engine/evolution.py",),
         "moocore": ("ofav2/nas/engine/fronts.py",),
         "PIL": ("ofav2/data/",),
-        "timm": ("distill/external.py", "ofav2/networks/backbone.py", "ofav2/timm_plugin/"),
+        "timm": ("distill/external.py", "ofav2/networks/timm_models.py", "ofav2/timm_plugin/"),
         "onnxruntime": ("ofav2/deploy/export.py",),
         "rich": ("ofav2/cli/console.py",),
         "torch.distributed": ("ofav2/runtime/processes.py",),

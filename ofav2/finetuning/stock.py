@@ -45,7 +45,7 @@ def open_stock(network: str, weights: str | None = None) -> StockSource:
         UserError: If timm has no network of that name.
     """
     # Extracted supernets are fine-tuned without timm, which takes seconds to import.
-    from ofav2.networks.backbone import own_input
+    from ofav2.networks.timm_models import own_input
 
     name = network.removeprefix(STOCK)
     side, mean, std = own_input(name)
