@@ -3,6 +3,9 @@
 python -m benchmarks.exits                  resnet18, mobilenetv3_small_100, convnext_atto, vit_tiny_patch16_224
 python -m benchmarks.exits resnet18 --side 32 --batch 64 --repeats 20 --device cpu
 python -m benchmarks.exits resnet18 --cpu-time   # processor time, where other processes take turns
+
+Four steps are timed, each with one thing more: timm's own network, its graph, exits, and this project's loop. Their
+differences say what each of these costs.
 """
 
 import argparse
@@ -13,6 +16,7 @@ from dataclasses import dataclass
 import timm
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn import functional
 
 from benchmarks.sides import Times, report, time_sides
@@ -27,6 +31,7 @@ from ofav2.training.objectives import Plain
 from ofav2.training.optim import make_updates
 from ofav2.training.step import Guard, train_steps
 from supernets.graphs import alone
+from supernets.outputs import exit_logits
 
 NETWORKS = ("resnet18", "mobilenetv3_small_100", "convnext_atto", "vit_tiny_patch16_224")
 CLASSES = 100
@@ -65,24 +70,30 @@ def plain_network(work: Work) -> nn.Module:
     return net.to(work.device, memory_format=torch.channels_last)
 
 
-def plain_step(work: Work) -> Callable[[], object]:
-    """Return timm's network trained by hand: forward, loss, backward, optimiser."""
-    net, (images, labels) = plain_network(work).train(), work.images()
-    updates = make_updates(net, OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
+def step_by_hand(work: Work, net: nn.Module) -> Callable[[], object]:
+    """Return a network trained by hand: forward, mean of its exits' losses, backward, optimiser."""
+    images, labels = work.images()
+    updates = make_updates(net.train(), OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
 
     def step() -> None:
-        functional.cross_entropy(net(images), labels).backward()
+        exits = exit_logits(net(images))
+        (sum(functional.cross_entropy(logits, labels) for logits in exits) / len(exits)).backward()
         updates.apply(0)
         updates.reset()
 
     return step
 
 
-def exits_step(work: Work, runtime: Runtime) -> Callable[[], object]:
-    """Return the same network with exits, trained by this project's loop."""
+def network_with_exits(work: Work, runtime: Runtime) -> tuple[GraphModule, int]:
+    """Return the same network with exits, and how many there are."""
     net = attach_exits(work.name, classes=CLASSES, resolution=work.side)
     runtime.place(net)
-    count = len(list(net.get_submodule("exits").children())) + 1
+    return net, len(list(net.get_submodule("exits").children())) + 1
+
+
+def step_of_loop(work: Work, runtime: Runtime) -> Callable[[], object]:
+    """Return the same network with exits, trained by this project's loop."""
+    net, count = network_with_exits(work, runtime)
     objective = Plain(TASK, net, exit_weights("uniform", count).losses)
     updates = make_updates(net, OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
     batch = Batch(*work.images())
@@ -96,9 +107,16 @@ def exits_step(work: Work, runtime: Runtime) -> Callable[[], object]:
 
 
 def time_training(work: Work, repeats: int) -> dict[str, Times]:
-    """Time both steps in turn."""
+    """Time steps in turn, from timm's own to this project's."""
     runtime = open_runtime(RunConfig(device=work.device))
-    sides = {"timm, one exit": plain_step(work), "with exits": exits_step(work, runtime)}
+    one_exit, count = network_with_exits(work, runtime)
+    exits, _ = network_with_exits(work, runtime)
+    sides = {
+        "timm, one exit": step_by_hand(work, plain_network(work)),
+        "graph, one exit": step_by_hand(work, alone(one_exit, count - 1)),
+        "graph, all exits": step_by_hand(work, exits),
+        "with exits": step_of_loop(work, runtime),
+    }
     return time_sides(sides, repeats=repeats, warmup=3, device=work.device, clock=work.clock)
 
 
@@ -106,8 +124,7 @@ def time_inference(work: Work, repeats: int) -> dict[str, Times]:
     """Time timm's eager network, and the last exit of the graph, in turn."""
     runtime = open_runtime(RunConfig(device=work.device))
     plain, (images, _) = plain_network(work).eval(), work.images()
-    net = attach_exits(work.name, classes=CLASSES, resolution=work.side)
-    count = len(list(net.get_submodule("exits").children())) + 1
+    net, count = network_with_exits(work, runtime)
     graph = runtime.place(alone(net, count - 1))
     sides = {"timm, eager": lambda: plain(images), "graph": lambda: graph(images)}
     with torch.inference_mode():

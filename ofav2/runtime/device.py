@@ -99,7 +99,12 @@ def seed_torch(stream: Stream, step: int, rank: int = 0) -> None:
 
     Processes draw apart from each other, or the shares of a batch would have the same dropout masks.
     """
-    torch.manual_seed(int(stream.at("torch", step).integers(2**63, size=rank + 1)[rank]))
+    seed = int(stream.at("torch", step).integers(2**63, size=rank + 1)[rank])
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        # For accelerators that are not there, `torch.manual_seed` would keep stack traces: half a millisecond a step.
+        torch.default_generator.manual_seed(seed)
 
 
 def _allow_tf32(allowed: bool) -> None:
