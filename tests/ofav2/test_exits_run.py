@@ -280,7 +280,7 @@ def test_a_pruned_network_is_calibrated_and_taken_by_timm(pruned: Path, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "TIMED_IMAGES", 4)
         patch.setattr(calibrate, "ROUNDS", 1)
-        assert ofav2.calibrate_exits(copy, max_macs=10**9, ensemble=True).exits == (1, 2)
+        assert ofav2.calibrate_exits(copy, max_macs=10**9, ensemble=True).record.exits == (1, 2)
     model = timm.create_model("ofav2_subnet", subnet_dir=str(copy)).eval()
     images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

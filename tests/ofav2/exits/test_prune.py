@@ -216,8 +216,8 @@ def test_calibrate_takes_the_folder(pruned: tuple[Path, PruneStudy], tmp_path: P
         patch.setattr("ofav2.exits.calibrate.TIMED_IMAGES", 4)
         patch.setattr("ofav2.exits.calibrate.ROUNDS", 1)
         study = ofav2.calibrate_exits(copy, max_macs=10**9, ensemble=True)
-    assert study.exits == (1, 2, 4)
-    assert [row.mean_macs for row in study.rows if row.name.endswith("alone")] == [
+    assert study.record.exits == (1, 2, 4)
+    assert [row.mean_macs for row in study.record.measured.rows if row.name.endswith("alone")] == [
         subnet_cost(pruned[1].record.architecture, replace(pruned[1].record.subnet, height=exit)).macs
         for exit in (1, 2, 4)
     ]
