@@ -1,5 +1,7 @@
 """Drawing: limits are kept, the least is exact, and rare networks are found."""
 
+from collections.abc import Mapping, Sequence
+from functools import cache
 from itertools import product
 from operator import le
 from typing import Any
@@ -11,9 +13,9 @@ import supernets
 from ofav2.errors import UserError
 from ofav2.nas.candidates import draw_within, feasible
 from ofav2.nas.cheapest import cheapest, within
-from ofav2.nas.cost_model import CostModel
+from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.limits import UNITS, Limits
-from supernets import Subnet, Supernet
+from supernets import Space, Subnet, Supernet
 from tests.ofav2.nas.made_up import made_up_table
 
 NAMES = tuple(UNITS)
@@ -41,18 +43,25 @@ def everything(net: Supernet, height: int, resolution: int) -> list[Subnet]:
     ]
 
 
-@pytest.mark.parametrize("names", [("params",), ("macs",), ("memory",), ("latency",), ("macs", "latency"), NAMES])
-@pytest.mark.parametrize("variant", ["ee_dp", "ee_d"])
-def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...]) -> None:
+@cache
+def priced(variant: str) -> tuple[CostModel, Space, Mapping[tuple[int, int], Sequence[Price]]]:
+    """A supernet's costs, the part of its space with two stages at most, and the prices of all networks in it."""
     # Two expansion ratios of parallel blocks would make 17,000 networks of two stages.
     net = small(variant, **({"expand": (2,)} if variant == "ee_dp" else {"kernel": (3, 5)}))
     model = CostModel(net.architecture, made_up_table(net.architecture, net.space))
-    space = net.space.restrict(height=(1, 2))
+    ends = product((33, 40), (1, 2))
+    prices = {(side, height): [model.price(one) for one in everything(net, height, side)] for side, height in ends}
+    return model, net.space.restrict(height=(1, 2)), prices
+
+
+@pytest.mark.parametrize("names", [("params",), ("macs",), ("memory",), ("latency",), ("macs", "latency"), NAMES])
+@pytest.mark.parametrize("variant", ["ee_dp", "ee_d"])
+def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...]) -> None:
+    model, space, prices = priced(variant)
     found = cheapest(model, space, names)
-    assert set(found) == {(resolution, height) for resolution in (33, 40) for height in (1, 2)}
-    for (resolution, height), front in found.items():
-        prices = [model.price(subnet) for subnet in everything(net, height, resolution)]
-        every = {tuple(getattr(price, name) for name in names) for price in prices}
+    assert set(found) == set(prices)
+    for end, front in found.items():
+        every = {tuple(getattr(price, name) for name in names) for price in prices[end]}
         best = {one for one in every if not any(all(map(le, two, one)) for two in every - {one})}
         assert {tuple(getattr(one.price, name) for name in names) for one in front} == best
         for one in front:
@@ -61,7 +70,7 @@ def test_the_least_is_that_of_all_networks(variant: str, names: tuple[str, ...])
 
 
 def test_a_limit_just_above_the_least_is_met() -> None:
-    net = supernets.create("ee_dp", num_classes=10, resolutions=(32,))
+    net = small("ee_dp")
     model = CostModel(net.architecture)
     for name in ("params", "macs", "memory"):
         least = min(getattr(one.price, name) for ones in cheapest(model, net.space, (name,)).values() for one in ones)

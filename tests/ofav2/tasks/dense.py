@@ -13,7 +13,7 @@ COUNTS = {"train": 24, "val": 6, "test": 6}
 BANDS = ("blue", "red", "nir")
 
 COMMON = (
-    tiny.COMMON.replace("name: digits, resolutions: [16, 20]", "name: patches, resolutions: [16], eval_crop: 1")
+    tiny.COMMON.replace("name: digits, resolutions: [16]", "name: patches, resolutions: [16], eval_crop: 1")
     .replace("batch_size: 16, ", "batch_size: 8, ")
     .replace("calibration_images: 30, calibration_batch: 16", "calibration_images: 16, calibration_batch: 8")
 )

@@ -24,7 +24,7 @@ from tests.memory import GIB, peak
 from tests.ofav2 import tiny
 from tests.supernets.randomise import randomise
 
-RECIPE = tiny.COMMON.replace("[16, 20]", "[32]") + (
+RECIPE = tiny.COMMON.replace("[16]", "[32]") + (
     "supernet: {variant: ee_dp, kernel: [3, 5], expand: [2, 3], depth: [1, 2]}\nphases: {full: {epochs: 1, lr: 0.1}}\n"
 )
 CHOICES = {"ks_list": [3, 5, 7], "expand_ratio_list": [2, 3], "depth_list": [1, 2]}
