@@ -8,6 +8,7 @@ import pytest
 
 from ofav2.cli.main import main
 from ofav2.config import recipe
+from ofav2.exits import prune
 from ofav2.networks.backbone import attach_exits
 from tests.ofav2.data.conftest import write_classes
 
@@ -29,6 +30,7 @@ def test_the_first_commands_lead_from_images_to_an_onnx_file_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prune, "ROUNDS", 1)
     write_classes(tmp_path / "images", {"a": 12, "b": 12})
     commands = first_commands()
     assert [command[0] for command in commands] == ["plan", "train", "prune"]

@@ -17,7 +17,7 @@ from tests.ofav2 import tiny
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DIGITS_TRAIN_IMAGES = 1797
-FEW_EVALUATION_IMAGES = ("data.val_fraction=0.01", "data.test_fraction=0.01")
+LITTLE = ("data.val_fraction=0.01", "data.test_fraction=0.01", "data.resolutions=[16]")
 
 
 def blocks(language: str) -> list[str]:
@@ -46,7 +46,7 @@ def test_python_of_the_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatc
 
     def train_little(recipe_name: str, overrides: Any = (), run_dir: Any = None) -> Run:
         trained.append(recipe_name)
-        little = [*tiny.shrunk(recipe_name, train_images=DIGITS_TRAIN_IMAGES), *FEW_EVALUATION_IMAGES]
+        little = [*tiny.shrunk(recipe_name, train_images=DIGITS_TRAIN_IMAGES), *LITTLE]
         return train(recipe_name, [*overrides, *little], run_dir)
 
     monkeypatch.setattr(ofav2, "train", train_little)

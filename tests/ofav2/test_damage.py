@@ -179,7 +179,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(run_copy: Path, said: Said, tm
         ["compare", str(odd), str(other), *page],
         ["evaluate", str(odd)],
         ["evaluate", str(odd), "--phase", ESCAPES],
-        ["extract", str(odd), "--largest", "--out", str(tmp_path / f"out{ESCAPES}")],
+        ["extract", str(odd), "--largest", "--formats", "card", "--out", str(tmp_path / f"out{ESCAPES}")],
         ["calibrate", str(odd)],
         ["finetune", str(odd), "--out", str(tmp_path / "out")],
         ["latency", str(odd)],

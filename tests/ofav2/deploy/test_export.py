@@ -196,7 +196,7 @@ def test_a_wrong_onnx_file_is_found_and_nothing_is_written(
 
     monkeypatch.setattr(export, "_write_onnx", write_another)
     with pytest.raises(RunError, match=r"^model\.onnx does not compute what it should: .*nothing was written"):
-        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=("onnx",))
     assert nothing_in(tmp_path)
 
 
@@ -207,7 +207,7 @@ def test_a_wrong_program_is_found_and_nothing_is_written(
 
     monkeypatch.setattr(export, "_exported", lambda module, batch: make(with_other_weights(module), batch))
     with pytest.raises(RunError, match=r"^model\.pt2 does not compute"):
-        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out")
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=("pt2",))
     assert nothing_in(tmp_path)
 
 

@@ -98,7 +98,7 @@ def test_a_regression_trains_and_its_score_is_its_own_metric(regression_run: Run
 def test_an_extracted_regression_has_the_error_that_a_plain_loop_finds(regression_run: Run, tmp_path: Path) -> None:
     run = ofav2.open_run(regression_run.folder)
     largest = run.loaded.net.space.largest()
-    written = ofav2.extract(run, largest, tmp_path / "values")
+    written = ofav2.extract(run, largest, tmp_path / "values", formats=())
     module = ofav2.load_subnet(tmp_path / "values")
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (run.data.mean, run.data.std))
     errors = []
