@@ -23,7 +23,7 @@ from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.networks.build import supernet_options
 from ofav2.rng import Stream
-from ofav2.runs.tracking import read_metrics
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, process_group
 from ofav2.tables import table

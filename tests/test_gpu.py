@@ -14,8 +14,8 @@ import supernets
 from ofav2.config import recipe
 from ofav2.data import Batch, ImageData, open_data, train_batches
 from ofav2.rng import Stream
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import read_run
-from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.compiling import compiled, inductor
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.tasks.classification import Classification

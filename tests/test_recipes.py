@@ -9,7 +9,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, SplitRecord, open_data
 from ofav2.runs import folder
-from ofav2.runs.tracking import read_metrics
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.training import setup as prepare
 from tests.ofav2 import tiny
 from tests.ofav2.tasks import dense

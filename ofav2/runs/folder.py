@@ -3,7 +3,7 @@
     recipe.yaml                     the resolved recipe
     split.json                      which images were held out for validation and test
     run.json                        what the run is and how far it has come (`ofav2.runs.records`)
-    metrics.jsonl                   one line per measurement (`ofav2.runs.tracking`)
+    metrics.jsonl                   one line per measurement (`ofav2.runs.metrics_file`)
     checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.runs.checkpoint`)
     .lock                           held by the process that writes the folder
 

@@ -13,8 +13,8 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError, UserError
 from ofav2.runs import folder as run_folder
 from ofav2.runs.kept_recipe import trained_recipe
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import RunRecord, read_run
-from ofav2.runs.tracking import read_metrics
 
 RunStatus = Literal["finished", "training", "stopped"]
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from ofav2.data import Batch, ImageData, train_batches
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
+from ofav2.runs.metrics_file import flushed_bytes
 from ofav2.runs.state import (
     PhaseState,
     Progress,
@@ -23,7 +24,7 @@ from ofav2.runs.state import (
     optimizer_tensors,
     restore_optimizer,
 )
-from ofav2.runs.tracking import Tracker, flushed_bytes
+from ofav2.runs.tracking import Tracker
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.signals import Stopped
 from ofav2.tasks.base import Task

@@ -12,10 +12,10 @@ from ofav2.data import SplitRecord
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.kept_recipe import trained_recipe
+from ofav2.runs.metrics_file import cut_metrics
 from ofav2.runs.records import PhaseRecord, RunRecord, lasting, with_lasting
 from ofav2.runs.split import kept_split
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after
-from ofav2.runs.tracking import cut_metrics
 from ofav2.training.setup import Setup, check_progress, record_now, refuse_changes
 from ofav2.training.step import DivergedError
 from ofav2.training.teacher import score_order

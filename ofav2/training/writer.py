@@ -15,9 +15,10 @@ from ofav2.errors import RunError
 from ofav2.evaluation.by_class import ClassesRecord, write_classes
 from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.metrics_file import flushed_bytes
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
 from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, set_aside_unlearnt, state_names
-from ofav2.runs.tracking import Tracker, flushed_bytes, open_tracker, untracked
+from ofav2.runs.tracking import Tracker, open_tracker, untracked
 from ofav2.runtime.processes import Processes
 
 T = TypeVar("T")

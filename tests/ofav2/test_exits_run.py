@@ -21,8 +21,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate, prune
 from ofav2.nas.constraints import constrain
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import Run, read_run
-from ofav2.runs.tracking import read_metrics
 from supernets.backbone import Backbone
 from supernets.multi_exit import MultiExit
 from tests.ofav2 import tiny

@@ -567,7 +567,7 @@ def test_lines_that_cannot_be_written_stop_the_run(
     real = ofav2.training.writer.open_tracker
 
     def on_a_full_disk(*arguments: Any, **named: Any) -> Any:
-        patch.setattr("ofav2.runs.tracking._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
+        patch.setattr("ofav2.runs.metrics_file._open_lines", lambda _: open("/dev/full", "a", encoding="utf-8"))  # noqa: SIM115
         return real(*arguments, **named)
 
     with monkeypatch.context() as patch:

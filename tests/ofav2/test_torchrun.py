@@ -19,8 +19,8 @@ from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import read_run
-from ofav2.runs.tracking import read_metrics
 from ofav2.runtime.signals import Lost, Stopped
 from ofav2.training import loop as learn
 from ofav2.training import writer

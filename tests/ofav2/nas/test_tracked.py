@@ -9,7 +9,7 @@ import ofav2
 from ofav2.config.schema import TrackingConfig
 from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.nas.tracked import MIRROR, track_search
-from ofav2.runs.tracking import read_metrics
+from ofav2.runs.metrics_file import read_metrics
 from tests.ofav2.conftest import MEASUREMENTS
 from tests.ofav2.wandb_files import history, wandb_records
 

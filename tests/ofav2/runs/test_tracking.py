@@ -15,15 +15,14 @@ import torch
 import wandb
 
 from ofav2.config.schema import TrackingConfig
-from ofav2.errors import RunError, UserError
+from ofav2.errors import UserError
 from ofav2.runs import tracking
+from ofav2.runs.metrics_file import cut_metrics, flushed_bytes, read_metrics
 from tests.ofav2.wandb_files import history, of_type, wandb_records
 
 OFFLINE = TrackingConfig(mode="offline", project="tests", tags=("small", "ee_dp"))
 RECIPE = {"data": {"name": "digits", "resolutions": [16, 24]}, "run": {"seed": 3}}
 COLUMNS = ["subnet", "macs", "top1"]
-LINE = {"kind": "a", "global_step": 1, "phase": "full", "time": 1.5, "loss": None, "nonfinite": ["loss"]}
-TABLE = {"kind": "table", "name": "t", "time": 1.5, "columns": ["a", "b"], "rows": [["x", 1], [None, 0.5]]}
 ROWS: list[list[tracking.Cell]] = [["largest", 4_000_000, 0.97], ["smallest", 90_000, 0.75]]
 
 
@@ -49,10 +48,10 @@ def test_the_file_holds_what_was_logged(tmp_path: Path) -> None:
     with opened(tmp_path, TrackingConfig()) as tracker:
         tracker.log("train", global_step=10, phase="full", loss=1.25, lr=np.float32(0.5), images=np.int64(640))
         tracker.log("validation", global_step=10, phase="full", top1=torch.tensor(0.5), better=True)
-        assert [line["kind"] for line in tracking.read_metrics(tmp_path)] == ["train", "validation"], "flushed at once"
+        assert [line["kind"] for line in read_metrics(tmp_path)] == ["train", "validation"], "flushed at once"
         tracker.table("full/corners", COLUMNS, ROWS)
         tracker.scatter("full/scatter", COLUMNS, ROWS, "macs", "top1")
-    lines = tracking.read_metrics(tmp_path)
+    lines = read_metrics(tmp_path)
     assert min(line.pop("time") for line in lines) > 1.7e9, "seconds since 1970"
     assert lines[0] == {"kind": "train", "global_step": 10, "phase": "full", "loss": 1.25, "lr": 0.5, "images": 640}
     assert type(lines[0]["images"]) is int
@@ -86,7 +85,7 @@ def test_disabled_never_imports_wandb(tmp_path: Path, monkeypatch: pytest.Monkey
         tracker.artifact([tmp_path / "nothing"], "supernet", "model")
         assert tracker.run_id == "kept"
         assert tracker.url is None
-    assert len(tracking.read_metrics(tmp_path)) == 1
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_wandb_offline_holds_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +187,7 @@ def test_a_body_that_raises_ends_the_wandb_run_as_failed(tmp_path: Path) -> None
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert [exit.exit_code for exit in of_type(wandb_records(tmp_path), "exit")] == [1]
-    assert len(tracking.read_metrics(tmp_path)) == 1
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_a_caller_s_own_wandb_run_goes_on(tmp_path: Path) -> None:
@@ -246,9 +245,9 @@ def test_tensorboard_shows_each_series_once_also_after_a_resume(tmp_path: Path) 
     config = TrackingConfig(tensorboard=True)
     with opened(tmp_path, config) as tracker:
         tracker.log("train", global_step=10, phase="full", loss=1.5)
-        kept = tracking.flushed_bytes(tmp_path)
+        kept = flushed_bytes(tmp_path)
         tracker.log("train", global_step=20, phase="full", loss=7.0)
-    tracking.cut_metrics(tmp_path, kept)
+    cut_metrics(tmp_path, kept)
     with opened(tmp_path, config) as tracker:
         tracker.log("train", global_step=20, phase="kernel", loss=0.5)
         tracker.log("validation", global_step=20, phase="kernel", largest=0.25)
@@ -279,7 +278,7 @@ def test_wandb_that_cannot_start_costs_one_warning(
     assert warning.startswith("W&B is off for the rest of this run (")
     assert warning.endswith("metrics.jsonl goes on")
     assert "\n" not in warning
-    assert len(tracking.read_metrics(tmp_path)) == 4
+    assert len(read_metrics(tmp_path)) == 4
 
 
 @pytest.mark.parametrize("what", ["Run.log", "Table", "plot.scatter", "Artifact.add_file", "Run.log_artifact"])
@@ -297,7 +296,7 @@ def test_wandb_that_fails_midway_costs_one_warning(
             tracker.log("train", global_step=step, phase="full", loss=1.0)
     [warning] = warnings_of(caplog)
     assert "RuntimeError: the network is down" in warning
-    kinds = [line["kind"] for line in tracking.read_metrics(tmp_path)]
+    kinds = [line["kind"] for line in read_metrics(tmp_path)]
     assert kinds == ["train", *["table", "scatter", "train"] * 3]
     steps = [row["global_step"] for row in history(wandb_records(tmp_path)) if "train/loss" in row]
     assert steps == [0], "W&B stays off, and keeps what it had"
@@ -330,89 +329,9 @@ def test_wandb_that_cannot_finish_costs_one_warning(
         tracker.finish()
         tracker.log("train", global_step=1, phase="full", loss=1.0)
     assert len(warnings_of(caplog)) == 1
-    assert len(tracking.read_metrics(tmp_path)) == 1
+    assert len(read_metrics(tmp_path)) == 1
 
 
 def test_a_row_that_does_not_fit_its_columns_is_a_bug(tmp_path: Path) -> None:
     with opened(tmp_path, TrackingConfig()) as tracker, pytest.raises(AssertionError):
         tracker.table("t", ["a", "b"], [[1]])
-
-
-def test_a_torn_last_line_is_ignored_and_cut_off_before_going_on(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{json.dumps(LINE)}\n{{"kind": "b", "lo')
-    assert tracking.read_metrics(tmp_path) == [LINE]
-    with opened(tmp_path, TrackingConfig()) as tracker:
-        tracker.log("c", global_step=1, phase="full")
-    assert [line["kind"] for line in tracking.read_metrics(tmp_path)] == ["a", "c"]
-
-
-def test_going_on_keeps_whole_lines_byte_for_byte(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.jsonl"
-    for before in (b"", b'{"kind": "a"}\n', b'{"kind": "gr\xc3\xb6\xc3\x9fe"}\n{"kind": "b"}\n'):
-        path.write_bytes(before)
-        with opened(tmp_path, TrackingConfig()):
-            pass
-        assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize("line", [b'{"kind": "b", "lo', b"", b"[1]", b"\xff", b'{"loss": NaN}'])
-def test_a_bad_line_elsewhere_names_file_and_line(tmp_path: Path, line: bytes) -> None:
-    first = json.dumps(LINE).encode() + b"\n"
-    (tmp_path / "metrics.jsonl").write_bytes(first + line + b"\n" + first)
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2,") as error:
-        tracking.read_metrics(tmp_path)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        ({"kind": 3}, "kind (3) must be text"),
-        ({"phase": ["full"]}, "phase"),
-        ({"global_step": -1}, "global_step (-1)"),
-        ({"global_step": "1"}, 'global_step ("1")'),
-        ({"time": None}, "time (null) must be a number"),
-        ({"time": 10**400}, "time"),
-        ({"loss": "1.0"}, "loss"),
-        ({"loss": {"a": 1}}, "loss"),
-        ({"nonfinite": "loss"}, "nonfinite"),
-    ],
-)
-def test_a_line_of_other_values_is_named(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | change) + "\n")
-    with pytest.raises(RunError, match=r"metrics\.jsonl, line 2: ") as error:
-        tracking.read_metrics(tmp_path)
-    assert told in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "change", [{"rows": [["x"]]}, {"rows": [[[], 1]]}, {"rows": "x"}, {"columns": [1, 2]}, {"name": None}]
-)
-def test_a_table_of_other_values_is_named(change: dict[str, Any], tmp_path: Path) -> None:
-    for line, whole in ((TABLE, True), (TABLE | change, False), (TABLE | change | {"kind": "scatter"}, False)):
-        (tmp_path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-        if whole:
-            assert tracking.read_metrics(tmp_path) == [line]
-            continue
-        with pytest.raises(RunError, match=r"metrics\.jsonl, line 1: "):
-            tracking.read_metrics(tmp_path)
-
-
-def test_a_link_is_not_written_through(tmp_path: Path) -> None:
-    victim = tmp_path / "victim"
-    victim.write_text("precious, without a line's end")
-    (tmp_path / "metrics.jsonl").symlink_to(victim)
-    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be (written|cut) \(is a link"), opened(tmp_path):
-        pass
-    with pytest.raises(RunError, match=r"metrics\.jsonl cannot be cut \(is a link"):
-        tracking.cut_metrics(tmp_path, 3)
-    assert victim.read_text() == "precious, without a line's end"
-
-
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"nowhere/metrics\.jsonl cannot be read"):
-        tracking.read_metrics(tmp_path / "nowhere")
-    with pytest.raises(RunError, match=r"nowhere/metrics\.jsonl cannot be written"), opened(tmp_path / "nowhere"):
-        pytest.fail("opened nothing")

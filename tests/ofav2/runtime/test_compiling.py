@@ -15,7 +15,7 @@ import supernets
 from ofav2.config import recipe
 from ofav2.data import Batch
 from ofav2.rng import Stream
-from ofav2.runs.tracking import read_metrics
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runtime.compiling import Compiler, Forward, compiled, inductor
 from ofav2.runtime.device import open_runtime
 from ofav2.tasks.classification import Classification

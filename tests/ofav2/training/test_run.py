@@ -25,8 +25,8 @@ from ofav2.evaluation import corners
 from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import Run, TeacherRecord, read_run
-from ofav2.runs.tracking import read_metrics
 from ofav2.training import setup as prepare
 from ofav2.training.step import train_steps
 from supernets import SpaceError, Subnet, Supernet
