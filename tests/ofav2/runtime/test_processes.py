@@ -103,8 +103,7 @@ def gradients(
 
 
 @pytest.mark.parametrize("name", ["joint", "students", "in place"])
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: int) -> None:
+def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str) -> None:
     net = tiny_net(dtype=torch.float64).eval()
     objective, (images, labels) = objective_of(name, net), twelve_images()
     metrics, expected = gradients(net, objective, images, labels, SINGLE_PROCESS)
@@ -113,7 +112,7 @@ def test_the_gradients_of_parts_are_those_of_the_whole_batch(name: str, count: i
     def job(processes: Processes) -> Any:
         return gradients(net, objective, part_of(images, processes), part_of(labels, processes), processes)
 
-    found = crew(count, job)
+    found = crew(3, job)
     for own_metrics, own in found:
         assert own.keys() == expected.keys()
         for key, tensor in expected.items():
@@ -353,12 +352,11 @@ def test_shares_of_a_split_are_its_batches_dealt_out(parts: int) -> None:
 # Evaluating
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
+def test_every_process_finds_the_scores_of_one_alone() -> None:
     net, images = tiny_net("ee_d", depth=(1, 2), num_classes=3), tiny_data(classes=3, val=61)
     made = itertools.product((3, 5), (2, 3), (1, 2), (1, 3))
     several = [net.space.uniform(kernel=k, expand=e, depth=d, height=h, resolution=16) for k, e, d, h in made][:10]
-    assert len(nested_groups(several)) == 5, "two processes take two each, and the last one together"
+    assert len(nested_groups(several)) == 5, "three processes take one each, and the others together"
     questions: dict[str, Callable[[Any], Any]] = {
         "several groups": lambda evaluator: list(evaluator.scores(net, several, images.val)),
         "one group": lambda evaluator: list(evaluator.scores(net, [net.space.largest()], images.test)),
@@ -378,7 +376,7 @@ def test_every_process_finds_the_scores_of_one_alone(count: int) -> None:
         evaluator.runtime = on(processes)
         return {name: question(evaluator) for name, question in questions.items()}
 
-    assert all(found == alone for found in crew(count, job))
+    assert all(found == alone for found in crew(3, job))
 
 
 # What processes tell each other

@@ -216,16 +216,15 @@ def plain_loop(
 
 
 @pytest.mark.parametrize(
-    "optim",
+    ("name", "optim"),
     [
-        OptimConfig(weight_decay=0.01),
-        OptimConfig(weight_decay=0.01, momentum=0.0),
-        OptimConfig(name="adamw", weight_decay=0.1, betas=(0.8, 0.9)),
-        OptimConfig(weight_decay=0.01, grad_clip=0.05),
+        ("full", OptimConfig(weight_decay=0.01)),
+        ("elastic", OptimConfig(weight_decay=0.01, momentum=0.0)),
+        ("elastic", OptimConfig(name="adamw", weight_decay=0.1, betas=(0.8, 0.9))),
+        ("elastic", OptimConfig(weight_decay=0.01, grad_clip=0.05)),
     ],
     ids=["sgd", "sgd without momentum", "adamw", "clipped"],
 )
-@pytest.mark.parametrize("name", ["full", "elastic"])
 def test_two_steps_are_those_of_a_plain_loop(name: str, optim: OptimConfig) -> None:
     net = tiny_net(dtype=torch.float64)
     phase = plan_phases(net, two_phases(subnets=3))[name]
