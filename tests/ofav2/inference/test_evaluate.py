@@ -42,7 +42,9 @@ def test_what_is_the_networks_own_cant_be_changed(setting: str, extracted: Path)
 
 
 def test_validation_images_that_a_network_was_fine_tuned_on_are_refused(extracted: Path, tmp_path: Path) -> None:
-    ofav2.finetune(extracted, ["finetune.epochs=1", "run.threads=1"], out=tmp_path / "tuned", formats=())
+    ofav2.finetune(
+        extracted, ["finetune.epochs=1", "run.threads=1", "data.batch_size=128"], out=tmp_path / "tuned", formats=()
+    )
     assert ofav2.evaluate_network(tmp_path / "tuned").same_images
     with pytest.raises(UserError, match="was fine-tuned on its validation images"):
         ofav2.evaluate_network(tmp_path / "tuned", split="val")
@@ -63,7 +65,10 @@ def test_images_that_were_trained_on_are_no_test_images(extracted: Path, tmp_pat
     other = ["data.split_seed=9", "data.test_fraction=0.5", "data.val_fraction=0.8"]
     before = read_seen(extracted, ofav2.describe_subnet(extracted))
     tuned = ofav2.finetune(
-        extracted, ["finetune.epochs=1", "run.threads=1", *other], out=tmp_path / "tuned", formats=()
+        extracted,
+        ["finetune.epochs=1", "run.threads=1", "data.batch_size=128", *other],
+        out=tmp_path / "tuned",
+        formats=(),
     )
     left = tuned.finetuning[-1].images.test
     assert 0 < left < 100, "few of all images were not trained on"
