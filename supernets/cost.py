@@ -41,7 +41,7 @@ _BY_INPUT: frozenset[Callable[..., Any]] = frozenset(
 # In-place operators, as Python names them.
 _AUGMENTED = frozenset({"__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__", "__ipow__"})
 # These layers multiply their weights where no mode sees it.
-_UNCOUNTED = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+_UNCOUNTED = (nn.MultiheadAttention, nn.RNN, nn.GRU, nn.RNNCellBase, nn.Bilinear)
 
 
 @dataclass(frozen=True)
@@ -236,6 +236,8 @@ class _Meta(TorchFunctionMode):
             self.macs += result.numel() * _weights_per_channel(args, kwargs)
         elif func in _BY_INPUT:
             self.macs += args[0].numel() * _weights_per_channel(args, kwargs)
+        elif func is torch.lstm:
+            self.macs += _lstm_macs(args[0], args[2])
         if made := _tensors(result):
             self.operations.append(Operation(self.macs, made, given))
         return result
@@ -352,3 +354,9 @@ def _tensors(value: Any) -> list[Tensor]:
 def _weights_per_channel(args: Sequence[Any], kwargs: dict[str, Any]) -> int:
     weight: Tensor = args[1] if len(args) > 1 else kwargs["weight"]
     return weight.numel() // weight.shape[0]
+
+
+def _lstm_macs(sequences: Tensor, weights: Sequence[Tensor]) -> int:
+    """Return the multiply-adds of an LSTM: each of its matrices times one vector, per place of a sequence."""
+    places = sequences.numel() // sequences.shape[-1]
+    return places * sum(weight.numel() for weight in weights if weight.ndim == 2)

@@ -195,6 +195,16 @@ def test_layers_that_hide_their_products_are_refused() -> None:
         graph_cost(module, (4,))
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+def test_an_lstm_multiplies_its_matrices_once_per_place(directions: int) -> None:
+    graph = torch.fx.Graph()
+    values = graph.call_module("scan", (graph.placeholder("x"),))
+    graph.output(graph.call_function(operator.getitem, (values, 0)))
+    module = GraphModule(nn.ModuleDict({"scan": nn.LSTM(3, 4, batch_first=True, bidirectional=directions > 1)}), graph)
+    places, gates = 5, 4
+    assert graph_cost(module.eval(), (places, 3)).macs == directions * places * gates * 4 * (3 + 4)
+
+
 def test_of_two_costs_the_larger_peak_counts() -> None:
     assert Cost(1, 2, 30) + Cost(4, 5, 6) == Cost(5, 7, 30)
 
