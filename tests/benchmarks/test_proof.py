@@ -44,8 +44,8 @@ def test_rows_of_cifar10_have_equal_budgets_where_they_say_so() -> None:
     budgets = {row.name: epochs(row) for row in CIFAR10}
     for name in ("ofav2-seed1", "ofav2-fixed", "ee_b", "se_d", "ofa-longer"):
         assert budgets[name] == budgets["ofav2"], name
-    assert budgets["ofav2-faster"] == budgets["ofav2"]
-    assert budgets["in-place-faster"] == budgets["in-place"]
+    assert budgets["ofav2-faster"] == budgets["ofav2-faster-kernel"] == budgets["ofav2"]
+    assert budgets["in-place-faster-kernel"] == budgets["in-place"]
     assert budgets["ofa"] == budgets["ofa-seed1"] == (budgets["ofav2"][0] - 2, budgets["ofav2"][1] - 4)
     assert budgets["sandwich"][1] == pytest.approx(budgets["ofav2"][1], abs=0.02)
     for size in proof.SIZES:
