@@ -55,7 +55,7 @@ FAULTS = {
     "B20": f"{HERE}::test_timing_leaves_the_network_as_it_was",
     "B21": f"{TESTS}/nas/test_latency.py::test_calls_threads_and_batch_are_as_said",
     "B22": f"{HERE}::test_the_unit_of_a_cost_changes_no_choice",
-    "B23": f"{TESTS}/runs/test_tracking.py::test_a_torn_last_line_is_ignored_and_cut_off_before_going_on",
+    "B23": f"{TESTS}/runs/test_metrics_file.py::test_a_torn_last_line_is_ignored_and_cut_off_before_going_on",
     "B24": f"{TESTS}/nas/test_search.py::test_a_score_that_is_not_finite_is_refused_and_not_kept",
     "B25": f"{TESTS}/cli/test_main.py::test_a_run_of_a_recipe_with_a_base_keeps_it_resolved",
 }
