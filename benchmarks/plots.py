@@ -12,6 +12,11 @@ from matplotlib.ticker import MaxNLocator
 # Text stays text: smaller, searchable, and in the reader's own font.
 STYLE = {"svg.fonttype": "none", "svg.hashsalt": "ofav2", "font.size": 9.0, "axes.grid": True, "grid.color": "#eeeeee"}
 
+COLOURS = 10
+"""Colours of matplotlib's own cycle."""
+INCHES_PER_NAME = 3.0
+"""Width that a name in the legend has."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -67,15 +72,18 @@ def chart(panels: Sequence[Panel], width: float = 4.2, height: float = 3.4) -> s
             label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         # Below the panels, where it hides nothing; a name that several panels share is there once.
-        figure.legend(named.values(), named, loc="outside lower center", ncols=2 * len(panels), fontsize=7)
+        columns = max(1, int(width * len(panels) / INCHES_PER_NAME))
+        figure.legend(named.values(), named, loc="outside lower center", ncols=columns, fontsize=7)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
-    for series in panel.series:
-        axes.plot(series.x, series.y, label=series.name, linestyle=series.line, marker=series.marker, markersize=3)
+    for number, series in enumerate(panel.series):
+        # Colours come back after ten series, which dashes tell apart.
+        line = "--" if series.line == "-" and number >= COLOURS else series.line
+        axes.plot(series.x, series.y, label=series.name, linestyle=line, marker=series.marker, markersize=3)
     axes.set_title(panel.title)
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)

@@ -11,7 +11,7 @@ from tests.ofav2 import tiny
 
 @pytest.mark.slow
 def test_every_phase_and_resolution_has_both_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = ofav2.train(tiny.written(tmp_path, tiny.TWO), [], tmp_path / "run")
+    run = ofav2.train(tiny.written(tmp_path, tiny.TWO), ["data.resolutions=[16,20]"], tmp_path / "run")
     teachers.main([str(run.folder)])
     phases = [phase.name for phase in run.record.phases]
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
