@@ -19,7 +19,6 @@ import numpy as np
 import torch
 
 import distill
-import ofav2
 from ofav2.cli import console
 from ofav2.exits.prune import Source, open_source
 from ofav2.exits.scoring import score_fixed
@@ -27,6 +26,7 @@ from ofav2.exits.subsets import SubsetTable, choose, joined, tally
 from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.nas.limits import Limits
 from ofav2.tables import table
+from ofav2.training.run import train_or_resume
 from ofav2.typed_json import Share, fit, to_plain
 from supernets.output_costs import output_costs
 
@@ -94,7 +94,7 @@ def trained(work: Work, folder: Path) -> Source:
         f"run.seed={work.seed}",
         *work.settings,
     )
-    return open_source((ofav2.resume(run) if run.exists() else ofav2.train("exits", settings, run)).folder)
+    return open_source(train_or_resume(run, "exits", settings).folder)
 
 
 def measured(work: Work, source: Source) -> Result:
@@ -142,9 +142,10 @@ def show(results: Sequence[Result], asked: Sequence[Work]) -> None:
 
 
 def mean_and_error(values: np.ndarray) -> str:
-    """Return a mean with its standard error."""
-    error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{values.mean():.1f} ± {error:.1f}"
+    """Return a mean with its standard error, which a single value has none of."""
+    if len(values) == 1:
+        return f"{values[0]:.1f}"
+    return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -119,11 +119,16 @@ CIFAR10: tuple[Row, ...] = (
     Row("se_d", "SE_D, progressive teacher, expand twice as long", "cifar10_proof", ("supernet.variant=se_d", LONGER)),
     Row("sandwich", "EE_D, one elastic phase, sandwich", "cifar10_proof_sandwich"),
     *(alone(size, "cifar10_proof_alone") for size in SIZES),
-    *seeds(Row("in-place", "EE_D, taught in place, as long as OFAv2", IN_PLACE), 2),
+    *seeds(Row("in-place", "EE_D, in-place distillation, as long as OFAv2", IN_PLACE), 2),
     *seeds(Row("ofav2-faster", "OFAv2, higher rates after the kernel phase", "cifar10_proof", rates(FASTER)), 2),
     *seeds(Row("ofav2-faster-kernel", "OFAv2, higher rates", "cifar10_proof", rates(FASTER_KERNEL)), 2),
     *seeds(
-        Row("in-place-faster-kernel", "EE_D, taught in place, higher rates", IN_PLACE, rates(FASTER_KERNEL, "height")),
+        Row(
+            "in-place-faster-kernel",
+            "EE_D, in-place distillation, higher rates",
+            IN_PLACE,
+            rates(FASTER_KERNEL, "height"),
+        ),
         2,
     ),
 )

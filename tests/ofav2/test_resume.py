@@ -282,7 +282,7 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
     assert_same_run(stopped, straight)
 
 
-@pytest.mark.parametrize(("policy", "again"), [("best", True), ("progressive", False)])
+@pytest.mark.parametrize(("policy", "again"), [("fixed", True), ("best", True), ("progressive", False)])
 def test_a_damaged_teacher_is_trained_again_if_it_is_to_teach(
     policy: str, again: bool, tmp_path: Path, notes: Notes
 ) -> None:
@@ -297,7 +297,8 @@ phases:
     straight_run = ofav2.train(recipe, STRAIGHT, tmp_path / "straight").folder
     first, second = (phase.ensemble_score for phase in read_run(straight_run).phases[:2])
     phase_teacher = read_run(straight_run).phases[2].teacher.phase
-    assert phase_teacher == ("full" if policy == "best" and first > second else "kernel")
+    best = "full" if first > second else "kernel"
+    assert phase_teacher == {"fixed": "full", "best": best, "progressive": "kernel"}[policy]
     with stopped_after(at("expand", 1)):
         ofav2.train(recipe, run_dir=tmp_path / "run")
     damaged = tmp_path / "run" / "checkpoints" / f"{phase_teacher if again else 'full'}.safetensors"
