@@ -10,7 +10,7 @@ multiplies every pixel of the output's gradient by every pixel of the input, sum
 adds up the pairs that belong to one tap of the kernel.
 
 **1x1 convolutions.** oneDNN copies weights into another layout in every call, and is slow on images of one pixel. Those
-are matrix products in training. Where a network only runs, all small images are.
+of small images are matrix products.
 """
 
 from functools import lru_cache
@@ -26,7 +26,7 @@ from supernets.layers import ElasticConv2d, ElasticDepthwise
 PIXELS_PER_TAP = 2
 """Largest number of input pixels per tap of the kernel for which all pairs with the output's are multiplied."""
 PRODUCT_PIXELS = 64
-"""Largest number of pixels of an image for which a stock 1x1 convolution is a matrix product."""
+"""Largest number of pixels of an image for which a 1x1 convolution is a matrix product."""
 
 
 def use_cpu_kernels(module: nn.Module) -> None:
@@ -82,7 +82,7 @@ def pointwise_conv2d(
     dilation: int = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Compute `conv2d` of a 1x1 layer, of images of one pixel as a matrix product where there are gradients.
+    """Compute `conv2d` of a 1x1 layer, of small images as a matrix product where there are gradients.
 
     Args:
         x: (N, C, H, W).
@@ -96,9 +96,8 @@ def pointwise_conv2d(
     Returns:
         (N, K, H, W).
     """
-    if x.shape[2:] == (1, 1) and _trains_on_cpu(x, weight):
-        # In place, as a view would have what follows in place, an activation, make copies in its backward pass.
-        return functional.linear(x.flatten(1), weight.flatten(1), bias).unsqueeze_(-1).unsqueeze_(-1)
+    if _is_small(x) and _trains_on_cpu(x, weight):
+        return _product(x, weight, bias)
     return functional.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -111,14 +110,25 @@ class PointwiseConv2d(nn.Conv2d):
 
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__(conv.in_channels, conv.out_channels, 1, bias=conv.bias is not None, device="meta")
-        self.weight, self.bias = conv.weight, conv.bias
+        self.weight, self.bias, self.training = conv.weight, conv.bias, conv.training
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in, H, W) -> (N, out, H, W)."""
-        if x.shape[2] * x.shape[3] <= PRODUCT_PIXELS and _is_on_cpu(x, self.weight):
-            rows = x.permute(0, 2, 3, 1)
-            return functional.linear(rows, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        if _is_small(x) and _is_on_cpu(x, self.weight):
+            return _product(x, self.weight, self.bias)
         return super().forward(x)
+
+
+def _is_small(x: Tensor) -> bool:
+    """Return whether a matrix product is quicker than a 1x1 convolution."""
+    return x.shape[2] * x.shape[3] <= PRODUCT_PIXELS
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve (N, C, H, W) with (K, C, 1, 1) as a matrix product; gives (N, K, H, W), channels last."""
+    rows = functional.linear(x.permute(0, 2, 3, 1), weight.flatten(1), bias)
+    # In place, as a view would have what follows in place, an activation, make copies in its backward pass.
+    return rows.transpose_(2, 3).transpose_(1, 2)
 
 
 class _Depthwise(torch.autograd.Function):

@@ -110,7 +110,7 @@ def test_a_compiler_sees_plain_convolutions() -> None:
     assert with_kernels == plain
 
 
-@pytest.mark.parametrize("side", [1, 2])
+@pytest.mark.parametrize("side", [1, 2, 8, 9])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("sliced", [False, True])
 def test_a_pointwise_convolution_is_conv2d(side: int, biased: bool, sliced: bool) -> None:
@@ -128,7 +128,7 @@ def test_a_pointwise_convolution_is_conv2d(side: int, biased: bool, sliced: bool
     exact = gradients_of(functional.conv2d, torch.float64)
     assert_as_close(found, stocks, exact)
     assert found[0].is_contiguous(memory_format=torch.channels_last)
-    assert side == 1 or torch.equal(found[0], stocks[0])
+    assert (type(found[0].grad_fn).__name__ == "ConvolutionBackward0") == (side == 9), "small images are products"
 
 
 @pytest.mark.parametrize("compute", [pointwise_conv2d, depthwise_conv2d])
@@ -144,7 +144,7 @@ def test_kernels_are_conv2d_to_the_bit_without_gradients(compute: Callable[..., 
 def test_an_activation_in_place_may_follow() -> None:
     """On a view, it would have the backward pass copy."""
     weight = drawn((40, 24, 1, 1), 2).requires_grad_()
-    for side in (1, 3):
+    for side in (1, 8, 9):
         assert not pointwise_conv2d(drawn((6, 24, side, side), 1), weight, None)._is_view()
 
 
