@@ -16,11 +16,15 @@ from torch import nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from supernets.cpu_kernels import PointwiseConv2d
+
 
 class GraphError(ValueError):
     """A network's graph cannot be split; the message says why, and the next step."""
 
 
+# Convolutions that do no more than convolve. A subclass may do more, such as activate what it gives.
+_CONVOLUTIONS = (nn.Conv2d, PointwiseConv2d)
 # `x += y` and `x[i] = y`, as torch.fx records them.
 _AUGMENTED = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "imatmul", "setitem"})
 
@@ -343,8 +347,7 @@ def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node
         # What is called again elsewhere computes the same there, without the norm or with another one.
         if calls[str(before.target)] > 1 or calls[str(node.target)] > 1:
             continue
-        # A subclass may do more, such as activate what it has normalised.
-        if type(layers[str(before.target)]) is nn.Conv2d and type(layers[str(node.target)]) is nn.BatchNorm2d:
+        if type(layers[str(before.target)]) in _CONVOLUTIONS and type(layers[str(node.target)]) is nn.BatchNorm2d:
             yield before, node
 
 

@@ -74,6 +74,22 @@ def test_folded_norms_are_gone_and_the_function_stays() -> None:
         assert counts[0] == counts[1]
 
 
+def test_norms_of_products_fold_as_those_of_convolutions_do() -> None:
+    """Else an evaluation on a CPU, which multiplies small images, would run most norms by themselves."""
+    net = small_net("ee_dp", seed=6)
+    plain, multiplied = (net.extract(net.space.largest(), "all") for _ in range(2))
+    supernets.use_cpu_kernels(multiplied)
+    assert supernets.foldable_norms(multiplied) == supernets.foldable_norms(plain)
+    images = images_for(net, 2, 48, 40)
+    for module in (plain, multiplied):
+        supernets.fold_norms_(module)
+    counts = [sum(isinstance(layer, nn.BatchNorm2d) for layer in one.modules()) for one in (plain, multiplied)]
+    assert counts[0] == counts[1]
+    with torch.no_grad():
+        for got, expected in zip(multiplied(images), plain(images), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+
 def test_norms_that_share_what_they_read_are_not_alone() -> None:
     net = small_net("ee_dp", seed=8)
     module = net.extract(replace(net.space.largest(), height=2))
