@@ -29,7 +29,6 @@ from ofav2.data.cache import CheckedImages
 from ofav2.data.views import short_side
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
-from ofav2.runtime.memory import keep_freed_memory
 from ofav2.tasks.classification import Classification
 from supernets import Subnet, Supernet
 
@@ -242,7 +241,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    keep_freed_memory()
     options = Options(
         networks=chosen.networks,
         calibration_images=chosen.calibration_images,

@@ -31,7 +31,7 @@ from supernets.outputs import Outputs, exit_logits
 
 KEPT_BYTES = 2**30
 """Decoded images of all splits and resolutions together are kept in memory up to this size."""
-CHUNK_PIXELS = 2**17
+CHUNK_PIXELS = 2**18
 """Pixels of the images that a CPU evaluates at once: what a layer leaves is then still in the caches for the next."""
 
 
