@@ -2,6 +2,7 @@
 
 python -m benchmarks.exit_weights FOLDER data.root=PATH                   # a folder of images by class
 python -m benchmarks.exit_weights FOLDER data.root=PATH --epochs 8 32 --networks resnet10t mobilenetv3_small_100
+python -m benchmarks.exit_weights FOLDER data.name=imagefolder data.root=PATH --recipe aep_paper --epochs 100
 python -m benchmarks.exit_weights FOLDER data.root=PATH --show            # what is done already
 
 It answers whether AEP's gain is there at the end of a long training, too, or only because short ones stop early. Every
@@ -14,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -33,14 +35,10 @@ from supernets.output_costs import output_costs
 SINGLE = "last"
 """The scheme that trains a network's own exit alone."""
 SCHEMES = (SINGLE, "ascending", "descending", "mixed", "uniform")
-SETTINGS = (
-    "data.resolutions=[32]",
-    "data.batch_size=64",
-    "evaluation.every_epochs=0",
-    "run.device=cpu",
-    "run.threads=1",
-)
-"""No epoch is chosen by validation: the last one counts, after a cosine to zero."""
+SETTINGS = ("data.resolutions=[32]", "data.batch_size=64", "run.device=cpu", "run.threads=1")
+RECIPES = MappingProxyType({"exits": ("evaluation.every_epochs=0",), "aep_paper": ()})
+"""Recipes, with settings of their own. Of `exits` no epoch is chosen by validation: the last one counts, after a cosine
+to zero. Of AEP's, the epoch of the best validation ensemble counts, and training ends as soon as validation stalls."""
 RESULTS = "results.jsonl"
 
 
@@ -58,11 +56,13 @@ class Work:
     """Seed of weights and batches."""
     settings: tuple[str, ...]
     """Further settings of its recipe."""
+    recipe: str
+    """A key of `RECIPES`."""
 
     @property
     def folder(self) -> str:
         """Name of its run folder."""
-        return f"{self.network}-{self.scheme}-{self.epochs}-{self.seed}"
+        return f"{self.recipe}-{self.network}-{self.scheme}-{self.epochs}-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def trained(work: Work, folder: Path) -> Source:
     run = folder / work.folder
     settings = (
         *SETTINGS,
+        *RECIPES[work.recipe],
         f"network.name={work.network}",
         f"teacher.exit_weights={work.scheme}",
         f"phases.all.epochs={work.epochs}",
         f"run.seed={work.seed}",
         *work.settings,
     )
-    return open_source(train_or_resume(run, "exits", settings).folder)
+    return open_source(train_or_resume(run, work.recipe, settings).folder)
 
 
 def measured(work: Work, source: Source) -> Result:
@@ -122,7 +123,7 @@ def works(options: argparse.Namespace) -> Iterator[Work]:
     """Yield all trainings, seed by seed, so that an unfinished table compares equal numbers of them."""
     for seed, epochs, network in product(range(options.seeds), options.epochs, options.networks):
         for scheme in SCHEMES:
-            yield Work(network, scheme, epochs, seed, tuple(options.settings))
+            yield Work(network, scheme, epochs, seed, tuple(options.settings), options.recipe)
 
 
 def show(results: Sequence[Result], asked: Sequence[Work]) -> None:
@@ -152,7 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Train what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where results and runs are kept")
-    parser.add_argument("settings", nargs="+", metavar="key=value", help="of the recipe `exits`; data.root at least")
+    parser.add_argument("settings", nargs="+", metavar="key=value", help="of the recipe; data.root at least")
+    parser.add_argument("--recipe", choices=RECIPES, default="exits")
     parser.add_argument("--networks", nargs="+", default=["resnet10t"], help="names in timm")
     parser.add_argument("--epochs", nargs="+", type=int, default=[32], help="lengths of training")
     parser.add_argument("--seeds", type=int, default=3)

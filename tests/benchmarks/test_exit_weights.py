@@ -8,13 +8,14 @@ from benchmarks import exit_weights
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("recipe", exit_weights.RECIPES)
 def test_a_training_is_kept_and_its_row_says_which_seeds_are_missing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exit_weights, "SCHEMES", ("last", "mixed"))
     settings = ["data.name=digits", "data.batch_size=256", "data.shrink_to=0", "phases.all.warmup_epochs=0"]
     settings += ["data.resolutions=[16]", "data.val_fraction=0.45", "data.test_fraction=0.5"]
-    given = [str(tmp_path), *settings, "--networks", "test_resnet", "--epochs", "1"]
+    given = [str(tmp_path), *settings, "--recipe", recipe, "--networks", "test_resnet", "--epochs", "1"]
     exit_weights.main([*given, "--seeds", "1"])
     kept = (tmp_path / exit_weights.RESULTS).read_bytes()
     exit_weights.main([*given, "--seeds", "2", "--show"])
