@@ -155,7 +155,7 @@ def train_batches(
         positions=np.array([*before, *range(first, first + size)], dtype=np.int64),
     )
     images = data.train.images
-    together = device.type != "cpu" and images.size is not None
+    together = device.type != "cpu" and images.decoded and images.size is not None
     loader = _Loader(
         _TrainPatches(data.train, images, config.flip)
         if isinstance(images, PatchImages)

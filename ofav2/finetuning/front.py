@@ -111,7 +111,7 @@ def finetune_front(
         RunError: If the search is not finished, or its run has other weights now.
     """
     check_formats(formats)
-    read_forms(",".join(forms))
+    forms = read_forms(",".join(forms))
     found, path = load_search(search), Path(out)
     finalists = found.final.finalists
     runs = {place: _opened(found, found.sources[place]) for place in sorted({one.run for one in finalists})}

@@ -309,7 +309,9 @@ def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
         RunError: They don't fit the record.
     """
     if record.finetuning:
-        return recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
+        kept = recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
+        # The number may be what was fastest elsewhere.
+        return replace(kept, run=replace(kept.run, threads=0))
     config, phase = recipe.parse(record.run.recipe, f"recipe in {where}"), record.run.phase
     if phase not in config.phases:
         raise RunError(f"{where}: its recipe has no phase ({phase!r}), which left the weights: extract it again")

@@ -155,8 +155,8 @@ def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks
         sampler="marginals",
         networks=tuple(network.to_json() for network in networks),
     )
-    # The front is measured instead of corners.
-    more = replace(config, phases=phases, evaluation=replace(config.evaluation, corners="none"))
+    # The front is measured instead of corners. No epoch is chosen: validation has the half that confirms the gain.
+    more = replace(config, phases=phases, evaluation=replace(config.evaluation, corners="none", every_epochs=0.0))
     # Written and read again, so that ranges are checked as those of any recipe.
     return recipe.parse(recipe.dump(more), "recipe of the adaptation")
 

@@ -68,7 +68,7 @@ def choose_threads(
 
 def warn_of_too_many(threads: int) -> None:
     """Say so where a number of threads exceeds the CPUs of this process."""
-    cpus = usable_cpus()
+    cpus = max(1, usable_cpus() // local_processes())
     if threads > cpus:
         logger.warning(f"run.threads ({threads}) is more than the CPUs of this process ({cpus}), which makes it slow")
 

@@ -31,6 +31,7 @@ from ofav2.tasks.base import Task
 from ofav2.training.objectives import Objective
 from ofav2.training.optim import Updates, make_updates
 from ofav2.training.phases import Phase
+from ofav2.training.samplers import batch_resolutions
 from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_steps
 from ofav2.training.writer import RunWriter
@@ -191,9 +192,10 @@ def _start(setup: Setup, phase: Phase, updates: Updates, state: PhaseState | Non
 def _steps(setup: Setup, phase: Phase, objective: Objective, updates: Updates, position: Position) -> Iterator[Step]:
     """Train the steps that a phase has left: none if its patience is over."""
     stream = Stream(setup.config.run.seed, phase.name)
+    config = setup.config.data
     batches = train_batches(
         setup.data,
-        setup.config.data,
+        replace(config, resolutions=batch_resolutions(phase.sampler, config.resolutions)),
         stream,
         range(position.step, position.step if position.patience.over else phase.steps),
         share=setup.runtime.processes.share,

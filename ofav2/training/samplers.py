@@ -1,5 +1,6 @@
 """Sample a step's sub-networks. To add one, write a frozen class with `draw` and name it below."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -89,6 +90,23 @@ class Marginals:
             expand=tuple(tuple(block.expand for block in stage) for stage in blocks),
             level=tuple(tuple(block.level for block in stage) for stage in blocks),
         )
+
+
+def batch_resolutions(sampler: Sampler, resolutions: Sequence[int]) -> tuple[int, ...]:
+    """Return the resolutions that a phase's batches are drawn from, each as likely; what is likelier is repeated.
+
+    A step's networks have its batch's resolution, so a sampler can't choose it. With `Marginals`, batches have those of
+    its networks, as often as these have them, but for one in `1 / EVEN`.
+
+    Args:
+        sampler: The phase's.
+        resolutions: All resolutions in pixels.
+    """
+    if not isinstance(sampler, Marginals):
+        return tuple(resolutions)
+    seen = [network.resolution for network in sampler.networks]
+    often = (1 / Marginals.EVEN - 1) * len(resolutions) / len(seen)
+    return (*seen * math.ceil(often), *resolutions)
 
 
 def _block(seen: Sequence[BlockChoice], space: Space, rng: np.random.Generator) -> BlockChoice:

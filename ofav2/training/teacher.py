@@ -65,6 +65,12 @@ def external_teachers(plan: Plan, config: Config, data: ImageData, task: Task, r
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     if not names:
+        for name in ("checkpoint", "mean", "std"):
+            if (value := getattr(config.teacher, name)) is not None:
+                raise UserError(
+                    f"teacher.{name} ({value}) is of a teacher from timm, and no phase has one: set"
+                    " teacher.policy=timm:NAME, or leave it out"
+                )
         return ExternalTeachers({}, None)
     if task.dense:
         raise UserError(

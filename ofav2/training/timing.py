@@ -14,6 +14,7 @@ from ofav2.training.objectives import Teacher
 from ofav2.training.optim import make_updates
 from ofav2.training.phase import make_objective
 from ofav2.training.phases import Phase
+from ofav2.training.samplers import batch_resolutions
 from ofav2.training.setup import Setup, phase_weights
 from ofav2.training.step import Guard, train_steps
 from ofav2.training.teacher import external_as_teacher, largest_as_teacher
@@ -48,7 +49,8 @@ def _step_seconds(setup: Setup, phase: Phase) -> float:
         runtime.use_cpu_kernels(net)
     measured = replace(setup, net=net)
     stream = Stream(config.run.seed, phase.name)
-    batches = train_batches(setup.data, config.data, stream, range(STEPS + 1), device=runtime.device)
+    data = replace(config.data, resolutions=batch_resolutions(phase.sampler, config.data.resolutions))
+    batches = train_batches(setup.data, data, stream, range(STEPS + 1), device=runtime.device)
     steps = train_steps(
         net,
         posed(batches, setup.data, setup.task, stream, runtime),

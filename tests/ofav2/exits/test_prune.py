@@ -147,6 +147,13 @@ def test_what_is_said_of_subsets_can_be_measured_again(pruned: tuple[Path, Prune
     assert pruning.scale is None
 
 
+def test_subsets_are_timed_on_images_as_they_come_in_use(whole: Source) -> None:
+    for count in (1, 4):
+        images = prune._images(whole, count)
+        assert len(images) == count
+        assert images.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_winner_of_aep_is_written_from_a_run_with_one_exit_as_a_plain_network(
     tiny_run: Run, opened: ofav2.OpenedRun, tmp_path: Path
 ) -> None:

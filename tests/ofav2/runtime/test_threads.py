@@ -203,3 +203,10 @@ def test_more_threads_than_cpus_are_said(monkeypatch: pytest.MonkeyPatch, notes:
     assert notes() == ""
     threads.warn_of_too_many(3)
     assert "run.threads (3) is more than the CPUs of this process (2)" in notes()
+
+
+def test_processes_of_one_machine_share_its_cpus(monkeypatch: pytest.MonkeyPatch, notes: Notes) -> None:
+    monkeypatch.setattr(threads, "usable_cpus", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    threads.warn_of_too_many(2)
+    assert "run.threads (2) is more than the CPUs of this process (1)" in notes()

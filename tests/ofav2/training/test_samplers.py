@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from ofav2.config.schema import PhaseConfig
 from ofav2.errors import UserError
 from ofav2.training.phases import make_plan
-from ofav2.training.samplers import SAMPLERS, Largest, Marginals, Sandwich, Uniform
+from ofav2.training.samplers import SAMPLERS, Largest, Marginals, Sandwich, Uniform, batch_resolutions
 from supernets import Subnet
 from tests.ofav2.tiny import phase_config, tiny_net, two_phases
 
@@ -76,6 +77,14 @@ def test_marginals_are_those_of_the_given_networks() -> None:
             assert sum(abs(expected.get(choice, 0) - found.get(choice, 0)) for choice in choices) / 2 < 0.05
             compared += 1
     assert compared > 20
+
+
+def test_batches_have_the_networks_resolutions_as_often_as_these() -> None:
+    small, large = (replace(SPACE.largest(), resolution=side) for side in (16, 24))
+    drawn = batch_resolutions(Marginals(1, (small, large, large)), (16, 20, 24))
+    found = {side: drawn.count(side) / len(drawn) for side in (16, 20, 24)}
+    assert found == pytest.approx({16: 1 / 3, 20: Marginals.EVEN / 3, 24: 2 / 3}, abs=0.02)
+    assert batch_resolutions(Uniform(2), (16, 20)) == (16, 20)
 
 
 def test_a_gene_that_is_mostly_one_value_is_drawn_so() -> None:

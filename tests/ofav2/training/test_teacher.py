@@ -271,7 +271,9 @@ def test_external_teachers_are_built_once_and_only_where_a_phase_names_one(timm_
     config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
     built = externals(plan_with_teachers(policy, "best", policy, "none"), config, DATA, (16,))
     assert list(built) == [policy]
-    assert externals(plan_with_teachers("best", "none"), config, DATA, (16,)) == {}
+    assert externals(plan_with_teachers("best", "none"), TeacherConfig(), DATA, (16,)) == {}
+    with pytest.raises(UserError, match=r"teacher\.checkpoint \(.*\) is of a teacher from timm, and no phase has one"):
+        externals(plan_with_teachers("best", "none"), config, DATA, (16,))
 
 
 def test_the_teachers_file_is_recorded_and_another_one_is_a_change(tmp_path: Path) -> None:
