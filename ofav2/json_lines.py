@@ -41,10 +41,12 @@ def cut_unfinished_line(path: Path) -> None:
     Raises:
         RunError: If the file can't be changed.
     """
-    size = sum(len(line) + 1 for line in whole_lines(path))
     try:
-        if path.exists() and path.stat().st_size > size:
+        if path.exists():
             with files.open_in_place(path, "rb+") as lines:
-                lines.truncate(size)
+                # Read from the file that is cut: another process may append meanwhile.
+                content = lines.read()
+                if content and not content.endswith(b"\n"):
+                    lines.truncate(content.rfind(b"\n") + 1)
     except OSError as error:
         raise RunError(f"{path} cannot be cut ({error.strerror}); check that it is a file you may change") from error

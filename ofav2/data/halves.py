@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ofav2.data.splits import Split
+from ofav2.data.patches import PatchImages
+from ofav2.data.splits import Split, draw_places
 from ofav2.errors import UserError
 from ofav2.rng import generator
 
@@ -23,18 +24,23 @@ class Halves(NamedTuple):
 
 
 def halve(val: Split, seed: int) -> Halves:
-    """Halve a split at random, each label evenly.
+    """Halve a split at random, each label evenly; of patches, whole places, as those of one place are alike.
 
     Args:
         val: The validation images.
         seed: The data set's seed of splits, so that all searches of a run have the same halves.
 
     Raises:
-        UserError: If there are fewer than two images.
+        UserError: If there are fewer than two images, or patches of one place alone.
     """
     if len(val) < 2:
         raise UserError(f"validation has {len(val)} image: a search needs two at least; raise data.val_fraction")
-    search, confirmation = halve_places(val.targets, generator("search halves", seed))
+    rng = generator("search halves", seed)
+    if isinstance(val.images, PatchImages):
+        drawn = draw_places(val.images.places, 0.5, rng, "a search's confirmation")
+        search, confirmation = np.flatnonzero(~drawn), np.flatnonzero(drawn)
+    else:
+        search, confirmation = halve_places(val.targets, rng)
     return Halves(val.take("search", np.sort(search)), val.take("confirmation", np.sort(confirmation)))
 
 

@@ -369,7 +369,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
         UserError: A class has a single image, or all patches lie in one place.
     """
     if isinstance(split.images, PatchImages):
-        drawn = _some_places(split.images.places, fraction, generator(f"hold out {held}", seed), held)
+        drawn = draw_places(split.images.places, fraction, generator(f"hold out {held}", seed), held)
         return np.flatnonzero(~drawn), np.flatnonzero(drawn)
     drawn = np.zeros(len(split), dtype=bool)
     for label, name in enumerate(classes):
@@ -384,7 +384,7 @@ def hold_out(split: Split, *, fraction: float, held: str, classes: Sequence[str]
     return np.flatnonzero(~drawn), np.flatnonzero(drawn)
 
 
-def _some_places(
+def draw_places(
     places: npt.NDArray[np.str_], fraction: float, rng: np.random.Generator, held: str
 ) -> npt.NDArray[np.bool_]:
     """Say which patches are drawn, all or none of a place (N,)."""

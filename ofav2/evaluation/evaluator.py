@@ -172,7 +172,10 @@ class Evaluator:
                 outputs = (distill.ensemble(exits, weights.ensemble), *exits)
                 found.append(torch.stack([self.task.tally(output, target) for output in outputs]))
                 loss = distill.joint_loss(exits, partial(self.task.loss, target=target), weights.losses)["loss"]
-                losses.append(torch.stack([len(images) * to_float64(loss), to_float64(loss.new_tensor(len(images)))]))
+                # A loss is a mean over what counts, of which portions have more or less.
+                valid = self.task.counted(target)
+                count = to_float64(loss.new_tensor(len(images)) if valid is None else valid.sum())
+                losses.append(torch.stack([count * to_float64(loss), count]))
         sums = [*torch.stack(found).sum(0).cpu(), torch.stack(losses).sum(0).cpu()] if found else []
         *tallies, (total, count) = self.runtime.processes.totals(sums)
         ensemble, *scores = (self._read(own)[0] for own in tallies)

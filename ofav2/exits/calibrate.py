@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ofav2.data import Batch, Split
+from ofav2.data.loaders import count_views
 from ofav2.deploy.agreement import require_same
 from ofav2.errors import UserError
 from ofav2.exits.collect import split_inputs
@@ -277,7 +278,8 @@ def _call_times(
         for size in sizes:
             batches = [images for images, _ in _inputs(opened, split, size)]
             found.append(stream_times(calls, batches, ROUNDS, advance))
-    return [tuple(round(time / len(split)) for time in times) for times in zip(*found, strict=True)]
+    count = count_views(split, opened.record.subnet.resolution)
+    return [tuple(round(time / count) for time in times) for times in zip(*found, strict=True)]
 
 
 def _kept(curve: ThresholdCurve) -> CurveRecord:

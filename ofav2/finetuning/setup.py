@@ -27,6 +27,7 @@ from ofav2.deploy.artifact import (
     StockProvenance,
     SubnetRecord,
     describe_subnet,
+    input_record,
     load_subnet,
 )
 from ofav2.deploy.extract import COMPARED
@@ -218,6 +219,10 @@ def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Ta
         logger.warning("validation images were trained on by the last fine-tuning: epochs found on them say little")
     if isinstance(record.provenance, StockProvenance) and isinstance(net.architecture, Backbone):
         _refuse_dropout(config, net.architecture)
+    # Only the same images, seen in the same way, can be compared before and after.
+    measured_alike = record.measured_fingerprint == data.fingerprint and record.input == input_record(
+        data, side, config.data.eval_crop
+    )
     return Start(
         name=record.name,
         module=module,
@@ -229,7 +234,7 @@ def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Ta
         finetuning=record.finetuning,
         sha256=record.sha256,
         new_classifiers=new_classifiers,
-        test_before=record.scores["test"] if record.measured_fingerprint == data.fingerprint else None,
+        test_before=record.scores["test"] if measured_alike else None,
     )
 
 

@@ -246,7 +246,7 @@ def _gain(record: SearchRecord, before: Sequence[Finalist], after: Sequence[Fina
     rank = record.metric.rank
     pairs = list(zip(before, after, strict=True))
     gain = float(np.mean([rank(new.confirmed) - rank(old.confirmed) for old, new in pairs]))
-    if record.metric.unit != "%":
+    if not record.metric.counts_images:
         return gain, None
     shares = [float(np.mean([one.confirmed for one in front])) for front in (before, after)]
     return gain, math.sqrt(sum(share * (1 - share) for share in shares) / record.confirmation_images)

@@ -20,7 +20,7 @@ from ofav2.typed_json import Count, Positive, Sha256, read_record
 from supernets import Architecture, Space, Subnet
 
 RECORD, FRONT, ADAPTATION = "search.json", "front.json", "adaptation.json"
-FORMAT, FRONT_FORMAT, ADAPTATION_FORMAT = "ofav2-search/3", "ofav2-front/3", "ofav2-adaptation/2"
+FORMAT, FRONT_FORMAT, ADAPTATION_FORMAT = "ofav2-search/4", "ofav2-front/3", "ofav2-adaptation/2"
 ADAPTED = "adapted"
 """Name of the run in a search's folder that holds the adapted supernet; several are numbered, as `adapted-2`."""
 SEARCH_AGAIN = "search again with `ofav2 search RUN`"

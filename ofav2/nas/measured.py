@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ofav2 import files
 from ofav2.data import Split
+from ofav2.data.patches import PatchImages
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
 from ofav2.runs.records import versions
@@ -66,6 +67,9 @@ def measurement_key(run: OpenedRun, images: Split) -> str:
     """Return a digest of all that a measurement depends on, but the network: weights, images, calibration, versions."""
     evaluator = run.evaluator
     digest = hashlib.sha256(images.targets.tobytes())
+    if isinstance(images.images, PatchImages):
+        # Targets may be planes, which are no labels: these rows say which patches they are.
+        digest.update(images.images.rows.tobytes())
     facts = (
         *(run.loaded.sha256, run.data.fingerprint, images.name, evaluator.task.metrics[0].name),
         *(evaluator.config.calibration_images, evaluator.config.calibration_batch, evaluator.seed),

@@ -170,7 +170,7 @@ def front_optimism(record: SearchRecord, finalists: Sequence[Finalist]) -> tuple
     """
     rank = record.metric.rank
     mean = float(np.mean([rank(one.searched) - rank(one.confirmed) for one in finalists]))
-    if record.metric.unit != "%":
+    if not record.metric.counts_images:
         return mean, None
     share = float(np.mean([one.confirmed for one in finalists]))
     return mean, math.sqrt(share * (1 - share) * (1 / record.search_images + 1 / record.confirmation_images))

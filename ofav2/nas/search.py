@@ -28,7 +28,7 @@ from ofav2.nas.found import (
     located_from,
     read_found,
 )
-from ofav2.nas.latency_table import TABLE
+from ofav2.nas.latency_table import TABLE, load_table
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import measurement_key
 from ofav2.nas.objectives import read_objectives
@@ -192,11 +192,30 @@ def _constrain(
             if len(runs) == 1:
                 raise
             raise UserError(f"run ({one.folder}) can't be searched with the others: {error}") from error
+    _require_one_unit(runs, tables)
     return found[0]
+
+
+def _require_one_unit(runs: Sequence[LoadedSupernet], tables: Sequence[Path | None]) -> None:
+    """Refuse latency tables of another machine, or of other images per call: their numbers can't stand on one front."""
+    units = [
+        (table, load_table(table, require_supernet(one.net, "extract it").architecture))
+        for one, table in zip(runs, tables, strict=True)
+        if table
+    ]
+    for path, table in units[1:]:
+        first = units[0][1]
+        if (table.machine, table.batch) != (first.machine, first.batch):
+            raise UserError(
+                f"latency tables ({units[0][0]} and {path}) are of different machines, threads or batches"
+                f" ({show(to_plain(first.machine))}, batch {first.batch}; {show(to_plain(table.machine))}, batch"
+                f" {table.batch}): measure both alike with `ofav2 latency RUN`"
+            )
 
 
 def _difference(first: LoadedSupernet, other: LoadedSupernet) -> str | None:
     """Return what keeps two runs from being searched as one space, with both values; None if nothing does."""
+    recipes = [trained_recipe(run.folder, run.record) for run in (first, other)]
     facts = [
         (
             ("task", run.record.task),
@@ -204,12 +223,15 @@ def _difference(first: LoadedSupernet, other: LoadedSupernet) -> str | None:
             ("data sets", run.record.data.name),
             ("classes", run.record.data.classes),
             ("numbers of images", to_plain(run.record.data.images)),
-            ("seeds of the split", trained_recipe(run.folder, run.record).data.split_seed),
+            ("seeds of the split", config.data.split_seed),
+            ("data.eval_crop", config.data.eval_crop),
+            ("evaluation.calibration_images", config.evaluation.calibration_images),
+            ("evaluation.calibration_batch", config.evaluation.calibration_batch),
             ("images or splits", run.record.data.fingerprint[:12]),
             *((f"choices of {name}", getattr(run.net.space, name)) for name in DIMENSIONS),
             ("numbers of stages", run.net.space.stages),
         )
-        for run in (first, other)
+        for run, config in zip((first, other), recipes, strict=True)
     ]
     for (name, before), (_, after) in zip(*facts, strict=True):
         if before != after:

@@ -119,7 +119,7 @@ def _optimism(record: SearchRecord, front: FrontRecord) -> str:
 
 
 def _has_band(record: SearchRecord) -> bool:
-    return record.metric.unit == "%"
+    return record.metric.counts_images
 
 
 def _band(record: SearchRecord, confirmed: float) -> tuple[float, float] | None:

@@ -224,7 +224,7 @@ def _chosen(
     if choice.shots is None and choice.indices is None:
         return None
     where = f"list ({choice.indices})"
-    lists = files.read_json(choice.indices) if choice.indices is not None else None
+    lists = _read_list(choice.indices, where) if choice.indices is not None else None
     found: dict[str, tuple[int, ...]] = {}
     for bucket, regions in BUCKETS:
         own = {split: [tile for tile in tiles[split] if _region(tile) in regions] for split in ("train", "val")}
@@ -238,7 +238,26 @@ def _chosen(
             means = None if highest is None else (_mean(root, own["train"], highest), _mean(root, own["val"], highest))
             picked = draw(choice.shots, train, val, means)
         found |= _by_file(own["train"], picked.train) | _by_file(own["val"], picked.val)
+    if not any(tile.name in found for tile in tiles["train"]):
+        raise UserError(f"{where}: chooses no training patch of this folder; give a list of PhilEO Bench")
     return found
+
+
+def _read_list(path: Path, where: str) -> dict[str, Any]:
+    """Read a list of patches.
+
+    Raises:
+        UserError: It can't be read, or is no JSON object.
+    """
+    try:
+        value = files.parse_json(files.read_bytes(path, files.MAX_JSON_BYTES))
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({error.strerror}); correct the path") from error
+    except ValueError as error:
+        raise UserError(f"{where}: is no JSON ({error}); give a list of PhilEO Bench") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: must hold an object; give a list of PhilEO Bench")
+    return value
 
 
 def _region(tile: Tile) -> str:

@@ -112,7 +112,8 @@ class Learned:
     reference: tuple[float, ...]
     """The worst objectives that count; fixed after round 0."""
     tau: float | None
-    """Kendall's rank correlation of the round's predicted and measured losses; None where there are none."""
+    """Kendall's rank correlation of predicted and measured losses, of the round's networks that no earlier round
+    measured; None where there are none."""
 
 
 Event = Picked | Measured | Learned
@@ -163,15 +164,18 @@ def search(
         if losses is None:
             return
         nested = [problem.nested(body) for body in picked.bodies]
+        # A predictor is judged by networks that it was not fitted on: shorter ones may have been measured before.
+        new = [archive.lacks(genes) for genes in nested]
         for body, genes in enumerate(nested):
             archive = archive.plus(problem, genes, losses[body])
-        found = np.concatenate([losses[body] for body in range(len(nested))])
+        guessed, found = np.zeros(0), np.zeros(0)
         if number:
-            predicted = np.concatenate([predicted, *picked.predicted])[-RECENT:]
-            real = np.concatenate([real, found])[-RECENT:]
+            guessed = np.concatenate([losses[unknown] for losses, unknown in zip(picked.predicted, new, strict=True)])
+            found = np.concatenate([losses[body][unknown] for body, unknown in enumerate(new)])
+            predicted, real = (np.concatenate(pair)[-RECENT:] for pair in ((predicted, guessed), (real, found)))
         reference = reference if number else first_reference(archive, settings.worst_loss)
         if not _old(old, Learned):
-            tau = rank_correlation(np.concatenate([*picked.predicted, []]), found)
+            tau = rank_correlation(guessed, found)
             volume = hypervolume(archive.points, reference)
             yield Learned(number, len(archive), volume, tuple(reference.tolist()), tau)
         done, number = done + len(nested), number + 1

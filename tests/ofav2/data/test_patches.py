@@ -24,6 +24,7 @@ from ofav2.data import (
     view_bytes,
     write_split,
 )
+from ofav2.data.halves import halve
 from ofav2.data.patches import PatchImages, turned
 from ofav2.data.splits import hold_out
 from ofav2.data.statistics import class_shares
@@ -333,3 +334,16 @@ def test_shares_of_classes_are_those_of_pixels_that_count_or_of_images(tmp_path:
     assert class_shares(train, len(CODES)) == tuple((codes == code).mean() for code in CODES)
     kinds = open_data(config(tmp_path, target="kind")).train
     assert class_shares(kinds, 2) == (0.5, 0.5)
+
+
+def test_a_search_confirms_on_places_that_it_never_saw(tmp_path: Path) -> None:
+    """Patches of one place are alike."""
+    write_patches(tmp_path)
+    val = open_data(config(tmp_path)).val
+    halves = halve(val, 3)
+    places = [{str(place) for place in half.images.places} for half in halves]
+    assert all(places)
+    assert not places[0] & places[1]
+    assert len(halves.search) + len(halves.confirmation) == len(val)
+    with pytest.raises(UserError, match=r"is the only one of .* needs one of its own"):
+        halve(halves.confirmation, 3)

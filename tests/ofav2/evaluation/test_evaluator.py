@@ -14,14 +14,17 @@ from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 from ofa.imagenet_classification.elastic_nn.utils import set_running_statistics
 from torch import Tensor, nn
 
+import distill
 import supernets
-from ofav2.data import ImageData
+from ofav2.data import Batch, ImageData
+from ofav2.data.patches import IGNORED
 from ofav2.data.views import evaluation_view
 from ofav2.evaluation import evaluator as evaluation
 from ofav2.evaluation.evaluator import Score, mean_score, nested_groups
 from ofav2.evaluation.recalibration import adopt_statistics, recalibrate
 from ofav2.exits.collect import predict_exits
 from ofav2.tasks.classification import Classification
+from ofav2.tasks.segmentation import Segmentation
 from supernets import Subnet, Supernet
 from tests.ofav2.tiny import CPU, bits, cut, same_bits, tiny_data, tiny_evaluator, tiny_net
 from tests.supernets.randomise import randomise
@@ -355,3 +358,18 @@ def test_what_is_kept_of_all_resolutions_has_one_bound(monkeypatch: pytest.Monke
         plain._kept.budget = 0
         assert all(map(torch.equal, kept, (batch.images for batch in plain.inputs(data.val, side))))
     assert evaluator._kept.used == one + 40 * 3 * 12**2
+
+
+def test_a_loss_over_pixels_that_count_is_that_of_all_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Portions of images have more or fewer such pixels, and a card's portions are others than a CPU's."""
+    task, weights = Segmentation(("water", "land")), distill.exit_weights("uniform", 1)
+    outputs = torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+    targets = torch.zeros(4, 5, 5, dtype=torch.long)
+    targets[1, 1:], targets[2], targets[3, :, 2:] = IGNORED, IGNORED, IGNORED
+    judge = tiny_evaluator(tiny_data())
+    monkeypatch.setattr(judge, "task", task)
+    for size in (1, 2, 3, 4):
+        batches = list(map(Batch, outputs.split(size), targets.split(size)))
+        monkeypatch.setattr(type(judge), "inputs", lambda *given, batches=batches: iter(batches))
+        found = judge.joint_scores(nn.Identity(), weights, 5, judge.data.val)
+        assert found.loss == pytest.approx(float(task.loss(outputs, targets)))

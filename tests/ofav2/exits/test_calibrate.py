@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ import torch
 
 import ofav2
 from ofav2.cli import main as cli
+from ofav2.config.schema import DataConfig
+from ofav2.data import count_views, eval_batches, open_data
 from ofav2.deploy.artifact import RECORD, FinetuningRecord, Search, Validation, write_subnet_record
 from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate
@@ -21,6 +24,7 @@ from ofav2.exits.early import NEVER
 from ofav2.exits.policy_file import EARLY_RECORD
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.runs.records import Run, SplitSizes
+from tests.ofav2.patches import write_patches
 
 EXITS = (1, 3, 4)
 Capture = pytest.CaptureFixture[str]
@@ -277,3 +281,19 @@ def test_calibrate_shows_the_policy_that_it_chose(directory: Path, capsys: Captu
     assert "chosen: threshold" in out
     assert "next: ofav2 predict" in err
     assert (directory / PAGE).is_file()
+
+
+def test_times_are_per_window_of_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call of 1,000 nanoseconds per input takes so long per image, however many windows a patch has."""
+    write_patches(tmp_path)
+    data = open_data(DataConfig(name="patches", root=str(tmp_path), target="cover", resolutions=(6,), eval_crop=1.0))
+    assert count_views(data.val, 6) == 4 * len(data.val)
+    opened: Any = SimpleNamespace(data=data, record=SimpleNamespace(subnet=SimpleNamespace(resolution=6)))
+    views = list(eval_batches(data.val, resolution=6, eval_crop=1.0, batch_size=5))
+    monkeypatch.setattr(calibrate, "_inputs", lambda *given: views)
+
+    def timed(calls: list[Any], batches: list[torch.Tensor], *more: object) -> list[int]:
+        return [1000 * sum(map(len, batches)) for _ in calls]
+
+    monkeypatch.setattr(calibrate, "stream_times", timed)
+    assert calibrate._call_times(opened, [len], [5]) == [(1000,)]

@@ -249,6 +249,14 @@ def test_images_are_normalised_as_the_network_was_trained_to_expect(extracted: P
     assert (own.mean, own.std) == (tuple(tiny.MEAN), tuple(tiny.STD))
 
 
+def test_what_is_seen_otherwise_is_not_compared_with_before(extracted: Path, tmp_path: Path, serve: Serve) -> None:
+    """Another crop alone changes accuracy, which would be taken for fine-tuning's effect."""
+    serve(images(fingerprint=ofav2.describe_subnet(extracted).measured_fingerprint))
+    for name, settings, known in (("same", [], True), ("other", ["data.eval_crop=0.5"], False)):
+        written = finetune(extracted, [*QUICK, *settings], out=tmp_path / name)
+        assert (written.finetuning[-1].test_before is not None) == known
+
+
 # What is written
 
 

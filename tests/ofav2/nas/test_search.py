@@ -19,6 +19,7 @@ from ofav2.cli.main import main
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, Score
+from ofav2.nas import adapt, rounds
 from ofav2.nas import search as search_module
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.found import FRONT, front_ranking, pick_finalist
@@ -28,10 +29,12 @@ from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.search_clock import SECONDS
 from ofav2.nas.search_log import ARCHIVE, measured_networks
+from ofav2.report import search as page
 from ofav2.runs import checkpoint
 from ofav2.runs.folder import checkpoint_path
 from ofav2.runs.records import read_run, write_run
 from ofav2.tasks.base import Metric
+from ofav2.tasks.segmentation import MEAN_IOU
 from supernets import Subnet, Supernet
 from tests.ofav2.conftest import MEASUREMENTS, QUICK
 from tests.ofav2.crew import crew
@@ -514,3 +517,11 @@ def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypa
     for python in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec(python.replace("measurements=40", "measurements=6"), names)
     assert "energy" in names["found"].record.costs
+
+
+def test_shares_of_pixels_have_no_error_of_images() -> None:
+    record: Any = SimpleNamespace(metric=MEAN_IOU, search_images=10, confirmation_images=10)
+    before, after = ([SimpleNamespace(searched=0.45, confirmed=value)] for value in (0.40, 0.42))
+    assert rounds.front_optimism(record, before) == (pytest.approx(0.05), None)  # type: ignore[arg-type]
+    assert adapt._gain(record, before, after) == (pytest.approx(0.02), None)  # type: ignore[arg-type]
+    assert page._band(record, 0.40) is None

@@ -1,6 +1,7 @@
 """Two runs of different widths searched as one space, and what keeps runs from that."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from ofav2.data.halves import halve
 from ofav2.errors import UserError
 from ofav2.nas import adapt
 from ofav2.nas.found import ADAPTATION, Finalist
+from ofav2.nas.latency_table import TABLE
 from ofav2.nas.search_log import ARCHIVE
 from ofav2.runs.records import Run, read_run
 from tests.ofav2.changes import change_facts
@@ -161,6 +163,16 @@ def changed_split(facts: dict[str, Any]) -> None:
     facts["recipe"] = facts["recipe"].replace("split_seed: 0", "split_seed: 1")
 
 
+def setting(name: str, value: str) -> Callable[[dict[str, Any]], None]:
+    """Return a change of a setting in the kept recipe."""
+
+    def change(facts: dict[str, Any]) -> None:
+        facts["recipe"], changed = re.subn(rf"(?<= ){name}.*", name + value, facts["recipe"])
+        assert changed == 1
+
+    return change
+
+
 def changed_classes(facts: dict[str, Any]) -> None:
     facts["data"]["classes"][0] = "another"
 
@@ -173,6 +185,9 @@ def changed_images(facts: dict[str, Any]) -> None:
     ("change", "difference"),
     [
         (changed_split, r"seeds of the split \(0 and 1\)"),
+        (setting("eval_crop: ", "0.5"), r"data\.eval_crop \(.* and 0\.5\)"),
+        (setting("calibration_images: ", "7"), r"evaluation\.calibration_images \(.* and 7\)"),
+        (setting("calibration_batch: ", "3"), r"evaluation\.calibration_batch \(.* and 3\)"),
         (changed_classes, "classes"),
         (changed_images, "images or splits"),
         (lambda facts: facts["phases"].pop(), "choices of expand"),
@@ -185,6 +200,16 @@ def test_runs_that_are_no_one_space_are_refused(
     change_facts(other, change)
     with pytest.raises(UserError, match=f"have different {difference}"):
         ofav2.search([both / "narrow", other], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_latency_tables_of_other_batches_are_no_one_front(both: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(both, tmp_path / "both"))
+    runs = [folder / "narrow", folder / "wide"]
+    for run, batch in zip(runs, (1, 2), strict=True):
+        ofav2.save_table(ofav2.measure_table(run, batch=batch, threads=1), run / TABLE)
+    with pytest.raises(UserError, match=r"latency tables .* are of different machines, threads or batches"):
+        ofav2.search(runs, objectives=["top1", "latency"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

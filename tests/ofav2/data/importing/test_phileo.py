@@ -187,6 +187,33 @@ def test_a_released_list_is_taken(bench: Path, tmp_path: Path) -> None:
     assert "was made for 17 train patches of bucket japan, and there are 18" in message
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[1]", "must hold an object"),
+        ("{", "is no JSON"),
+        (None, "cannot be read"),
+        ("few", "chooses no training patch"),
+    ],
+)
+def test_a_list_that_is_none_says_what_to_give(content: str | None, says: str, bench: Path, tmp_path: Path) -> None:
+    path, none = tmp_path / "list.json", {"train_indices": [], "val_indices": [0]}
+    lengths = {"europe": (12, 4), "northwest-africa": (12, 4), "japan": (18, 6)}
+    if content == "few":
+        content = json.dumps(
+            {
+                name: none | {"length_multi_array_train": train, "length_multi_array_val": val}
+                for name, (train, val) in lengths.items()
+            }
+        )
+    if content is not None:
+        path.write_text(content)
+    message = refusal(bench, tmp_path / "no", target="lc", indices=path)
+    assert says in message
+    assert f"list ({path})" in message
+    assert not (tmp_path / "no").exists()
+
+
 def test_published_validation_lies_on_training_ground_and_is_said(
     bench: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import kendalltau
 
 from ofav2.nas.engine.archive import Archive
 from ofav2.nas.engine.features import Features
@@ -236,3 +237,23 @@ def test_a_predictor_that_ranks_badly_picks_less() -> None:
     picked = [event for event in happened if isinstance(event, Picked)]
     assert [len(event.bodies) for event in picked] == [8, 6, 6, 6]
     assert picked[3].why.count("gain") <= 2
+
+
+def test_a_predictor_is_judged_by_networks_that_it_was_not_fitted_on() -> None:
+    """Shorter networks of a body may have been measured before, which anyone ranks well."""
+    table, known, picked, rounds = SmallTable(exits=5, noise=3.0), set(), [], 0
+    for event in events(table, measurements=50):
+        if isinstance(event, Picked):
+            picked, rows = event, []
+        elif isinstance(event, Measured) and picked.predicted:
+            genes = table.nested(picked.bodies[event.body])
+            rows += zip(map(bytes, genes), picked.predicted[event.body], event.losses, strict=True)
+        elif isinstance(event, Measured):
+            rows += [(bytes(one), 0.0, 0.0) for one in table.nested(picked.bodies[event.body])]
+        elif isinstance(event, Learned):
+            new = np.array([values for name, *values in rows if name not in known])
+            if event.round and len(new) > 1:
+                assert event.tau == pytest.approx(kendalltau(*new.T).statistic, nan_ok=True)
+                rounds += len(new) < len(rows)
+            known |= {name for name, *_ in rows}
+    assert rounds, "some networks were known"
