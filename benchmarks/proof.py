@@ -121,6 +121,7 @@ CIFAR10: tuple[Row, ...] = (
     *(alone(size, "cifar10_proof_alone") for size in SIZES),
     *seeds(Row("in-place", "EE_D, in-place distillation, as long as OFAv2", IN_PLACE), 2),
     *seeds(Row("ofav2-faster", "OFAv2, higher rates after the kernel phase", "cifar10_proof", rates(FASTER)), 2),
+    *seeds(Row("ofa-faster", "OFA, higher rates after the kernel phase", "cifar10_proof", (*OFA, *rates(FASTER))), 2),
     *seeds(Row("ofav2-faster-kernel", "OFAv2, higher rates", "cifar10_proof", rates(FASTER_KERNEL)), 2),
     *seeds(
         Row(
