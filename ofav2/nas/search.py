@@ -64,9 +64,10 @@ def search(
 ) -> Found:
     """Search a run, or several as one space, for the networks that no other one beats in all objectives at once.
 
-    Half of the validation images guide the search. The other half confirms the front at the end; of patches, it has other
-    places. Test images choose nothing; a training by `adapt` measures them when it ends. The search's folder grows line by line; `resume_search` goes on with it. Under torchrun each process
-    measures other networks; the result is that of one process.
+    Half of the validation images guide the search. The other half confirms the front at the end; of patches, it has
+    other places. Test images choose nothing; a training by `adapt` measures them when it ends. The search's folder
+    grows line by line; `resume_search` goes on with it. Under torchrun each process measures other networks; the result
+    is that of one process.
 
     Args:
         run: A run folder, or several, which differ in width for example, of the same space, images and split.
