@@ -10,8 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from ofav2.data import Batch, Split
-from ofav2.data.loaders import count_views
+from ofav2.data import Batch, Split, count_views
 from ofav2.deploy.agreement import require_same
 from ofav2.errors import UserError
 from ofav2.exits.collect import split_inputs

@@ -193,7 +193,8 @@ def _constrain(
             if len(runs) == 1:
                 raise
             raise UserError(f"run ({one.folder}) can't be searched with the others: {error}") from error
-    _require_one_unit(runs, tables)
+    if len(runs) > 1:
+        _require_one_unit(runs, tables)
     return found[0]
 
 

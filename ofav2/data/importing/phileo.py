@@ -238,7 +238,7 @@ def _chosen(
             means = None if highest is None else (_mean(root, own["train"], highest), _mean(root, own["val"], highest))
             picked = draw(choice.shots, train, val, means)
         found |= _by_file(own["train"], picked.train) | _by_file(own["val"], picked.val)
-    if not any(tile.name in found for tile in tiles["train"]):
+    if lists is not None and not any(tile.name in found for tile in tiles["train"]):
         raise UserError(f"{where}: chooses no training patch of this folder; give a list of PhilEO Bench")
     return found
 
