@@ -57,19 +57,21 @@ class Plan:
     width: float = 1.0
     images: int = 4096
     """Image files that loading is measured with."""
+    steps: int = 4
+    """Steps whose sub-networks come again."""
     batches: int = 20
     """Batches per timed call of a loader."""
 
     def work(self, variant: str, batch: int | None = None) -> Work:
         """What a step has to do."""
-        return Work(variant, width=self.width, side=self.side, batch=batch or self.batch)
+        return Work(variant, width=self.width, side=self.side, batch=batch or self.batch, steps=self.steps)
 
     def runtime(self, **settings: Any) -> Runtime:
         """Where a step runs."""
         return open_runtime(RunConfig(device=self.device, **settings))
 
 
-QUICK = Plan("cpu", repeats=1, batch=8, large_batch=16, side=32, width=0.25, images=64, batches=2)
+QUICK = Plan("cpu", repeats=1, batch=8, large_batch=16, side=32, width=0.25, images=64, steps=1, batches=2)
 Part = Callable[[Plan], Mapping[str, Any]]
 Sides = Mapping[str, Callable[[], object]]
 
@@ -90,6 +92,7 @@ def parts(plan: Plan) -> dict[str, Callable[[], Mapping[str, Any]]]:
         "step beside ofa, large batch": partial(beside_ofa, plan, plan.large_batch),
         "full phase beside timm, large batch": partial(beside_timm, plan, plan.large_batch),
         "growth": partial(growth, plan),
+        "new networks": partial(new_networks, plan),
         "profile": partial(profile, plan),
     }
     return found
@@ -229,14 +232,36 @@ def growth(plan: Plan) -> Mapping[str, Any]:
     rows = {
         f"{axis}: {at}": times
         for axis, works in axes.items()
-        for at, times in _timed({at: step.our_step(one, runtime) for at, one in works.items()}, plan).items()
+        for at, times in _timed({str(at): step.our_step(one, runtime) for at, one in works.items()}, plan).items()
     }
     return _table(rows, next(iter(rows)))
 
 
-def _timed(steps: Mapping[int, Callable[[], object]], plan: Plan) -> Mapping[str, Times]:
-    named = {str(at): one for at, one in steps.items()}
-    return time_sides(named, repeats=max(1, plan.repeats // 2), device=plan.device)
+def _timed(steps: Mapping[str, Callable[[], object]], plan: Plan) -> Mapping[str, Times]:
+    warmup = step.warmup(plan.work("ee_d"))
+    return time_sides(steps, repeats=max(1, plan.repeats // 2), warmup=warmup, device=plan.device)
+
+
+def new_networks(plan: Plan) -> Mapping[str, Any]:
+    """EE_D's step with sub-networks of shapes that the card never met, and the same ones again."""
+    rows: dict[str, list[float]] = {}
+    for precision in ("float32", "bfloat16"):
+        times = step_times(plan, precision)
+        count = len(times) // 3
+        rows |= {f"{precision}, never met": times[:count], f"{precision}, again": times[-count:]}
+    return {"mean ms": {name: round(sum(times) / len(times), 1) for name, times in rows.items()}}
+
+
+def step_times(plan: Plan, precision: str) -> list[float]:
+    """Milliseconds of steps, as many as each of three rounds over the same sub-networks has."""
+    count = 4 * plan.steps
+    work, runtime = replace(plan.work("ee_d"), steps=count, seed=1), plan.runtime(precision=precision)
+    run, taken = step.our_step(work, runtime), []
+    for _ in range(3 * count):
+        started = time.perf_counter()
+        run()
+        taken.append(1000 * (time.perf_counter() - started))
+    return taken
 
 
 def profile(plan: Plan) -> Mapping[str, Any]:
@@ -248,7 +273,13 @@ def _table(times: Mapping[str, Times], base: str, goal: str | None = None) -> di
     return {"sides": {name: asdict(found) for name, found in times.items()}, "base": base, "goal": goal}
 
 
-def run(plan: Plan, out: Path, minutes: float = MINUTES, clock: Callable[[], float] = time.monotonic) -> dict[str, Any]:
+def run(
+    plan: Plan,
+    out: Path,
+    minutes: float = MINUTES,
+    clock: Callable[[], float] = time.monotonic,
+    only: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Measure the parts that are not done yet, as long as there is time, and write both files after each.
 
     Args:
@@ -256,6 +287,7 @@ def run(plan: Plan, out: Path, minutes: float = MINUTES, clock: Callable[[], flo
         out: Folder of the files; made where it is missing.
         minutes: Time after which no further part is started.
         clock: Returns seconds.
+        only: Names of the parts; None takes all.
 
     Returns:
         What the JSON holds.
@@ -266,7 +298,7 @@ def run(plan: Plan, out: Path, minutes: float = MINUTES, clock: Callable[[], flo
     if found.get("plan") != asdict(plan):
         found = {"plan": asdict(plan), "machine": machine(), "parts": {}}
     for name, measure in parts(plan).items():
-        if name in found["parts"]:
+        if name in found["parts"] or (only is not None and name not in only):
             continue
         if clock() - started > 60 * minutes:
             console.say(f"{name}: no time left, run the same command again")
@@ -319,10 +351,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     parser.add_argument("--minutes", type=float, default=MINUTES, help=f"no part starts later ({MINUTES:g})")
     parser.add_argument("--quick", action="store_true", help="on the CPU with tiny networks")
+    names = list(parts(Plan()))
+    parser.add_argument("--parts", nargs="+", choices=names, metavar="PART", help=f"all by default; {', '.join(names)}")
     chosen = parser.parse_args(arguments)
     if not chosen.quick and not torch.cuda.is_available():
         parser.error("this machine has no card that torch can use: try --quick, which runs on the CPU")
-    run(QUICK if chosen.quick else Plan(), chosen.out, chosen.minutes)
+    run(QUICK if chosen.quick else Plan(), chosen.out, chosen.minutes, only=chosen.parts)
     console.say(f"made {chosen.out / 'gpu.md'}")
 
 

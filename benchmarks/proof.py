@@ -73,6 +73,17 @@ FASTER = MappingProxyType({"height": 0.07, "depth": 0.07, "expand": 0.07})
 """Learning rates of elastic phases after the kernel phase; the recipes have 0.03, and 0.1 in the full phase."""
 FASTER_KERNEL = MappingProxyType({"kernel": 0.1, **FASTER})
 """The same, and a higher one in the kernel phase, too; the recipes have 0.04."""
+LONG = (
+    "data.batch_size=256",
+    *("phases.full.epochs=12", "phases.full.warmup_epochs=1.2", "phases.full.lr=0.2"),
+    *("phases.kernel.epochs=3", "phases.kernel.lr=0.08", "phases.depth.epochs=3", "phases.depth.lr=0.14"),
+    *("phases.expand.epochs=6", "phases.expand.lr=0.14"),
+)
+"""Thirty epochs instead of ten, on twice the batch at twice the rates of `FASTER`."""
+LONG_HEIGHT = ("phases.height.epochs=6", "phases.height.lr=0.14")
+LONG_EXPAND = "phases.expand.epochs=12"
+"""The same for single-exit supernets, with as many images."""
+LONG_ALONE = ("data.batch_size=256", "phases.full.epochs=15", "phases.full.warmup_epochs=1.2", "phases.full.lr=0.2")
 SIZES = MappingProxyType(
     {
         "small": {"kernel": 3, "depth": 2, "expand": 3},
@@ -131,6 +142,14 @@ CIFAR10: tuple[Row, ...] = (
             rates(FASTER_KERNEL, "height"),
         ),
         2,
+    ),
+    *seeds(Row("ofa-long", "OFA, 30 epochs", "cifar10_proof", (*OFA, *LONG, LONG_EXPAND)), 2),
+    *seeds(Row("ofav2-long", "OFAv2, 30 epochs", "cifar10_proof", (*LONG, *LONG_HEIGHT)), 2),
+    Row(
+        "alone-large-long",
+        "large, alone, three times as long",
+        "cifar10_proof_alone",
+        (*alone("large", "cifar10_proof_alone").settings, *LONG_ALONE),
     ),
 )
 EUROSAT: tuple[Row, ...] = (

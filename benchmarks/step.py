@@ -83,6 +83,9 @@ class Work:
     """Seed of sub-networks and images."""
     dropout: float = 0.1
     """Dropout probability of the students."""
+    steps: int | None = None
+    """After so many steps the same sub-networks come again: a card prepares every new shape once, which can take longer
+    than a step. None draws new ones in every step."""
 
     def net(self) -> Supernet:
         """A fresh supernet."""
@@ -106,7 +109,7 @@ class Work:
 
     def draw(self, phase: Phase) -> Draw:
         """The sub-networks of a phase's steps."""
-        return Draw(phase.sampler, phase.drawn, Stream(self.seed, phase.name))
+        return Repeated(phase.sampler, phase.drawn, Stream(self.seed, phase.name), self.steps)
 
     def images(self) -> Batch:
         """Random pixels and labels."""
@@ -118,6 +121,18 @@ class Work:
         """The same, normalised."""
         batch = self.images()
         return normalise(batch.images, MEAN, STD), batch.targets
+
+
+@dataclass(frozen=True)
+class Repeated(Draw):
+    """Draws the sub-networks of the first steps again and again."""
+
+    steps: int | None
+    """How many; None never repeats them."""
+
+    def at(self, step: int, resolution: int) -> tuple[Subnet, ...]:
+        """The sub-networks of a step."""
+        return super().at(step % self.steps if self.steps else step, resolution)
 
 
 def our_step(work: Work, runtime: Runtime, teachers_precision: str | None = None) -> Callable[[], float]:
@@ -250,12 +265,14 @@ class PlainNetworks:
         self.images, self.labels = map(runtime.send, work.inputs())
         self.subnets = drawn(work)
         self.ready: list[GraphModule] = []
+        self.ready_with_our_depthwise: list[GraphModule] = []
 
     def prepare(self) -> None:
         """Extracts the next step's networks."""
         self.ready = [self.net.extract(subnet) for subnet in next(self.subnets)]
         for module in self.ready:
             self.runtime.place(module).train()
+        self.ready_with_our_depthwise = [with_our_depthwise(module) for module in self.ready]
 
     def step(self) -> float:
         """As torch has them."""
@@ -263,21 +280,22 @@ class PlainNetworks:
 
     def step_with_our_depthwise(self) -> float:
         """With our depthwise convolution, so that other layers and elasticity are what is left of the difference."""
-        return self._step([with_our_depthwise(module) for module in self.ready])
+        return self._step(self.ready_with_our_depthwise)
 
     def _step(self, modules: Sequence[nn.Module]) -> float:
         target = self.teach(self.images)
         losses = []
         for module in modules:
             module.zero_grad(set_to_none=True)
-            output = module(self.images)
-            loss = distill.student_loss(
-                output,
-                TASK.loss(output, self.labels),
-                target=target,
-                distance=distill.soft_cross_entropy,
-                kd_ratio=1.0,
-            )["loss"]
+            with self.runtime.autocast():
+                output = module(self.images)
+                loss = distill.student_loss(
+                    output,
+                    TASK.loss(output, self.labels),
+                    target=target,
+                    distance=distill.soft_cross_entropy,
+                    kd_ratio=1.0,
+                )["loss"]
             loss.backward()
             losses.append(loss.item())
         return statistics.mean(losses)
@@ -321,7 +339,7 @@ def peer(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
         "ofa, given channels-last images": _as_ours(peers_step(work, torch.channels_last, runtime.device), runtime),
         "ofav2": our_step(work, runtime),
     }
-    times = time_sides(sides, repeats=repeats, device=runtime.device.type)
+    times = time_sides(sides, repeats=repeats, warmup=warmup(work), device=runtime.device.type)
     title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
     report("step-peer", title, times, "ofa", {"work": asdict(work), "load": os.getloadavg()})
     return times
@@ -330,15 +348,18 @@ def peer(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
 def overhead(work: Work, runtime: Runtime, repeats: int) -> dict[str, Times]:
     """EE_D's step beside its plain parts."""
     plain = PlainNetworks(work, runtime)
-    sides = {
-        "plain networks": _as_ours(plain.step, runtime),
-        "plain networks, our depthwise gradients": _as_ours(plain.step_with_our_depthwise, runtime),
-        "ofav2": our_step(work, runtime),
-    }
-    times = time_sides(sides, repeats=repeats, before=plain.prepare, device=runtime.device.type)
+    sides = {"plain networks": _as_ours(plain.step, runtime), "ofav2": our_step(work, runtime)}
+    if runtime.device.type == "cpu":
+        sides["plain networks, our depthwise gradients"] = _as_ours(plain.step_with_our_depthwise, runtime)
+    times = time_sides(sides, repeats=repeats, warmup=warmup(work), before=plain.prepare, device=runtime.device.type)
     title = f"training step, {work.variant}, 1 teacher + {work.subnets} sub-networks, {work.batch} x {work.side} px"
     report("step-overhead", title, times, "plain networks", {"work": asdict(work), "load": os.getloadavg()})
     return times
+
+
+def warmup(work: Work) -> int:
+    """Steps before the first one that is timed: until all sub-networks that come again were trained once."""
+    return 2 + (work.steps or 0)
 
 
 def _as_ours(step: Callable[[], float], runtime: Runtime) -> Callable[[], float]:
@@ -489,16 +510,18 @@ def power(points: Mapping[int, float]) -> float:
 
 
 def profile(work: Work, runtime: Runtime, rows: int) -> str:
-    """torch.profiler's table of one step."""
+    """torch.profiler's tables of one step."""
     step = our_step(work, runtime)
-    step()
+    for _ in range(warmup(work)):
+        step()
     on_cuda = runtime.device.type == "cuda"
     kinds = torch.profiler.ProfilerActivity
     with torch.profiler.profile(activities=[kinds.CPU, kinds.CUDA] if on_cuda else [kinds.CPU]) as seen:
         step()
-    order = "self_cuda_time_total" if on_cuda else "self_cpu_time_total"
-    table: str = seen.key_averages().table(sort_by=order, row_limit=rows, max_name_column_width=60)
-    return table
+    # A card that waits for the next kernel is as slow as the processor that sends it.
+    orders = ["self_cuda_time_total", "self_cpu_time_total"] if on_cuda else ["self_cpu_time_total"]
+    found = seen.key_averages()
+    return "\n".join(found.table(sort_by=order, row_limit=rows, max_name_column_width=60) for order in orders)
 
 
 @console.show_logs()

@@ -60,6 +60,8 @@ def test_parts_are_not_repeated_and_failures_cost_no_other_part(
     assert called == ["a", "b", "c", "d"]
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
     assert "Failed: RuntimeError: out of memory" in markdown(found)
+    run(QUICK, tmp_path / "some", only=["c"])
+    assert called == ["a", "b", "c", "d", "c"]
 
 
 def test_without_a_card_the_full_form_is_refused(

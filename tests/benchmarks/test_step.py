@@ -1,5 +1,6 @@
 """The benchmark of the training step in a quick form: it gives its results, and all sides compute the same."""
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,14 @@ def test_plain_networks_have_the_steps_loss(variant: str) -> None:
     plain.prepare()
     # The supernet has learnt by then, and the plain networks have not.
     assert step_of_ours() != pytest.approx(plain.step(), rel=1e-7)
+
+
+def test_sub_networks_come_again_after_some_steps() -> None:
+    steps = itertools.islice(step.drawn(quick("ee_d", steps=3)), 6)
+    first, second, third, *again = steps
+    assert again == [first, second, third]
+    assert len({first, second, third}) == 3
+    assert first == next(step.drawn(quick("ee_d")))
 
 
 def test_the_peer_computes_the_networks_that_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
