@@ -26,6 +26,7 @@ def first_commands() -> list[list[str]]:
     return [words[1:] for words in lines if words[0] == "ofav2"]
 
 
+@pytest.mark.slow
 def test_the_first_commands_lead_from_images_to_an_onnx_file_that_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

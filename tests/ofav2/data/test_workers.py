@@ -89,6 +89,7 @@ kept.append(kept)  # what only Python's very end takes apart
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_an_open_loader_can_end(folder: Path) -> None:
     command = [sys.executable, "-c", LEAVING, str(folder)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

@@ -409,6 +409,7 @@ def test_the_command_shows_the_front_and_writes_the_page(source: Path, tmp_path:
     ]
 
 
+@pytest.mark.slow
 def test_the_commands_and_the_python_of_the_docs_run(
     tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -82,6 +82,7 @@ def test_a_limit_just_above_the_least_is_met() -> None:
             draw_within(model, net.space, Limits(**{name: least - 1}), candidates=3)
 
 
+@pytest.mark.slow
 def test_tight_limits_are_kept_by_many_different_networks() -> None:
     net = supernets.create("ee_dp", num_classes=10, resolutions=(32, 64))
     model, space = CostModel(net.architecture), net.space.restrict(height=(4, 5))

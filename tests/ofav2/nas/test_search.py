@@ -496,6 +496,7 @@ def change_weights(run: Path) -> None:
     write_run(run, replace(record, phases=(*record.phases[:-1], last)))
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_runs(searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     shutil.copytree(searched, tmp_path / "runs" / "digits")

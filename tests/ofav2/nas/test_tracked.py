@@ -20,6 +20,7 @@ def wandb_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
+@pytest.mark.slow
 def test_a_search_is_mirrored_as_the_run_is(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     recipe = (run / "recipe.yaml").read_text(encoding="utf-8")

@@ -35,6 +35,7 @@ print(returned, touch_large_blocks())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc's malloc that gives memory back")
 def test_freed_memory_is_kept() -> None:
     """In a process of its own, whose malloc nothing has set yet."""
