@@ -12,12 +12,15 @@ import pytest
 
 import ofav2
 from ofav2.cli.main import main
+from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
+from ofav2.deploy.artifact import RECORD
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import front as module
 from ofav2.finetuning import setup
 from ofav2.finetuning.front import finetune_front, read_forms
+from ofav2.finetuning.setup import kept_settings
 from ofav2.nas.found import FRONT
 from supernets import Subnet
 from tests.ofav2.finetuning.conftest import images
@@ -90,6 +93,15 @@ def test_each_network_is_as_if_fine_tuned_alone(short_search: Path, tuned: Path,
         together = ofav2.describe_subnet(tuned / f"{number}-{form}" / "tuned")
         assert together.sha256 == alone.sha256
         assert together.finetuning[-1].test == alone.finetuning[-1].test
+
+
+def test_a_fine_tuned_networks_threads_are_chosen_anew(tuned: Path) -> None:
+    """The number that was fastest where it was trained says nothing of where it is opened."""
+    where = tuned / "1-single" / "tuned"
+    record = ofav2.describe_subnet(where)
+    trained = recipe.parse_tuning(record.finetuning[-1].recipe, "recipe")
+    assert trained.run.threads == 1
+    assert kept_settings(record, where / RECORD) == replace(trained, run=replace(trained.run, threads=0))
 
 
 def test_the_joint_form_keeps_and_trains_all_exits(short_search: Path, tuned: Path) -> None:

@@ -209,10 +209,12 @@ def test_settings_without_the_option_are_refused(capsys: pytest.CaptureFixture[s
 
 def test_only_phases_up_to_the_searched_one_are_repeated(searched: Path) -> None:
     config = recipe.parse(read_run(searched).recipe, "run")
+    config = replace(config, evaluation=replace(config.evaluation, every_epochs=1.0))
     network = ofav2.load_search(searched / "search").front.finalists[0].subnet
     names = list(config.phases)
     made = adapted_recipe(config, names[-2], AdaptSettings(), [network])
     assert list(made.phases) == [*names[:-1], "adapt"]
+    assert made.evaluation.every_epochs == 0, "no epoch is chosen by images that confirm the gain"
     again = adapted_recipe(made, "adapt", AdaptSettings(), [network])
     assert list(again.phases) == [*names[:-1], "adapt", "adapt1"]
 
