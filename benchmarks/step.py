@@ -6,11 +6,12 @@ python -m benchmarks.step forms                the full phase's step and the tea
 python -m benchmarks.step memory               peak memory of both, each in a process of its own
 python -m benchmarks.step growth               time over sub-networks, batch, resolution and processes, with a plot
 python -m benchmarks.step profile              where the time of EE_D's step goes
+python -m benchmarks.step operations           how many operations EE_D's step sends, beside the plain networks
 torchrun --standalone --nproc-per-node N -m benchmarks.step together --threads 1
                                                EE_D's step in N processes, each with a batch of its own
 
-All but memory take --device cuda, --no-tf32 and --compile, of which the settings are our side's; TF32 is the card's in
-a timed call, so of the other sides' as well.
+All but memory and operations take --device cuda, --no-tf32 and --compile, of which the settings are our side's; TF32 is
+the card's in a timed call, so of the other sides' as well.
 """
 
 import argparse
@@ -23,6 +24,7 @@ import statistics
 import subprocess
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -33,6 +35,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import distill
 import supernets
@@ -524,11 +527,57 @@ def profile(work: Work, runtime: Runtime, rows: int) -> str:
     return "\n".join(found.table(sort_by=order, row_limit=rows, max_name_column_width=60) for order in orders)
 
 
+class Counting(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, function: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self.found[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class TorchsKernels(Runtime):
+    """The CPU with the operations that a card is sent."""
+
+    def use_cpu_kernels(self, module: nn.Module) -> None:
+        """Leave torch's own."""
+
+
+def operations(work: Work, rows: int) -> dict[str, Counter[str]]:
+    """How many operations a step of ours and of the plain networks has: what sets the pace on a card.
+
+    Args:
+        work: What to do; batch and side change nothing.
+        rows: How many names to show.
+    """
+    runtime = TorchsKernels(CPU, "float32")
+    plain, ours = PlainNetworks(work, runtime), our_step(work, runtime)
+    # The optimiser's state is made in the first step; the second one is counted.
+    ours()
+    for _ in range(2):
+        plain.prepare()
+    found = {}
+    for name, run in (("plain networks", plain.step), ("ofav2", ours)):
+        with Counting() as counting:
+            run()
+        found[name] = counting.found
+    names = sorted(found["ofav2"], key=lambda name: -found["ofav2"][name])[:rows]
+    shown = [(name, *(counts[name] for counts in found.values())) for name in names]
+    shown.append(("all", *(counts.total() for counts in found.values())))
+    console.show(table(f"operations of a step of {work.variant}", ("name", *found), shown))
+    return found
+
+
 @console.show_logs()
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "together")
+    kinds = ("peer", "overhead", "forms", "memory", "growth", "profile", "operations", "together")
     parser.add_argument("what", choices=kinds)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--tf32", action=argparse.BooleanOptionalAction, default=True, help="as run.tf32")
@@ -545,6 +594,9 @@ def main() -> None:
     chosen = parser.parse_args()
     variant = chosen.variant or ("se_b" if chosen.what in ("peer", "memory") else "ee_d")
     work = Work(variant, width=chosen.width, side=chosen.side, batch=chosen.batch, subnets=chosen.subnets)
+    if chosen.what == "operations":
+        operations(work, 25)
+        return
     if chosen.what == "memory":
         if chosen.device != "cpu":
             parser.error(f"--device {chosen.device}: memory is a process's, which has a meaning on the CPU alone")

@@ -50,6 +50,13 @@ def test_sub_networks_come_again_after_some_steps() -> None:
     assert first == next(step.drawn(quick("ee_d")))
 
 
+def test_operations_are_counted_alike_of_any_batch() -> None:
+    found, larger = (step.operations(quick("ee_d", batch=batch), 3) for batch in (2, 4))
+    assert found == larger
+    assert found["ofav2"]["convolution"] == found["plain networks"]["convolution"] > 0
+    assert found["ofav2"].total() > found["plain networks"].total()
+
+
 def test_the_peer_computes_the_networks_that_we_do(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the same weights, active sub-networks give the same logits."""
     from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
