@@ -73,7 +73,7 @@ def chart(panels: Sequence[Panel], width: float = 4.2, height: float = 3.4) -> s
         }
         # Below the panels, where it hides nothing; a name that several panels share is there once.
         columns = max(1, int(width * len(panels) / INCHES_PER_NAME))
-        figure.legend(named.values(), named, loc="outside lower center", ncols=columns, fontsize=7)
+        figure.legend(named.values(), named, loc="outside lower center", ncols=columns, fontsize=7, handlelength=3.5)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()

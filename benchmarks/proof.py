@@ -147,7 +147,7 @@ CIFAR10: tuple[Row, ...] = (
     *seeds(Row("ofav2-long", "OFAv2, 30 epochs", "cifar10_proof", (*LONG, *LONG_HEIGHT)), 2),
     Row(
         "alone-large-long",
-        "large, alone, three times as long",
+        "large, alone, 15 epochs",
         "cifar10_proof_alone",
         (*alone("large", "cifar10_proof_alone").settings, *LONG_ALONE),
     ),
