@@ -253,13 +253,15 @@ def new_networks(plan: Plan) -> Mapping[str, Any]:
 
 
 def step_times(plan: Plan, precision: str) -> list[float]:
-    """Milliseconds of steps, as many as each of three rounds over the same sub-networks has."""
+    """Milliseconds of each step of three rounds over the same sub-networks."""
     count = 4 * plan.steps
     work, runtime = replace(plan.work("ee_d"), steps=count, seed=1), plan.runtime(precision=precision)
     run, taken = step.our_step(work, runtime), []
     for _ in range(3 * count):
         started = time.perf_counter()
         run()
+        if plan.device == "cuda":
+            torch.cuda.synchronize()
         taken.append(1000 * (time.perf_counter() - started))
     return taken
 
