@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # Python compiles what is imported, a small part of all that is installed.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c constraints.txt
 
+# Where Python may not keep what it compiled, each process compiles all that it imports: tests take half as long again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help venv demo test test-browser test-slow lint clean
 .DELETE_ON_ERROR:
 
@@ -44,9 +47,9 @@ test: $(VENV)/dev.stamp
 test-browser: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -n auto --dist worksteal -m browser
 
-# tests/faults counts what all its tests found, so a file's tests stay in one process.
+# A file of tests/faults counts what all its tests found, so they are a group, which stays in one process.
 test-slow: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
+	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

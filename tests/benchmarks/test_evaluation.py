@@ -14,6 +14,7 @@ from ofav2.data import open_data
 QUICK = Options(networks=3, calibration_images=120, images=60, compared=1, resolution=32, width_mult=0.25, workers=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own_loading", [False, True])
 def test_both_sides_of_the_evaluation_benchmark_find_the_same_results(
     own_loading: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -9,6 +9,7 @@ from benchmarks import sides
 from benchmarks.exits import main
 
 
+@pytest.mark.slow
 def test_all_sides_of_a_step_and_of_inference_are_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

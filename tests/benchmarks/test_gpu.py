@@ -28,6 +28,7 @@ def test_every_part_comes_out(tmp_path: Path) -> None:
         assert f"## {name}\n" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["full phase beside timm", "loader"])
 def test_a_quick_part_has_times_and_a_goal(part: str) -> None:
     found = parts(QUICK)[part]()

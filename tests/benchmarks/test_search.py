@@ -35,6 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_measures_different_canonical_networks_up_to_its_budget(name: str, data: Path) -> None:
     problem = MacroSpace.read(data, 0)

@@ -27,7 +27,9 @@ def quick(variant: str, **changes: float) -> Work:
     return Work(variant, **{"width": 0.25, "side": 32, "batch": 8, "dropout": 0.0, **changes})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("variant", ["ee_d", "ee_dp", "se_b"])
+@pytest.mark.parametrize(
+    "variant", ["ee_dp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("ee_d", "se_b"))]
+)
 def test_plain_networks_have_the_steps_loss(variant: str) -> None:
     work = quick(variant)
     plain = PlainNetworks(work, HERE)

@@ -20,7 +20,7 @@ from tests.ofav2.damaging import damaged, files_of
 from tests.ofav2.data.test_decoding import FORMATS, damage, decoded, noise, saved
 from tests.ofav2.fuzzing import accepted
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("damage")]
 
 SEED = 1918
 SUMMARY = Path(__file__).resolve().parents[2] / "build" / "faults"

@@ -28,7 +28,7 @@ from tests.faults import driver
 from tests.faults.driver import Hit, Line, Moment, Straight
 from tests.ofav2 import tiny
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("faults")]
 
 Given = TypeVar("Given")
 Found = TypeVar("Found")

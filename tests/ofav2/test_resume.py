@@ -282,7 +282,9 @@ def test_a_damaged_checkpoint_of_a_finished_phase_sends_the_run_back_to_it(
     assert_same_run(stopped, straight)
 
 
-@pytest.mark.parametrize(("policy", "again"), [("fixed", True), ("best", True), ("progressive", False)])
+@pytest.mark.parametrize(
+    ("policy", "again"), [pytest.param("fixed", True, marks=pytest.mark.slow), ("best", True), ("progressive", False)]
+)
 def test_a_damaged_teacher_is_trained_again_if_it_is_to_teach(
     policy: str, again: bool, tmp_path: Path, notes: Notes
 ) -> None:

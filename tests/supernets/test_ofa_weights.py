@@ -70,7 +70,10 @@ def agree(theirs: nn.Module, net: Supernet, count: int, seed: int) -> None:
     assert not any(torch.allclose(one, other, rtol=1e-6) for one, other in pairwise(seen))
 
 
-@pytest.mark.parametrize(("width_mult", "count"), [(1.0, 6), (1.2, 3), (0.25, 20)])
+@pytest.mark.parametrize(
+    ("width_mult", "count"),
+    [(1.0, 6), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((1.2, 3), (0.25, 20)))],
+)
 def test_random_sub_networks_have_the_peers_logits(width_mult: float, count: int) -> None:
     theirs, net = peer(width_mult, seed=1), ours(width_mult)
     load_ofa_state_dict(net, theirs.state_dict())

@@ -99,9 +99,14 @@ class TestWeights:
 @pytest.mark.parametrize(
     "choices",
     [
-        {"kernel": (3,), "expand": (2, 4), "depth": (1, 2), "resolutions": (32, 40)},
-        {"in_channels": 13, "stem_stride": 1, "resolutions": (16, 28)},
         {"kernel": (3, 7), "expand": (1,), "depth": (3,), "width_mult": 0.05, "resolutions": [33]},
+        *(
+            pytest.param(choices, marks=pytest.mark.slow)
+            for choices in (
+                {"kernel": (3,), "expand": (2, 4), "depth": (1, 2), "resolutions": (32, 40)},
+                {"in_channels": 13, "stem_stride": 1, "resolutions": (16, 28)},
+            )
+        ),
     ],
 )
 def test_other_choices_run_and_extract(name: str, choices: dict[str, Any]) -> None:

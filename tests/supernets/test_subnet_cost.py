@@ -71,12 +71,17 @@ def test_costs_are_what_torch_counts(variant: str) -> None:
     "arch",
     [
         {"resolutions": (37, 45, 51, 63)},
-        {"resolutions": (16, 17, 23), "stem_stride": 1},
-        {"in_channels": 13},
-        {"in_channels": 1, "num_classes": 1},
-        {"width_mult": 1.2, "num_classes": 1000},
-        {"expand": (1,), "depth": (1, 2), "kernel": (3,)},
         {"kernel": (1, 9), "expand": (1, 5), "depth": (3,)},
+        *(
+            pytest.param(arch, marks=pytest.mark.slow)
+            for arch in (
+                {"resolutions": (16, 17, 23), "stem_stride": 1},
+                {"in_channels": 13},
+                {"in_channels": 1, "num_classes": 1},
+                {"width_mult": 1.2, "num_classes": 1000},
+                {"expand": (1,), "depth": (1, 2), "kernel": (3,)},
+            )
+        ),
     ],
     ids=str,
 )

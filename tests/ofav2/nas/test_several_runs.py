@@ -95,6 +95,7 @@ def both_adapted(both: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_once(tmp_path_factory, "both-adapted", make)
 
 
+@pytest.mark.slow
 def test_each_run_is_adapted_to_its_own_networks(both: Path, both_adapted: Path, tmp_path: Path) -> None:
     before, found = ofav2.load_search(both / "both"), ofav2.load_search(both_adapted)
     assert found.adapted is not None

@@ -207,6 +207,7 @@ def test_a_compiled_teacher_says_what_it_would_have_said(compiler: Callable[...,
     assert torch.equal(target.logits, as_teacher(module, weights)(noise(16)).logits)
 
 
+@pytest.mark.slow
 def test_a_run_compiles_its_full_phase_and_its_teacher(
     notes: Notes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
