@@ -7,8 +7,8 @@ CHECKOUT is a copy of github.com/mohamedhazem889/Water-Segmentation: `data/image
 `data/masks/<0..305>.png`. It has no licence file, so nothing of it is in this repository.
 
 The patches repeat places. Two are of one place if their maps of classes are the same, or if they share `SHARED` runs of
-`RUN` pixels of elevation in a row that are not flat. Places of `LARGE` patches and more train. The others, in the order
-that numpy draws with seed 0, test until there are `TEST` patches, and then validate until there are `VALIDATION`.
+`RUN` pixels of elevation in a row that are not flat. Places of `LARGE` patches and more train. The others, in an order
+drawn with `--seed`, test until there are `TEST` patches, and then validate until there are `VALIDATION`.
 """
 
 import argparse
@@ -109,12 +109,12 @@ def _owners(found: Iterable[tuple[int, Iterable[bytes]]]) -> Mapping[bytes, list
     return owners
 
 
-def split_by_place(places: Indices) -> Mapping[SplitName, list[int]]:
+def split_by_place(places: Indices, seed: int) -> Mapping[SplitName, list[int]]:
     """Return the patches of each split, ascending; a place is in one split alone."""
     names, counts = np.unique(places, return_counts=True)
     found: dict[SplitName, list[int]] = {"train": np.flatnonzero(np.isin(places, names[counts >= LARGE])).tolist()}
     found |= {"val": [], "test": []}
-    for place in np.random.default_rng(0).permutation(names[counts < LARGE]):
+    for place in np.random.default_rng(seed).permutation(names[counts < LARGE]):
         split: SplitName = "test" if len(found["test"]) < TEST else "val" if len(found["val"]) < VALIDATION else "train"
         found[split] += np.flatnonzero(places == place).tolist()
     return {name: sorted(patches) for name, patches in found.items()}
@@ -127,19 +127,20 @@ def published_split(masks: npt.NDArray[np.uint8]) -> Mapping[SplitName, list[int
     return {"train": sorted(train.tolist()), "test": sorted(test.tolist())}
 
 
-def write(checkout: Path, out: Path, published: bool) -> Mapping[SplitName, tuple[int, int]]:
+def write(checkout: Path, out: Path, *, published: bool, seed: int) -> Mapping[SplitName, tuple[int, int]]:
     """Write the folder that `data.name=patches` opens, and return the patches and places of each split.
 
     Args:
         checkout: The copy of the water set.
         out: The folder to make.
         published: Whether to split as published; each patch is then a place of its own.
+        seed: Else, what the order of the places is drawn with.
     """
     planes, masks = read_scenes(checkout)
     names = [BANDS.index(name) for name in ("elevation", "worldcover", "jrc_occurrence")]
     elevation, cover, occurrence = (np.ascontiguousarray(planes[..., index]) for index in names)
     places = np.arange(len(planes)) if published else find_places(elevation, cover)
-    splits = published_split(masks) if published else split_by_place(places)
+    splits = published_split(masks) if published else split_by_place(places, seed)
     # Some occurrences exceed 100 %.
     targets = {"landcover": cover, "water": masks, "occurrence": occurrence.clip(0, 100), "elevation": elevation}
     parts = tuple(
@@ -170,8 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--split", choices=("places", "published"), default="places")
+    parser.add_argument("--seed", type=int, default=0, help="of the order of places (0)")
     options = parser.parse_args(arguments)
-    for split, (patches, places) in write(options.checkout, options.out, options.split == "published").items():
+    written = write(options.checkout, options.out, published=options.split == "published", seed=options.seed)
+    for split, (patches, places) in written.items():
         console.show(f"{split}: {patches} patches in {places} places")
 
 

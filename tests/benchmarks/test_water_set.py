@@ -52,14 +52,15 @@ def test_patches_that_share_ground_are_of_one_place() -> None:
 def test_no_place_is_in_two_splits_and_large_ones_train() -> None:
     sizes = np.random.default_rng(5).integers(1, 14, 60)
     places = np.random.default_rng(6).permutation(np.repeat(np.arange(60), sizes))
-    splits = split_by_place(places)
+    splits = split_by_place(places, 0)
     found = {name: set(places[patches].tolist()) for name, patches in splits.items()}
     assert sorted(chain(*splits.values())) == list(range(len(places)))
     assert sum(map(len, found.values())) == 60
     assert set(np.flatnonzero(sizes >= LARGE).tolist()) <= found["train"]
     assert TEST <= len(splits["test"]) < TEST + LARGE
     assert VALIDATION <= len(splits["val"]) < VALIDATION + LARGE
-    assert splits == split_by_place(places)
+    assert splits == split_by_place(places, 0)
+    assert splits != split_by_place(places, 1)
 
 
 @pytest.fixture
