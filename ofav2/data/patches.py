@@ -219,6 +219,14 @@ class PatchImages:
             return digest_of(bands.identity(position) + repr((top, left, self.side, self.bands)).encode())
         return digest_of(self.read(index).contiguous().numpy().tobytes())
 
+    def stored_digest(self, index: int) -> int:
+        """Digest the whole patch that patch `index` is, or is a window of, with all bands that its file has."""
+        part, position = self.rows[index, :2].tolist()
+        bands = self.parts[part].images
+        if isinstance(bands, ReadInPlace):
+            return digest_of(bands.identity(position))
+        return digest_of(np.ascontiguousarray(bands[position]).tobytes())
+
     def look(self, indices: Indices) -> Pixels:
         """Read patches."""
         return pixels_of([self.read(index) for index in indices.tolist()])

@@ -44,6 +44,26 @@ def unseen(split: Split, seen: Digests) -> Split:
     return split.take(split.name, np.flatnonzero(~known))
 
 
+def count_leaked(split: Split, trained: Split, own: Split) -> int:
+    """Count images of a split that another training saw, and this run's own does not: it holds them out.
+
+    Of patches, windows are compared by the whole patch.
+
+    Args:
+        split: Images that are held out.
+        trained: Training images of the other run.
+        own: Training images of this run, whose copies among `split` are the data set's own matter.
+    """
+    held, others, ours = (_stored_digests(one.images, len(one)) for one in (split, trained, own))
+    return int((np.isin(held, others) & ~np.isin(held, ours)).sum())
+
+
+def _stored_digests(images: Images, count: int) -> Digests:
+    if isinstance(images, PatchImages):
+        return np.array([images.stored_digest(index) for index in range(count)], dtype=np.uint64)
+    return _digests(images, count)
+
+
 def _digests(images: Images, count: int) -> Digests:
     if isinstance(images, CheckedImages):
         return images.digests

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,38 @@ def test_a_start_in_another_supernet_is_refused(pretrained: Run, patches: Path, 
     for change, message in changes.items():
         with pytest.raises(UserError, match=rf"supernet.init .*{message}"):
             train(tmp_path, text, f"supernet.init={pretrained.folder}", change)
+
+
+def test_a_start_that_knows_images_that_are_held_out_is_refused_or_said(
+    segmented: Run, pretrained: Run, patches: Path, tmp_path: Path, notes: Notes
+) -> None:
+    others = tmp_path / "patches"
+    shutil.copytree(patches, others)
+    text = (
+        (others / "patches.yaml")
+        .read_text()
+        .replace("split: train", "split: hold")
+        .replace("split: test", "split: train")
+    )
+    (others / "patches.yaml").write_text(text.replace("split: hold", "split: test"))
+    recipe = dense.recipe("segment", others, "cover", phases=dense.ONE_PHASE, more="")
+    refused = (
+        r"supernet.init \(.*\): was trained on 24 of the 24 images of the split test, which would be scored too well"
+    )
+    with pytest.raises(UserError, match=refused):
+        train(tmp_path, recipe, f"supernet.init={segmented.folder}")
+    assert not (tmp_path / "run").exists()
+    train(tmp_path, recipe, f"supernet.init={pretrained.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
+    assert "was trained on 24 of the 24 images of the split test, without their targets" in notes()
+    shutil.rmtree(tmp_path / "run")
+    patches.rename(tmp_path / "elsewhere")
+    try:
+        train(tmp_path, recipe, f"supernet.init={segmented.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
+    finally:
+        (tmp_path / "elsewhere").rename(patches)
+    assert re.search(
+        r"images that .* was trained on can't be opened \(.*\), so whether images that are held out", notes()
+    )
 
 
 def test_scores_do_not_depend_on_batches(segmented: Run) -> None:
