@@ -8,7 +8,7 @@ CHECKOUT is a copy of github.com/mohamedhazem889/Water-Segmentation: `data/image
 
 The patches repeat places. Two are of one place if their maps of classes are the same, or if they share `SHARED` runs of
 `RUN` pixels of elevation in a row that are not flat. Places of `LARGE` patches and more train. The others, in an order
-drawn with `--seed`, test until there are `TEST` patches, and then validate until there are `VALIDATION`.
+drawn with `--seed`, test until there are `TEST` patches, then validate until there are `VALIDATION`, then train.
 """
 
 import argparse
@@ -30,12 +30,14 @@ from sklearn.model_selection import train_test_split
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.data.readers.patches import FILE, FORMAT, PartEntry, PatchesFile, TargetEntry
+from ofav2.errors import UserError
 from ofav2.output_folder import making
 
 Planes = npt.NDArray[np.int16]
 Indices = npt.NDArray[np.int64]
 SplitName = Literal["train", "val", "test"]
 
+SOURCE = "github.com/mohamedhazem889/Water-Segmentation"
 REFLECTANCE = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
 BANDS = (*REFLECTANCE, "quality", "merit_elevation", "elevation", "worldcover", "jrc_occurrence")
 """All planes of a file, in their order. The last two hold answers: they are bands for the published protocol alone."""
@@ -61,6 +63,8 @@ def read_scenes(checkout: Path) -> tuple[Planes, npt.NDArray[np.uint8]]:
     """Return all planes (N, H, W, 12) and water masks of 0 and 1 (N, H, W), by number."""
     folder = checkout / "data"
     numbers = range(len(list((folder / "images").glob("*.tif"))))
+    if not numbers:
+        raise UserError(f"CHECKOUT ({checkout}): has no file data/images/0.tif; give a copy of {SOURCE}")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         planes = np.stack([_read_planes(folder / "images" / f"{number}.tif") for number in numbers])
@@ -147,7 +151,7 @@ def write(checkout: Path, out: Path, *, published: bool, seed: int) -> Mapping[S
         PartEntry(f"{split}.npy", {name: f"{split}_{name}.npy" for name in targets}, f"{split}.txt", None, split)
         for split in splits
     )
-    described = PatchesFile(BANDS, parts, TARGETS, about="github.com/mohamedhazem889/Water-Segmentation")
+    described = PatchesFile(BANDS, parts, TARGETS, about=SOURCE)
     with making(out, last=FILE) as folder:
         for split, patches in splits.items():
             np.save(folder / f"{split}.npy", planes[patches])
@@ -171,9 +175,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("checkout", metavar="CHECKOUT", type=Path)
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--split", choices=("places", "published"), default="places")
-    parser.add_argument("--seed", type=int, default=0, help="of the order of places (0)")
+    parser.add_argument("--seed", type=int, help="of the order of places (0)")
     options = parser.parse_args(arguments)
-    written = write(options.checkout, options.out, published=options.split == "published", seed=options.seed)
+    published = options.split == "published"
+    if published and options.seed is not None:
+        parser.error("--seed: the published split has no seed; leave it out")
+    written = write(options.checkout, options.out, published=published, seed=options.seed or 0)
     for split, (patches, places) in written.items():
         console.show(f"{split}: {patches} patches in {places} places")
 

@@ -53,6 +53,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     config = recipe.load(arguments.recipe, arguments.overrides)
     from ofav2.errors import UserError
+    from ofav2.training.beginning import check_beginning
     from ofav2.training.phases import plan_table
     from ofav2.training.preview import preview
     from ofav2.training.setup import prepare
@@ -61,6 +62,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from supernets.multi_exit import MultiExit
 
     setup = prepare(config, data=_imagined(config, arguments.images, arguments.classes))
+    check_beginning(setup)
     if arguments.time:
         setup = settle_threads(setup)
     if arguments.latency and not isinstance(setup.net, MultiExit):

@@ -167,7 +167,7 @@ class SupernetConfig:
     """Channels inside dense heads, which tasks have whose outputs are maps; others have no use for it."""
     init: str | None = None
     """Run folder of which the supernet's weights are taken to start from, such as one of task `reconstruct`; heads for
-    other outputs start anew. Null starts all anew."""
+    other outputs start anew. It may not have learnt targets of this run's test images. Null starts all anew."""
     frozen: bool = False
     """Whether the weights from `init` stay as they are up to the heads, which alone are trained."""
 

@@ -219,13 +219,21 @@ class PatchImages:
             return digest_of(bands.identity(position) + repr((top, left, self.side, self.bands)).encode())
         return digest_of(self.read(index).contiguous().numpy().tobytes())
 
-    def stored_digest(self, index: int) -> int:
-        """Digest the whole patch that patch `index` is, or is a window of, with all bands that its file has."""
-        part, position = self.rows[index, :2].tolist()
+    def stored_digests(self) -> npt.NDArray[np.uint64]:
+        """Digest the whole patch, in these bands, that each patch is or is a window of (N,).
+
+        Those whose pixels are all equal, as where there is no data, can't be told apart and have 0.
+        """
+        stored, windows = np.unique(self.rows[:, :2], axis=0, return_inverse=True)
+        found = [self._stored_digest(part, position) for part, position in stored.tolist()]
+        return np.array(found, dtype=np.uint64)[windows.reshape(-1)]
+
+    def _stored_digest(self, part: int, position: int) -> int:
         bands = self.parts[part].images
         if isinstance(bands, ReadInPlace):
             return digest_of(bands.identity(position))
-        return digest_of(np.ascontiguousarray(bands[position]).tobytes())
+        pixels = np.ascontiguousarray(bands[position, :, :][..., self.bands])
+        return digest_of(pixels.tobytes()) if (pixels != pixels[:1, :1]).any() else 0
 
     def look(self, indices: Indices) -> Pixels:
         """Read patches."""

@@ -7,7 +7,7 @@ import numpy as np
 from ofav2.data.cache import CheckedImages
 from ofav2.data.digests import Digests
 from ofav2.data.images import Images, digest_of
-from ofav2.data.patches import PatchImages
+from ofav2.data.patches import PatchImages, ReadInPlace
 from ofav2.data.splits import ImageData, Split
 from ofav2.errors import UserError
 
@@ -44,24 +44,36 @@ def unseen(split: Split, seen: Digests) -> Split:
     return split.take(split.name, np.flatnonzero(~known))
 
 
-def count_leaked(split: Split, trained: Split, own: Split) -> int:
-    """Count images of a split that another training saw, and this run's own does not: it holds them out.
+def count_known(held: Split, trained: Split, own: Split) -> int | None:
+    """Count images of a split that another training saw, and this run's own does not.
 
-    Of patches, windows are compared by the whole patch.
+    Copies that a data set has in several of its own splits are not counted. Of patches, whole ones are compared, in the
+    bands that are learnt; one of which all pixels are equal is known to none.
 
     Args:
-        split: Images that are held out.
+        held: Images that are held out.
         trained: Training images of the other run.
-        own: Training images of this run, whose copies among `split` are the data set's own matter.
+        own: Training images of this run.
+
+    Returns:
+        The count; None where images of the two runs are read in ways that can't be compared.
     """
-    held, others, ours = (_stored_digests(one.images, len(one)) for one in (split, trained, own))
-    return int((np.isin(held, others) & ~np.isin(held, ours)).sum())
+    if _kind(held.images) != _kind(trained.images):
+        return None
+    others = np.setdiff1d(_stored_digests(trained), _stored_digests(own))
+    return int(np.isin(_stored_digests(held), others[others != 0]).sum())
 
 
-def _stored_digests(images: Images, count: int) -> Digests:
+def _kind(images: Images) -> str:
+    """Return what digests of images are made of."""
     if isinstance(images, PatchImages):
-        return np.array([images.stored_digest(index) for index in range(count)], dtype=np.uint64)
-    return _digests(images, count)
+        return "in place" if any(isinstance(part.images, ReadInPlace) for part in images.parts) else "patches"
+    return "files" if isinstance(images, CheckedImages) else "pixels"
+
+
+def _stored_digests(split: Split) -> Digests:
+    images = split.images
+    return images.stored_digests() if isinstance(images, PatchImages) else _digests(images, len(split))
 
 
 def _digests(images: Images, count: int) -> Digests:

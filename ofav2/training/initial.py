@@ -6,15 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ofav2.config.schema import SupernetConfig
-from ofav2.data import ImageData, open_data
-from ofav2.data.seen import count_leaked
-from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import LoadedSupernet, load_run, require_supernet
-from ofav2.messages import first_line
-from ofav2.runs.kept_recipe import kept_recipe
+from ofav2.data import ImageData
+from ofav2.errors import UserError
+from ofav2.evaluation.opened_run import load_run, require_supernet
 from ofav2.runs.records import InitialWeights
-from ofav2.runs.split import kept_split
-from ofav2.tasks import reconstruction
 from ofav2.tasks.base import Task
 from supernets import Supernet
 from supernets.multi_exit import Network
@@ -42,8 +37,7 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
 
     Raises:
         RunError: If the folder is no run, or has no finished phase.
-        UserError: If the run's supernet is another one, its images have other channels, or it learnt targets of images
-            that this run validates or tests on.
+        UserError: If the run's supernet is another one, or its images have other channels.
     """
     if config.init is None:
         return None
@@ -55,7 +49,6 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
             f"supernet.init ({config.init}): its images have the bands {', '.join(loaded.record.data.bands)}, and these"
             f" have {', '.join(data.bands)}; give the same in the same order by data.bands"
         )
-    _refuse_leaks(config.init, loaded, data)
     known, fresh_weights = require_supernet(loaded.net, "leave supernet.init out").state_dict(), net.state_dict()
     _refuse_another_body(config.init, known, fresh_weights)
     same_outputs = (loaded.record.task, loaded.record.data.classes) == (task.name, tuple(data.classes))
@@ -76,28 +69,6 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
         f" {len(fresh) or 'no'} weights of heads start anew{'; only heads are trained' if config.frozen else ''}"
     )
     return InitialWeights(loaded.record.name, loaded.phase, loaded.sha256, fresh)
-
-
-def _refuse_leaks(init: str, loaded: LoadedSupernet, data: ImageData) -> None:
-    """Refuse weights that learnt targets of images that are held out here; of those that saw images alone, say it."""
-    if loaded.record.data.fingerprint == data.fingerprint:
-        return
-    config, split = kept_recipe(loaded.folder, loaded.record), kept_split(loaded.folder, loaded.record)
-    try:
-        trained = open_data(config.data, split).train
-    except (RunError, UserError) as error:
-        logger.warning(
-            f"images that {init} was trained on can't be opened ({first_line(error)}), so whether images that are held"
-            " out here are among them is not known"
-        )
-        return
-    for held in (data.val, data.test):
-        count = count_leaked(held, trained, data.train)
-        said = f"supernet.init ({init}): was trained on {count} of the {len(held)} images of the split {held.name}"
-        if count and config.task == reconstruction.NAME:
-            logger.warning(f"{said}, without their targets")
-        elif count:
-            raise UserError(f"{said}, which would be scored too well: give both runs the same splits")
 
 
 def _refuse_another_body(run: str, known: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:

@@ -150,12 +150,6 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
                 f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, unlock more, or"
                 " give it other exit_weights"
             )
-        if alone and (config.subnets, config.sampler) != (1, "uniform"):
-            key, value = ("subnets", config.subnets) if config.subnets != 1 else ("sampler", config.sampler)
-            raise UserError(
-                f"phases.{name}.{key} ({value}): has no effect, as the phase trains the largest network alone; leave it"
-                " out, or unlock something"
-            )
         objective = config.objective or ("joint" if alone else "distill")
         if objective == "in_place" and config.sampler != "sandwich" and not alone:
             raise UserError(

@@ -14,6 +14,7 @@ from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import Stopped, stop_requests
+from ofav2.training.beginning import check_beginning
 from ofav2.training.phase import evaluate_on_test, run_phase
 from ofav2.training.resuming import first_record, next_record, rewind, same_recipe, same_split
 from ofav2.training.setup import Setup, prepare, refuse_disagreement
@@ -45,7 +46,9 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     """
     with process_group() as processes:
         config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
-        setup = settle_threads(prepare(config, processes))
+        setup = prepare(config, processes)
+        processes.on_main(lambda: check_beginning(setup))
+        setup = settle_threads(setup)
         target = Path(run_dir or config.run.folder)
         processes.on_main(lambda: refuse_inside(setup.data.trees, target, "run folder"))
         with new_run(config, recipe_name, run_dir, processes) as writer:

@@ -14,6 +14,7 @@ from benchmarks.water_set import BANDS, LARGE, RUN, SHARED, TEST, VALIDATION, fi
 from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
 from ofav2.data.readers.patches import read_description
+from ofav2.errors import UserError
 
 SIDE = 48
 """Pixels of a patch's side in these tests."""
@@ -64,22 +65,25 @@ def test_no_place_is_in_two_splits_and_large_ones_train() -> None:
 
 
 @pytest.fixture
-def checkout(tmp_path: Path) -> Path:
-    """A copy of the water set, with 16 patches of a place each."""
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small copy of the water set: 16 patches; the first three are of one large place, and two others of one."""
+    for name, value in {"LARGE": 3, "TEST": 4, "VALIDATION": 3}.items():
+        monkeypatch.setattr(water_set, name, value)
     rng = np.random.default_rng(11)
     for name in ("images", "masks"):
         (tmp_path / "checkout" / "data" / name).mkdir(parents=True)
     profile = {"driver": "GTiff", "width": SIDE, "height": SIDE, "count": len(BANDS), "dtype": "int16"}
-    for number in range(16):
-        planes = rng.integers(-40, 4000, (len(BANDS), SIDE, SIDE)).astype(np.int16)
-        planes[BANDS.index("worldcover")] = rng.choice((10, 40, 80), (SIDE, SIDE))
-        planes[BANDS.index("jrc_occurrence")] = rng.integers(0, 112, (SIDE, SIDE))
+    planes = rng.integers(-40, 4000, (16, len(BANDS), SIDE, SIDE)).astype(np.int16)
+    planes[:, BANDS.index("worldcover")] = rng.choice((10, 40, 80), (16, SIDE, SIDE))
+    planes[:, BANDS.index("jrc_occurrence")] = rng.integers(0, 112, (16, SIDE, SIDE))
+    planes[(1, 2, 9), BANDS.index("elevation"), :4] = planes[(0, 0, 5), BANDS.index("elevation"), :4]
+    for number, scene in enumerate(planes):
         with (
             pytest.warns(NotGeoreferencedWarning),
             rasterio.open(tmp_path / f"checkout/data/images/{number}.tif", "w", **profile) as file,
         ):
-            file.write(planes)
-        mask = (planes[4] < 500) * (number >= 4)
+            file.write(scene)
+        mask = (scene[4] < 500) * (number >= 4)
         Image.fromarray(mask.astype(np.uint8)).save(tmp_path / f"checkout/data/masks/{number}.png")
     return tmp_path / "checkout"
 
@@ -90,21 +94,38 @@ def test_what_is_written_opens_with_its_targets(
 ) -> None:
     out = tmp_path / "patches"
     water_set.main([str(checkout), str(out), "--split", split])
-    counts = {"places": {"train": 0, "val": 0, "test": 16}, "published": {"train": 12, "test": 4}}[split]
-    said = "".join(f"{name}: {count} patches in {count} places\n" for name, count in counts.items())
-    assert capsys.readouterr().out == said
-    assert read_description(out).bands == BANDS
+    said = capsys.readouterr().out
     planes, masks = water_set.read_scenes(checkout)
-    for name, count in counts.items():
+    expected = {
+        "water": masks,
+        "landcover": planes[..., 10],
+        "occurrence": planes[..., 11].clip(0, 100),
+        "elevation": planes[..., 9],
+    }
+    found: dict[str, list[int]] = {}
+    for name in ("train", "test") if split == "published" else ("train", "val", "test"):
         images = np.load(out / f"{name}.npy")
-        assert len(images) == count
-        of = [next(n for n in range(16) if (planes[n] == image).all()) for image in images]
-        np.testing.assert_array_equal(np.load(out / f"{name}_water.npy"), masks[of])
-        np.testing.assert_array_equal(np.load(out / f"{name}_landcover.npy"), planes[of][..., 10])
-        np.testing.assert_array_equal(np.load(out / f"{name}_occurrence.npy"), planes[of][..., 11].clip(0, 100))
+        found[name] = [next(number for number in range(16) if (planes[number] == image).all()) for image in images]
+        assert f"{name}: {len(images)} patches in " in said
+        for target, values in expected.items():
+            np.testing.assert_array_equal(np.load(out / f"{name}_{target}.npy"), values[found[name]])
+    assert sorted(chain(*found.values())) == list(range(16))
     if split == "published":
-        wet = [np.load(out / f"{name}_water.npy").any((1, 2)).mean() for name in counts]
+        wet = [np.load(out / f"{name}_water.npy").any((1, 2)).mean() for name in found]
         assert wet == [0.75, 0.75], "as many patches without water in both"
-        config = DataConfig(name="patches", root=str(out), target="water", resolutions=(16,), eval_crop=1.0)
-        data = open_data(config)
-        assert (len(data.train) + len(data.val), len(data.test)) == (12, 4)
+    else:
+        assert {0, 1, 2} <= set(found["train"])
+        assert len({name for name, patches in found.items() for number in (5, 9) if number in patches}) == 1
+    assert read_description(out).bands == BANDS
+    config = DataConfig("patches", str(out), target="water", resolutions=(16,), eval_crop=1.0)
+    data = open_data(config)
+    assert len(data.test) == len(found["test"])
+    assert len(data.train) + len(data.val) == 16 - len(data.test)
+
+
+def test_what_does_not_fit_is_refused(checkout: Path, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        water_set.main([str(checkout), str(tmp_path / "out"), "--split", "published", "--seed", "1"])
+    with pytest.raises(UserError, match=r"^CHECKOUT \(.*\): has no file data/images/0.tif"):
+        water_set.main([str(tmp_path), str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()

@@ -69,8 +69,7 @@ def test_bytes(content: bytes, tmp_path: Path) -> None:
     assert accepted(lambda: recipe.load(str(tmp_path / "a.yaml"))) is None
 
 
-@pytest.mark.slow
-@fuzz(120)
+@fuzz(50)
 @given(data=st.data())
 def test_structures(data: st.DataObject, tmp_path: Path) -> None:
     text = json.dumps(changed(DIGITS, data.draw, VALUES))

@@ -135,8 +135,7 @@ def test_a_stop_that_one_process_hears_stops_all_and_the_run_goes_on_to_the_same
     assert same_run(path, straight)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
     killed: int, straight: Path, two: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,8 +149,9 @@ def test_a_killed_process_ends_the_others_and_the_run_goes_on_to_the_same_bits(
     assert same_run(path, straight)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize(
+    ("before", "after"), [(2, 1), *(pytest.param(*counts, marks=pytest.mark.slow) for counts in ((1, 2), (2, 4)))]
+)
 def test_a_run_goes_on_with_another_number_of_processes_and_says_so(
     before: int,
     after: int,

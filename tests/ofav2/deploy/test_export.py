@@ -98,7 +98,6 @@ def test_the_onnx_file_of_a_dense_network_makes_the_same_maps(side: int, tmp_pat
         torch.testing.assert_close(found, list(exit_logits(module(batch))), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("extracted", [(1, 3)], ids=str, indirect=True)
 def test_the_program_runs_where_this_project_is_not(extracted: Extracted, tmp_path: Path) -> None:
     batches = {str(count): images(count) for count in (1, 2, 7)}

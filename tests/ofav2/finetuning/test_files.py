@@ -40,7 +40,6 @@ def tuned(extracted: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return out, "\n".join(shown)
 
 
-@pytest.mark.slow
 def test_every_file_of_a_fine_tuned_network_computes_what_it_does(tuned: tuple[Path, str]) -> None:
     out, _ = tuned
     assert {entry.name for entry in out.iterdir()} == FILES

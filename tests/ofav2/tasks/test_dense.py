@@ -246,36 +246,60 @@ def test_a_start_in_another_supernet_is_refused(pretrained: Run, patches: Path, 
             train(tmp_path, text, f"supernet.init={pretrained.folder}", change)
 
 
-def test_a_start_that_knows_images_that_are_held_out_is_refused_or_said(
+def exchanged(patches: Path, out: Path, split: str) -> Path:
+    """A copy of patches in which a split and the training split have changed places."""
+    shutil.copytree(patches, out)
+    text = (patches / "patches.yaml").read_text().replace(f"split: {split}", "split: hold")
+    text = text.replace("split: train", f"split: {split}").replace("split: hold", "split: train")
+    (out / "patches.yaml").write_text(text)
+    return out
+
+
+KNOWN = r"was trained on 24 of the 24 images of this run's split {}"
+
+
+def test_a_start_that_learnt_targets_of_test_images_is_refused(
+    segmented: Run, pretrained: Run, patches: Path, tmp_path: Path
+) -> None:
+    others = exchanged(patches, tmp_path / "patches", "test")
+    regress = dense.recipe("regress", others, "height", phases=dense.ONE_PHASE, more=dense.DISTANCE)
+    segment = dense.recipe("segment", others, "cover", phases=dense.ONE_PHASE)
+    for text, init in ((segment, segmented), (regress, segmented), (regress, pretrained)):
+        with pytest.raises(UserError, match=rf"^supernet.init \(.*\): {KNOWN.format('test')}.*the same splits"):
+            train(tmp_path, text, f"supernet.init={init.folder}", "data.batch_size=4")
+        settings = [f"supernet.init={init.folder}", "data.batch_size=4"]
+        assert main(["plan", tiny.written(tmp_path, text), *settings]) == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_start_that_saw_images_that_are_held_out_is_told(
     segmented: Run, pretrained: Run, patches: Path, tmp_path: Path, notes: Notes
 ) -> None:
-    others = tmp_path / "patches"
-    shutil.copytree(patches, others)
-    text = (
-        (others / "patches.yaml")
-        .read_text()
-        .replace("split: train", "split: hold")
-        .replace("split: test", "split: train")
-    )
-    (others / "patches.yaml").write_text(text.replace("split: hold", "split: test"))
-    recipe = dense.recipe("segment", others, "cover", phases=dense.ONE_PHASE, more="")
-    refused = (
-        r"supernet.init \(.*\): was trained on 24 of the 24 images of the split test, which would be scored too well"
-    )
-    with pytest.raises(UserError, match=refused):
-        train(tmp_path, recipe, f"supernet.init={segmented.folder}")
-    assert not (tmp_path / "run").exists()
-    train(tmp_path, recipe, f"supernet.init={pretrained.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
-    assert "was trained on 24 of the 24 images of the split test, without their targets" in notes()
-    shutil.rmtree(tmp_path / "run")
+    def start(others: Path, init: Run) -> str:
+        text = dense.recipe("segment", others, "cover", phases=dense.ONE_PHASE)
+        settings = (f"supernet.init={init.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
+        ofav2.resume(train(tmp_path, text, *settings).folder)
+        shutil.rmtree(tmp_path / "run")
+        return notes()
+
+    assert not re.search("was trained on .* of this run|known for certain", start(patches, segmented))
+    test = exchanged(patches, tmp_path / "test", "test")
+    assert re.search(f"{KNOWN.format('test')}, without the targets that are learnt now", start(test, pretrained))
+    val = exchanged(patches, tmp_path / "val", "val")
+    said = start(val, segmented)
+    assert re.search(f"{KNOWN.format('val')}, so validation scores are too good", said)
+    assert said.count("was trained on") == 1, "a run that goes on was asked when it began"
     patches.rename(tmp_path / "elsewhere")
     try:
-        train(tmp_path, recipe, f"supernet.init={segmented.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
+        gone = start(test, segmented)
+        shutil.copytree(tmp_path / "elsewhere", patches)
+        np.save(patches / "train_images.npy", np.load(patches / "train_images.npy")[::-1])
+        rewritten = start(test, segmented)
+        shutil.rmtree(patches)
     finally:
         (tmp_path / "elsewhere").rename(patches)
-    assert re.search(
-        r"images that .* was trained on can't be opened \(.*\), so whether images that are held out", notes()
-    )
+    assert "known for certain: its own can't be opened as they were: " in gone
+    assert "known for certain: its own can't be opened as they were: data set (patches) holds other images" in rewritten
 
 
 def test_scores_do_not_depend_on_batches(segmented: Run) -> None:

@@ -163,17 +163,6 @@ def test_the_recipes_order_is_kept_and_any_order_that_grows_will_do() -> None:
             {"full": FULL, "k": unlocking(kernel=(5, 7)), "both": unlocking(kernel=(5, 7), depth=(3, 4))},
             r"^phases\.both\.unlock\.kernel \(5, 7\) repeats",
         ),
-        ("se_b", {"full": PhaseConfig(1, 0.1, subnets=4)}, r"^phases\.full\.subnets \(4\): has no effect"),
-        (
-            "se_b",
-            {"full": PhaseConfig(1, 0.1, subnets=3, sampler="sandwich")},
-            r"^phases\.full\.subnets \(3\): has no effect",
-        ),
-        (
-            "se_b",
-            {"full": PhaseConfig(1, 0.1, sampler="marginals")},
-            r"^phases\.full\.sampler \(marginals\): has no effect",
-        ),
         ("se_b", {"full": FULL, "more": FULL}, r"^phases\.more\.unlock \(empty\) repeats phases\.full"),
         (
             "se_b",

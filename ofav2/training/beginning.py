@@ -1,0 +1,102 @@
+"""Check what is asked of a run that begins: settings without effect, and weights that know its test images.
+
+A run that goes on was checked when it began, maybe by an older version of these rules, so it is not checked again.
+"""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from ofav2.config.schema import Config
+from ofav2.data import ImageData, open_data
+from ofav2.data.seen import count_known
+from ofav2.data.splits import Split
+from ofav2.errors import RunError, UserError
+from ofav2.messages import first_line
+from ofav2.runs.kept_recipe import kept_recipe
+from ofav2.runs.records import RunRecord, read_run
+from ofav2.runs.split import kept_split, require_drawn_again
+from ofav2.tasks import reconstruction
+from ofav2.training.phases import Plan
+from ofav2.training.samplers import Largest
+from ofav2.training.setup import Setup
+
+logger = logging.getLogger(__name__)
+
+
+def check_beginning(setup: Setup) -> None:
+    """Check a run before it begins.
+
+    Raises:
+        UserError: A phase has settings without effect, or `supernet.init` learnt targets of this run's test images.
+    """
+    _refuse_idle_settings(setup.plan)
+    # Imagined data have no fingerprint.
+    if setup.config.supernet.init is not None and setup.data.fingerprint:
+        _check_initial(Path(setup.config.supernet.init), setup.config, setup.data)
+
+
+def _refuse_idle_settings(plan: Plan) -> None:
+    for phase in plan.phases:
+        if phase.sampler != Largest() or (phase.config.subnets, phase.config.sampler) == (1, "uniform"):
+            continue
+        key, value = (
+            ("subnets", phase.config.subnets) if phase.config.subnets != 1 else ("sampler", phase.config.sampler)
+        )
+        raise UserError(
+            f"phases.{phase.name}.{key} ({value}): has no effect, as the phase trains the largest network alone; leave"
+            " it out, or unlock something"
+        )
+
+
+def _check_initial(init: Path, config: Config, data: ImageData) -> None:
+    """Refuse weights that learnt targets of test images; say it of validation images, and where nobody knows."""
+    record = read_run(init)
+    if record.data.fingerprint == data.fingerprint:
+        return
+    try:
+        before = kept_recipe(init, record)
+        trained = _training_images(init, record, before)
+    except UserError as error:
+        _say_unknown(init, f"its own can't be opened as they were: {first_line(error)}")
+        return
+    if record.initial is not None or record.imported is not None:
+        _say_unknown(init, "it did not begin with fresh weights")
+    counts = {held.name: count_known(held, trained, data.train) for held in (data.test, data.val)}
+    if None in counts.values():
+        _say_unknown(init, "its own are stored in another way")
+    alone = before.task == reconstruction.NAME and before.data.target != config.data.target
+    for held in (data.test, data.val):
+        if not (count := counts[held.name]):
+            continue
+        said = (
+            f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
+        )
+        if alone:
+            logger.warning(f"{said}, without the targets that are learnt now")
+        elif held is data.val:
+            logger.warning(f"{said}, so validation scores are too good")
+        else:
+            raise UserError(
+                f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and the"
+                " same fractions, or as files of their own"
+            )
+
+
+def _training_images(init: Path, record: RunRecord, config: Config) -> Split:
+    """Return what a run was trained on.
+
+    Raises:
+        UserError: Its images can't be opened, or are no longer the same.
+    """
+    split = kept_split(init, record)
+    data = open_data(replace(config.data, download=False), split)
+    if split is None:
+        require_drawn_again(init, record, data.fingerprint)
+    if data.fingerprint != record.data.fingerprint:
+        raise RunError(f"data set ({data.name}) holds other images, or other labels, than {init} was trained on")
+    return data.train
+
+
+def _say_unknown(init: Path, why: str) -> None:
+    logger.warning(f"whether {init} was trained on images that this run holds out is not known for certain: {why}")
