@@ -65,7 +65,9 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> None:
     counts = {held.name: count_known(held, trained, data.train) for held in (data.test, data.val)}
     if None in counts.values():
         _say_unknown(init, "its own are stored in another way")
-    alone = before.task == reconstruction.NAME and before.data.target != config.data.target
+    # A reconstruction learns its target if that is planes of numbers.
+    planes = record.architecture.num_classes > len(record.data.bands)
+    alone = before.task == reconstruction.NAME and not (planes and before.data.target == config.data.target)
     for held in (data.test, data.val):
         if not (count := counts[held.name]):
             continue

@@ -284,7 +284,10 @@ def test_a_start_that_saw_images_that_are_held_out_is_told(
 
     assert not re.search("was trained on .* of this run|known for certain", start(patches, segmented))
     test = exchanged(patches, tmp_path / "test", "test")
-    assert re.search(f"{KNOWN.format('test')}, without the targets that are learnt now", start(test, pretrained))
+    without_planes = dense.recipe("reconstruct", patches, "cover", phases=dense.ONE_PHASE, more=dense.DISTANCE)
+    images_alone = train(tmp_path / "pre", without_planes, "phases.full.epochs=0.1")
+    for init in (pretrained, images_alone):
+        assert re.search(f"{KNOWN.format('test')}, without the targets that are learnt now", start(test, init))
     val = exchanged(patches, tmp_path / "val", "val")
     said = start(val, segmented)
     assert re.search(f"{KNOWN.format('val')}, so validation scores are too good", said)
