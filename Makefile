@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Python compiles what is imported, a small part of all that is installed.
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install --no-compile -c constraints.txt
 
-# Where Python may not keep what it compiled, each process compiles all that it imports: tests take half as long again.
+# Where Python may not keep what it compiled, each process compiles all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help venv demo test test-browser test-slow lint clean

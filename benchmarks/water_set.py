@@ -15,10 +15,8 @@ import argparse
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -29,13 +27,13 @@ from sklearn.model_selection import train_test_split
 
 from ofav2.cli import console
 from ofav2.config import recipe
-from ofav2.data.readers.patches import FILE, FORMAT, PartEntry, PatchesFile, TargetEntry
+from ofav2.data.images import Indices
+from ofav2.data.readers.patches import FILE, FORMAT, PartEntry, PatchesFile, SplitName, TargetEntry
 from ofav2.errors import UserError
 from ofav2.output_folder import making
+from ofav2.typed_json import to_plain
 
 Planes = npt.NDArray[np.int16]
-Indices = npt.NDArray[np.int64]
-SplitName = Literal["train", "val", "test"]
 
 SOURCE = "github.com/mohamedhazem889/Water-Segmentation"
 REFLECTANCE = ("coastal", "blue", "green", "red", "nir", "swir1", "swir2")
@@ -57,6 +55,7 @@ RUN, RANGE, LEVELS, SHARED = 32, 12, 10, 3
 """Pixels of a run; the metres between its lowest and highest, and the different heights, that make it not flat; and how
 many shared runs make one place."""
 LARGE, TEST, VALIDATION = 9, 60, 30
+"""Patches of a place that trains whatever the seed; patches that test and validate, at least."""
 
 
 def read_scenes(checkout: Path) -> tuple[Planes, npt.NDArray[np.uint8]]:
@@ -158,15 +157,8 @@ def write(checkout: Path, out: Path, *, published: bool, seed: int) -> Mapping[S
             for name, values in targets.items():
                 np.save(folder / f"{split}_{name}.npy", values[patches])
             (folder / f"{split}.txt").write_text("".join(f"{place}\n" for place in places[patches]), encoding="utf-8")
-        recipe.write_mapping(folder / FILE, {"format": FORMAT, **_plain(asdict(described))})
+        recipe.write_mapping(folder / FILE, {"format": FORMAT, **to_plain(described)})
     return {split: (len(patches), len(set(places[patches].tolist()))) for split, patches in splits.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of YAML, without what is None."""
-    if isinstance(value, Mapping):
-        return {key: _plain(own) for key, own in value.items() if own is not None}
-    return [_plain(own) for own in value] if isinstance(value, tuple | list) else value
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,6 +1,7 @@
 """Know images again by their content, so that those that a network was trained on are never its test images."""
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,24 +45,24 @@ def unseen(split: Split, seen: Digests) -> Split:
     return split.take(split.name, np.flatnonzero(~known))
 
 
-def count_known(held: Split, trained: Split, own: Split) -> int | None:
-    """Count images of a split that another training saw, and this run's own does not.
+def count_known(held: Sequence[Split], trained: Split, own: Split) -> tuple[int, ...] | None:
+    """Count images of each of some splits that another training saw, and this run's own does not.
 
     Copies that a data set has in several of its own splits are not counted. Of patches, whole ones are compared, in the
     bands that are learnt; one of which all pixels are equal is known to none.
 
     Args:
-        held: Images that are held out.
+        held: Splits that are held out.
         trained: Training images of the other run.
         own: Training images of this run.
 
     Returns:
-        The count; None where images of the two runs are read in ways that can't be compared.
+        The counts; None where images of the two runs are read in ways that can't be compared.
     """
-    if _kind(held.images) != _kind(trained.images):
+    if _kind(own.images) != _kind(trained.images):
         return None
     others = np.setdiff1d(_stored_digests(trained), _stored_digests(own))
-    return int(np.isin(_stored_digests(held), others[others != 0]).sum())
+    return tuple(int(np.isin(_stored_digests(split), others[others != 0]).sum()) for split in held)
 
 
 def _kind(images: Images) -> str:

@@ -7,7 +7,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from ofav2.config.schema import Config
+from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.seen import count_known
 from ofav2.data.splits import Split
@@ -38,15 +38,13 @@ def check_beginning(setup: Setup) -> None:
 
 def _refuse_idle_settings(plan: Plan) -> None:
     for phase in plan.phases:
-        if phase.sampler != Largest() or (phase.config.subnets, phase.config.sampler) == (1, "uniform"):
-            continue
-        key, value = (
-            ("subnets", phase.config.subnets) if phase.config.subnets != 1 else ("sampler", phase.config.sampler)
-        )
-        raise UserError(
-            f"phases.{phase.name}.{key} ({value}): has no effect, as the phase trains the largest network alone; leave"
-            " it out, or unlock something"
-        )
+        idle = {"subnets": phase.config.subnets, "sampler": phase.config.sampler} if phase.sampler == Largest() else {}
+        for key, value in idle.items():
+            if value != getattr(PhaseConfig, key):
+                raise UserError(
+                    f"phases.{phase.name}.{key} ({value}): has no effect, as the phase trains the largest network"
+                    " alone; leave it out, or unlock something"
+                )
 
 
 def _check_initial(init: Path, config: Config, data: ImageData) -> None:
@@ -62,26 +60,25 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> None:
         return
     if record.initial is not None or record.imported is not None:
         _say_unknown(init, "it did not begin with fresh weights")
-    counts = {held.name: count_known(held, trained, data.train) for held in (data.test, data.val)}
-    if None in counts.values():
+    counts = count_known((data.test, data.val), trained, data.train)
+    if counts is None:
         _say_unknown(init, "its own are stored in another way")
+        return
     # A reconstruction learns its target if that is planes of numbers.
     planes = record.architecture.num_classes > len(record.data.bands)
-    alone = before.task == reconstruction.NAME and not (planes and before.data.target == config.data.target)
-    for held in (data.test, data.val):
-        if not (count := counts[held.name]):
-            continue
+    images_alone = before.task == reconstruction.NAME and not (planes and before.data.target == config.data.target)
+    for held, count in zip((data.test, data.val), counts, strict=True):
         said = (
             f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
         )
-        if alone:
+        if count and images_alone:
             logger.warning(f"{said}, without the targets that are learnt now")
-        elif held is data.val:
+        elif count and held is data.val:
             logger.warning(f"{said}, so validation scores are too good")
-        else:
+        elif count:
             raise UserError(
-                f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and the"
-                " same fractions, or as files of their own"
+                f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and equal"
+                " fractions, or by folders or a patches.yaml that name them"
             )
 
 

@@ -69,7 +69,7 @@ def test_bytes(content: bytes, tmp_path: Path) -> None:
     assert accepted(lambda: recipe.load(str(tmp_path / "a.yaml"))) is None
 
 
-@fuzz(50)
+@fuzz(120)
 @given(data=st.data())
 def test_structures(data: st.DataObject, tmp_path: Path) -> None:
     text = json.dumps(changed(DIGITS, data.draw, VALUES))

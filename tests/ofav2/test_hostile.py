@@ -292,7 +292,7 @@ def test_any_flipped_bit_of_a_state_is_found(
 # Facts
 
 
-@fuzz(30)
+@fuzz(60)
 @given(data=st.data())
 def test_any_facts_of_a_run_load_or_are_refused(data: st.DataObject, short_run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"

@@ -44,9 +44,10 @@ def test_windows_of_patches_are_known_by_the_patch(tmp_path: Path) -> None:
     root = str(dense.write_patches(tmp_path / "patches"))
     config = DataConfig("patches", root, target="cover", resolutions=(16,), eval_crop=1.0, bands=("red", "nir"))
     whole, windows = data.open_data(config), data.open_data(replace(config, resolutions=(8,), window=8))
-    assert count_known(windows.train, whole.train, windows.test) == len(windows.train) > len(whole.train)
-    assert count_known(windows.test, whole.train, windows.train) == 0
-    assert count_known(whole.test, windows.test, whole.train) == len(whole.test)
+    assert len(windows.train) > len(whole.train)
+    assert count_known((windows.train, windows.val), whole.train, windows.test) == (len(windows.train), 0)
+    assert count_known((windows.test,), whole.train, windows.train) == (0,)
+    assert count_known((whole.test,), windows.test, whole.train) == (len(whole.test),)
 
 
 def test_patches_are_known_in_the_bands_that_are_learnt_and_not_where_there_are_no_data(tmp_path: Path) -> None:
@@ -57,21 +58,21 @@ def test_patches_are_known_in_the_bands_that_are_learnt_and_not_where_there_are_
         np.save(root / f"{name}_images.npy", images)
     config = DataConfig("patches", str(root), target="cover", resolutions=(16,), eval_crop=1.0, bands=("red", "nir"))
     opened = data.open_data(config)
-    assert count_known(opened.test, opened.train, opened.val) == 0, "all patches without data look alike"
+    assert count_known((opened.test,), opened.train, opened.val) == (0,), "all patches without data look alike"
     others = shutil.copytree(root, tmp_path / "others")
     for name in ("train", "val", "test"):
         np.save(others / f"{name}_images.npy", np.load(root / f"{name}_images.npy")[..., 1:])
     text = (others / "patches.yaml").read_text()
     (others / "patches.yaml").write_text(text.replace("- blue\n", ""))
     two = data.open_data(replace(config, root=str(others)))
-    assert count_known(two.test, opened.test, opened.train) == len(opened.test) - 1
+    assert count_known((two.test,), opened.test, opened.train) == (len(opened.test) - 1,)
 
 
 def test_copies_among_a_data_sets_own_splits_are_its_own_matter(tmp_path: Path, classes: Callable[..., None]) -> None:
     noise = tiny.tiny_data()
-    assert count_known(noise.test, noise.train, noise.train) == 0
-    assert count_known(noise.train, noise.train, noise.test) == len(noise.train)
-    assert count_known(noise.train, noise.train, noise.train) == 0
+    assert count_known((noise.test,), noise.train, noise.train) == (0,)
+    assert count_known((noise.train,), noise.train, noise.test) == (len(noise.train),)
+    assert count_known((noise.train,), noise.train, noise.train) == (0,)
     classes(tmp_path / "images", {"cat": 10, "dog": 10})
     files = data.open_data(DataConfig("imagefolder", str(tmp_path / "images"), batch_size=4))
-    assert count_known(noise.test, files.train, noise.train) is None, "pixels are not compared with files"
+    assert count_known((noise.test,), files.train, noise.train) is None, "pixels are not compared with files"
