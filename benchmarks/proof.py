@@ -73,9 +73,9 @@ FASTER = MappingProxyType({"height": 0.07, "depth": 0.07, "expand": 0.07})
 """Learning rates of elastic phases after the kernel phase; the recipes have 0.03, and 0.1 in the full phase."""
 FASTER_KERNEL = MappingProxyType({"kernel": 0.1, **FASTER})
 """The same, and a higher one in the kernel phase, too; the recipes have 0.04."""
+LONG_FULL = ("data.batch_size=256", "phases.full.epochs=12", "phases.full.warmup_epochs=1.2", "phases.full.lr=0.2")
 LONG = (
-    "data.batch_size=256",
-    *("phases.full.epochs=12", "phases.full.warmup_epochs=1.2", "phases.full.lr=0.2"),
+    *LONG_FULL,
     *("phases.kernel.epochs=3", "phases.kernel.lr=0.08", "phases.depth.epochs=3", "phases.depth.lr=0.14"),
     *("phases.expand.epochs=6", "phases.expand.lr=0.14"),
 )
@@ -83,6 +83,12 @@ LONG = (
 LONG_HEIGHT = ("phases.height.epochs=6", "phases.height.lr=0.14")
 LONG_EXPAND = "phases.expand.epochs=12"
 """The same for single-exit supernets, with as many images."""
+LONG_IN_PLACE = (
+    *LONG_FULL,
+    *("phases.kernel.epochs=4.02", "phases.kernel.lr=0.2", "phases.depth.epochs=1.62", "phases.depth.lr=0.14"),
+    *("phases.expand.epochs=3.63", "phases.expand.lr=0.14"),
+)
+"""The same for in-place distillation, whose elastic phases take as long as those of OFAv2."""
 LONG_ALONE = ("data.batch_size=256", "phases.full.epochs=15", "phases.full.warmup_epochs=1.2", "phases.full.lr=0.2")
 SIZES = MappingProxyType(
     {
@@ -145,6 +151,8 @@ CIFAR10: tuple[Row, ...] = (
     ),
     *seeds(Row("ofa-long", "OFA, 30 epochs", "cifar10_proof", (*OFA, *LONG, LONG_EXPAND)), 2),
     *seeds(Row("ofav2-long", "OFAv2, 30 epochs", "cifar10_proof", (*LONG, *LONG_HEIGHT)), 2),
+    *seeds(Row("in-place-long", "EE_D, in-place distillation, 30 epochs", IN_PLACE, LONG_IN_PLACE), 2),
+    Row("se_d-long", "SE_D, 30 epochs", "cifar10_proof", ("supernet.variant=se_d", *LONG, LONG_EXPAND)),
     Row(
         "alone-large-long",
         "large, alone, 15 epochs",
