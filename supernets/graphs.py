@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.fx import Graph, GraphModule, Interpreter, Node
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from supernets.cpu_kernels import PointwiseConv2d
 
@@ -305,8 +305,10 @@ def fold_norms(module: GraphModule) -> GraphModule:
     """
     assert not module.training, "the statistics of a network in training mode are not used"
     graph, layers = copy.deepcopy(module.graph), _layers(module)
-    for before, node, folded in _folded(graph, layers):
-        layers[str(before.target)] = folded
+    for before, node in _pairs(graph, layers):
+        conv = copy.deepcopy(layers[str(before.target)])
+        _fold_(conv, layers[str(node.target)])
+        layers[str(before.target)] = conv
         node.replace_all_uses_with(before)
         graph.erase_node(node)
     made = GraphModule(layers | _attributes(module), graph, class_name="FoldedSubnet")
@@ -320,8 +322,9 @@ def fold_norms_(module: GraphModule) -> None:
     A second module of a small network takes as long to make as its evaluation.
     """
     assert not module.training, "the statistics of a network in training mode are not used"
-    for before, node, folded in _folded(module.graph, _layers(module)):
-        module.set_submodule(str(before.target), folded)
+    layers = _layers(module)
+    for before, node in _pairs(module.graph, layers):
+        _fold_(layers[str(before.target)], layers[str(node.target)])
         module.set_submodule(str(node.target), nn.Identity())
 
 
@@ -330,12 +333,17 @@ def foldable_norms(module: GraphModule) -> dict[str, str]:
     return {str(node.target): str(before.target) for before, node in _pairs(module.graph, _layers(module))}
 
 
-def _folded(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node, nn.Module]]:
-    """Yield each convolution and the norm that alone reads it, and both as one layer."""
-    for before, node in _pairs(graph, layers):
-        with torch.no_grad():
-            folded: nn.Module = fuse_conv_bn_eval(layers[str(before.target)], layers[str(node.target)])  # type: ignore[arg-type, type-var]
-        yield before, node, folded
+def _fold_(conv: nn.Module, norm: nn.Module) -> None:
+    """Give a convolution the weights with which it also normalises."""
+    assert isinstance(conv, nn.Conv2d)
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, var = norm.running_mean, norm.running_var
+    assert mean is not None
+    assert var is not None
+    with torch.no_grad():
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, mean, var, norm.eps, norm.weight, norm.bias
+        )
 
 
 def _pairs(graph: Graph, layers: Mapping[str, nn.Module]) -> Iterator[tuple[Node, Node]]:

@@ -53,7 +53,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         processes.on_main(lambda: refuse_inside(setup.data.trees, target, "run folder"))
         with new_run(config, recipe_name, run_dir, processes) as writer:
             record = first_record(writer.name, config, setup)
-            writer.write(folder.RECIPE, recipe.dump(setup.config))
+            writer.write(folder.RECIPE, record.recipe)
             writer.keep_split(setup.data)
             return _run_phases(setup, writer, writer.keep(record))
 
@@ -97,7 +97,7 @@ def resume(
             if record.status == "finished":
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
-            writer.write(folder.RECIPE, recipe.dump(setup.config))
+            writer.write(folder.RECIPE, record.recipe)
             if drawn:
                 writer.keep_split(setup.data)
             return _run_phases(setup, writer, record)

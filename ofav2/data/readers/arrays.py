@@ -1,5 +1,7 @@
 """Read data sets that fit in memory: scikit-learn's handwritten digits, CIFAR-10 and CIFAR-100."""
 
+from functools import cache
+
 import numpy as np
 from torchvision.datasets import CIFAR10, CIFAR100
 
@@ -13,13 +15,18 @@ from ofav2.messages import first_line
 
 def read_digits(config: DataConfig) -> Listed:
     """Read the 1,797 handwritten digits that come with scikit-learn, 8x8 grey in 0..16, as colour in 0..255."""
+    return Listed(tuple(str(digit) for digit in range(10)), _digits())
+
+
+@cache
+def _digits() -> Split:
+    """Read and scale them once per process, as several runs of them are often opened together."""
     from sklearn.datasets import load_digits  # slow to import, and only the digits need it
 
     bunch = load_digits()
     grey = np.round(bunch.images * 255 / 16).astype(np.uint8)
     colour = np.repeat(grey[..., None], 3, axis=-1).transpose(0, 3, 1, 2)
-    everything = Split("train", bunch.target.astype(np.int64), ArrayImages(colour))
-    return Listed(tuple(str(digit) for digit in range(10)), everything)
+    return Split("train", bunch.target.astype(np.int64), ArrayImages(colour))
 
 
 def read_cifar10(config: DataConfig) -> Listed:
