@@ -33,7 +33,7 @@ from torch import Tensor
 
 from ofav2 import files
 from ofav2.data.ahead import worked_ahead
-from ofav2.data.decoding import decode, read_size, shrunk_size
+from ofav2.data.decoding import decode, decoder_versions, read_size, shrunk_size
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
 from ofav2.data.images import FileImages, Indices, Pixels, Size, digest_of
 from ofav2.data.turns import CacheError, free_turn, turn, unusable
@@ -43,7 +43,7 @@ from ofav2.typed_json import Count, Sha256, read_record, write_record
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "ofav2-images/2"
+FORMAT = "ofav2-images/3"
 PIXELS, INDEX, ABOUT = "pixels.bin", "index.npz", "about.json"
 SAMPLE = 4096
 """Images of a split whose headers are read, to know how much a data set needs; of more, as many that lie evenly."""
@@ -74,6 +74,8 @@ class About:
     """Why an image cannot be decoded, by its number."""
     index_sha256: Sha256
     """Checksum of `index.npz`."""
+    decoders: Mapping[str, str]
+    """Versions of the packages that decoded them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,7 +290,18 @@ def _open(entry: Path, about: About, key: str, digests: Digests) -> Store:
     kept = _map(entry / PIXELS, about.bytes, offsets) if about.kept else None
     if kept is not None:
         _check_some(kept, offsets + 3 * shapes.prod(1), checks)
+        _tell_other_decoders(entry, about.decoders)
     return Store(index["digests"], shapes, kept, about.bad)
+
+
+def _tell_other_decoders(entry: Path, before: Mapping[str, str]) -> None:
+    now = decoder_versions()
+    if before != now:
+        listed = ", ".join(f"{name} {before.get(name, 'none')}, now {now[name]}" for name in now)
+        logger.warning(
+            f"cache {entry}: was decoded by other versions ({listed}), and pixels may differ by some units; remove it"
+            " to decode again"
+        )
 
 
 def _column(found: npt.NDArray[Any], digests: Digests, kind: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
@@ -403,7 +416,7 @@ def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, 
                 checks=found.checks,
             )
             sha256 = hashlib.sha256(files.read_bytes(staging / INDEX)).hexdigest()
-            about = About(key, root_key(root), found.bytes, found.kept, found.bad, sha256)
+            about = About(key, root_key(root), found.bytes, found.kept, found.bad, sha256, decoder_versions())
             write_record(staging / ABOUT, about, FORMAT)
             for path in (*staging.iterdir(), staging):
                 files.flush_to_disk(path)

@@ -7,7 +7,8 @@ The first bytes of a file choose its decoder, never its name, and no decoder see
 
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from importlib.metadata import version
 from io import BytesIO
 from types import MappingProxyType
 from typing import IO, NamedTuple
@@ -25,6 +26,9 @@ MAX_PIXELS = 2**28
 """Most pixels of an image, 16384 x 16384: 0.8 GB decoded."""
 START = 32
 """Bytes from the beginning of a file that `format_of` looks at."""
+
+DECODERS = ("torchvision", "pillow")
+"""Packages whose versions pixels may depend on."""
 
 READABLE = ("JPEG", "PNG", "WebP", "BMP", "TIFF")
 """Formats that are decoded."""
@@ -83,6 +87,11 @@ class Header(NamedTuple):
     """Width in pixels, as stored."""
     orientation: int = 1
     """EXIF orientation, 1 to 8; 1 is upright, and stands for none."""
+
+
+def decoder_versions() -> Mapping[str, str]:
+    """Return the versions of what decodes, without the part that says which device they were built for."""
+    return {package: version(package).partition("+")[0] for package in DECODERS}
 
 
 def format_of(start: bytes) -> str | None:

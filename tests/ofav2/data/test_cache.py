@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -187,6 +188,7 @@ def test_an_image_above_the_bound_of_what_is_sampled_is_sampled(
         about_with(bytes="many"),
         about_with(kept="yes"),
         about_with(format="ofav2-images/1"),
+        about_with(decoders=None),
         index_with(lambda index: index["offsets"].__setitem__(3, 10**9)),
         index_with(lambda index: index["offsets"].__setitem__(3, -(10**9))),
         index_with(lambda index: index["shapes"].__setitem__(3, 10**4)),
@@ -215,6 +217,20 @@ def test_a_damaged_entry_is_said_and_made_again(
     assert entries(config) == [entry]
     data.open_data(config)
     assert "damaged" not in notes()
+
+
+def test_an_entry_of_other_decoders_is_used_and_both_versions_are_said(
+    config: DataConfig, monkeypatch: pytest.MonkeyPatch, notes: Notes
+) -> None:
+    before = everything(data.open_data(config))
+    (entry,) = entries(config)
+    data.open_data(config)
+    assert "other versions" not in notes()
+    about_with(decoders={"torchvision": "0.1", "pillow": version("pillow")})(entry)
+    monkeypatch.setattr(cache, "decode", refuse_to_decode)
+    assert all(map(torch.equal, everything(data.open_data(config)), before))
+    now = version("torchvision").partition("+")[0]
+    assert f"cache {entry}: was decoded by other versions (torchvision 0.1, now {now}" in notes()
 
 
 def test_what_a_killed_process_left_is_said_and_removed(config: DataConfig, notes: Notes) -> None:
