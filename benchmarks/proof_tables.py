@@ -15,8 +15,10 @@ from ofav2.report.networks import front_of
 
 RESULTS = Path("docs/proof")
 """Where the results of each data set have a folder."""
-FRONT, PHASES = "front.svg", "phases.svg"
-"""The plots, beside the results; of rows with several seeds the first."""
+FRONT, PHASES = "front", "phases"
+"""Names of the plots, beside the results; of rows with several seeds they show the first."""
+APART = ("-long", "-faster")
+"""What names of rows hold that have plots of their own, such as `front-long.svg`: other lengths, and other rates."""
 
 ENDS = MappingProxyType({"largest": "largest network", "smallest_at_last_exit": "smallest network with the last exit"})
 """Corner networks that are followed through the phases, by their keys in the results."""
@@ -29,6 +31,9 @@ CLAIMS = MappingProxyType(
         "a progressive teacher beats a fixed one": ("ofav2", "ofav2-fixed"),
         "teaching in place beats OFAv2's phases": ("in-place", "ofav2"),
         "it does so at higher rates": ("in-place-faster-kernel", "ofav2-faster-kernel"),
+        "OFAv2 beats OFA in thirty epochs": ("ofav2-long", "ofa-long"),
+        "teaching in place beats OFAv2's phases in thirty epochs": ("in-place-long", "ofav2-long"),
+        "teaching in place beats OFA in thirty epochs": ("in-place-long", "ofa-long"),
         "higher rates of all elastic phases are better": ("ofav2-faster-kernel", "ofav2"),
         "higher rates after the kernel phase are better": ("ofav2-faster", "ofav2"),
     }
@@ -73,12 +78,22 @@ def show(names: Iterable[str], results: Path) -> None:
     console.show(alone_table(found) + "\n")
     console.show(seeds_table(supernets) + "\n")
     console.show(claims_table(supernets))
-    supernets = [result for result in supernets if seed_of(result["name"]) == 0]
-    (results / FRONT).write_text(chart([front_panel(supernets)], width=7.0, height=4.6), encoding="utf-8")
-    (results / PHASES).write_text(
-        chart([phase_panel(supernets, *end) for end in ENDS.items()], width=4.6, height=3.8), encoding="utf-8"
-    )
-    console.say(f"made {results / FRONT} and {results / PHASES}")
+    for kind, shown in plotted(supernets).items():
+        front, phases = (results / f"{name}{kind}.svg" for name in (FRONT, PHASES))
+        front.write_text(chart([front_panel(shown)], width=7.0, height=4.6), encoding="utf-8")
+        ends = [phase_panel(shown, *end) for end in ENDS.items()]
+        phases.write_text(chart(ends, width=4.6, height=3.8), encoding="utf-8")
+        console.say(f"made {front} and {phases}")
+
+
+def plotted(found: Iterable[Result]) -> dict[str, list[Result]]:
+    """The first seed of each row, by which of `APART` its name holds; the others by an empty name."""
+    grouped: dict[str, list[Result]] = {}
+    for result in found:
+        if seed_of(result["name"]) == 0:
+            kind = next((kind for kind in APART if kind in result["name"]), "")
+            grouped.setdefault(kind, []).append(result)
+    return grouped
 
 
 def runs_table(found: Iterable[Result]) -> str:

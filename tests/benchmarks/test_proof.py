@@ -200,7 +200,7 @@ def test_rows_are_trained_measured_and_shown(
     assert "| trained alone |" in shown
     assert f"| {rows[0].title} | {found['ofa']['trained']} | 8 |" in shown
     for name in (proof_tables.FRONT, proof_tables.PHASES):
-        texts = {part.text for part in ElementTree.parse(results / name).iter()}
+        texts = {part.text for part in ElementTree.parse(results / f"{name}.svg").iter()}
         assert {rows[0].title, rows[1].title} <= texts
 
 
@@ -210,6 +210,16 @@ def result(name: str, largest: float) -> dict[str, Any]:
     networks = [{"exit": 5, "top1": largest - 0.02}, {"exit": 5, "top1": largest}, *first]
     chosen = {"25": {"top1": largest} if largest > 0.5 else None}
     return {"name": name, "title": name.upper(), "test": {"largest": largest}, "random": networks, "chosen": chosen}
+
+
+def test_rows_of_other_lengths_and_rates_have_plots_of_their_own_and_further_seeds_none() -> None:
+    names = ("ofa", "ofa-seed1", "ofa-long", "ofa-long-seed1", "ofa-faster", "in-place-faster-kernel")
+    shown = proof_tables.plotted([result(name, 0.5) for name in names])
+    assert {kind: [one["name"] for one in some] for kind, some in shown.items()} == {
+        "": ["ofa"],
+        "-long": ["ofa-long"],
+        "-faster": ["ofa-faster", "in-place-faster-kernel"],
+    }
 
 
 def test_claims_are_yes_no_or_within_the_error_of_the_seeds() -> None:
