@@ -17,8 +17,8 @@ RESULTS = Path("docs/proof")
 """Where the results of each data set have a folder."""
 FRONT, PHASES = "front", "phases"
 """Names of the plots, beside the results; of rows with several seeds they show the first."""
-APART = ("-long", "-faster")
-"""What names of rows hold that have plots of their own, such as `front-long.svg`: other lengths, and other rates."""
+APART = ("long", "faster")
+"""Parts of the names of rows that have plots of their own, such as `front-long.svg`: other lengths, and other rates."""
 
 ENDS = MappingProxyType({"largest": "largest network", "smallest_at_last_exit": "smallest network with the last exit"})
 """Corner networks that are followed through the phases, by their keys in the results."""
@@ -87,11 +87,11 @@ def show(names: Iterable[str], results: Path) -> None:
 
 
 def plotted(found: Iterable[Result]) -> dict[str, list[Result]]:
-    """The first seed of each row, by which of `APART` its name holds; the others by an empty name."""
+    """The first seed of each row, by how the names of its plots end."""
     grouped: dict[str, list[Result]] = {}
     for result in found:
         if seed_of(result["name"]) == 0:
-            kind = next((kind for kind in APART if kind in result["name"]), "")
+            kind = next((f"-{part}" for part in APART if part in result["name"].split("-")), "")
             grouped.setdefault(kind, []).append(result)
     return grouped
 

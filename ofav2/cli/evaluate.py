@@ -46,19 +46,18 @@ def _run(arguments: argparse.Namespace) -> None:
 def _evaluate_run(arguments: argparse.Namespace) -> None:
     if arguments.overrides:
         raise UserError(f"setting ({arguments.overrides[0]}): a run is evaluated on its own data; leave it out")
-    from ofav2.evaluation.corners import keeps_mbconv
+    from ofav2.evaluation.corners import usable
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import open_run
 
     run = open_run(arguments.run, arguments.phase)
     corners = run.loaded.net.space.corners()
-    # Training practically never draws the others. Networks of timm have no such branch.
-    usable = tuple(filter(keeps_mbconv, corners)) or corners
-    subnets = [read_subnet(arguments.subnet)] if arguments.subnet else usable
+    kept = usable(corners)
+    subnets = [read_subnet(arguments.subnet)] if arguments.subnet else kept
     columns, rows = measure(run, subnets, arguments.split)
     console.show(table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
-    if not arguments.subnet and len(usable) < len(corners):
-        console.say(f"{len(corners) - len(usable)} corners without MBConv are left out: they are not meant to be used")
+    if not arguments.subnet and len(kept) < len(corners):
+        console.say(f"{len(corners) - len(kept)} corners without MBConv are left out: they are not meant to be used")
     images = {"val": run.data.val, "test": run.data.test}[arguments.split]
     if grain := run.evaluator.task.metrics[0].grain(len(images), arguments.split):
         console.say(grain)

@@ -199,7 +199,7 @@ def _show_choice(
 
     title = f"best of {len(ranking.ranked)}: {constraints.limits}"
     console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(ranking)))
-    for sentence in describe_choice(run, ranking, _candidates(arguments), constraints.table):
+    for sentence in describe_choice(run, ranking, constraints.table):
         console.say(sentence)
 
 

@@ -173,7 +173,7 @@ def _choice(choices: tuple[Any, ...], value: Any, key: str) -> Any:
 
 
 def _names_or_values(value: Any, key: str) -> Any:
-    """Return a name, a number, or lists and mappings of them: `teacher.exit_weights`, whose meaning `distill` knows."""
+    """Return a name, a number, or lists and mappings of them, whose meaning others know, such as `distill`."""
     if value is None:
         raise UserError(f"{key} (null): must be a name, numbers, or a mapping of them; write it as in {key}=uniform")
     if isinstance(value, list):

@@ -2,7 +2,7 @@
 
 A field's sentence names the unit and, where there is one, the value that turns it off. Values are checked where their
 meaning is known: ranges in `ofav2.config.ranges`, data sets in `ofav2.data`, architectures in `supernets`, phases in
-`ofav2.training.phases`. Configuration objects never enter a module; they are unpacked in `ofav2.training.run`.
+`ofav2.training.phases`. No network knows a configuration: what builds one unpacks it.
 """
 
 from dataclasses import dataclass, field

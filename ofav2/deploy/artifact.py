@@ -315,7 +315,7 @@ class SubnetRecord:
     architecture: AnyArchitecture
     """The supernet, or network with exits, that it is a part of."""
     task: str
-    """What it does: `classification`."""
+    """What it does, as `RunRecord.task`."""
     metric: Metric
     """What its scores are."""
     input: InputRecord

@@ -238,11 +238,15 @@ def _usage(record: SubnetRecord) -> Iterator[str]:
     yield ""
     yield f"mean = torch.tensor({list(given.mean)}).view(1, -1, 1, 1)"
     yield f"std = torch.tensor({list(given.std)}).view(1, -1, 1, 1)"
-    stored = "in 0..1" if given.pictures else f"as stored, divided by {given.white:g}"
-    yield f"images = torch.rand(2, {given.channels}, {given.resolution}, {given.resolution})  # yours, {stored}"
-    yield "images = (images - mean) / std"
-    if given.nodata is not None:
-        yield f"# where any band is {given.nodata:g}, NaN or infinite, all are 0 now"
+    random = f"images = torch.rand(2, {given.channels}, {given.resolution}, {given.resolution})"
+    if given.pictures:
+        yield f"{random}  # yours, in 0..1"
+        yield "images = (images - mean) / std"
+    else:
+        data = "images.isfinite()" if given.nodata is None else f"(images.isfinite() & (images != {given.nodata!r}))"
+        yield f"{random}  # yours, as stored"
+        yield f"has_data = {data}.all(1, keepdim=True)"
+        yield f"images = torch.where(has_data, (images / {given.white!r} - mean) / std, 0.0)"
     yield ""
     if "onnx" in record.formats:
         yield "import onnxruntime  # needs nothing of ofav2"

@@ -1,6 +1,6 @@
 """Tabulate the corner sub-networks, and summarise the table."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from ofav2.evaluation.evaluator import Score
@@ -47,6 +47,21 @@ def corner_row(arch: AnyArchitecture, score: Score) -> tuple[str | float | None,
 def keeps_mbconv(subnet: Subnet) -> bool:
     """Return whether the MBConv branch is on in every block."""
     return all("mbconv" in branches for values in subnet.level for branches in values)
+
+
+def usable(subnets: Iterable[Subnet]) -> tuple[Subnet, ...]:
+    """Return the networks that are meant to be used: those that keep the branch; all where none does, as timm's.
+
+    Training draws the others practically never, so a mean over all would say little of either.
+    """
+    given = tuple(subnets)
+    return tuple(filter(keeps_mbconv, given)) or given
+
+
+def usable_mean(scores: Mapping[Subnet, float]) -> float:
+    """Return the mean score of the networks that are meant to be used."""
+    kept = usable(scores)
+    return sum(scores[subnet] for subnet in kept) / len(kept)
 
 
 def summary_rows(scores: Sequence[Score], metric: Metric) -> list[tuple[object, ...]]:

@@ -373,16 +373,14 @@ def nested_groups(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
     return [tuple(members) for members in found.values()]
 
 
-def mean_score(scores: Iterable[Score]) -> float:
-    """Return the mean of some scores' values."""
-    values = [score.value for score in scores]
-    return sum(values) / len(values)
+def beginning(subnet: Subnet) -> tuple[Any, ...]:
+    """Sort key: the choices that fix stem and first block. Networks that are measured in this order share both."""
+    block = subnet.blocks(0)[0]
+    return subnet.resolution, block.kernel or 0, block.expand or 0, block.level
 
 
 def _beginning(group: tuple[Subnet, ...]) -> tuple[Any, ...]:
-    """Sort key: the choices that fix stem and first block."""
-    resolution, block = group[0].resolution, group[0].blocks(0)[0]
-    return resolution, block.kernel or 0, block.expand or 0, block.level
+    return beginning(group[0])
 
 
 def _cut(subnet: Subnet, height: int) -> Subnet:

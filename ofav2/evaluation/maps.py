@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ofav2.data import Batch
 from ofav2.data.thumbnails import png
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runs.records import RunRecord, read_kept
@@ -96,11 +97,11 @@ def largest_maps(net: Network, evaluator: Evaluator, phase: str, sha256: str) ->
         return None
     largest = net.space.largest()
     module = evaluator.calibrated(net, largest, "last")
-    images, targets = next(evaluator.inputs(evaluator.data.test, largest.resolution))
+    images, targets = _first(evaluator, largest.resolution)
     with torch.inference_mode():
-        outputs = module(images[:SHOWN]).float().cpu().numpy()
-    truths = targets[:SHOWN].cpu().numpy()
-    pictures, shown = _pictures(images[:SHOWN].cpu().numpy(), bands)
+        outputs = module(images).float().cpu().numpy()
+    truths = targets.cpu().numpy()
+    pictures, shown = _pictures(images.cpu().numpy(), bands)
     if isinstance(task, Segmentation):
         plane, keys, error_keys = None, _class_keys(task.classes), _keys((_RIGHT, _WRONG, _IGNORED), _OUTCOMES)
         drawn = _class_maps(truths, outputs.argmax(1))
@@ -109,6 +110,18 @@ def largest_maps(net: Network, evaluator: Evaluator, phase: str, sha256: str) ->
         keys, error_keys, drawn = _number_maps(truths[:, 0], outputs[:, 0])
     rows = tuple(MapRow(*map(_png, row)) for row in zip(pictures, *drawn, strict=True))
     return MapsRecord(sha256, phase, largest, shown, plane, keys, error_keys, rows)
+
+
+def _first(evaluator: Evaluator, resolution: int) -> Batch:
+    """Return the first test images that are drawn; those of a large side come one by one."""
+    images, targets, count = [], [], 0
+    for batch in evaluator.inputs(evaluator.data.test, resolution):
+        images.append(batch.images)
+        targets.append(batch.targets)
+        count += len(batch.images)
+        if count >= SHOWN:
+            break
+    return Batch(torch.cat(images)[:SHOWN], torch.cat(targets)[:SHOWN])
 
 
 _OUTCOMES = ("right", "wrong", "does not count")

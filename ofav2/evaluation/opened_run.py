@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ofav2.config import recipe
+from ofav2.config.schema import Config
 from ofav2.data import ImageData, open_data
 from ofav2.data.splits import first_other_class
 from ofav2.errors import RunError, UserError
@@ -136,10 +137,7 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
         processes: The processes that evaluate together.
     """
     run = loaded.folder
-    config = kept_recipe(run, loaded.record)
-    if config.run.threads == loaded.record.chosen_threads:
-        # That was the fastest number where and when the run was trained.
-        config = replace(config, run=replace(config.run, threads=0))
+    config = recipe_to_measure(loaded)
     runtime = open_runtime(config.run, processes)
     split = kept_split(run, loaded.record)
     data = open_data(config.data, split)
@@ -158,6 +156,15 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
         _settle_threads(loaded.net, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
     return OpenedRun(loaded, data, evaluator, runtime, same_data, recipe.dump(config))
+
+
+def recipe_to_measure(loaded: LoadedSupernet) -> Config:
+    """Return a run's recipe without a number of threads that nobody chose."""
+    config = kept_recipe(loaded.folder, loaded.record)
+    if config.run.threads == loaded.record.chosen_threads:
+        # That was the fastest number where and when the run was trained.
+        return replace(config, run=replace(config.run, threads=0))
+    return config
 
 
 def _refuse_others(record: RunRecord, data: ImageData, task: Task) -> None:

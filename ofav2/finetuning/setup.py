@@ -220,8 +220,10 @@ def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Ta
     if isinstance(record.provenance, StockProvenance) and isinstance(net.architecture, Backbone):
         _refuse_dropout(config, net.architecture)
     # Only the same images, seen in the same way, can be compared before and after.
-    measured_alike = record.measured_fingerprint == data.fingerprint and record.input == input_record(
-        data, side, config.data.eval_crop
+    measured_alike = (
+        record.measured_fingerprint == data.fingerprint
+        and record.input == input_record(data, side, config.data.eval_crop)
+        and source.settings.data.shrink_to == config.data.shrink_to
     )
     return Start(
         name=record.name,

@@ -22,7 +22,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import Config, UnlockConfig
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import OpenedRun, load_run, open_loaded
+from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, load_run, open_loaded
 from ofav2.nas.engine.fronts import hypervolume
 from ofav2.nas.engine.problem import Floats
 from ofav2.nas.found import (
@@ -46,6 +46,7 @@ from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runs.records import RunRecord, read_run, write_run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.signals import Stopped
+from ofav2.tasks.class_results import share_error
 from ofav2.training.phases import ALL_EXITS
 from ofav2.training.run import resume
 from ofav2.typed_json import write_record
@@ -126,6 +127,21 @@ def _train_copy(found: Found, run: int, settings: AdaptSettings, processes: Proc
     except Stopped as stopped:
         raise Stopped(str(stopped), str(found.folder), "search") from stopped
     return AdaptedRun(run, phase.name, phase.sha256, phase.steps)
+
+
+def require_drawable(loaded: LoadedSupernet) -> None:
+    """Refuse to adapt weights of a phase that trained the largest network alone.
+
+    Raises:
+        UserError: They are.
+    """
+    phases = kept_recipe(loaded.folder, loaded.record).phases
+    names = list(phases)
+    if all(phases[name].unlock == UnlockConfig() for name in names[: names.index(loaded.phase) + 1]):
+        raise UserError(
+            f"--adapt: phase {loaded.phase} of {loaded.folder} trained the largest network alone, so there are no"
+            " sub-networks to draw; train its elastic phases first, or search without --adapt"
+        )
 
 
 def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks: Sequence[Subnet]) -> Config:
@@ -249,4 +265,4 @@ def _gain(record: SearchRecord, before: Sequence[Finalist], after: Sequence[Fina
     if not record.metric.counts_images:
         return gain, None
     shares = [float(np.mean([one.confirmed for one in front])) for front in (before, after)]
-    return gain, math.sqrt(sum(share * (1 - share) for share in shares) / record.confirmation_images)
+    return gain, math.hypot(*(share_error(share, record.confirmation_images) for share in shares))

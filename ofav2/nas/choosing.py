@@ -4,6 +4,8 @@ Random networks come first. A search then goes on from their scores, for the one
 small budget all networks are random: a search has too little to learn from.
 """
 
+import logging
+
 import numpy as np
 
 from ofav2.evaluation.opened_run import OpenedRun, require_supernet
@@ -18,6 +20,8 @@ from ofav2.nas.measured import MeasuredValues
 from ofav2.nas.supernet_problem import SupernetProblem
 from ofav2.progress import log_progress
 from supernets import Space, Subnet
+
+logger = logging.getLogger(__name__)
 
 LEAST_SEARCHED = 40
 """Networks to measure from which a part of them is searched for."""
@@ -60,14 +64,18 @@ def choose(
     for subnet in drawn:
         net.space.check(subnet)
     genes, values = GeneSpace(space, model, limits, ()), MeasuredValues()
+    best: list[float] = []
     with log_progress("choosing on val", candidates) as advance:
 
         def measured(value: float) -> None:
+            best.append(value)
             advance(**{metric.name: metric.show(value)})
 
         # Where fewer networks than wanted were found, the limits leave no others.
         measurements = candidates if len(drawn) == first else len(drawn)
         _search(SupernetProblem(run, genes, run.data.val, values, measured), drawn, measurements, seed)
+    if len(best) < candidates:
+        logger.info(f"the limits leave few networks: {len(best)} different ones were measured, not {candidates}")
     found = [Candidate(subnet, model.price(subnet), value) for subnet, value in values.known.items()]
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
     ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))

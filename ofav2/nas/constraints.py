@@ -71,11 +71,9 @@ def candidate_rows(ranking: Ranking) -> list[tuple[object, ...]]:
     ]
 
 
-def describe_choice(run: OpenedRun, ranking: Ranking, count: int, table: LatencyTable | None) -> list[str]:
-    """Return notes on a choice: too few candidates, and the measured latency beside the predicted one."""
+def describe_choice(run: OpenedRun, ranking: Ranking, table: LatencyTable | None) -> list[str]:
+    """Return notes on a choice: the measured latency beside the predicted one."""
     notes = []
-    if len(ranking.ranked) < count:
-        notes.append(f"the limits leave few networks: {len(ranking.ranked)} different ones were found, not {count}")
     if table:
         subnet, predicted = ranking.best.subnet, ranking.best.price.latency
         real = measure_subnet(run.loaded.net, subnet, run.runtime, table.batch, table.machine.threads)

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import load_run, require_supernet
+from ofav2.evaluation.opened_run import load_run, recipe_to_measure, require_supernet
 from ofav2.nas.latency import Latency, call_times, measure_latency, using_threads
 from ofav2.nas.machine import Machine, this_machine
 from ofav2.progress import log_progress
 from ofav2.rng import generator
-from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.typed_json import Count, Positive, read_record, write_record
 from supernets import Architecture, Subnet, Supernet
@@ -162,7 +161,7 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
     """
     loaded = load_run(run)
     net = require_supernet(loaded.net, "`ofav2 plan RECIPE --latency` times its exits")
-    runtime = open_runtime(kept_recipe(Path(run), loaded.record).run)
+    runtime = open_runtime(recipe_to_measure(loaded).run)
     runtime.place(net)
     return build_table(net, runtime, batch=batch, threads=threads)
 

@@ -33,6 +33,7 @@ from ofav2.progress import log_progress
 from ofav2.runs import folder
 from ofav2.runtime.processes import Processes
 from ofav2.tasks.base import Metric
+from ofav2.tasks.class_results import share_error
 from ofav2.typed_json import write_record
 
 logger = logging.getLogger(__name__)
@@ -173,7 +174,8 @@ def front_optimism(record: SearchRecord, finalists: Sequence[Finalist]) -> tuple
     if not record.metric.counts_images:
         return mean, None
     share = float(np.mean([one.confirmed for one in finalists]))
-    return mean, math.sqrt(share * (1 - share) * (1 / record.search_images + 1 / record.confirmation_images))
+    images = (record.search_images, record.confirmation_images)
+    return mean, math.hypot(*(share_error(share, count) for count in images))
 
 
 def front_of(

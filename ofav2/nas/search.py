@@ -12,7 +12,7 @@ from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, load_run, open_loaded, require_supernet
 from ofav2.messages import show
-from ofav2.nas.adapt import adapt_found, adapted_recipe, ask_adaptation
+from ofav2.nas.adapt import adapt_found, adapted_recipe, ask_adaptation, require_drawable
 from ofav2.nas.constraints import Constraints, constrain
 from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.found import (
@@ -227,6 +227,7 @@ def _difference(first: LoadedSupernet, other: LoadedSupernet) -> str | None:
             ("numbers of images", to_plain(run.record.data.images)),
             ("seeds of the split", config.data.split_seed),
             ("data.eval_crop", config.data.eval_crop),
+            ("data.shrink_to", config.data.shrink_to),
             ("evaluation.calibration_images", config.evaluation.calibration_images),
             ("evaluation.calibration_batch", config.evaluation.calibration_batch),
             ("images or splits", run.record.data.fingerprint[:12]),
@@ -304,6 +305,7 @@ def resume_search(
 
 def _check_adaptation(runs: Sequence[LoadedSupernet], adapt: AdaptSettings) -> None:
     for one in runs:
+        require_drawable(one)
         # Any network of the space will do to check the settings.
         adapted_recipe(kept_recipe(one.folder, one.record), one.phase, adapt, [one.net.space.largest()])
 

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from ofav2.data import Split
 from ofav2.errors import RunError
+from ofav2.evaluation.evaluator import beginning
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.engine.problem import Floats, Genes, Mask
 from ofav2.nas.genes import GeneSpace
@@ -70,7 +71,7 @@ class SupernetProblem:
         """
         metric = self.run.evaluator.task.metrics[0]
         families = [[self.genes.decode(row) for row in self.nested(body)] for body in bodies]
-        waiting = sorted(range(len(bodies)), key=lambda place: _beginning(families[place][-1]))
+        waiting = sorted(range(len(bodies)), key=lambda place: _order(families[place][-1]))
         new = [subnet for place in waiting for subnet in families[place] if self.store.get(subnet) is None]
         scores = self.run.evaluator.scores(self.run.loaded.net, new, self.images)
         for place in waiting:
@@ -84,6 +85,5 @@ class SupernetProblem:
             yield place, np.array([-metric.rank(value) for value in values])
 
 
-def _beginning(subnet: Subnet) -> tuple[object, ...]:
-    block = subnet.blocks(0)[0]
-    return subnet.resolution, block.kernel or 0, block.expand or 0, block.level, subnet.to_json()
+def _order(subnet: Subnet) -> tuple[object, ...]:
+    return *beginning(subnet), subnet.to_json()

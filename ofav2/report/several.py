@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.errors import UserError
+from ofav2.evaluation.corners import usable_mean
 from ofav2.messages import duration
 from ofav2.report.comparison import Comparison, differing, folder_names
 from ofav2.report.curves import phase_seconds
@@ -88,7 +89,7 @@ def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[st
         arch.name if isinstance(arch, Backbone) else f"{arch.variant} w{arch.width_mult:g}",
         f"{max(network.cost.params for network in networks):,}" if networks else "–",
         *(metric.show_from(scores.get(end), seen) for end in ends),
-        metric.show(sum(scores.values()) / len(scores), 1) if scores else "–",
+        metric.show(usable_mean(scores), 1) if scores else "–",
         "–" if close is None else f"{count(close.cost.macs)} at {metric.show(close.score, 1)}",
         metric.show_from(test.largest, images.test) if test else "–",
         duration(sum(phase_seconds(run).values())) if run.metrics else "–",

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ofav2.evaluation.corners import keeps_mbconv
+from ofav2.evaluation.corners import keeps_mbconv, usable
 from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
@@ -139,7 +139,8 @@ def _fall(run: RunSnapshot) -> str | None:
         f"The largest network fell from {metric.show(best, 1)} after {first} to {metric.show(now, 1)} after {last}: it"
         " shares its weights with all networks that later phases train. More epochs in those phases win some of it"
         f" back. If only the largest is wanted, ofav2 extract {shlex.quote(str(run.folder))} --phase"
-        f" {shlex.quote(first)} --largest takes it as {first} left it; ofav2 finetune trains any extracted one on."
+        f" {shlex.quote(first)} --largest --out DIR takes it as {first} left it; ofav2 finetune trains any extracted"
+        " one on."
     )
 
 
@@ -219,7 +220,7 @@ def _phase_row(run: RunSnapshot, stretch: Stretch, measured: Sequence[Table]) ->
         "teacher": _teacher(run, stretch.name),
         "largest": scores.get(record.space.largest()) if record else None,
         "smallest": scores.get(record.space.smallest()) if record else None,
-        "worst": run.record.metric.worst(*scores.values()) if scores else None,
+        "worst": run.record.metric.worst(*(scores[subnet] for subnet in usable(scores))) if scores else None,
         "corners": len(corners),
     }
 
@@ -228,4 +229,5 @@ def _unlocks(run: RunSnapshot, phase: str) -> str:
     config = run.config.phases.get(phase)
     chosen = {name: getattr(config.unlock, name, ()) for name in DIMENSIONS} if config else {}
     parts = (f"{name} {', '.join(map(str, choices))}" for name, choices in chosen.items() if choices)
-    return "; ".join(parts) or "the largest network alone"
+    alone = config is None or not config.networks
+    return "; ".join(parts) or ("the largest network alone" if alone else "nothing more")

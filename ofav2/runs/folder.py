@@ -83,7 +83,8 @@ def _candidates(parent: Path, name: str) -> Iterator[Path]:
 
 
 def _claim(path: Path) -> bool:
-    # Making the folder is the test of whether it exists, so two runs that start together get two folders.
+    # Of runs that start together, one makes the folder. Another may come before a file lies in it, take it for an empty
+    # one, and be refused by its lock.
     try:
         path.mkdir()
     except FileExistsError:

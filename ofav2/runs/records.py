@@ -138,7 +138,8 @@ class PhaseRecord:
     """Validation score of the largest network's weighted exits, as the mean over resolutions, with the batch-norm
     statistics of each; None of weights that were not trained here."""
     mean_corner_score: float | None
-    """Mean validation score of the corner sub-networks; None likewise, and if none were evaluated."""
+    """Mean validation score of the corner sub-networks that keep the MBConv branch; None likewise, and if none were
+    evaluated."""
     metrics_bytes: Count
     """Length of `metrics.jsonl` when it ended."""
     sha256: Sha256
@@ -150,7 +151,7 @@ class FinalScores:
     """Scores on the test split, after the last phase."""
 
     mean: float
-    """Mean over the corner sub-networks."""
+    """Mean over the corner sub-networks that keep the MBConv branch."""
     largest: float
     """The largest sub-network's."""
     smallest: float
@@ -208,7 +209,7 @@ class RunRecord:
     weights_sha256: Sha256 | None
     """Checksum of the weights that its network began with, likewise; None of one that began anew."""
     task: str
-    """What its networks do: `classification`."""
+    """What its networks do: `classification`, `segment`, `regress`, `reconstruct`, or a plugin's task."""
     metric: Metric
     """What its scores are."""
     data: DataRecord

@@ -1,4 +1,4 @@
-"""Classify images: one class per image. The only module that knows what a class, a label and top-1 are."""
+"""Classify images: one class per image."""
 
 import math
 from collections.abc import Callable, Mapping

@@ -17,7 +17,7 @@ import supernets
 from distill.state_files import is_plain, read_torch_file
 from ofav2 import files
 from ofav2.config import recipe
-from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, UnlockConfig
+from ofav2.config.schema import Config, NetworkConfig, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData, refuse_inside, split_record, write_split
 from ofav2.errors import UserError
 from ofav2.networks.build import supernet_options
@@ -130,12 +130,19 @@ def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
             " set those it was trained with, such as data.resolutions=[160,176,192,208,224]"
         )
     supernet = replace(
-        given, variant=VARIANT, width_mult=found["width_mult"], kernel=found["kernel"], stem_stride=STEM_STRIDE
+        given,
+        variant=VARIANT,
+        width_mult=found["width_mult"],
+        kernel=found["kernel"],
+        stem_stride=STEM_STRIDE,
+        # All weights are the checkpoint's.
+        init=None,
+        frozen=False,
     )
     choices = {name: getattr(supernet, name) for name in ("kernel", "expand", "depth")}
     unlock = UnlockConfig(**{name: values for name, values in choices.items() if len(values) > 1})
     phase = PhaseConfig(epochs=1.0, lr=0.01, unlock=unlock, teacher="none")
-    teacher = replace(config.teacher, policy="none", checkpoint=None, exit_weights="ascending")
+    teacher = TeacherConfig(policy="none")
     return replace(config, network=NetworkConfig(), supernet=supernet, phases={PHASE: phase}, teacher=teacher)
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import distill
 import supernets
 from ofav2.evaluation import corners
-from ofav2.evaluation.evaluator import Score, mean_score
+from ofav2.evaluation.evaluator import Score
 from ofav2.evaluation.recalibration import adopt_statistics
 from ofav2.rng import Stream
 from ofav2.runs.records import FinalScores, PhaseRecord
@@ -112,7 +112,7 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
     score = teaching_score(modules, phase_weights(setup.config, phase.config, net).ensemble, evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
-    mean = mean_score(scores) if scores else None
+    mean = corners.usable_mean({score.subnet: score.value for score in scores}) if scores else None
     if scores:
         _show_corners(setup, f"{phase.name}/corners", f"{phase.name}: corner sub-networks, validation", scores, tracker)
     measured = {} if mean is None else {"mean": mean}
@@ -148,9 +148,8 @@ def evaluate_on_test(setup: Setup, tracker: Tracker) -> FinalScores:
     rows = _show_corners(setup, "test/corners", "corner sub-networks, test", scores, tracker)
     tracker.scatter("test/accuracy_macs", corners.columns(setup.task.metrics), rows, x="macs", y=metric.name)
     value = {score.subnet: score.value for score in scores}
-    found = FinalScores(
-        mean=mean_score(scores), largest=value[last.evaluated.largest()], smallest=value[last.evaluated.smallest()]
-    )
+    largest, smallest = last.evaluated.largest(), last.evaluated.smallest()
+    found = FinalScores(mean=corners.usable_mean(value), largest=value[largest], smallest=value[smallest])
     tracker.log("test", global_step=setup.plan.steps, phase=last.name, **asdict(found))
     return found
 

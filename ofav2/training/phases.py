@@ -65,7 +65,7 @@ class Phase:
     def sentence(self) -> str:
         """Say what it does, for people who have not read the paper."""
         length = f"{self.config.epochs:g} epoch{'' if self.config.epochs == 1 else 's'}"
-        if not self.unlocked:
+        if self.sampler == Largest():
             trained = "the largest network with all its exits" if self.objective == "joint" else "the largest network"
             return f"phase {self.name}: trains {trained}, {length}"
         choices = " and ".join(
@@ -79,8 +79,8 @@ class Phase:
             self.objective, "the labels alone" if self.teacher == "none" else "a teacher and the labels"
         )
         return (
-            f"phase {self.name}: sub-networks may now differ in {choices}; each step trains {drawn}, from {teacher},"
-            f" {length}"
+            f"phase {self.name}: sub-networks may {f'now differ in {choices}' if choices else 'differ as before'}; each"
+            f" step trains {drawn}, from {teacher}, {length}"
         )
 
 
@@ -147,7 +147,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
             )
         if alone and planned and config.exit_weights == planned[-1].config.exit_weights:
             raise UserError(
-                f"phases.{name}.unlock (empty) repeats phases.{planned[0].name}: merge the two, unlock more, or"
+                f"phases.{name}.unlock (empty) repeats phases.{planned[-1].name}: merge the two, unlock more, or"
                 " give it other exit_weights"
             )
         objective = config.objective or ("joint" if alone else "distill")

@@ -22,7 +22,7 @@ from ofav2.training.teacher import score_order
 
 logger = logging.getLogger(__name__)
 
-_DRAWING = ("name", "val_fraction", "test_fraction", "split_seed")
+_DRAWING = ("name", "val_fraction", "test_fraction", "split_seed", "shots")
 """Settings of a recipe's data part that a split is drawn by."""
 
 

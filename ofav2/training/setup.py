@@ -14,7 +14,7 @@ from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, SplitRecord, count_channels, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
-from ofav2.messages import short
+from ofav2.messages import short, show
 from ofav2.networks.build import check_network, recipe_network
 from ofav2.runs import checkpoint
 from ofav2.runs.kept_recipe import changed_settings, names_setting
@@ -250,8 +250,7 @@ def _listed(differing: Mapping[str, tuple[Any, Any]], form: str) -> str:
 
 
 def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return show(value)
 
 
 def check_progress(finished: Sequence[PhaseRecord], plan: Plan) -> None:

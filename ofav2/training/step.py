@@ -96,8 +96,8 @@ def train_steps(
     """
     # Walking through modules takes a noticeable part of a small network's step, so it is done once.
     parameters, buffers, modules = list(net.parameters()), list(net.buffers()), list(net.modules())
+    started = time.perf_counter()
     for number, (images, target) in enumerate(batches, start_step):
-        started = time.perf_counter()
         if not all(module.training for module in modules):
             net.train()
         seed_torch(stream, number, runtime.processes.rank)
@@ -125,6 +125,8 @@ def train_steps(
             "images_per_second": rate,
         }
         yield Step(number + 1, metrics | measured, guard, refused)
+        # What was done meanwhile, such as a validation, is no part of a step; waiting for its images is.
+        started = time.perf_counter()
 
 
 def loss_weight(counted: Tensor | None, runtime: Runtime) -> float:

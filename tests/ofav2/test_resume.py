@@ -331,7 +331,7 @@ def test_settings_that_changed_are_shown_and_refused(stopped: Path) -> None:
         ofav2.resume(stopped, overrides=["phases.kernel.lr=0.5", "optim.name=sgd"])
     message = str(error.value)
     assert "phases.kernel.lr was 0.001, is 0.5" in message
-    assert "optim.name was 'adamw', is 'sgd'" in message
+    assert 'optim.name was "adamw", is "sgd"' in message
     assert "--allow-change" in message
     assert "\n" not in message
     # One yes is for one key, and a part's name is not the beginning of another's.

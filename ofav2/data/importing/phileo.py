@@ -139,7 +139,9 @@ def describe_phileo(root: Path, choice: Choice, out: Path) -> Described:
     counts: dict[str, int] = {
         name: sum(count for split, count in _counts(parts, tiles) if split == name) for name in SPLITS
     }
-    return Described(counts, len({tile.place for some in tiles.values() for tile in some}), unlabelled, highest)
+    named = {part["images"] for part in parts}
+    places = {tile.place for some in tiles.values() for tile in some if f"{LINK}/{tile.name}" in named}
+    return Described(counts, len(places), unlabelled, highest)
 
 
 def find_tiles(root: Path, target: Target) -> tuple[dict[SplitName, list[Tile]], int]:

@@ -88,7 +88,7 @@ def _row(line: dict[str, str | None], where: str) -> _Row:
     given = (line.get("path") or "").strip().replace("\\", "/")
     label, split = (line.get("label") or "").strip(), (line.get("split") or "train").strip()
     path = PurePosixPath(given)
-    if not given or path.is_absolute() or ".." in path.parts or not given.isprintable():
+    if not path.parts or path.is_absolute() or ".." in path.parts or not given.isprintable():
         raise UserError(f"{where}: path ({short(given)}) must lead from data.root to an image below it; mend it")
     if not label or not label.isprintable():
         raise UserError(f"{where}: label ({short(label)}) must be a name of printable characters; mend it")

@@ -1,12 +1,16 @@
 """The model card: front matter that the Hub reads, whatever names a run brings along."""
 
+import math
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 
+from ofav2.data.views import normalise
 from ofav2.deploy.artifact import FinetuningRecord, Search, SubnetRecord, Validation
 from ofav2.deploy.card import model_card
 from ofav2.runs.records import SplitSizes
@@ -95,6 +99,20 @@ HOSTILE = (
 
 
 CODE = "x\n```\n\n```python\nimport os; os.system('ls')\n```\n# x\n| a | b |"
+
+
+@pytest.mark.parametrize("nodata", [None, -9999.0])
+def test_the_cards_code_prepares_patches_as_training_does(nodata: float | None) -> None:
+    given = replace(RECORD.input, bands=("a", "b", "c"), white=10000.0, nodata=nodata)
+    code = python_of(model_card(replace(RECORD, input=given)))[0].partition("\n\nimport")[0]
+    stored = torch.linspace(1, 9000, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
+    stored[0, 1, 2, 3], stored[1, 0, 4, 5], stored[1, 2, 6, 7] = -9999.0, math.nan, math.inf
+    lines = [line for line in code.splitlines() if not line.startswith("images = torch.rand")]
+    found: dict[str, Any] = {"images": stored}
+    exec("\n".join(lines), found)
+    expected = normalise(stored, given.mean, given.std, white=given.white, nodata=nodata)
+    torch.testing.assert_close(found["images"], expected)
+    assert (found["images"][0, :, 2, 3] == 0).all() == (nodata is not None)
 
 
 def test_no_text_of_a_record_becomes_code_or_a_line_of_its_own() -> None:

@@ -10,6 +10,8 @@ from ofav2.evaluation.corners import (
     corner_row,
     keeps_mbconv,
     summary_rows,
+    usable,
+    usable_mean,
 )
 from ofav2.evaluation.evaluator import Score
 from ofav2.tasks.classification import TOP1
@@ -49,6 +51,17 @@ def test_every_corner_has_a_row_of_its_own() -> None:
     rows = {corner_row(NET.architecture, Score(subnet, 0.5, 40)) for subnet in corners}
     assert len(rows) == len(corners)
     assert all(len(row) == len(columns((TOP1,))) for row in rows)
+
+
+def test_the_mean_is_over_networks_that_are_meant_to_be_used() -> None:
+    corners = SPACE.corners()
+    scores = {subnet: 0.75 if keeps_mbconv(subnet) else 0.1 for subnet in corners}
+    kept = usable(corners)
+    assert 0 < len(kept) < len(corners)
+    assert all(map(keeps_mbconv, kept))
+    assert usable_mean(scores) == 0.75
+    lacking = [subnet for subnet in corners if not keeps_mbconv(subnet)]
+    assert usable(lacking) == tuple(lacking), "networks of timm have no such branch at all"
 
 
 def test_which_networks_keep_the_mbconv_branch() -> None:

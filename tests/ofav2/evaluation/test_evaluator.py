@@ -20,7 +20,7 @@ from ofav2.data import Batch, ImageData
 from ofav2.data.patches import IGNORED
 from ofav2.data.views import evaluation_view
 from ofav2.evaluation import evaluator as evaluation
-from ofav2.evaluation.evaluator import Score, mean_score, nested_groups
+from ofav2.evaluation.evaluator import Score, nested_groups
 from ofav2.evaluation.recalibration import adopt_statistics, recalibrate
 from ofav2.exits.collect import predict_exits
 from ofav2.tasks.classification import Classification
@@ -327,11 +327,6 @@ def test_a_smaller_module_changes_its_own_channels_and_nothing_else() -> None:
         else:
             assert torch.equal(tensor, before[name])
     assert any(len(own[name]) < len(after[name]) for name in own if "running" in name)
-
-
-def test_mean_accuracy() -> None:
-    subnet = tiny_net().space.largest()
-    assert mean_score(Score(subnet, top1, 4) for top1 in (0.25, 0.5, 0.75)) == 0.5
 
 
 def test_a_part_of_a_split_is_scored_after_the_whole_as_if_it_came_first() -> None:

@@ -18,7 +18,7 @@ from ofav2.nas import adapt as module
 from ofav2.nas.adapt import adapted_recipe, confirmed_volumes
 from ofav2.nas.found import ADAPTATION, ADAPTED, AdaptSettings
 from ofav2.nas.limits import Limits
-from ofav2.runs.records import read_run
+from ofav2.runs.records import read_run, write_run
 from ofav2.runtime.signals import Lost, Stopped
 from supernets import Subnet
 from tests.ofav2.conftest import SHORT, volumes
@@ -200,6 +200,15 @@ def test_settings_out_of_range_are_refused_before_anything_is_searched(
     with pytest.raises(UserError, match=rf"phases.adapt.{key} \("):
         ofav2.resume_search(searched / "search", adapt=settings)
     assert not (searched / "search" / ADAPTATION).exists()
+
+
+def test_weights_of_the_largest_network_alone_are_not_adapted(searched: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(searched, tmp_path / "run")), tmp_path / "out"
+    record = read_run(run)
+    write_run(run, replace(record, phases=record.phases[:1], status="stopped", test=None, states={}))
+    with pytest.raises(UserError, match=r"--adapt: phase full of .* trained the largest network alone"):
+        ofav2.search(run, measurements=8, adapt=AdaptSettings(), out=out)
+    assert not out.exists()
 
 
 def test_settings_without_the_option_are_refused(capsys: pytest.CaptureFixture[str]) -> None:

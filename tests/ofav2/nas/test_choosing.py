@@ -17,6 +17,7 @@ from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.limits import Limits
 from ofav2.runs.records import Run
 from supernets import Subnet
+from tests.notes import Notes
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_the_best_of_all_that_was_measured_is_chosen_after_a_search(opened: ofav
 
 
 @pytest.mark.usefixtures("quick")
-def test_limits_that_leave_few_networks_end_with_all_of_them(opened: ofav2.OpenedRun) -> None:
+def test_limits_that_leave_few_networks_end_with_all_of_them(opened: ofav2.OpenedRun, notes: Notes) -> None:
     space = opened.loaded.net.space
     space = space.restrict(resolution=space.resolution[:1], height=space.height[:1])
     model = CostModel(opened.loaded.net.architecture)
@@ -74,6 +75,10 @@ def test_limits_that_leave_few_networks_end_with_all_of_them(opened: ofav2.Opene
     ranking = choose(opened, Limits(macs=least), space=space, candidates=40)
     assert {one.price.macs for one in ranking.ranked} == {least}
     assert ranking.method == "random"
+    assert f"few networks: {len(ranking.ranked)} different ones were measured, not 40" in notes()
+    # Three networks have more than three scores, one per exit, and are no more for it.
+    assert len(choose(opened, Limits(), candidates=3).ranked) > 3
+    assert "few networks" not in notes()
 
 
 @pytest.mark.usefixtures("quick")

@@ -27,6 +27,7 @@ from ofav2.nas.latency_table import TABLE
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
+from ofav2.nas.rounds import front_optimism
 from ofav2.nas.search_clock import SECONDS
 from ofav2.nas.search_log import ARCHIVE, measured_networks
 from ofav2.report import search as page
@@ -34,6 +35,7 @@ from ofav2.runs import checkpoint
 from ofav2.runs.folder import checkpoint_path
 from ofav2.runs.records import read_run, write_run
 from ofav2.tasks.base import Metric
+from ofav2.tasks.class_results import share_error
 from ofav2.tasks.segmentation import MEAN_IOU
 from supernets import Subnet, Supernet
 from tests.ofav2.conftest import MEASUREMENTS, QUICK
@@ -84,10 +86,14 @@ def test_optimism_is_the_mean_difference_of_the_halves(searched: Path) -> None:
     macs = [one.macs for one in front.finalists]
     assert macs == sorted(macs)
     # The finalists share the images, so more of them make it no surer.
-    share = np.mean([one.confirmed for one in front.finalists])
+    share = float(np.mean([one.confirmed for one in front.finalists]))
     record = ofav2.load_search(searched / "search").record
-    images = 1 / record.search_images + 1 / record.confirmation_images
-    assert front.optimism_error == pytest.approx((share * (1 - share) * images) ** 0.5)
+    errors = [share_error(share, images) for images in (record.search_images, record.confirmation_images)]
+    assert front.optimism_error == pytest.approx(np.hypot(*errors))
+    certain = [replace(one, confirmed=1.0) for one in front.finalists]
+    _, error = front_optimism(record, certain)
+    assert error is not None
+    assert error > 0, "all of a few images is no certainty"
 
 
 def test_halves_share_no_image_and_hold_each_label_evenly() -> None:

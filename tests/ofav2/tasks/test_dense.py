@@ -16,13 +16,14 @@ import ofav2
 from ofav2.cli.main import main
 from ofav2.data.patches import IGNORED
 from ofav2.deploy.artifact import load_subnet
-from ofav2.errors import UserError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.maps import _class_maps, _number_maps
 from ofav2.inference.evaluate import MetricsReport, evaluate_network
 from ofav2.runs.records import Run, read_run
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.tasks import dense
+from tests.ofav2.test_resume import at, stopped_after
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,17 @@ def test_a_supernet_learns_to_segment_and_to_regress(segmented: Run, regressed: 
         assert full[-1] < full[0]
     assert segmented.record.architecture.num_classes == 3
     assert pretrained.record.architecture.num_classes == len(dense.BANDS) + 1
+
+
+def test_other_shots_at_a_resume_are_refused_or_drawn_anew(patches: Path, tmp_path: Path) -> None:
+    text = dense.recipe("segment", patches, "cover", phases=dense.ONE_PHASE)
+    with stopped_after(at("full", 1)):
+        train(tmp_path, text, "data.shots=8")
+    run = tmp_path / "run"
+    assert read_run(run).data.images.train == 8
+    with pytest.raises(RunError, match=r"data\.\S+ was .*--allow-change data"):
+        ofav2.resume(run, overrides=["data.shots=16"], allow=["data.shots"])
+    assert ofav2.resume(run, overrides=["data.shots=16"], allow=["data"]).record.data.images.train == 16
 
 
 def stored(root: Path, name: str, kind: str) -> Any:

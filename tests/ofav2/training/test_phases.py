@@ -192,6 +192,12 @@ def test_what_cannot_work_is_refused_by_key_and_value(
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_a_phase_that_repeats_one_names_that_one() -> None:
+    last = PhaseConfig(1, 0.1, exit_weights="last")
+    with pytest.raises(UserError, match=r"phases\.again\.unlock \(empty\) repeats phases\.all: "):
+        make_plan({"full": last, "all": FULL, "again": FULL}, "fixed", space_of("ee_b"), 10)
+
+
 def test_a_first_phase_may_be_elastic_without_a_teacher_of_ones_own() -> None:
     for teacher in ("none", "timm:resnet18"):
         (phase,) = make_plan({"k": unlocking(kernel=(5, 7), teacher=teacher)}, "best", space_of("se_b"), 10).phases

@@ -106,6 +106,7 @@ def test_a_phase_with_marginals_may_unlock_nothing() -> None:
     assert last.sampler == Marginals(4, FRONT)
     assert last.space == SPACE
     assert (last.unlocks, last.teacher, last.objective) == ("nothing more", "progressive", "distill")
+    assert last.sentence.startswith("phase adapt: sub-networks may differ as before; each step trains ")
     with pytest.raises(UserError, match=r"phases\.adapt\.unlock"):
         make_plan({**phases, "adapt": made("uniform")}, "progressive", SPACE, 5)
     wrong = phase_config(sampler="marginals", networks=('{"resolution": 3}',))

@@ -19,6 +19,7 @@ from ofav2.data import Batch
 from ofav2.rng import Stream
 from ofav2.runtime.device import Runtime
 from ofav2.tasks.classification import Classification
+from ofav2.training import step as step_module
 from ofav2.training.objectives import Distill, Joint, Losses, Objective, all_exits, as_teacher
 from ofav2.training.optim import Updates, make_updates
 from ofav2.training.phases import Phase
@@ -340,6 +341,23 @@ def test_a_step_says_what_it_did() -> None:
         assert step.metrics["loss"] == pytest.approx(sum(losses) / 2)
         assert step.metrics["task_loss"] == pytest.approx(step.metrics["loss"])
         assert step.metrics["images_per_second"] > 0
+
+
+def test_the_rate_counts_the_wait_for_images_and_nothing_between_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    net, clock = tiny_net(dtype=torch.float64), [0.0]
+    phase = plan_phases(net, two_phases(subnets=2))["elastic"]
+    monkeypatch.setattr(step_module.time, "perf_counter", lambda: clock[0])
+
+    def slow() -> Iterator[Batch]:
+        for images, targets in random_batches([16, 16, 16], count=6):
+            clock[0] += 2.0
+            yield Batch(floats(images).double(), targets)
+
+    updates, stream = updates_of(net, phase, SGD), Stream(5, phase.name)
+    steps = train_steps(net, slow(), students(net, phase, 0.0), updates, guard=OPEN, stream=stream, runtime=CPU)
+    for step in steps:
+        assert step.metrics["images_per_second"] == 3
+        clock[0] += 100.0  # a validation
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e300])

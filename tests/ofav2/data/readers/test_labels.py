@@ -52,6 +52,8 @@ def test_splits_are_those_of_the_file(root: Path) -> None:
         ("path,label\nx/000.jpg,a", "two or more labels"),
         ("path,label\nx/000.jpg,a\nx/000.jpg,b", "line 3: x/000.jpg is there twice"),
         ("path,label\n../x.jpg,a\nx/000.jpg,b", r"line 2: path \(../x.jpg\)"),
+        ("path,label\n./,a\nx/000.jpg,b", r"line 2: path \(./\)"),
+        ("path,label\n.,a\nx/000.jpg,b", r"line 2: path \(.\)"),
         ("path,label\n/x.jpg,a\nx/000.jpg,b", r"line 2: path \(/x.jpg\)"),
         ("path,label\nx/000.jpg,\nx/001.jpg,b", r"line 2: label \(\)"),
         ("path,label,split\nx/000.jpg,a,dev", r"line 2: split \(dev\)"),
