@@ -10,8 +10,8 @@ from ofav2.data.splits import Split, draw_places
 from ofav2.errors import UserError
 from ofav2.rng import generator
 
-Places = npt.NDArray[np.intp]
-"""Places of images in a split."""
+Indices = npt.NDArray[np.intp]
+"""Indices of images in a split."""
 
 
 class Halves(NamedTuple):
@@ -40,12 +40,12 @@ def halve(val: Split, seed: int) -> Halves:
         drawn = draw_places(val.images.places, 0.5, rng, "a search's confirmation")
         search, confirmation = np.flatnonzero(~drawn), np.flatnonzero(drawn)
     else:
-        search, confirmation = halve_places(val.targets, rng)
+        search, confirmation = halve_indices(val.targets, rng)
     return Halves(val.take("search", np.sort(search)), val.take("confirmation", np.sort(confirmation)))
 
 
-def halve_places(labels: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Places, Places]:
-    """Return places of two random halves, ordered by class; of an odd number, the first half is the larger one.
+def halve_indices(labels: npt.NDArray[Any], rng: np.random.Generator) -> tuple[Indices, Indices]:
+    """Return indices of two random halves, ordered by class; of an odd number, the first half is the larger one.
 
     Args:
         labels: A class per image (N,); other labels, (N, ...), are halved without regard to them.

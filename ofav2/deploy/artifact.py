@@ -194,7 +194,7 @@ class Validation:
 
 
 @dataclass(frozen=True)
-class Search:
+class EpochSearch:
     """What the first training of a fine-tuning did."""
 
     epochs: tuple[Epoch, ...]
@@ -225,7 +225,7 @@ class FinetuningRecord:
     """Whether classifiers were made anew, for other classes."""
     epochs: Positive
     """Epochs of the second training, on training and validation images."""
-    search: Search
+    search: EpochSearch
     """The first training, which found them."""
     final: tuple[Epoch, ...]
     """The second training."""

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 import distill
-from ofav2.data.halves import halve_places
+from ofav2.data.halves import halve_indices
 from ofav2.errors import UserError
 from ofav2.exits.subsets import Counts, ExitBatch, Numbers, Tally, fixed_weights, joined, subsets, tally
 from ofav2.rng import generator
@@ -104,7 +104,7 @@ def halves(targets: Counts) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]
         targets: The images' classes; of an odd number, the first half is the larger one.
     """
     rng = generator("halves of validation", 0)
-    first, second = halve_places(targets, rng)
+    first, second = halve_indices(targets, rng)
     return rng.permutation(first), rng.permutation(second)
 
 

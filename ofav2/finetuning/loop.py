@@ -10,7 +10,7 @@ from torch import nn
 from torch.fx import GraphModule
 
 from ofav2.data import ImageData, steps_per_epoch, train_batches
-from ofav2.deploy.artifact import Epoch, Search, Validation
+from ofav2.deploy.artifact import Epoch, EpochSearch, Validation
 from ofav2.finetuning.setup import Tuning
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
@@ -23,7 +23,7 @@ from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_st
 logger = logging.getLogger(__name__)
 
 
-def search(tuning: Tuning) -> Search:
+def find_epochs(tuning: Tuning) -> EpochSearch:
     """Run the first training: on training images, evaluated on validation after each epoch.
 
     It ends after `finetune.epochs` epochs, or after `finetune.patience` ones in a row that were worse than the best one
@@ -35,7 +35,7 @@ def search(tuning: Tuning) -> Search:
     module = copy.deepcopy(tuning.start.module)
     limit, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
     metric = tuning.task.metrics[0]
-    found = Search((), _validation(tuning, module, 0), ())
+    found = EpochSearch((), _validation(tuning, module, 0), ())
     with log_progress("looking for the best epoch", limit) as advance:
         for epoch in train(tuning, module, tuning.data, "search", limit):
             validation = _validation(tuning, module, epoch.number)

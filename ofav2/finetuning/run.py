@@ -21,9 +21,9 @@ from ofav2.deploy.artifact import (
     RECORD,
     WEIGHTS,
     Epoch,
+    EpochSearch,
     ExitScores,
     FinetuningRecord,
-    Search,
     StockProvenance,
     SubnetRecord,
     input_record,
@@ -35,7 +35,7 @@ from ofav2.deploy.seen import seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
-from ofav2.finetuning.loop import exit_scores, search, train_final
+from ofav2.finetuning.loop import exit_scores, find_epochs, train_final
 from ofav2.finetuning.setup import Tuning, prepare
 from ofav2.networks.cost import network_cost
 from ofav2.output_folder import making
@@ -97,7 +97,7 @@ def finetune(
             tuning = prepare(network, overrides, file, weights)
             refuse_inside(tuning.data.trees, path, "output folder")
             _introduce(tuning)
-            found = search(tuning)
+            found = find_epochs(tuning)
             metric = tuning.task.metrics[0]
             best = found.best(metric)
             _tell(found, metric)
@@ -116,7 +116,7 @@ def _introduce(tuning: Tuning) -> None:
     )
 
 
-def _tell(found: Search, metric: Metric) -> None:
+def _tell(found: EpochSearch, metric: Metric) -> None:
     best, before = found.best(metric), found.before
     logger.info(
         f"best on validation after epoch {best.epochs} of {len(found.epochs)}: {metric.show(best.score)} {metric.name},"
@@ -126,7 +126,7 @@ def _tell(found: Search, metric: Metric) -> None:
         logger.info("no epoch was as good as the network before: a lower finetune.lr may do better")
 
 
-def _finetuning(tuning: Tuning, found: Search, final: Sequence[Epoch], test: ExitScores) -> FinetuningRecord:
+def _finetuning(tuning: Tuning, found: EpochSearch, final: Sequence[Epoch], test: ExitScores) -> FinetuningRecord:
     start, data = tuning.start, tuning.data
     return FinetuningRecord(
         source_sha256=start.sha256,

@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from ofav2.data.views import normalise
-from ofav2.deploy.artifact import FinetuningRecord, Search, SubnetRecord, Validation
+from ofav2.deploy.artifact import EpochSearch, FinetuningRecord, SubnetRecord, Validation
 from ofav2.deploy.card import model_card
 from ofav2.runs.records import SplitSizes
 from supernets.cost import Cost
@@ -71,7 +71,7 @@ def test_a_fine_tuned_network_says_so_and_shows_what_was_measured_in_the_end() -
         images=SplitSizes(20, 10, 10),
         new_classifiers=False,
         epochs=7,
-        search=Search((), before, (before,)),
+        search=EpochSearch((), before, (before,)),
         final=(),
         test_before=None,
         test={2: 0.75, 5: 0.875},

@@ -16,7 +16,7 @@ import ofav2
 from ofav2.cli import main as cli
 from ofav2.config.schema import DataConfig
 from ofav2.data import count_views, eval_batches, open_data
-from ofav2.deploy.artifact import RECORD, FinetuningRecord, Search, Validation, write_subnet_record
+from ofav2.deploy.artifact import RECORD, EpochSearch, FinetuningRecord, Validation, write_subnet_record
 from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate
 from ofav2.exits.calibrate import OpenedExits, Study, evaluate_policy, open_exits
@@ -254,7 +254,7 @@ def test_a_network_that_was_tuned_on_its_validation_images_is_refused(directory:
         images=SplitSizes(1, 1, 1),
         new_classifiers=False,
         epochs=1,
-        search=Search((), before, (before,)),
+        search=EpochSearch((), before, (before,)),
         final=(),
         test_before=None,
         test=record.scores["test"],

@@ -181,9 +181,9 @@ def test_epochs_are_compared_on_validation_and_of_equals_the_last_wins(
         learn, "_validation", lambda tuning, module, epochs: learn.Validation(epochs, {"3": 0.0}, scores[epochs])
     )
     tuning = finetune_run.prepare(extracted, [*QUICK, "finetune.epochs=8"])
-    assert learn.search(tuning).best(TOP1).epochs == 8
+    assert learn.find_epochs(tuning).best(TOP1).epochs == 8
     patient = replace(tuning.config, finetune=replace(tuning.config.finetune, patience=3))
-    stopped = learn.search(replace(tuning, config=patient))
+    stopped = learn.find_epochs(replace(tuning, config=patient))
     assert (stopped.best(TOP1).epochs, len(stopped.epochs)) == (4, 7)
 
 
@@ -357,7 +357,7 @@ def test_folders_that_are_not_what_they_should_be_are_refused(tiny_run: Any, ext
 def test_a_folder_that_cannot_be_made_is_refused_before_training(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
+    monkeypatch.setattr(finetune_run, "find_epochs", lambda _: pytest.fail("trains"))
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match=r"output folder \(.*file/out\) cannot be written"):
         finetune(extracted, out=tmp_path / "file" / "out")
@@ -412,7 +412,7 @@ DAMAGE: tuple[tuple[str, Any], ...] = (
 def test_a_damaged_description_is_refused_before_anything_is_computed(
     key: str, value: Any, extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune_run, "search", lambda _: pytest.fail("trains"))
+    monkeypatch.setattr(finetune_run, "find_epochs", lambda _: pytest.fail("trains"))
     facts = json.loads((extracted / "subnet.json").read_text())
     changed = {**facts[key], **value} if isinstance(value, dict) and isinstance(facts[key], dict) else value
     damaged = tmp_path / "damaged"
