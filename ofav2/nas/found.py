@@ -63,7 +63,7 @@ class SearchRecord:
     limits: Limits
     """The most that a network may cost."""
     measurements: Positive
-    """Bodies to measure."""
+    """Bodies to measure: networks that are measured at all their exits."""
     minutes: float | None
     """Time after which no other body is measured; None sets no limit."""
     seed: Count
