@@ -31,7 +31,7 @@ def check_free(path: Path) -> None:
             not path.is_dir() or any(entry.name not in (STAGING, LOCK) for entry in path.iterdir())
         )
     except OSError as error:
-        raise UserError(f"output folder ({path}) cannot be looked at ({error.strerror}): give another one") from error
+        raise UserError(f"output folder ({path}) cannot be read ({error.strerror}): give another one") from error
     if taken:
         raise UserError(f"output folder ({path}) is not empty: give a new one with --out")
 

@@ -216,14 +216,14 @@ class _Meta(TorchFunctionMode):
     def __init__(self, weights: Sequence[Tensor]) -> None:
         super().__init__()
         self.weights = weights
-        self.twins = {id(weight): weight.detach().to("meta") for weight in weights}
+        self.meta_weights = {id(weight): weight.detach().to("meta") for weight in weights}
         self.macs = 0
         self.operations: list[Operation] = []
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        args, kwargs = map_aggregate((args, kwargs or {}), self.twin)
+        args, kwargs = map_aggregate((args, kwargs or {}), self.on_meta)
         given = _tensors((args, kwargs))
         if kwargs.get("inplace"):
             kwargs = {**kwargs, "inplace": False}
@@ -242,9 +242,9 @@ class _Meta(TorchFunctionMode):
             self.operations.append(Operation(self.macs, made, given))
         return result
 
-    def twin(self, value: Any) -> Any:
+    def on_meta(self, value: Any) -> Any:
         """Return the meta tensor of the same shape, where the value is a weight."""
-        return self.twins.get(id(value), value)
+        return self.meta_weights.get(id(value), value)
 
 
 class _Pricer(Running):
@@ -262,7 +262,7 @@ class _Pricer(Running):
         self.steps: list[Step] = []
         self.counted: set[int] = set()
         # Storages stay referenced, so that their ids stay theirs.
-        self.storages = [twin.untyped_storage() for twin in meta.twins.values()]
+        self.storages = [weight.untyped_storage() for weight in meta.meta_weights.values()]
         self.weights = set(map(id, self.storages))
         self.tensors: dict[int, int] = {}
 
@@ -286,7 +286,7 @@ class _Pricer(Running):
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
         """Return the meta tensor that stands for a weight."""
-        return self.meta.twin(self.fetch_attr(target))
+        return self.meta.on_meta(self.fetch_attr(target))
 
     def _new(self, tensors: Iterable[Tensor]) -> tuple[int, ...]:
         """Return the numbers of values of those tensors that no earlier step made, and number them."""

@@ -12,8 +12,8 @@ from ofav2.training.phases import make_plan
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """A phase as a stretch of training steps."""
+class PhaseSpan:
+    """A phase and its first and last training step."""
 
     name: str
     """Its name."""
@@ -37,19 +37,19 @@ class MetricCurve:
     """By name, a number per step; None where it was not finite or not measured."""
 
 
-def stretches(run: RunSnapshot) -> tuple[Stretch, ...]:
+def phase_spans(run: RunSnapshot) -> tuple[PhaseSpan, ...]:
     """Return the run's phases in order; while it is not finished, those to come as the recipe plans them."""
     phases = run.record.phases
     # With patience a phase may take fewer steps than are planned up to its end.
     starts = [0, *(phase.end for phase in phases)]
-    done = tuple(Stretch(phase.name, first, phase.end, True) for first, phase in zip(starts, phases, strict=False))
+    done = tuple(PhaseSpan(phase.name, first, phase.end, True) for first, phase in zip(starts, phases, strict=False))
     if run.state == "finished":
         return done
     per_epoch = steps_per_epoch(run.record.data.images.train, run.config.data.batch_size)
     plan = make_plan(run.config.phases, run.config.teacher.policy, run.record.space, per_epoch)
-    names = {stretch.name for stretch in done}
+    names = {span.name for span in done}
     return done + tuple(
-        Stretch(phase.name, phase.first_step, phase.first_step + phase.steps, False)
+        PhaseSpan(phase.name, phase.first_step, phase.first_step + phase.steps, False)
         for phase in plan.phases
         if phase.name not in names
     )

@@ -10,7 +10,7 @@ from ofav2.evaluation.corners import keeps_mbconv, usable
 from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
-from ofav2.report.curves import Stretch, curves, phase_seconds, stretches, unusable_steps
+from ofav2.report.curves import PhaseSpan, curves, phase_seconds, phase_spans, unusable_steps
 from ofav2.report.networks import (
     Table,
     cheapest_near_best,
@@ -30,7 +30,7 @@ from supernets.backbone import Backbone
 
 def run_page(run: RunSnapshot) -> dict[str, Any]:
     """Return what the page of a run shows: what was trained, how it went, what came out."""
-    planned, measured, agreement = stretches(run), tables(run), read_exits(run.folder, run.record)
+    planned, measured, agreement = phase_spans(run), tables(run), read_exits(run.folder, run.record)
     by_class, maps = class_page(run), read_maps(run.folder, run.record)
     opened = to_choose_from(measured)
     return {
@@ -41,7 +41,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "summary": _summary(run),
         "keys": _key_metrics(run, measured),
         "commands": _commands(run),
-        "phases": [_phase_row(run, stretch, measured) for stretch in planned],
+        "phases": [_phase_row(run, span, measured) for span in planned],
         "unusable": unusable_steps(run),
         "fall": _fall(run),
         "grains": _grains(run),
@@ -52,7 +52,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "by_class": by_class,
         "payload": {
             "metric": asdict(run.record.metric),
-            "phases": [asdict(stretch) | {"teacher": _teacher(run, stretch.name)} for stretch in planned],
+            "phases": [asdict(span) | {"teacher": _teacher(run, span.name)} for span in planned],
             "train": [asdict(curve) for curve in curves(run, "train", ("loss", "lr"))],
             "validation": [asdict(curve) for curve in curves(run, "validation", _validated(run))],
             "validated": _validated(run),
@@ -107,7 +107,7 @@ def _described(run: RunSnapshot, subnet: Subnet) -> dict[str, Any]:
     }
 
 
-def _state(run: RunSnapshot, planned: Sequence[Stretch]) -> dict[str, str]:
+def _state(run: RunSnapshot, planned: Sequence[PhaseSpan]) -> dict[str, str]:
     step, steps = _last_step(run), planned[-1].end if planned else 0
     progress = f"step {step:,} of {steps:,}"
     if run.state == "finished":
@@ -206,18 +206,18 @@ def _teacher(run: RunSnapshot, phase: str) -> Mapping[str, Any] | None:
     return {"name": teacher.name, "score": teacher.score, "reason": teacher.reason or ""}
 
 
-def _phase_row(run: RunSnapshot, stretch: Stretch, measured: Sequence[Table]) -> dict[str, Any]:
-    record = next((record for record in run.record.phases if record.name == stretch.name), None)
-    corners = next((table.networks for table in measured if table.name == f"{stretch.name}/corners"), ())
+def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> dict[str, Any]:
+    record = next((record for record in run.record.phases if record.name == span.name), None)
+    corners = next((table.networks for table in measured if table.name == f"{span.name}/corners"), ())
     scores = {network.subnet: network.score for network in corners}
     return {
-        "name": stretch.name,
-        "steps": stretch.end - stretch.first,
+        "name": span.name,
+        "steps": span.end - span.first,
         "record": record,
-        "seconds": phase_seconds(run).get(stretch.name),
-        "begun": any(line.get("phase") == stretch.name for line in run.metrics),
-        "unlocks": _unlocks(run, stretch.name),
-        "teacher": _teacher(run, stretch.name),
+        "seconds": phase_seconds(run).get(span.name),
+        "begun": any(line.get("phase") == span.name for line in run.metrics),
+        "unlocks": _unlocks(run, span.name),
+        "teacher": _teacher(run, span.name),
         "largest": scores.get(record.space.largest()) if record else None,
         "smallest": scores.get(record.space.smallest()) if record else None,
         "worst": run.record.metric.worst(*(scores[subnet] for subnet in usable(scores))) if scores else None,

@@ -391,7 +391,7 @@ def read_run(folder: Path) -> RunRecord:
     try:
         found = [path.exists() for path in (folder, folder / RECORD)]
     except OSError as error:
-        raise RunError(f"run folder ({folder}) cannot be looked at ({error.strerror}); check the path") from error
+        raise RunError(f"run folder ({folder}) cannot be read ({error.strerror}); check the path") from error
     if not found[0]:
         raise RunError(f"run folder ({folder}) does not exist; give one that `ofav2 train` made")
     if not folder.is_dir():

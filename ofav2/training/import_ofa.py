@@ -79,7 +79,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         is_file = path.is_file()
     except OSError as error:
-        raise UserError(f"checkpoint ({path}) can't be looked at ({error.strerror}): check the path") from error
+        raise UserError(f"checkpoint ({path}) can't be read ({error.strerror}): check the path") from error
     if not is_file:
         raise UserError(f"checkpoint ({path}) must be a file, and there is none: check the path")
     try:

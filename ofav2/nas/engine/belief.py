@@ -36,7 +36,7 @@ class Belief:
         """Predict losses of networks (N, genes)."""
         return self.fitted.mean(self.describe(genes)) * self.scale + self.centre
 
-    def hoped(self, genes: Genes, optimism: float) -> Floats:
+    def optimistic(self, genes: Genes, optimism: float) -> Floats:
         """Return objectives (N, 1 + costs): losses that are so many standard deviations under the predicted ones."""
         mean, sd = self.predict(genes)
         return with_costs(mean - optimism * sd, self.problem.costs(genes))

@@ -106,8 +106,8 @@ class _Redraw(Mutation):  # type: ignore[misc]
         # Any other choice than the present one.
         other = (x + random_state.integers(1, np.maximum(choices, 2), x.shape)) % choices
         changed = np.where(redrawn, other, x)
-        woken = self.problem.active(changed) & ~self.problem.active(x)
-        return np.where(woken, random_state.integers(0, choices, x.shape), changed)
+        newly_active = self.problem.active(changed) & ~self.problem.active(x)
+        return np.where(newly_active, random_state.integers(0, choices, x.shape), changed)
 
 
 class _Repair(Repair):  # type: ignore[misc]

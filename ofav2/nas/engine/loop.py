@@ -243,11 +243,12 @@ def _propose(
     if not new:
         return Picked(number, found[:0], (), ())
     families = _split(
-        belief.hoped(np.concatenate([genes for _, genes in new]), settings.optimism), [len(genes) for _, genes in new]
+        belief.optimistic(np.concatenate([genes for _, genes in new]), settings.optimism),
+        [len(genes) for _, genes in new],
     )
     scale = np.maximum(np.abs(reference), 1e-12)
-    hoped = [family / scale for family in families]
-    picked = pick_in_layers(picker, belief.points / scale, hoped, reference / scale, trusted, rng)
+    optimistic = [family / scale for family in families]
+    picked = pick_in_layers(picker, belief.points / scale, optimistic, reference / scale, trusted, rng)
     others = [index for index in range(len(new)) if index not in set(picked)]
     spread = [others[place] for place in rng.permutation(len(others))[: count - len(picked)]]
     bodies = np.array([new[index][0] for index in [*picked, *spread]])
@@ -265,7 +266,7 @@ def _evolved(problem: Problem, belief: Belief, settings: SearchSettings, rng: np
     start = start[firsts][: settings.population]
     found = evolve(
         problem,
-        lambda genes: belief.hoped(genes, settings.optimism),
+        lambda genes: belief.optimistic(genes, settings.optimism),
         start,
         generations=settings.generations,
         rng=rng,
