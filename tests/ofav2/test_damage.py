@@ -11,7 +11,7 @@ import pytest
 
 import ofav2
 from ofav2.cli.main import main
-from ofav2.report.curves import curves, phase_seconds, stretches, unusable_steps
+from ofav2.report.curves import curves, phase_seconds, phase_spans, unusable_steps
 from ofav2.report.networks import tables
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
@@ -76,7 +76,7 @@ def read_all(folder: Path) -> int:
     curves(run, "validation", ("largest",))
     unusable_steps(run)
     phase_seconds(run)
-    stretches(run)
+    phase_spans(run)
     return len(tables(run))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ofav2.errors import RunError
-from ofav2.report.curves import curves, phase_seconds, stretches, unusable_steps
+from ofav2.report.curves import curves, phase_seconds, phase_spans, unusable_steps
 from ofav2.runs import folder
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
@@ -55,12 +55,12 @@ def test_a_foreign_folder_and_a_lost_recipe(tmp_path: Path, run_copy: Path) -> N
 
 
 def test_phases_follow_one_another(tiny_run: Run) -> None:
-    found = stretches(read_snapshot(tiny_run.folder))
-    assert [stretch.first for stretch in found] == [0, *(stretch.end for stretch in found[:-1])]
+    found = phase_spans(read_snapshot(tiny_run.folder))
+    assert [span.first for span in found] == [0, *(span.end for span in found[:-1])]
 
 
 def test_phases_to_come_are_where_they_will_be(tiny_run: Run, half_run: Path) -> None:
-    whole, half = stretches(read_snapshot(tiny_run.folder)), stretches(read_snapshot(half_run))
+    whole, half = phase_spans(read_snapshot(tiny_run.folder)), phase_spans(read_snapshot(half_run))
     assert [(s.name, s.first, s.end) for s in half] == [(s.name, s.first, s.end) for s in whole]
     assert [s.finished for s in half] == [True, True, False, False, False, False]
 
