@@ -5,13 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ofav2.data.images import Indices
 from ofav2.data.patches import PatchImages
 from ofav2.data.splits import Split, draw_places
 from ofav2.errors import UserError
 from ofav2.rng import generator
-
-Indices = npt.NDArray[np.intp]
-"""Indices of images in a split."""
 
 
 class Halves(NamedTuple):

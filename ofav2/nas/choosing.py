@@ -64,18 +64,18 @@ def choose(
     for subnet in drawn:
         net.space.check(subnet)
     genes, values = GeneSpace(space, model, limits, ()), MeasuredValues()
-    best: list[float] = []
+    scored: list[float] = []
     with log_progress("choosing on val", candidates) as advance:
 
         def measured(value: float) -> None:
-            best.append(value)
+            scored.append(value)
             advance(**{metric.name: metric.show(value)})
 
         # Where fewer networks than wanted were found, the limits leave no others.
         measurements = candidates if len(drawn) == first else len(drawn)
         _search(SupernetProblem(run, genes, run.data.val, values, measured), drawn, measurements, seed)
-    if len(best) < candidates:
-        logger.info(f"the limits leave few networks: {len(best)} different ones were measured, not {candidates}")
+    if len(scored) < candidates:
+        logger.info(f"the limits leave few networks: {len(scored)} different ones were measured, not {candidates}")
     found = [Candidate(subnet, model.price(subnet), value) for subnet, value in values.known.items()]
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
     ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))

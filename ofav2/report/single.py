@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from ofav2.evaluation.corners import keeps_mbconv, usable
+from ofav2.evaluation.corners import keeps_mbconv, usable, usable_mean
 from ofav2.evaluation.maps import read_maps
 from ofav2.exits.exit_agreement import read_exits
 from ofav2.report.classes import class_page
@@ -220,6 +220,7 @@ def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> 
         "teacher": _teacher(run, span.name),
         "largest": scores.get(record.space.largest()) if record else None,
         "smallest": scores.get(record.space.smallest()) if record else None,
+        "mean": usable_mean(scores) if scores else None,
         "worst": run.record.metric.worst(*(scores[subnet] for subnet in usable(scores))) if scores else None,
         "corners": len(corners),
     }

@@ -244,13 +244,9 @@ def refuse_changes(before: Mapping[str, Any], after: Mapping[str, Any], allowed:
 
 def _listed(differing: Mapping[str, tuple[Any, Any]], form: str) -> str:
     """Return the first settings that differ, each in a form such as `was {}, is {}`, and how many more there are."""
-    first = [f"{key} {form.format(*map(_brief, values))}" for key, values in [*differing.items()][:_LISTED]]
+    first = [f"{key} {form.format(*map(show, values))}" for key, values in [*differing.items()][:_LISTED]]
     more = f" and {len(differing) - _LISTED} more" if len(differing) > _LISTED else ""
     return f"{'; '.join(first)}{more}"
-
-
-def _brief(value: object) -> str:
-    return show(value)
 
 
 def check_progress(finished: Sequence[PhaseRecord], plan: Plan) -> None:
