@@ -159,6 +159,12 @@ CIFAR10: tuple[Row, ...] = (
         "cifar10_proof_alone",
         (*alone("large", "cifar10_proof_alone").settings, *LONG_ALONE),
     ),
+    Row(
+        "alone-exit-1-long",
+        "large, at exit 1 alone, 15 epochs",
+        "cifar10_proof_alone",
+        ("supernet.variant=ee_d", "teacher.exit_weights=[1,0,0,0,0]", *LONG_ALONE),
+    ),
 )
 EUROSAT: tuple[Row, ...] = (
     *seeds(Row("ofa", "OFA: SE_B, fixed teacher", "eurosat_proof", OFA), 3),

@@ -397,6 +397,7 @@ def kept(path: Path, measure: Callable[[], Outcome]) -> Outcome:
     if path.exists():
         values = json.loads(path.read_text(encoding="utf-8"))
         return Outcome(**{**values, "shares": {int(count): share for count, share in values["shares"].items()}})
+    path.parent.mkdir(parents=True, exist_ok=True)
     outcome = measure()
     files.write_text(path, json.dumps(asdict(outcome)) + "\n")
     return outcome

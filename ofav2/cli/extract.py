@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun
     from ofav2.nas.candidates import Ranking
     from ofav2.nas.constraints import Constraints
+    from ofav2.nas.latency_table import LatencyTable
     from supernets import Exits
 
 _CHOICE = (*LIMITS, *PARTS, "candidates", "seed")
@@ -77,14 +78,16 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.data import refuse_inside
     from ofav2.deploy.artifact import RECORD
-    from ofav2.deploy.extract import extract_into
+    from ofav2.deploy.extract import extract_into, refuse_limited_exits
     from ofav2.evaluation.opened_run import open_loaded
+    from ofav2.nas.constraints import describe_choice
     from ofav2.runtime.signals import interruptible
 
     formats, exits = read_formats(arguments.formats), _exits(arguments.exits)
     if arguments.from_search and arguments.phase:
         raise UserError("--phase has no effect on a search, which names its phase: leave it out")
-    loaded, found = _from_search(arguments) or (_named_run(arguments), None)
+    refuse_limited_exits(read_limits(arguments), exits)
+    loaded, found, latencies = _from_search(arguments) or (_named_run(arguments), None, None)
     constraints = None if found else _constraints(arguments, loaded)
     chosen = read_subnet(arguments.subnet) if arguments.subnet else None
     with interruptible(), making(Path(arguments.out), RECORD) as staging:
@@ -96,7 +99,9 @@ def _run(arguments: argparse.Namespace) -> None:
         subnet = ranking.best.subnet if ranking else named
         written = extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
     if ranking and constraints:
-        _show_choice(arguments, run, constraints, ranking)
+        _show_candidates(constraints, ranking)
+    for sentence in describe_choice(run, ranking, constraints.table if constraints else latencies) if ranking else ():
+        console.say(sentence)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
     show, name, sizes = written.metric.show_from, written.metric.name, run.loaded.record.data.images
@@ -150,9 +155,12 @@ def _named_run(arguments: argparse.Namespace) -> "LoadedSupernet":
     return load_run(arguments.run, arguments.phase)
 
 
-def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Ranking] | None":
-    """Return the choice of a network from a search, with its supernet; None if no search is named."""
-    from ofav2.nas.found import front_ranking, load_search, load_source, pick_finalist
+def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Ranking, LatencyTable | None] | None":
+    """Return the choice of a network from a search, with its supernet; None if no search is named.
+
+    Where latency is limited, the table comes with it that the limit holds by.
+    """
+    from ofav2.nas.found import front_ranking, latency_table, load_search, load_source, pick_finalist
 
     picks = [name for name in ("knee", "number") if getattr(arguments, name)]
     if arguments.from_search is None:
@@ -168,7 +176,8 @@ def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Rankin
     limits, number = read_limits(arguments), arguments.number
     chosen = pick_finalist(found, limits, knee=arguments.knee, number=number)
     rule = f"number {number}" if number is not None else "knee" if arguments.knee else "best"
-    return load_source(found, chosen, arguments.run), front_ranking(found, chosen, limits, rule)
+    table = latency_table(found, chosen) if limits.latency is not None else None
+    return load_source(found, chosen, arguments.run), front_ranking(found, chosen, limits, rule), table
 
 
 def _option(name: str) -> str:
@@ -192,15 +201,11 @@ def _candidates(arguments: argparse.Namespace) -> int:
     return 200 if arguments.candidates is None else int(arguments.candidates)
 
 
-def _show_choice(
-    arguments: argparse.Namespace, run: "OpenedRun", constraints: "Constraints", ranking: "Ranking"
-) -> None:
-    from ofav2.nas.constraints import CANDIDATE_COLUMNS, candidate_rows, describe_choice
+def _show_candidates(constraints: "Constraints", ranking: "Ranking") -> None:
+    from ofav2.nas.constraints import CANDIDATE_COLUMNS, candidate_rows
 
     title = f"best of {len(ranking.ranked)}: {constraints.limits}"
     console.show(table(title, CANDIDATE_COLUMNS, candidate_rows(ranking)))
-    for sentence in describe_choice(run, ranking, constraints.table):
-        console.say(sentence)
 
 
 def _exits(text: str) -> "Exits":

@@ -44,6 +44,8 @@ from ofav2.messages import one_line
 from ofav2.runtime.memory import keep_freed_memory
 from ofav2.runtime.signals import Lost, Stopped
 
+_RESUMED = (train.VERB.name, search.VERB.name)
+"""Verbs whose work goes on with `--resume`."""
 LOST = 1
 """Exit code of a process whose work ended because another process of it failed or is gone."""
 UNWRITTEN = 74
@@ -115,7 +117,9 @@ def _exit_code(arguments: argparse.Namespace) -> int:
         return STOPPED
     except Lost as lost:
         if _rank() == 0:
-            console.say(f"ofav2: {lost}; `ofav2 train --resume RUN` goes on from the last saved state")
+            verb = arguments.verb.name if arguments.verb else ""
+            again = f"`ofav2 {verb} --resume FOLDER` goes on" if verb in _RESUMED else "start it again"
+            console.say(f"ofav2: {lost}; {again}")
         return LOST
     except KeyboardInterrupt:
         console.say("ofav2: interrupted")

@@ -25,10 +25,11 @@ from ofav2.deploy.artifact import (
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.seen import seen_sha256, write_seen
 from ofav2.deploy.write import weights_sha256, write_description, write_network
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.nas.candidates import Ranking
+from ofav2.nas.limits import Limits
 from ofav2.networks.cost import network_cost
 from ofav2.output_folder import making
 from ofav2.runtime.signals import interruptible
@@ -71,12 +72,26 @@ def extract(
 
     Raises:
         SpaceError: If the sub-network is outside the space that was trained, or an exit is not on its way.
-        UserError: If the folder is not empty or can't be written, or a format does not exist.
+        UserError: If the folder is not empty or can't be written, a format does not exist, or the network was chosen
+            under limits and is to have other exits, too.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
     refuse_inside(run.data.trees, Path(out), "output folder")
     with interruptible(), making(Path(out), RECORD) as staging:
         return extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
+
+
+def refuse_limited_exits(limits: Limits, exits: Exits) -> None:
+    """Refuse limits on a network that is to have more exits than its own: limits count no other heads.
+
+    Raises:
+        UserError: If both are given.
+    """
+    if exits != "last" and limits.named:
+        raise UserError(
+            f"limits ({limits}) are on a network with its own exit alone, and other exits add their heads: choose"
+            " without --exits, then extract that network with --subnet DIR/subnet.json --exits all"
+        )
 
 
 def extract_into(
@@ -90,6 +105,8 @@ def extract_into(
 ) -> SubnetRecord:
     """Write a sub-network into an empty folder, of `output_folder.making`; see `extract`."""
     check_formats(formats)
+    if ranking:
+        refuse_limited_exits(ranking.limits, exits)
     run.loaded.net.space.check(subnet)
     run.loaded.net.chosen_exits(subnet, exits)
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")

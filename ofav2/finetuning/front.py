@@ -212,7 +212,7 @@ TUNED_COLUMNS = ("number", "form", "sub-network", "parameters", "multiply-adds",
 
 def tuned_rows(front: TunedFront) -> list[tuple[object, ...]]:
     """Return a row per fine-tuned network."""
-    show = front.metric.show
+    show, rank = front.metric.show, front.metric.rank
     return [
         (
             one.number,
@@ -223,7 +223,7 @@ def tuned_rows(front: TunedFront) -> list[tuple[object, ...]]:
             one.epochs,
             show(one.before),
             show(one.after),
-            None if one.before is None else show(one.after - one.before),
+            None if one.before is None else show(rank(one.after) - rank(one.before)),
         )
         for one in front.networks
     ]

@@ -35,7 +35,7 @@ class Candidate:
     price: Price
     """What it costs."""
     score: float
-    """The task's main metric on validation, batch norm recalibrated."""
+    """The task's main metric on validation, batch norm recalibrated; of a front, on the half that confirms it."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ class Constraints:
     space: Space
     """The part of the run's space that it is in."""
     table: LatencyTable | None
-    """The latency table, where latency is limited."""
+    """The latency table, where latency is limited or a table is named."""
 
 
 def constrain(

@@ -2,18 +2,22 @@
 
 A search measures what looks good, so choices come together: networks with large kernels are deep, too. Means per choice
 would count one for the other. So all choices are fitted at once, by a ridge regression without interactions.
+
+A body is measured at all its exits, with the same weights and statistics of batch norm. So its networks err alike, and
+count as one observation: they are left out together, and errors are those of clusters.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ofav2.nas.engine.problem import Floats
 from supernets import Space, Subnet
 
-LEAST_NETWORKS = 8
-"""Networks from which effects are estimated."""
+LEAST_BODIES = 8
+"""Bodies from which effects are estimated."""
 _PENALTIES = np.logspace(-3, 3, 25)
 
 
@@ -54,23 +58,31 @@ class Effects:
     factors: tuple[Factor, ...]
     """The decisions, the one with the largest span first."""
     explained: float
-    """Share of the variance of networks left out that all effects together explain; below 0, none of it."""
+    """Share of the variance of bodies left out that all effects together explain; below 0, none of it. That variance is
+    around the mean of the others."""
 
 
 def choice_effects(
-    space: Space, subnets: Sequence[Subnet], values: Sequence[float], runs: Sequence[str] = ()
+    space: Space,
+    subnets: Sequence[Subnet],
+    values: Sequence[float],
+    bodies: Sequence[Hashable],
+    runs: Sequence[str] = (),
 ) -> Effects | None:
-    """Estimate the effects of all choices; None of fewer than `LEAST_NETWORKS` networks, or of equal values.
+    """Estimate the effects of all choices; None of fewer than `LEAST_BODIES` bodies, or of equal values.
 
     Args:
         space: The space that was searched.
         subnets: The networks.
         values: Their values.
+        bodies: What each was measured as a part of; equal for networks that were measured together.
         runs: Their runs by name, where several were searched.
     """
     target = np.array(values, np.float64)
-    if len(target) < LEAST_NETWORKS or not np.ptp(target):
+    places = {body: place for place, body in enumerate(dict.fromkeys(bodies))}
+    if len(places) < LEAST_BODIES or not np.ptp(target):
         return None
+    groups = np.array([places[body] for body in bodies])
     names = sorted(set(runs))
     columns = [*(("run", name) for name in names), *((name, choice) for name, choice, _ in _shares(space, subnets[0]))]
     shares = np.array([[share for _, _, share in _shares(space, subnet)] for subnet in subnets])
@@ -78,7 +90,7 @@ def choice_effects(
         shares = np.concatenate([np.array([[float(run == name) for name in names] for run in runs]), shares], 1)
     varied = np.ptp(shares, axis=0) > 0
     design = (shares - shares.mean(0))[:, varied]
-    effects, errors, explained = _ridge(design, target - target.mean())
+    effects, errors, explained = _ridge(design, target - target.mean(), groups)
     found: dict[str, list[tuple[str, float, float, Floats]]] = {}
     kept = [column for column, varies in zip(columns, varied, strict=True) if varies]
     for (name, choice), effect, error, share in zip(kept, effects, errors, shares[:, varied].T, strict=True):
@@ -119,24 +131,44 @@ def _shares(space: Space, subnet: Subnet) -> Iterator[tuple[str, str, float]]:
                 yield f"{label} {name}", str(choice), share
 
 
-def _ridge(design: Floats, target: Floats) -> tuple[Floats, Floats, float]:
-    """Fit centred values (N,) to centred columns (N, F); the penalty is that which predicts networks left out best.
+def _ridge(design: Floats, target: Floats, groups: NDArray[np.int64]) -> tuple[Floats, Floats, float]:
+    """Fit centred values (N,) to centred columns (N, F); the penalty is that which predicts groups left out best.
+
+    Args:
+        design: The columns.
+        target: The values.
+        groups: What each row belongs to (N,), from 0 up, two groups or more.
 
     Returns:
-        Effects (F,), their standard errors (F,), and the explained share of the variance of networks left out.
+        Effects (F,), their standard errors (F,), and the explained share of the squared errors on groups left out.
     """
     left, scales, right = np.linalg.svd(design, full_matrices=False)
-    rotated, best = left.T @ target, None
-    for penalty in _PENALTIES:
-        shrunk = scales**2 / (scales**2 + penalty)
-        leverage = np.minimum((left**2 * shrunk).sum(1) + 1 / len(target), 0.999)
-        residuals = (target - left @ (shrunk * rotated)) / (1 - leverage)
-        missed = float((residuals**2).sum())
-        if best is None or missed < best[0]:
-            best = missed, penalty
-    assert best is not None, "there are penalties"
-    missed, penalty = best
-    gain = scales / (scales**2 + penalty)
-    noise = missed / len(target)
-    errors = np.sqrt(noise * ((right.T * gain) ** 2).sum(1))
-    return right.T @ (gain * rotated), errors, 1 - missed / float((target**2).sum())
+    rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
+    # An infinite penalty leaves the mean of the others.
+    by_mean = float((_left_out(left, np.zeros_like(scales), target, rows) ** 2).sum())
+    fits = [(_left_out(left, scales**2 / (scales**2 + penalty), target, rows), penalty) for penalty in _PENALTIES]
+    missed, penalty = min(fits, key=lambda fit: float((fit[0] ** 2).sum()))
+    gain = right.T * (scales / (scales**2 + penalty)) @ left.T  # (F, N): effects are gain @ target
+    # As the jackknife that leaves groups out estimates them.
+    errors = np.sqrt(sum((gain[:, own] @ missed[own]) ** 2 for own in rows))
+    return gain @ target, np.asarray(errors), 1 - float((missed**2).sum()) / by_mean
+
+
+def _left_out(left: Floats, shrunk: Floats, target: Floats, rows: Sequence[NDArray[np.int64]]) -> Floats:
+    """Return the errors (N,) on centred values, each group predicted by a fit to the others.
+
+    With H the matrix that maps values to fitted ones, mean included, they are (I - H)^-1 of a group's own rows, times
+    its residuals.
+
+    Args:
+        left: Left singular vectors of the centred columns, (N, K).
+        shrunk: What the penalty leaves of each, (K,).
+        target: The centred values, (N,).
+        rows: The rows of each group.
+    """
+    residuals = target - left @ (shrunk * (left.T @ target))
+    missed = np.empty_like(target)
+    for own in rows:
+        hat = (left[own] * shrunk) @ left[own].T + 1 / len(target)
+        missed[own] = np.linalg.solve(np.eye(len(own)) - hat, residuals[own])
+    return missed

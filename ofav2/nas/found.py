@@ -14,6 +14,7 @@ from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
 from ofav2.nas.cost_model import Price
 from ofav2.nas.engine.loop import SearchSettings
+from ofav2.nas.latency_table import LatencyTable, load_table
 from ofav2.nas.limits import Limits, show
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Count, Positive, Sha256, read_record
@@ -391,9 +392,21 @@ def load_source(found: Found, chosen: Finalist, run: str | Path | None = None) -
     return loaded
 
 
+def latency_table(found: Found, chosen: Finalist) -> LatencyTable | None:
+    """Return the table that a network's latency was predicted by; None where latency did not count.
+
+    Raises:
+        RunError, UserError: As `load_table` raises them.
+    """
+    source = found.record.runs[chosen.run]
+    if source.latency_table is None:
+        return None
+    return load_table(located(source.latency_table, found.folder), source.architecture)
+
+
 def run_names(runs: Sequence[Path]) -> tuple[str, ...]:
     """Return what tables and pages call runs: the folders' names, numbered where two are the same."""
-    names = [run.name for run in runs]
+    names = [run.resolve().name for run in runs]
     return tuple(name if names.count(name) == 1 else f"{name} ({number})" for number, name in enumerate(names, 1))
 
 

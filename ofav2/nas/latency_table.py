@@ -183,8 +183,8 @@ def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
         arch: The supernet that it must be of.
 
     Raises:
-        RunError: If the file is missing or no table.
-        UserError: If it is of another supernet.
+        RunError: If the file is no table.
+        UserError: If it is missing, or of another supernet.
     """
     if not Path(path).is_file():
         raise UserError(f"latency table ({path}) does not exist: measure one with `ofav2 latency RUN`")

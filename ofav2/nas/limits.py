@@ -25,7 +25,7 @@ LARGEST = 10**18
 """No limit is larger; a number with hundreds of digits is a slip."""
 
 Method = Literal["random", "search", "front"]
-"""Random networks that keep the limits, or the front of a search."""
+"""How a network was chosen: among random ones that keep the limits, by a short search, or from a search's front."""
 
 
 @dataclass(frozen=True)

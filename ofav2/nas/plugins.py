@@ -12,6 +12,9 @@ from ofav2.nas.engine.picking import PICKERS, Picker
 from ofav2.nas.engine.predictors import PREDICTORS, Predictor
 from supernets import Subnet
 
+_ARCHIVED = ("run", "subnet", "value")
+"""What the archive has beside a network's costs, by name."""
+
 
 class OwnCost(Protocol):
     """What a network costs, in any unit; less is better."""
@@ -47,7 +50,7 @@ class SearchPlugins:
             UserError: If one is taken.
         """
         for kind, own, known in (
-            ("cost", self.costs, Price._fields),
+            ("cost", self.costs, (*Price._fields, *_ARCHIVED)),
             ("predictor", self.predictors, PREDICTORS),
             ("picker", self.pickers, PICKERS),
         ):
@@ -87,8 +90,14 @@ def check_settings(settings: SearchSettings, plugins: SearchPlugins) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UserError(f"setting {what} ({value}) must be a whole number from {least} up")
     for what, number in (("optimism", settings.optimism), ("growth", settings.growth)):
-        if not 0 <= number < math.inf:
+        if not (_is_number(number) and number >= 0):
             raise UserError(f"setting {what} ({number}) must be a number from 0 up")
+    if settings.worst_loss is not None and not _is_number(settings.worst_loss):
+        raise UserError(f"setting worst_loss ({settings.worst_loss}) must be a number, or None")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def require_costs(names: tuple[str, ...], plugins: SearchPlugins) -> None:

@@ -41,6 +41,8 @@ class SearchedNetwork:
 
     round: int
     """The round, from 0."""
+    body: int
+    """Place of the body that it was measured with among the round's, from 0."""
     run: int
     """Place of its run among those searched, from 0."""
     subnet: Subnet
@@ -183,6 +185,7 @@ def _measured(entry: Mapping[str, Any], picked: Mapping[str, Any]) -> Sequence[S
     return [
         SearchedNetwork(
             round=int(entry["round"]),
+            body=int(body),
             **read_network(one)._asdict(),
             costs={name: cost for name, cost in one.items() if name not in ("run", "subnet", "value")},
             value=float(one["value"]),

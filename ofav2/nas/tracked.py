@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ofav2.config.schema import TrackingConfig
 from ofav2.nas.engine.loop import Event, Learned, Measured
-from ofav2.nas.found import Finalist, FrontRecord, SearchRecord
-from ofav2.runs.tracking import Tracker, open_tracker, untracked
+from ofav2.nas.found import Finalist, FrontRecord, SearchRecord, located, run_names
+from ofav2.runs.tracking import Tracker, open_tracker, untracked, with_installed
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.typed_json import read_record, to_plain, write_record
 
@@ -35,11 +35,13 @@ class SearchTracker:
     Args:
         tracker: Where to.
         record: What is searched, and how.
+        runs: The runs' names, where several are searched.
         measured: Bodies that were measured.
     """
 
     tracker: Tracker
     record: SearchRecord
+    runs: tuple[str, ...] = ()
     measured: int = 0
 
     def know(self, event: Event) -> None:
@@ -59,7 +61,7 @@ class SearchTracker:
         metric, costs = self.record.metric, self.record.costs
         columns = ["subnet", *costs, "searched", metric.name]
         rows: Sequence[Sequence[str | float]] = [
-            [_name(self.record, one), *(one.cost(name) for name in costs), one.searched, one.confirmed]
+            [self._name(one), *(one.cost(name) for name in costs), one.searched, one.confirmed]
             for one in front.finalists
         ]
         self.tracker.log(
@@ -68,9 +70,8 @@ class SearchTracker:
         self.tracker.table("search/front", columns, rows)
         self.tracker.scatter("search/front_plot", columns, rows, costs[0], metric.name)
 
-
-def _name(record: SearchRecord, one: Finalist) -> str:
-    return str(one.subnet) if len(record.runs) == 1 else f"{record.runs[one.run].run}: {one.subnet}"
+    def _name(self, one: Finalist) -> str:
+        return f"{self.runs[one.run]}: {one.subnet}" if self.runs else str(one.subnet)
 
 
 @contextmanager
@@ -99,7 +100,8 @@ def track_search(
     assert isinstance(described, dict)
     path = place / MIRROR
     known = read_record(path, MirrorRecord, _FORMAT, "remove it").run_id if path.exists() else None
-    with open_tracker(place, config, name=name, recipe=described, run_id=known) as tracker:
+    runs = run_names([located(one.run, place) for one in record.runs]) if len(record.runs) > 1 else ()
+    with open_tracker(place, with_installed(config), name=name, recipe=described, run_id=known) as tracker:
         if tracker.run_id is not None and tracker.run_id != known:
             write_record(path, MirrorRecord(tracker.run_id), _FORMAT)
-        yield SearchTracker(tracker, record)
+        yield SearchTracker(tracker, record, runs)

@@ -64,7 +64,8 @@ def _effects(search: SearchSnapshot) -> Effects | None:
     networks, names = search.networks, run_names(search.runs)
     runs = [names[one.run] for one in networks] if len(names) > 1 else []
     subnets, values = [one.subnet for one in networks], [one.value for one in networks]
-    return choice_effects(search.record.space, subnets, values, runs)
+    bodies = [(one.round, one.body) for one in networks]
+    return choice_effects(search.record.space, subnets, values, bodies, runs)
 
 
 def _state(search: SearchSnapshot) -> dict[str, str]:
@@ -159,7 +160,7 @@ def _adapted_rows(search: SearchSnapshot, front: FrontRecord, adapted: Adapted) 
             *(_shown_cost(name, own[name]) for name in names),
             metric.show(before.confirmed),
             metric.show(after.confirmed),
-            metric.show(after.confirmed - before.confirmed),
+            metric.show(metric.rank(after.confirmed) - metric.rank(before.confirmed)),
             _name(search, before),
         )
         for number, (before, after, own) in enumerate(
@@ -189,7 +190,7 @@ def _network(search: SearchSnapshot, one: SearchedNetwork) -> dict[str, Any]:
         "why": one.why,
         "value": one.value,
         "predicted": one.predicted,
-        **one.costs,
+        "costs": dict(one.costs),
     }
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.errors import UserError
-from ofav2.nas.found import SearchRecord
+from ofav2.nas.found import SearchRecord, located
+from ofav2.nas.latency_table import load_table
 from ofav2.nas.search_snapshot import SearchSnapshot
 from ofav2.nas.search_volumes import common_volumes
 from ofav2.report.comparison import Comparison, differing, folder_names
@@ -27,7 +28,8 @@ RESULT_COLUMNS = (
     "hypervolume",
 )
 """Columns of `Comparison.results`; hypervolumes are of all that was measured, up to a reference that all share."""
-_SETTINGS = ("space", "costs", "limits", "measurements", "minutes", "seed", "settings")
+_SETTINGS = ("space", "costs", "limits", "measurements", "minutes", "seed", "settings", "versions")
+_OF_RUNS = ("phase", "weights", "measurement", "latency_sha256")
 
 
 def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Comparison:
@@ -76,7 +78,7 @@ def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Compariso
 
 
 def _settings(record: SearchRecord) -> dict[str, Any]:
-    runs = {key: ", ".join(getattr(one, key) for one in record.runs) for key in ("phase", "weights")}
+    runs = {key: ", ".join(str(getattr(one, key)) for one in record.runs) for key in _OF_RUNS}
     return {**runs, **{key: to_plain(getattr(record, key)) for key in _SETTINGS}}
 
 
@@ -112,9 +114,26 @@ def _warnings(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> Itera
         yield "The searches are of different data, so their values are not comparable."
     elif len({(search.record.search_images, search.record.confirmation_images) for search in searches}) > 1:
         yield "The searches measured on different images, so small differences of values are chance."
+    weights = {tuple(one.weights for one in search.record.runs) for search in searches}
+    if len({tuple(one.measurement for one in search.record.runs) for search in searches}) > len(weights):
+        yield (
+            "The searches measured the same weights in different ways (evaluation settings, device or versions), so"
+            " small differences of values are no gain."
+        )
+    if "latency" in searches[0].record.costs and len({unit for search in searches for unit in _units(search)}) > 1:
+        yield "Latencies are of different machines, threads or batches, so fronts and hypervolumes are not comparable."
     for name, search in zip(names, searches, strict=True):
         if search.state != "finished":
             yield f"{name} is not finished ({search.state}): its front is as measured, and nothing confirms it yet."
+
+
+def _units(search: SearchSnapshot) -> Iterator[str]:
+    """Yield what the latency tables of a search are of, as far as they are still there."""
+    for one in search.record.runs:
+        path = located(one.latency_table, search.folder) if one.latency_table else None
+        if path and path.is_file():
+            table = load_table(path, one.architecture)
+            yield f"{table.machine}, batch {table.batch}"
 
 
 def _front(name: str, search: SearchSnapshot) -> Mapping[str, Any]:

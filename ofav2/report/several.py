@@ -50,7 +50,7 @@ def compare_snapshots(snapshots: Sequence[RunSnapshot], out: Path) -> Comparison
         columns=RESULT_COLUMNS,
         settings=differing([asdict(run.config) for run in snapshots]),
         results=tuple(_results(name, run, own) for name, run, own in zip(names, snapshots, measured, strict=True)),
-        warnings=tuple(_warnings(names, snapshots)),
+        warnings=tuple(_warnings(names, snapshots, measured)),
         page=out,
     )
     values = {
@@ -77,18 +77,17 @@ def _same_metric(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Metric:
 
 def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[str, ...]:
     test, arch, metric, images = run.record.test, run.record.architecture, run.record.metric, run.record.data.images
-    opened = to_choose_from(measured)
-    networks = opened.networks if opened else ()
+    validation = _of_validation(measured)
+    networks = validation.networks if validation else ()
     close = cheapest_near_best(networks, metric)
     scores = {network.subnet: network.score for network in networks}
     ends = (run.record.space.largest(), run.record.space.smallest())
-    seen = images.test if opened and opened.split == "test" else images.val
     return (
         name,
         run.state,
         arch.name if isinstance(arch, Backbone) else f"{arch.variant} w{arch.width_mult:g}",
         f"{max(network.cost.params for network in networks):,}" if networks else "–",
-        *(metric.show_from(scores.get(end), seen) for end in ends),
+        *(metric.show_from(scores.get(end), images.val) for end in ends),
         metric.show(usable_mean(scores), 1) if scores else "–",
         "–" if close is None else f"{count(close.cost.macs)} at {metric.show(close.score, 1)}",
         metric.show_from(test.largest, images.test) if test else "–",
@@ -96,11 +95,23 @@ def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[st
     )
 
 
-def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot]) -> Iterator[str]:
+def _of_validation(measured: Sequence[Table]) -> Table | None:
+    """Return the newest table of validation; None without any."""
+    found = to_choose_from(measured)
+    return None if found is None or found.split == "test" else found
+
+
+def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot], measured: Sequence[Sequence[Table]]) -> Iterator[str]:
     if len({run.record.data.fingerprint for run in runs}) > 1:
         seen = ", ".join(f"{name}: {_data(run)}" for name, run in zip(names, runs, strict=True))
         yield f"The runs were trained and evaluated on different data ({seen}), so their scores are not comparable."
-    for name, run in zip(names, runs, strict=True):
+    corners = {run.config.evaluation.corners: name for name, run in zip(names, runs, strict=True)}
+    if len(corners) > 1:
+        seen = ", ".join(f"{name}: {which}" for which, name in corners.items())
+        yield f"evaluation.corners differs ({seen}), so the mean of corners is of other networks."
+    for name, run, own in zip(names, runs, measured, strict=True):
+        if own and _of_validation(own) is None:
+            yield f"{name} measured no sub-networks on validation: its front is of test, other columns are empty."
         if run.state != "finished":
             yield f"{name} is not finished ({run.state}): its front is of validation after its last finished phase."
 

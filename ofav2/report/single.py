@@ -24,6 +24,7 @@ from ofav2.report.networks import (
 from ofav2.report.page import count
 from ofav2.runs.folder import RECIPE
 from ofav2.runs.snapshot import RunSnapshot
+from ofav2.tasks.base import Metric
 from supernets import DIMENSIONS, Subnet
 from supernets.backbone import Backbone
 
@@ -83,16 +84,22 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
         "parts": part_names(arch),
         "supernet": drawn_supernet(arch, run.record.space),
         "networks": [_described(run, subnet) for subnet in positions],
-        "tables": [
-            {
-                "name": table.name,
-                "title": table.title,
-                "networks": [positions[network.subnet] for network in table.networks],
-                "score": [network.score for network in table.networks],
-                "front": front(table.networks, run.record.metric),
-            }
-            for table in measured
-        ],
+        "tables": [_drawn(table, positions, run.record.metric) for table in measured],
+    }
+
+
+def _drawn(table: Table, positions: Mapping[Subnet, int], metric: Metric) -> dict[str, Any]:
+    """Return a table for the page: its front, and which network of that is selected at first."""
+    best = front(table.networks, metric)
+    scores = [network.score for network in table.networks]
+    top = metric.best(*scores)
+    return {
+        "name": table.name,
+        "title": table.title,
+        "networks": [positions[network.subnet] for network in table.networks],
+        "score": scores,
+        "front": best,
+        "first": next(point for point in best if metric.is_near(scores[point], top)),
     }
 
 

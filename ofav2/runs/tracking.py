@@ -14,6 +14,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
@@ -146,7 +147,10 @@ class Tracker:
         """
         board, self._board = self._board, None
         if board is not None:
-            board.close()
+            try:
+                board.close()
+            except Exception as error:
+                _warn(error, "TensorBoard is")
         run, self._mirror = self._mirror, None
         if run is None:
             return
@@ -278,13 +282,31 @@ def check_tracking(config: TrackingConfig) -> None:
         ) from error
 
 
-def _open_board(folder: Path) -> "SummaryWriter":
-    """Open TensorBoard's writer; steps that a resumed run takes again replace those that were written before."""
+def with_installed(config: TrackingConfig) -> TrackingConfig:
+    """Return the settings without TensorBoard where it is not installed, for those who did not choose them."""
+    try:
+        check_tracking(config)
+    except UserError as error:
+        _warn(error, "TensorBoard is")
+        return replace(config, tensorboard=False)
+    return config
+
+
+def _open_board(folder: Path) -> "SummaryWriter | None":
+    """Open TensorBoard's writer; steps that a resumed run takes again replace those that were written before.
+
+    Returns:
+        The writer; None where it can't write, of which a warning tells.
+    """
     from torch.utils.tensorboard import SummaryWriter
 
     path = folder / run_folder.METRICS
     steps = [line["global_step"] for line in read_metrics(folder) if "global_step" in line] if path.exists() else []
-    return SummaryWriter(str(folder / BOARD), purge_step=max(steps) + 1 if steps else None)
+    try:
+        return SummaryWriter(str(folder / BOARD), purge_step=max(steps) + 1 if steps else None)
+    except Exception as error:
+        _warn(error, "TensorBoard is")
+        return None
 
 
 def _tell_sync(folder: Path, run_id: str) -> None:

@@ -70,7 +70,8 @@ class SearchSettings:
     optimism: float = 2.0
     """Standard deviations by which candidates are taken to be better than predicted: what is unknown gets a chance."""
     worst_loss: float | None = None
-    """The worst loss that counts; None takes that of the first round's front."""
+    """The worst loss that counts; None takes that of the first round's front. Of a metric that should be high, the loss
+    is the metric with its sign changed: -0.9 stands for 90 % top-1."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -211,9 +211,8 @@ function showTable(index) {
   const table = tables[index];
   chosen.table = index;
   listFront();
-  const best = Math.max(...table.score);
-  select(table.front.find(point => table.score[point] >= best - 0.01));
-  document.getElementById("scatter").setAttribute("aria-label", `Accuracy against multiply-adds, ${table.networks.length} sub-networks, ${table.title}`);
+  select(table.first);
+  document.getElementById("scatter").setAttribute("aria-label", `${payload.metric.name} against multiply-adds, ${table.networks.length} sub-networks, ${table.title}`);
 }
 
 if (tables.length) {

@@ -5,7 +5,7 @@ const {networks, front, costs, rounds, finalists} = payload;
 const chosen = {point: 0, cost: 0};
 
 function costOf(network) {
-  return network[costs[chosen.cost].name];
+  return network.costs[costs[chosen.cost].name];
 }
 
 function shownCost(name, value) {
@@ -14,7 +14,7 @@ function shownCost(name, value) {
 }
 
 function allCosts(network) {
-  return costs.map(({name, title}) => `${shownCost(name, network[name])} ${title}`).join(", ");
+  return costs.map(({name, title}) => `${shownCost(name, network.costs[name])} ${title}`).join(", ");
 }
 
 function hover(network) {
@@ -97,7 +97,7 @@ function listFront() {
     button.addEventListener("click", () => select(point));
     const value = element("td");
     value.append(button);
-    row.append(element("td", "", String(place + 1)), value, ...costs.map(({name}) => element("td", "", shownCost(name, network[name]))), element("td", "text", network.name));
+    row.append(element("td", "", String(place + 1)), value, ...costs.map(({name}) => element("td", "", shownCost(name, network.costs[name]))), element("td", "text", network.name));
     return row;
   }));
 }

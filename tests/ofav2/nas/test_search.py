@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import re
 import shlex
 import shutil
@@ -318,6 +319,22 @@ def test_a_search_with_latencies_goes_on_with_the_same_table_only(searched: Path
         ofav2.resume_search(found.folder)
 
 
+def test_a_network_under_a_limit_of_latency_is_timed_when_it_is_extracted(
+    searched: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    net = ofav2.load_supernet(run)
+    assert isinstance(net, Supernet)
+    ofav2.save_table(made_up_table(net.architecture, net.space), run / TABLE)
+    found = ofav2.search(run, objectives=("top-1", "latency"), measurements=3, settings=QUICK)
+    slowest = max(one.latency for one in found.front.finalists)
+    command = ["extract", "--from-search", str(found.folder), "--formats", "none", "--max-latency", f"{slowest}ns"]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().err
+    assert "latency: predicted" in said
+    assert "the latency table was measured on" in said
+
+
 def test_a_search_in_a_run_folder_goes_on_after_both_were_moved(
     searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -389,6 +406,8 @@ def test_a_cost_of_ones_own_is_an_objective(searched: Path, tmp_path: Path) -> N
         ({"settings": ofav2.SearchSettings(picker="mine")}, r"picker \(mine\) is unknown: use gain"),
         ({"settings": ofav2.SearchSettings(batch=0)}, r"setting batch \(0\) must be a whole number from 1 up"),
         ({"settings": ofav2.SearchSettings(optimism=-1.0)}, r"setting optimism \(-1.0\) must be"),
+        ({"settings": ofav2.SearchSettings(optimism="2")}, r"setting optimism \(2\) must be"),  # type: ignore[arg-type]
+        ({"settings": ofav2.SearchSettings(worst_loss=math.nan)}, r"setting worst_loss \(nan\) must be a number"),
     ],
     ids=str,
 )
@@ -397,9 +416,10 @@ def test_settings_that_no_search_can_have_are_refused(arguments: dict[str, Any],
         ofav2.search(searched, **arguments)
 
 
-def test_plugins_do_not_take_a_name_of_ofav2() -> None:
-    with pytest.raises(UserError, match=r"cost \(macs\) is one of ofav2's own"):
-        ofav2.SearchPlugins(costs={"macs": energy})
+@pytest.mark.parametrize("name", ["macs", "value", "run", "subnet"])
+def test_plugins_do_not_take_a_name_of_ofav2(name: str) -> None:
+    with pytest.raises(UserError, match=rf"cost \({name}\) is one of ofav2's own"):
+        ofav2.SearchPlugins(costs={name: energy})
 
 
 def search_in_two(run: Path, out: Path) -> bytes:
@@ -474,6 +494,10 @@ def test_the_command_searches_goes_on_and_extracts(
         (["search"], "RUN is missing"),
         (["search", "RUN", "--resume", "x"], "--resume goes on with a search as it was begun: leave out run"),
         (["extract", "RUN", "--knee", "--out", "x"], "--knee takes a network from a search"),
+        (
+            ["extract", "RUN", "--max-params", "1M", "--exits", "all", "--out", "x"],
+            "limits (params 1M) are on a network with its own exit alone",
+        ),
         (
             ["extract", "RUN", "--from-search", "s", "--seed", "1", "--out", "x"],
             "--seed has no effect on a search that is done",

@@ -2,6 +2,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,20 @@ import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import CLASSES, read_classes
-from ofav2.report.networks import tables
+from ofav2.nas.latency_table import TABLE
+from ofav2.report.networks import Measured, Table, tables
 from ofav2.report.page import count, percent, when
 from ofav2.report.several import RESULT_COLUMNS
+from ofav2.report.single import _drawn
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
+from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import share_error
+from supernets import Supernet
+from supernets.cost import Cost
 from tests.ofav2.changes import change_facts
-from tests.ofav2.tiny import SIX_PHASES
+from tests.ofav2.nas.made_up import made_up_table
+from tests.ofav2.tiny import SIX_PHASES, tiny_net
 
 
 def change_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
@@ -204,6 +211,35 @@ def test_different_data_and_unfinished_runs_are_said(tiny_run: Run, half_run: Pa
     assert all(warning in Markup(found.page).text for warning in found.warnings)
 
 
+def test_scores_of_test_do_not_stand_beside_those_of_validation(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
+    change_recipe(run_copy, "corners: all", "corners: none")
+    lines = (run_copy / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if "/corners" not in line or '"test/corners"' in line]
+    (run_copy / "metrics.jsonl").write_text("".join(kept), encoding="utf-8")
+    found = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html")
+    assert found.warnings == (
+        "evaluation.corners differs (six: all, copy: none), so the mean of corners is of other networks.",
+        "copy measured no sub-networks on validation: its front is of test, other columns are empty.",
+    )
+    first, second = (dict(zip(RESULT_COLUMNS, row, strict=True)) for row in found.results)
+    validated = ("largest", "smallest", "corner mean", "cheapest near the best")
+    assert all(first[name] != "–" for name in validated)
+    assert all(second[name] == "–" for name in validated)
+    assert second["largest on test"] == first["largest on test"]
+
+
+def test_a_page_opens_on_the_cheapest_network_near_the_best_where_lower_is_better() -> None:
+    metric = Metric("MAE", "", higher_is_better=False)
+    space = tiny_net().space
+    subnets = [space.uniform(kernel=kernel, resolution=side) for kernel in (3, 5) for side in space.resolution][:4]
+    scores = (3.0, 1.005, 5.0, 1.0)
+    costs = [Cost(params=1, macs=macs, memory=1) for macs in (10, 20, 30, 40)]
+    networks = tuple(Measured(*one) for one in zip(subnets, costs, scores, strict=True))
+    drawn = _drawn(Table("full/corners", "validation", networks), {one: i for i, one in enumerate(subnets)}, metric)
+    assert drawn["front"] == (0, 1, 3)
+    assert drawn["first"] == 1
+
+
 def test_one_run_is_nothing_to_compare(tiny_run: Run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="two different"):
         ofav2.compare_runs([tiny_run.folder, f"{tiny_run.folder}/../{tiny_run.folder.name}"], tmp_path / "both.html")
@@ -276,6 +312,36 @@ def test_comparing_searches_says_what_differs(searched: Path, tmp_path: Path) ->
     first, second = shown.payload["volumes"]
     assert first["hypervolume"] == second["hypervolume"]
     assert all(cell in shown.text for row in found.results for cell in row)
+
+
+def test_searches_that_measured_differently_are_told(searched: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(searched / "search", tmp_path / "other"))
+
+    def change(record: dict[str, Any]) -> None:
+        record["runs"][0]["measurement"] = "0" * 64
+        record["versions"]["torch"] = "1.0"
+
+    change_json(other / "search.json", change)
+    found = ofav2.compare_runs([searched / "search", other], tmp_path / "both.html")
+    assert [row[0] for row in found.settings] == ["measurement", "versions.torch"]
+    assert "measured the same weights in different ways" in found.warnings[0]
+
+
+def test_latencies_of_two_machines_are_told(searched: Path, tmp_path: Path) -> None:
+    net = ofav2.load_supernet(searched)
+    assert isinstance(net, Supernet)
+    table = made_up_table(net.architecture, net.space)
+    folders = []
+    for name, batch in (("one", table.batch), ("two", table.batch + 1)):
+        run = Path(shutil.copytree(searched, tmp_path / name))
+        ofav2.save_table(replace(table, batch=batch), run / TABLE)
+        out = tmp_path / f"search-{name}"
+        settings = ofav2.SearchSettings(start=2, batch=1, population=8, generations=2)
+        ofav2.search(run, objectives=("top-1", "latency"), measurements=2, settings=settings, out=out)
+        folders.append(out)
+    found = ofav2.compare_runs(folders, tmp_path / "both.html")
+    assert "Latencies are of different machines, threads or batches" in found.warnings[0]
+    assert "latency_sha256" in [row[0] for row in found.settings]
 
 
 def test_searches_that_cannot_be_compared_are_refused(searched: Path, tmp_path: Path) -> None:

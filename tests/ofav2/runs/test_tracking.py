@@ -1,5 +1,6 @@
 """The local file is the truth; W&B (the real one, offline) mirrors it and may fail as it likes."""
 
+import errno
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from ofav2.config.schema import TrackingConfig
 from ofav2.errors import UserError
 from ofav2.runs import tracking
 from ofav2.runs.metrics_file import cut_metrics, flushed_bytes, read_metrics
+from ofav2.runs.tracking import with_installed
 from tests.ofav2.wandb_files import history, of_type, wandb_records
 
 OFFLINE = TrackingConfig(mode="offline", project="tests", tags=("small", "ee_dp"))
@@ -259,6 +261,38 @@ def test_tensorboard_that_is_missing_is_said_before_the_run(tmp_path: Path, monk
     with pytest.raises(UserError, match="pip install tensorboard"), opened(tmp_path, TrackingConfig(tensorboard=True)):
         pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_that_is_missing_costs_a_search_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TrackingConfig(tensorboard=True)
+    assert with_installed(config) == config
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert with_installed(config) == TrackingConfig(tensorboard=False)
+    assert "TensorBoard is off" in warnings_of(caplog)[0]
+
+
+def test_tensorboard_that_cannot_be_opened_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / tracking.BOARD).write_text("a file")
+    with opened(tmp_path, TrackingConfig(tensorboard=True)) as tracker:
+        tracker.log("train", global_step=1, phase="full", loss=1.0)
+    assert [text.startswith("TensorBoard is off") for text in warnings_of(caplog)] == [True]
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_tensorboard_that_cannot_be_closed_leaves_wandb_finished(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.close", full)
+    with opened(tmp_path, TrackingConfig(mode="offline", tensorboard=True)) as tracker:
+        tracker.log("train", global_step=1, phase="full", loss=1.0)
+    (warning,) = [text for text in warnings_of(caplog) if "TensorBoard" in text]
+    assert "no space" in warning
+    assert of_type(wandb_records(tmp_path), "exit")[0].exit_code == 0
 
 
 @pytest.mark.parametrize("break_wandb", [without_wandb, without_init, without_axis])
