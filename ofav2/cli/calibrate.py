@@ -35,7 +35,11 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default="max_softmax",
         help="how sure an exit is: max_softmax (default), entropy or margin",
     )
-    parser.add_argument("--ensemble", action="store_true", help="average the logits of all exits up to each exit")
+    parser.add_argument(
+        "--ensemble",
+        action=argparse.BooleanOptionalAction,
+        help="average the logits of all exits up to each exit, or not (default: where the network has weights for it)",
+    )
     parser.add_argument("--no-timing", action="store_true", help="measure no times")
 
 

@@ -46,6 +46,7 @@ def _run(arguments: argparse.Namespace) -> None:
 def _evaluate_run(arguments: argparse.Namespace) -> None:
     if arguments.overrides:
         raise UserError(f"setting ({arguments.overrides[0]}): a run is evaluated on its own data; leave it out")
+    from ofav2.data import count_views
     from ofav2.evaluation.corners import usable
     from ofav2.evaluation.measure import measure
     from ofav2.evaluation.opened_run import open_run
@@ -59,7 +60,7 @@ def _evaluate_run(arguments: argparse.Namespace) -> None:
     if not arguments.subnet and len(kept) < len(corners):
         console.say(f"{len(corners) - len(kept)} corners without MBConv are left out: they are not meant to be used")
     images = {"val": run.data.val, "test": run.data.test}[arguments.split]
-    if grain := run.evaluator.task.metrics[0].grain(len(images), arguments.split):
+    if grain := run.evaluator.task.metrics[0].grain(count_views(images, subnets[0].resolution), arguments.split):
         console.say(grain)
     console.say(f"next: ofav2 extract {shlex.quote(arguments.run)} --subnet FILE.json --out DIR")
 
@@ -70,6 +71,7 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
             raise UserError(
                 f"--{option} ({getattr(arguments, option)}) has no effect on an extracted network: leave it out"
             )
+    from ofav2.deploy.artifact import describe_subnet
     from ofav2.inference.evaluate import MetricsReport, evaluate_network
     from ofav2.tasks.class_results import worst_first
 
@@ -95,7 +97,8 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
         f"{results.total} images: top-1 {_share(results.accuracy)}, standard error {_share(results.standard_error)}; "
         f"mean over classes {_share(results.mean_class_accuracy)}"
     )
-    console.say(f"next: ofav2 predict {shlex.quote(arguments.run)} IMAGE")
+    if describe_subnet(arguments.run).classifies_pictures:
+        console.say(f"next: ofav2 predict {shlex.quote(arguments.run)} IMAGE")
 
 
 def _share(value: float | None) -> str | None:

@@ -76,7 +76,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.data import refuse_inside
+    from ofav2.data import count_views, refuse_inside
     from ofav2.deploy.artifact import RECORD
     from ofav2.deploy.extract import extract_into, refuse_limited_exits
     from ofav2.evaluation.opened_run import open_loaded
@@ -104,25 +104,27 @@ def _run(arguments: argparse.Namespace) -> None:
         console.say(sentence)
     assert written.extraction, "it was just extracted"
     before, after = written.extraction.scores_before, written.scores
-    show, name, sizes = written.metric.show_from, written.metric.name, run.loaded.record.data.images
+    show, name = written.metric.show_from, written.metric.name
+    splits = {"val": run.data.val, "test": run.data.test}
+    sizes = {name: count_views(split, subnet.resolution) for name, split in splits.items()}
     after_name = f"{name} recalibrated" if written.extraction.calibration_images else f"{name} as written"
     rows = [
         (exit, split, show(before[split][exit], images, 2), show(after[split][exit], images, 2))
-        for split, images in (("val", sizes.val), ("test", sizes.test))
+        for split, images in sizes.items()
         for exit in before[split]
     ]
     console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", after_name), rows))
-    if grain := written.metric.grain(sizes.val, "validation"):
+    if grain := written.metric.grain(sizes["val"], "validation"):
         console.say(grain)
     if run.loaded.record.status != "finished":
         folder = loaded.folder
         console.say(f"{folder} is not finished: `ofav2 train --resume {shlex.quote(str(folder))}` goes on")
     out = shlex.quote(arguments.out)
     step = "calibrate" if len(written.exit_indices) > 1 else "evaluate"
+    predict = f"ofav2 predict {out} IMAGE\n      " if written.classifies_pictures else ""
     console.say(
         f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"
-        f"next: ofav2 predict {out} IMAGE\n"
-        f"      ofav2 {step} {out}"
+        f"next: {predict}ofav2 {step} {out}"
     )
 
 

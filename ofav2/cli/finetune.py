@@ -75,8 +75,10 @@ def _run(arguments: argparse.Namespace) -> None:
     )
     done = written.finetuning[-1]
     before, after = done.test_before or {}, done.test
-    metric, name, images = written.metric, written.metric.name, done.images.test
-    rows = [
+    metric, name = written.metric, written.metric.name
+    # Of patches, windows were measured.
+    images = written.by_class.total if written.by_class else done.images.test
+    rows: list[tuple[object, ...]] = [
         (
             exit,
             metric.show_from(before[exit], images, 2) if exit in before else None,
@@ -84,11 +86,14 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         for exit, score in after.items()
     ]
+    if written.ensemble and written.by_class:
+        rows.append(("ensemble", None, metric.show_from(written.by_class.accuracy, images, 2)))
     console.show(table(written.name, ("exit", f"test {name} before", f"test {name} fine-tuned"), rows))
+    out = shlex.quote(arguments.out)
+    predict = f"ofav2 predict {out} IMAGE\n      " if written.classifies_pictures else ""
     console.say(
         f"made {arguments.out}: {done.epochs} epochs on {done.images.train + done.images.val} images\n"
-        f"next: ofav2 predict {shlex.quote(arguments.out)} IMAGE\n"
-        f"      ofav2 evaluate {shlex.quote(arguments.out)}"
+        f"next: {predict}ofav2 evaluate {out}"
     )
 
 

@@ -45,6 +45,11 @@ def unseen(split: Split, seen: Digests) -> Split:
     return split.take(split.name, np.flatnonzero(~known))
 
 
+def count_seen(split: Split, seen: Digests) -> int:
+    """Count the images of a split that a network was trained on; arguments as for `unseen`."""
+    return int(np.isin(_digests(split.images, len(split)), seen).sum())
+
+
 def count_known(held: Sequence[Split], trained: Split, own: Split) -> tuple[int, ...] | None:
     """Count images of each of some splits that another training saw, and this run's own does not.
 

@@ -382,6 +382,11 @@ class SubnetRecord:
         return isinstance(self.architecture, Architecture) and self.architecture.head_width is not None
 
     @property
+    def classifies_pictures(self) -> bool:
+        """Whether `ofav2 predict` can use it: it gives classes of RGB pictures."""
+        return self.task == "classification" and self.input.pictures and self.input.channels == 3
+
+    @property
     def exit_indices(self) -> tuple[int, ...]:
         """The exits whose outputs it returns, by number."""
         return (self.subnet.height,) if self.exits == "last" else self.exits

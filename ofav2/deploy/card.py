@@ -59,10 +59,10 @@ def _front_matter(record: SubnetRecord) -> Iterator[str]:
         yield f"    - type: {_quoted(metric)}"
         yield f"      name: {_quoted(f'{record.metric.title}, exit {exit}')}"
         yield f"      value: {score!r}"
-    if record.pruning and record.ensemble:
+    if record.ensemble and record.by_class:
         yield f"    - type: {_quoted(metric)}"
         yield f"      name: {_quoted(f'{record.metric.title}, ensemble of exits')}"
-        yield f"      value: {record.pruning.test['chosen'].top1!r}"
+        yield f"      value: {record.by_class.accuracy!r}"
 
 
 def _page(record: SubnetRecord) -> Iterator[str]:
@@ -198,6 +198,8 @@ def _fine_tuned_scores(record: SubnetRecord) -> Iterator[str]:
     yield "|---|---|"
     for exit, score in record.scores["test"].items():
         yield f"| {exit} | {_plain(record.metric.show(score))} |"
+    if record.ensemble and record.by_class:
+        yield f"| ensemble | {_plain(record.metric.show(record.by_class.accuracy))} |"
 
 
 def _class_results(results: ClassResults, names: Sequence[str]) -> Iterator[str]:

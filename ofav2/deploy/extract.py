@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ofav2.data import refuse_inside
-from ofav2.data.seen import seen_digests
 from ofav2.deploy.agreement import largest_gap, require_same
 from ofav2.deploy.artifact import (
     RECORD,
@@ -23,7 +22,7 @@ from ofav2.deploy.artifact import (
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.seen import seen_sha256, write_seen
+from ofav2.deploy.seen import images_of, seen_sha256, write_seen
 from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
@@ -114,7 +113,7 @@ def extract_into(
     about = usage(taken.input, taken.task, taken.classes, taken.exports.outputs)
     exports, sha256 = write_network(staging, module, images, about, formats)
     record = replace(taken, formats=tuple(formats), exports=exports, sha256=sha256)
-    write_seen(staging, seen_digests(run.data))
+    write_seen(staging, images_of(run))
     write_description(staging, record)
     return record
 
@@ -144,7 +143,7 @@ def take_out(
     canary, canary_gap = _check_canary(run, module, subnet, exits, images)
     extraction = ExtractionRecord(
         scores_before=_scores(run, module, subnet, exits),
-        calibration_images=evaluator.config.calibration_images if net.needs_recalibration else 0,
+        calibration_images=evaluator.count_calibration(subnet.resolution) if net.needs_recalibration else 0,
         calibration_seed=evaluator.seed,
         compared_images=len(images),
         supernet_gap=gap,
@@ -177,7 +176,7 @@ def take_out(
         formats=(),
         exports=ExportRecord(output_names(indices, single=exits == "last"), (), {}),
         sha256=weights_sha256(module),
-        seen_sha256=seen_sha256(seen_digests(run.data)),
+        seen_sha256=seen_sha256(images_of(run)),
     )
     return module, images, record
 

@@ -1,17 +1,40 @@
 """Keep which images an extracted network was trained on, by digests of their contents."""
 
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
 
 from ofav2 import files
 from ofav2.data.digests import Digests
+from ofav2.data.seen import seen_digests
 from ofav2.deploy.artifact import RECORD, SubnetRecord
 from ofav2.errors import RunError
+from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.runs.initial_images import read_initial_images
+
+logger = logging.getLogger(__name__)
 
 SEEN = "trained_images.bin"
 """The file in a network's folder: ascending 64-bit digests, little-endian."""
+
+
+def images_of(run: OpenedRun) -> Digests:
+    """Return digests of all images that a run's weights have seen, those that it started from included.
+
+    Raises:
+        RunError: The list of the latter is damaged.
+    """
+    folder, own = run.loaded.folder, seen_digests(run.data)
+    earlier = read_initial_images(folder, run.loaded.record)
+    if earlier is None:
+        logger.warning(
+            f"which images the weights had seen that {folder} started from is not known: if they come again, they count"
+            " as new ones"
+        )
+        return own
+    return np.union1d(own, earlier)
 
 
 def seen_sha256(digests: Digests) -> str:

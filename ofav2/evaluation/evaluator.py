@@ -329,9 +329,13 @@ class Evaluator:
             ),
         )
 
+    def count_calibration(self, resolution: int) -> int:
+        """Count the training images, or windows of patches, that batch norm is recalibrated with."""
+        return min(self.config.calibration_images, count_views(self.data.train, resolution))
+
     def _calibration(self, resolution: int) -> Iterable[Batch]:
         train = self.data.train
-        size = min(self.config.calibration_images, count_views(train, resolution)) * view_bytes(train, resolution)
+        size = self.count_calibration(resolution) * view_bytes(train, resolution)
         return self._kept.get(
             ("calibration", resolution),
             size,

@@ -104,7 +104,7 @@ def calibrate_exits(
     max_macs: int | None = None,
     min_top1: float | None = None,
     confidence: str = "max_softmax",
-    ensemble: bool = False,
+    ensemble: bool | None = None,
     timed: bool = True,
 ) -> Study:
     """Find the threshold of an extracted network that keeps a target, measure it, and write `early_exits.json`.
@@ -119,16 +119,18 @@ def calibrate_exits(
         max_macs: Mean multiply-adds per image, at most.
         min_top1: Validation top-1 (0..1), at least.
         confidence: One of `ofav2.exits.early.confidences()`.
-        ensemble: Whether an exit averages all exits up to it.
+        ensemble: Whether an exit averages all exits up to it; None: where the network has weights for that, as those of
+            `ofav2 prune` have.
         timed: Whether to measure times.
 
     Raises:
         RunError: If the folder is none of these, or damaged.
         UserError: If its data set can't be opened or is another one, or no threshold keeps the target.
     """
-    ExitPolicy(0.0, confidence, ensemble)
+    ExitPolicy(0.0, confidence, bool(ensemble))
     _check_target(max_macs, min_top1)
     opened = open_exits(directory, overrides)
+    ensemble = opened.record.ensemble is not None if ensemble is None else ensemble
     check_writable(opened.folder / EARLY_RECORD)
     logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
@@ -149,7 +151,7 @@ def calibrate_exits(
         measured=TimesRecord(
             machine=this_machine(opened.runtime.device),
             batches=batches,
-            images=min(TIMED_IMAGES, len(opened.data.val)),
+            images=count_views(_timed_images(opened.data.val), opened.record.subnet.resolution),
             rounds=ROUNDS,
             rows=_timed(opened, curve, indices, policy, single, batches),
         ),
@@ -250,7 +252,8 @@ def _timed(
     ]
     exits = zip(opened.macs, single, times[len(indices) :], strict=False)
     ends = [Timed(f"exit {cost.exit} alone", None, cost.alone, top1, None, time) for cost, top1, time in exits]
-    everything = Timed("all exits", None, opened.macs[-1].passed, single[-1], None, times[-1])
+    last = float(curve.top1[curve.thresholds == NEVER][0])
+    everything = Timed("all exits", None, opened.macs[-1].passed, last, None, times[-1])
     return (*early, *ends, everything)
 
 
@@ -269,9 +272,7 @@ def _call_times(
     """Mean nanoseconds per image of each call, at each number of images per call."""
     if not sizes:
         return [()] * len(calls)
-    val = opened.data.val
-    # Splits may be sorted by class, and one class may be easier than others.
-    split = val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
+    split = _timed_images(opened.data.val)
     found = []
     with log_progress("measuring times of networks", len(sizes) * ROUNDS * len(calls)) as advance:
         for size in sizes:
@@ -279,6 +280,11 @@ def _call_times(
             found.append(stream_times(calls, batches, ROUNDS, advance))
     count = count_views(split, opened.record.subnet.resolution)
     return [tuple(round(time / count) for time in times) for times in zip(*found, strict=True)]
+
+
+def _timed_images(val: Split) -> Split:
+    # Splits may be sorted by class, and one class may be easier than others.
+    return val.take(val.name, generator("early timing", 0).permutation(len(val))[:TIMED_IMAGES])
 
 
 def _kept(curve: ThresholdCurve) -> CurveRecord:

@@ -20,12 +20,12 @@ from torch.fx import GraphModule
 import distill
 from ofav2.config import recipe
 from ofav2.data import Split
-from ofav2.data.seen import seen_digests
+from ofav2.data.digests import Digests
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.extract import COMPARED, take_out
-from ofav2.deploy.seen import seen_sha256, write_seen
+from ofav2.deploy.seen import images_of, read_seen, seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
@@ -69,6 +69,8 @@ class Source:
     """What it is."""
     evaluator: Evaluator
     """What scores it, on the data set that it was trained on."""
+    seen: Digests
+    """Digests of all images that it has seen, ascending."""
 
     @property
     def exits(self) -> tuple[int, ...]:
@@ -221,7 +223,7 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
         if subnet is not None:
             raise UserError(f"network ({source}) is extracted already, so there is none to choose: leave --subnet out")
         opened = open_exits(source, overrides)
-        return Source(opened.module, opened.record, opened.evaluator)
+        return Source(opened.module, opened.record, opened.evaluator, read_seen(Path(source), opened.record))
     if overrides:
         raise UserError(f"setting ({overrides[0]}) belongs to an extracted network: change recipe.yaml in {source}")
     run = open_run(source)
@@ -236,7 +238,7 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
     if len(exits) < 2:
         raise UserError(f"network ({chosen}) has one exit, so none to leave out: choose one that ends later")
     module, _, record = take_out(run, chosen, exits)
-    return Source(module, record, run.evaluator)
+    return Source(module, record, run.evaluator, images_of(run))
 
 
 def _check_wishes(min_top1: float | None, cautious: bool) -> None:
@@ -382,7 +384,6 @@ def _write(
     with interruptible(), making(out, RECORD) as staging:
         names = output_names(exits, single=single, ensemble=not single)
         about = usage(source.record.input, source.record.task, source.record.classes, names)
-        seen = seen_digests(evaluator.data)
         form = network if weights is None else with_ensemble(network, weights)
         exports, sha256 = write_network(staging, network, images, about, formats, weights)
         record = replace(
@@ -397,9 +398,9 @@ def _write(
             formats=tuple(formats),
             exports=exports,
             sha256=sha256,
-            seen_sha256=seen_sha256(seen),
+            seen_sha256=seen_sha256(source.seen),
         )
-        write_seen(staging, seen)
+        write_seen(staging, source.seen)
         write_description(staging, record)
         with torch.inference_mode():
             loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))

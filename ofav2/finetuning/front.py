@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from ofav2 import files
+from ofav2.data import refuse_inside
 from ofav2.deploy.artifact import RECORD, describe_subnet
 from ofav2.deploy.export import check_formats
 from ofav2.deploy.extract import extract
@@ -115,6 +116,8 @@ def finetune_front(
     found, path = load_search(search), Path(out)
     finalists = found.final.finalists
     runs = {place: _opened(found, found.sources[place]) for place in sorted({one.run for one in finalists})}
+    for run in runs.values():
+        refuse_inside(run.data.trees, path, "output folder")
     networks = tuple(one.subnet for one in finalists)
     settings = (*((f"file {files.sha256(Path(file))}",) if file else ()), *overrides)
     _claim(

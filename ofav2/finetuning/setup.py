@@ -17,7 +17,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.data.digests import Digests
-from ofav2.data.seen import seen_digests, unseen
+from ofav2.data.seen import count_seen, seen_digests, unseen
 from ofav2.data.splits import with_test
 from ofav2.deploy.artifact import (
     RECORD,
@@ -152,11 +152,16 @@ def prepare(
     task = make_task(config.task, data, config.optim)
     refuse_mixing(task, config.data)
     if isinstance(source, Source):
-        _refuse_data(config, data, source)
+        refuse_bands(data, source.record)
         refuse_task(task, source)
         seen = read_seen(Path(network), source.record)
         if data.fingerprint != source.record.measured_fingerprint:
             data = with_test(data, unseen(data.test, seen))
+            if known := count_seen(data.val, seen):
+                logger.warning(
+                    f"validation images that the network was trained on: {known} of {len(data.val)}; epochs found on"
+                    " them say little"
+                )
         start = _start_again(source, config, data, task)
     else:
         seen = np.empty(0, np.uint64)
@@ -301,7 +306,8 @@ def open_source(directory: Path) -> Source:
     where = directory / RECORD
     settings = kept_settings(record, where)
     given, side = record.input, record.subnet.resolution
-    data = replace(settings.data, resolutions=(side,), mean=given.mean, std=given.std)
+    bands = given.bands if settings.data.name == "patches" else settings.data.bands
+    data = replace(settings.data, resolutions=(side,), mean=given.mean, std=given.std, bands=bands)
     return Source(record, module, replace(settings, data=data))
 
 
@@ -345,12 +351,22 @@ def _refuse_resolutions(config: TuningConfig, source: Source | StockSource) -> N
         )
 
 
-def _refuse_data(config: TuningConfig, data: ImageData, source: Source) -> None:
-    channels = source.record.architecture.in_channels
+def refuse_bands(data: ImageData, record: SubnetRecord) -> None:
+    """Refuse images of other bands than the network was trained on, or of the same in another order.
+
+    Raises:
+        UserError: They are others.
+    """
+    channels, bands = record.architecture.in_channels, record.input.bands
     if data.channels != channels:
         raise UserError(
             f"data.name ({data.name}): its images have {data.channels} channels, and the network takes {channels};"
             " choose another data set"
+        )
+    if data.bands != bands:
+        raise UserError(
+            f"data set ({data.name}) has the bands {', '.join(data.bands)}, and the network takes {', '.join(bands)},"
+            " in this order: give such images"
         )
 
 

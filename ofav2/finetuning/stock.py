@@ -51,7 +51,8 @@ def open_stock(network: str, weights: str | None = None) -> StockSource:
     side, mean, std = own_input(name)
     chosen = None if weights == "none" else weights or "timm"
     base = recipe.load(BASE)
-    data = replace(base.data, resolutions=(side,))
+    # Of larger images than the recipe's, so many pixels have to be kept.
+    data = replace(base.data, resolutions=(side,), shrink_to=max(base.data.shrink_to, 2 * side))
     if chosen == "timm":
         data = replace(data, mean=mean, std=std)
     lr = LR if chosen else FRESH_LR

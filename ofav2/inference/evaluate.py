@@ -8,11 +8,11 @@ from typing import Literal
 from ofav2.config import recipe
 from ofav2.data import open_data
 from ofav2.data.seen import unseen
-from ofav2.data.splits import first_other_class
+from ofav2.data.splits import first_other_class, with_test
 from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
 from ofav2.exits.collect import predict_exits
-from ofav2.finetuning.setup import open_evaluator, open_source, refuse_task
+from ofav2.finetuning.setup import open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
@@ -88,7 +88,13 @@ def evaluate_network(
     refuse_task(task, source)
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
+    refuse_bands(data, source.record)
+    images_of = data.test if split == "test" else data.val
     same_images = data.fingerprint == source.record.measured_fingerprint
+    if not same_images:
+        images_of = unseen(images_of, read_seen(Path(directory), source.record))
+        # A fine-tuning on another split tests on what is left of it.
+        same_images = split == "test" and with_test(data, images_of).fingerprint == source.record.measured_fingerprint
     if not same_images and not any(text.startswith("data.") for text in overrides):
         raise UserError(
             f"data set ({data.name}) holds other images than the network was trained and tested on, so those drawn for"
@@ -98,9 +104,6 @@ def evaluate_network(
     if not config.run.threads:
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
         choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
-    images_of = data.test if split == "test" else data.val
-    if not same_images:
-        images_of = unseen(images_of, read_seen(Path(directory), source.record))
     evaluator = open_evaluator(config, data, task, runtime)
     weights, exits = source.record.ensemble, source.record.exit_indices
     if not isinstance(task, Classification):

@@ -200,7 +200,7 @@ def _copy_run(found: Found, number: int, settings: AdaptSettings, networks: Sequ
 
 
 def _copy_files(run: Path, target: Path, record: RunRecord, phase: str, config: Config) -> None:
-    for name in (folder.SPLIT, folder.METRICS):
+    for name in (folder.SPLIT, folder.INITIAL_IMAGES, folder.METRICS):
         if (run / name).exists():
             shutil.copyfile(run / name, target / name)
     phases = record.phases[: [one.name for one in record.phases].index(phase) + 1]

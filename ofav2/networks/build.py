@@ -83,6 +83,24 @@ def check_network(config: Config, channels: int) -> None:
     check_weights(found, config.network.weights)
 
 
+def with_own_input(config: Config) -> Config:
+    """Return a recipe whose pictures are normalised as timm's weights expect, if it starts from those and says no more.
+
+    Raises:
+        UserError: If timm knows no network of that name.
+    """
+    network, data = config.network, config.data
+    if network.kind == "supernet" or network.weights != "timm" or data.name == "patches":
+        return config
+    if not (data.mean is None and data.std is None):
+        return config
+    from ofav2.networks.timm_models import own_input
+
+    assert network.name, "the recipe was checked"
+    _, mean, std = own_input(network.name)
+    return replace(config, data=replace(data, mean=mean, std=std))
+
+
 def recipe_network(config: Config, *, outputs: int, channels: int, dense: bool = False) -> Network:
     """Return the network of a recipe and its data, with the weights that it starts from.
 

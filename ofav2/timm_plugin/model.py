@@ -206,13 +206,18 @@ def single_exit(directory: str | Path) -> SubnetRecord:
 
     Raises:
         RunError: If the folder holds no extracted network.
-        UserError: If the network returns the logits of several exits.
+        UserError: If the network returns the logits of several exits, or maps.
     """
     record = describe_subnet(directory)
     if record.exits != "last":
         raise UserError(
             f"sub-network ({directory}) returns a tuple, one entry per exit, and timm's models one tensor:"
             f" extract it again without --exits, or weigh its exits with `ofav2 prune {directory}`"
+        )
+    if record.dense:
+        raise UserError(
+            f"sub-network ({directory}) returns maps, and timm's models one row per image: take its features with"
+            " features_only=True, or the whole with ofav2.load_subnet"
         )
     return record
 

@@ -7,12 +7,15 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, open_data
-from ofav2.data.seen import count_known
-from ofav2.data.splits import Split
+from ofav2.data.digests import Digests
+from ofav2.data.seen import count_known, seen_digests
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
+from ofav2.runs.initial_images import read_initial_images
 from ofav2.runs.kept_recipe import kept_recipe
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
@@ -24,16 +27,20 @@ from ofav2.training.setup import Setup
 logger = logging.getLogger(__name__)
 
 
-def check_beginning(setup: Setup) -> None:
+def check_beginning(setup: Setup) -> Digests | None:
     """Check a run before it begins.
+
+    Returns:
+        Digests of the images that `supernet.init` has seen; None where nobody knows, or weights are fresh.
 
     Raises:
         UserError: A phase has settings without effect, or `supernet.init` learnt targets of this run's test images.
     """
     _refuse_idle_settings(setup.plan)
     # Imagined data have no fingerprint.
-    if setup.config.supernet.init is not None and setup.data.fingerprint:
-        _check_initial(Path(setup.config.supernet.init), setup.config, setup.data)
+    if setup.config.supernet.init is None or not setup.data.fingerprint:
+        return None
+    return _check_initial(Path(setup.config.supernet.init), setup.config, setup.data)
 
 
 def _refuse_idle_settings(plan: Plan) -> None:
@@ -47,23 +54,28 @@ def _refuse_idle_settings(plan: Plan) -> None:
                 )
 
 
-def _check_initial(init: Path, config: Config, data: ImageData) -> None:
-    """Refuse weights that learnt targets of test images; say it of validation images, and where nobody knows."""
+def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | None:
+    """Refuse weights that learnt targets of test images; say it of validation images, and where nobody knows.
+
+    Returns:
+        Digests of the images that the weights have seen; None where nobody knows.
+    """
     record = read_run(init)
+    earlier = None if record.imported else read_initial_images(init, record)
     if record.data.fingerprint == data.fingerprint:
-        return
+        return earlier
     try:
         before = kept_recipe(init, record)
-        trained = _training_images(init, record, before)
+        theirs = _images(init, record, before)
     except UserError as error:
         _say_unknown(init, f"its own can't be opened as they were: {first_line(error)}")
-        return
+        return None
     if record.initial is not None or record.imported is not None:
         _say_unknown(init, "it did not begin with fresh weights")
-    counts = count_known((data.test, data.val), trained, data.train)
+    counts = count_known((data.test, data.val), theirs.train, data.train)
     if counts is None:
         _say_unknown(init, "its own are stored in another way")
-        return
+        return None
     # A reconstruction learns its target if that is planes of numbers.
     planes = record.architecture.num_classes > len(record.data.bands)
     images_alone = before.task == reconstruction.NAME and not (planes and before.data.target == config.data.target)
@@ -80,10 +92,11 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> None:
                 f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and equal"
                 " fractions, or by folders or a patches.yaml that name them"
             )
+    return None if earlier is None else np.union1d(earlier, seen_digests(theirs))
 
 
-def _training_images(init: Path, record: RunRecord, config: Config) -> Split:
-    """Return what a run was trained on.
+def _images(init: Path, record: RunRecord, config: Config) -> ImageData:
+    """Return what a run was trained and validated on.
 
     Raises:
         UserError: Its images can't be opened, or are no longer the same.
@@ -94,7 +107,7 @@ def _training_images(init: Path, record: RunRecord, config: Config) -> Split:
         require_drawn_again(init, record, data.fingerprint)
     if data.fingerprint != record.data.fingerprint:
         raise RunError(f"data set ({data.name}) holds other images, or other labels, than {init} was trained on")
-    return data.train
+    return data
 
 
 def _say_unknown(init: Path, why: str) -> None:

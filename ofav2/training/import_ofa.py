@@ -141,7 +141,9 @@ def _fitted(config: Config, found: Mapping[str, Any], source: Path) -> Config:
     )
     choices = {name: getattr(supernet, name) for name in ("kernel", "expand", "depth")}
     unlock = UnlockConfig(**{name: values for name, values in choices.items() if len(values) > 1})
-    phase = PhaseConfig(epochs=1.0, lr=0.01, unlock=unlock, teacher="none")
+    # Fine-tuning begins with the rate of the last phase, which is the recipe's here.
+    lr = [phase.lr for phase in config.phases.values()][-1]
+    phase = PhaseConfig(epochs=1.0, lr=lr, unlock=unlock, teacher="none")
     teacher = TeacherConfig(policy="none")
     return replace(config, network=NetworkConfig(), supernet=supernet, phases={PHASE: phase}, teacher=teacher)
 

@@ -10,6 +10,7 @@ from ofav2.data import refuse_inside
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import largest_by_class
 from ofav2.evaluation.maps import largest_maps
+from ofav2.networks.build import with_own_input
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
@@ -45,9 +46,9 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         Lost: If another process failed with an error message, or is gone.
     """
     with process_group() as processes:
-        config = processes.on_all(lambda: recipe.load(recipe_name, overrides))
+        config = processes.on_all(lambda: with_own_input(recipe.load(recipe_name, overrides)))
         setup = prepare(config, processes)
-        processes.on_main(lambda: check_beginning(setup))
+        initial_images = processes.on_main(lambda: check_beginning(setup))
         setup = settle_threads(setup)
         target = Path(run_dir or config.run.folder)
         processes.on_main(lambda: refuse_inside(setup.data.trees, target, "run folder"))
@@ -55,6 +56,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
             record = first_record(writer.name, config, setup)
             writer.write(folder.RECIPE, record.recipe)
             writer.keep_split(setup.data)
+            writer.keep_initial_images(initial_images)
             return _run_phases(setup, writer, writer.keep(record))
 
 

@@ -11,10 +11,12 @@ from torch import nn
 from ofav2 import files
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, split_record, write_split
+from ofav2.data.digests import Digests
 from ofav2.errors import RunError
 from ofav2.evaluation.by_class import ClassesRecord, write_classes
 from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
+from ofav2.runs.initial_images import write_initial_images
 from ofav2.runs.metrics_file import flushed_bytes
 from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
 from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, set_aside_unlearnt, state_names
@@ -46,6 +48,11 @@ class RunWriter:
     def keep_split(self, data: ImageData) -> None:
         """Write `split.json`."""
         self._on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
+
+    def keep_initial_images(self, digests: Digests | None) -> None:
+        """Write `initial_images.bin`, where it is known what the first weights had seen."""
+        if digests is not None:
+            self._on_main(lambda: write_initial_images(self.path, digests))
 
     def keep_classes(self, record: ClassesRecord | None) -> None:
         """Write `classes.json`, where a task has classes."""

@@ -222,8 +222,17 @@ def test_calibrate_takes_the_folder(pruned: tuple[Path, PruneStudy], tmp_path: P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ofav2.exits.calibrate.TIMED_IMAGES", 4)
         patch.setattr("ofav2.exits.calibrate.ROUNDS", 1)
-        study = ofav2.calibrate_exits(copy, max_macs=10**9, ensemble=True)
+        study = ofav2.calibrate_exits(copy, max_macs=10**9)
+        single = ofav2.calibrate_exits(Path(shutil.copytree(copy, tmp_path / "single")), ensemble=False)
     assert study.record.exits == (1, 2, 4)
+    # Its own weights hold as they did before; what no image exits early from is the ensemble.
+    assert study.record.policy.ensemble
+    assert not single.record.policy.ensemble
+    chosen = pruned[1].record.pruning
+    assert chosen is not None
+    by_name = {row.name: row.top1 for row in study.record.measured.rows}
+    assert by_name["all exits"] == pytest.approx(chosen.chosen.val.top1)
+    assert {row.name: row.top1 for row in single.record.measured.rows}["all exits"] == by_name["exit 4 alone"]
     assert [row.mean_macs for row in study.record.measured.rows if row.name.endswith("alone")] == [
         subnet_cost(pruned[1].record.architecture, replace(pruned[1].record.subnet, height=exit)).macs
         for exit in (1, 2, 4)

@@ -155,6 +155,21 @@ def test_what_cannot_be_done_is_refused_first(
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_written_among_images(short_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    run = module.open_run
+
+    def beside_images(*given: Any) -> Any:
+        opened = run(*given)
+        return replace(opened, data=replace(opened.data, trees=(images,)))
+
+    monkeypatch.setattr(module, "open_run", beside_images)
+    with pytest.raises(UserError, match="output folder"):
+        finetune_front(short_search, QUICK, out=images / "tuned")
+    assert not any(images.iterdir())
+
+
 def test_the_commands_of_the_page_run(short_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = (ROOT / "docs" / "search.md").read_text(encoding="utf-8")
     commands = re.findall(r"^ofav2 (finetune --from-search .*)$", page, re.MULTILINE)

@@ -18,6 +18,7 @@ from ofav2.data.splits import TargetSpec
 from ofav2.deploy.artifact import StockProvenance
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning.setup import prepare
+from ofav2.finetuning.stock import open_stock
 from ofav2.tasks.classification import Classification
 from ofav2.training.phases import make_plan
 from ofav2.training.teacher import external_teachers
@@ -89,6 +90,14 @@ def test_what_cannot_be_started_from_is_refused(
     with pytest.raises(ValueError, match=message):
         ofav2.finetune(network, settings, out=tmp_path / "out", weights=weights)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_are_kept_as_large_as_the_network_takes_them() -> None:
+    """The recipe's limit is for smaller networks; a network's own size must not be refused for it."""
+    for name, side in (("vit_base_patch16_384", 384), ("resnet18", 224), ("tf_efficientnet_b4", 380)):
+        data = open_stock(f"timm:{name}", "none").settings.data
+        assert data.resolutions == (side,)
+        assert data.shrink_to == max(320, 2 * side)
 
 
 def taught(teacher: Path, data: ImageData, **changes: Any) -> torch.nn.Module:

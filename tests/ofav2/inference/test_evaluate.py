@@ -72,7 +72,13 @@ def test_images_that_were_trained_on_are_no_test_images(extracted: Path, tmp_pat
     )
     left = tuned.finetuning[-1].images.test
     assert 0 < left < 100, "few of all images were not trained on"
-    assert f"test images that the network was trained on, left out: {901 - left} of 901" in notes()
+    said = notes()
+    assert f"test images that the network was trained on, left out: {901 - left} of 901" in said
+    assert "validation images that the network was trained on: " in said
+    # The same command without settings: the network has kept them.
+    again = ofav2.evaluate_network(tmp_path / "tuned")
+    assert again.same_images
+    assert again.results == tuned.by_class
     assert np.isin(before, read_seen(tmp_path / "tuned", tuned)).all()
     assert ofav2.evaluate_network(extracted, other).results.total == left
     assert f"left out: {901 - left} of 901" in notes()

@@ -18,8 +18,10 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor, nn
 
 import ofav2
+from ofav2.config import recipe
 from ofav2.errors import RunError, UserError
 from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
+from ofav2.networks.build import with_own_input
 from supernets.backbone import Backbone, Tap
 from supernets.graphs import keep, split
 from supernets.multi_exit import MultiExit
@@ -389,3 +391,18 @@ def test_networks_of_timms_files_have_exits_or_are_refused_in_one_line() -> None
     refused = {name: line for name in names if (line := require_exits(name))}
     assert not any("\n" in line for line in refused.values())
     assert len(refused) <= REFUSED_FILES, refused
+
+
+def test_images_are_normalised_as_timms_weights_expect_where_nothing_else_is_said() -> None:
+    """A network's weights may have been trained with another mean than ImageNet's."""
+    name = "network.name=vit_tiny_patch16_224.augreg_in21k_ft_in1k"
+    pretrained = with_own_input(recipe.load("exits", [name, "network.weights=timm"]))
+    assert (pretrained.data.mean, pretrained.data.std) == ((0.5,) * 3, (0.5,) * 3)
+    for settings in (
+        [name],
+        [name, "network.weights=timm", "data.mean=[0.4,0.4,0.4]", "data.std=[0.2,0.2,0.2]"],
+        [name, "network.weights=own.safetensors"],
+    ):
+        config = recipe.load("exits", settings)
+        assert with_own_input(config) == config
+    assert with_own_input(recipe.load("cifar10")) == recipe.load("cifar10")

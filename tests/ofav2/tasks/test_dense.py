@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+import yaml
 
 import ofav2
 from ofav2.cli.main import main
@@ -20,6 +22,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.maps import _class_maps, _number_maps
 from ofav2.inference.evaluate import MetricsReport, evaluate_network
 from ofav2.runs.records import Run, read_run
+from ofav2.timm_plugin.stock import as_timm_mobilenetv3
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.tasks import dense
@@ -81,6 +84,42 @@ def test_other_shots_at_a_resume_are_refused_or_drawn_anew(patches: Path, tmp_pa
     with pytest.raises(RunError, match=r"data\.\S+ was .*--allow-change data"):
         ofav2.resume(run, overrides=["data.shots=16"], allow=["data.shots"])
     assert ofav2.resume(run, overrides=["data.shots=16"], allow=["data"]).record.data.images.train == 16
+
+
+def test_an_extracted_network_takes_its_bands_by_name(segmented: Run, patches: Path, tmp_path: Path) -> None:
+    """Files with another order of bands give the same scores, and the same fine-tuning."""
+    run = ofav2.open_run(segmented.folder)
+    ofav2.extract(run, run.loaded.net.space.largest(), tmp_path / "largest", formats=())
+    other = Path(shutil.copytree(patches, tmp_path / "other"))
+    text = (other / "patches.yaml").read_text(encoding="utf-8")
+    described = yaml.safe_load(text)
+    assert described["bands"] == [*dense.BANDS]
+    (other / "patches.yaml").write_text(yaml.safe_dump({**described, "bands": [*dense.BANDS[::-1]]}), encoding="utf-8")
+    for name in dense.COUNTS:
+        np.save(other / f"{name}_images.npy", stored(other, name, "images")[..., ::-1])
+    first, second = (
+        evaluate_network(tmp_path / "largest", [f"data.root={root}", "run.threads=1"]) for root in (patches, other)
+    )
+    assert isinstance(first, MetricsReport)
+    assert isinstance(second, MetricsReport)
+    assert first.exits == second.exits
+    tuned = ofav2.finetune(
+        tmp_path / "largest",
+        [f"data.root={other}", "finetune.epochs=1", "run.threads=1"],
+        out=tmp_path / "tuned",
+        formats=(),
+    )
+    assert tuned.input.bands == dense.BANDS
+
+
+def test_stock_models_of_timm_give_no_maps(segmented: Run, tmp_path: Path) -> None:
+    run = ofav2.open_run(segmented.folder)
+    ofav2.extract(run, run.loaded.net.space.largest(), tmp_path / "largest", formats=())
+    with pytest.raises(UserError, match=r"returns maps, .* features_only=True"):
+        timm.create_model("ofav2_subnet", subnet_dir=str(tmp_path / "largest"))
+    with pytest.raises(UserError, match="returns maps"):
+        as_timm_mobilenetv3(tmp_path / "largest")
+    assert timm.create_model("ofav2_subnet", subnet_dir=str(tmp_path / "largest"), features_only=True)
 
 
 def stored(root: Path, name: str, kind: str) -> Any:

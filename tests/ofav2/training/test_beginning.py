@@ -1,14 +1,22 @@
 """A run does not begin with settings that would have no effect; one that began so goes on."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import ofav2
 from ofav2.cli.main import main
 from ofav2.config import recipe
-from ofav2.errors import UserError
+from ofav2.data.seen import seen_digests
+from ofav2.deploy.seen import read_seen
+from ofav2.errors import RunError, UserError
+from ofav2.runs.folder import INITIAL_IMAGES
+from ofav2.runs.records import Run
 from ofav2.training.setup import prepare
+from tests.notes import Notes
+from tests.ofav2 import tiny
 
 
 @pytest.mark.parametrize(
@@ -28,3 +36,31 @@ def test_a_phase_of_the_largest_network_alone_draws_nothing(
     assert not (tmp_path / "run").exists()
     assert main(["plan", tiny_recipe, *overrides]) == 2
     prepare(recipe.load(tiny_recipe, overrides))
+
+
+def test_images_that_the_first_weights_saw_are_no_test_images_of_what_is_extracted(
+    tiny_run: Run, tmp_path: Path, notes: Notes
+) -> None:
+    """Also of a run that started from a run that started from another one, and where those are gone."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    shutil.copytree(tiny_run.folder, first)
+    text = tiny.SIX[: tiny.SIX.index("  kernel:")].replace(tiny.ALL_CORNERS, tiny.NO_CORNERS)
+    recipe_file, settings = tiny.written(tmp_path, text), ["data.shots=2", "phases.full.epochs=1"]
+    ofav2.train(recipe_file, [*settings, f"supernet.init={first}"], second)
+    shutil.rmtree(first)
+    ofav2.train(recipe_file, [*settings, "run.seed=1", f"supernet.init={second}"], third)
+    shutil.rmtree(second)
+    opened = ofav2.open_run(third)
+    written = ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "net", formats=())
+    seen = read_seen(tmp_path / "net", written)
+    before = seen_digests(ofav2.open_run(tiny_run.folder).data)
+    own = seen_digests(opened.data)
+    assert len(own) < len(before) / 2
+    assert np.array_equal(seen, np.union1d(own, before))
+    assert "is not known" not in notes()
+    (third / INITIAL_IMAGES).write_bytes(b"x" * 48)
+    with pytest.raises(RunError, match="is damaged"):
+        ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
+    (third / INITIAL_IMAGES).unlink()
+    ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
+    assert "started from is not known" in notes()

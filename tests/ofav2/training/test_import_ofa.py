@@ -18,6 +18,7 @@ from ofav2.errors import UserError
 from ofav2.evaluation.measure import measure
 from ofav2.evaluation.opened_run import open_run
 from ofav2.report.report import write_report
+from ofav2.runs.records import read_run
 from ofav2.runs.snapshot import read_snapshot
 from ofav2.training.import_ofa import import_ofa
 from tests.memory import GIB, peak
@@ -70,6 +71,13 @@ def test_the_supernet_has_the_peers_logits(run: Path) -> None:
     assert net.space.kernel == (3, 5, 7)
     assert net.architecture.variant == "se_b"
     assert net.architecture.width_mult == 0.1
+
+
+def test_fine_tuning_starts_with_the_rate_of_the_recipes_last_phase(run: Path, recipe_file: str) -> None:
+    (phase,) = read_run(run).phases
+    rates = [phase.lr for phase in recipe.load(recipe_file).phases.values()]
+    kept = recipe.parse(read_run(run).recipe, "recipe").phases[phase.name]
+    assert kept.lr == rates[-1]
 
 
 def test_sub_networks_of_an_imported_run_are_measured_and_extracted(run: Path, tmp_path: Path) -> None:
