@@ -1,6 +1,7 @@
 """`ofav2 patches`: import satellite images as patches."""
 
 import argparse
+import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -211,7 +212,8 @@ def _plan(found: "Imported", out: str) -> list[str]:
     given = [recipe, *(["task=classification"] if kind == "classes" else []), f"data.root={out}"]
     given += [f"data.target={name}"] if name is not None else []
     # The recipes' side, which windows of a patch must fill.
-    return given if all(side % 64 == 0 for side in found.side) else [*given, f"data.resolutions=[{min(found.side)}]"]
+    fits = all(side % 64 == 0 for side in found.side)
+    return given if fits else [*given, f"data.resolutions=[{math.gcd(*found.side)}]"]
 
 
 def _counted(patches: Mapping[str, int]) -> str:

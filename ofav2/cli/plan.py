@@ -84,8 +84,10 @@ def _run(arguments: argparse.Namespace) -> None:
     console.show(f"in all {setup.plan.steps:,} steps of {setup.config.data.batch_size} images")
     if found.seconds:
         each = ", ".join(f"{name} {duration(seconds)}" for name, seconds in found.seconds.items())
+        uncompiled = ", of steps that are not compiled" if setup.config.run.compile else ""
         console.show(
-            f"about {duration(sum(found.seconds.values()))} of training here, validations not counted:\n{each}"
+            f"about {duration(sum(found.seconds.values()))} of training here, validations not counted{uncompiled}:\n"
+            f"{each}"
         )
     needed = " data.root=PATH" if arguments.images and setup.config.data.root is None else ""
     console.say(f"next: ofav2 train {shlex.join([arguments.recipe, *arguments.overrides])}{needed}")

@@ -36,7 +36,8 @@ _MAX_BYTES = 2**20
 _MAX_MAPPING = 2**24
 _MAX_DEPTH = 16
 _MAX_BASES = 8
-_MAX_SCALAR = 1000
+# More than any sub-network needs, which a phase may name, and fewer digits than Python reads as a number.
+_MAX_SCALAR = 4000
 
 # What YAML 1.1 takes for another value than the one that is written: 010 for 8, 1:30 for 90, 08 for a text.
 _MISREAD = re.compile(r"[-+]?(?:0[\d_]+|\d[\d_]*(?::[0-5]?\d)+(?:\.[\d_]*)?)", re.ASCII)
@@ -300,7 +301,8 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
                 f"{where}, line {before.start_mark.line + 1}: {show(comment)} after {show(before.value)} would be a"
                 " comment in YAML; put quotes around the value, or a space after '#'"
             )
-    return _plain(lambda: OmegaConf.create(text), where)
+    # The text is vetted: without aliases it can't grow, and lists of patches are long.
+    return _plain(lambda: OmegaConf.create(text, max_yaml_expanded_nodes=None), where)
 
 
 def _overrides(texts: Sequence[str]) -> list[dict[Any, Any]]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ofav2.config.schema import DataConfig
-from ofav2.data.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from ofav2.data.catalogue import IMAGENET_MEAN, IMAGENET_STD, with_shots
 from ofav2.data.images import ArrayImages, Indices, Pixels, Size
 from ofav2.data.splits import RGB, ImageData, Listed, Split, TargetSpec, divide
 from ofav2.errors import UserError
@@ -71,6 +71,7 @@ def blank_data(config: DataConfig, *, images: int, classes: int) -> ImageData:
     targets = np.arange(images, dtype=np.int64) % classes
     listed = Listed(names, Split("train", targets, BlankImages(images, max(config.resolutions))))
     parts = divide(listed, val_fraction=config.val_fraction, test_fraction=config.test_fraction, seed=config.split_seed)
+    parts = with_shots(parts, classes, config)
     return ImageData(
         name="imagined images",
         bands=RGB,

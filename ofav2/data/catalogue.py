@@ -139,11 +139,17 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         raise UserError(
             f"data.test_fraction (0): {config.name} brings its own test images, so none are held out; leave the key out"
         )
+    for held in ("val", "test"):
+        key = f"{held}_fraction"
+        if getattr(listed, held) is not None and getattr(config, key) != getattr(DataConfig, key):
+            logger.info(
+                f"data.{key} ({getattr(config, key):g}): {config.name} brings its own {held} images, which count"
+            )
     if split:
         parts = restore(listed, split)
     else:
         fractions = {"val_fraction": config.val_fraction, "test_fraction": config.test_fraction}
-        parts = _with_shots(divide(listed, **fractions, seed=config.split_seed), listed, config)
+        parts = with_shots(divide(listed, **fractions, seed=config.split_seed), len(listed.classes), config)
     if entry.files:
         log_duplicates(parts)
     mean, std = _spread(entry, listed, parts.train, config, split)
@@ -174,11 +180,11 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     return found
 
 
-def _with_shots(parts: Parts, listed: Listed, config: DataConfig) -> Parts:
-    """Return splits of which the training split has the recipe's number of shots."""
+def with_shots(parts: Parts, classes: int, config: DataConfig) -> Parts:
+    """Return splits of which the training split has the recipe's number of shots of so many classes."""
     if config.shots is None:
         return parts
-    kept = few_shots(parts.train, config.shots, classes=len(listed.classes), seed=config.split_seed)
+    kept = few_shots(parts.train, config.shots, classes=classes, seed=config.split_seed)
     listed_name, indices = parts.origins["train"]
     origin = Origin(listed_name, indices[kept])
     return parts._replace(train=parts.train.take("train", kept), origins={**parts.origins, "train": origin})

@@ -157,7 +157,7 @@ def trace_backbone(arch: Backbone, weights: str | Path | None = None) -> GraphMo
     net = create_model(arch, pretrained=weights == "timm").eval()
     heads = [exit_head(arch.head, tap.channels, arch.num_classes) for tap in arch.taps]
     if weights not in (None, "timm"):
-        load_weights(net, arch, Path(str(weights)))
+        load_weights(net, arch, Path(str(weights)).expanduser())
     try:
         network = attach(net, arch.taps, heads, None if arch.any_size else image_shape(arch)).eval()
     except GraphError as error:
@@ -206,4 +206,4 @@ def check_weights(arch: Backbone, weights: str | Path | None) -> None:
     elif weights is not None:
         with torch.device("meta"):
             net = create_model(arch)
-        fitting_weights(net, arch, Path(weights))
+        fitting_weights(net, arch, Path(weights).expanduser())

@@ -12,6 +12,7 @@ import numpy as np
 from ofav2.config.schema import Config, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
+from ofav2.data.readers.patches import target_name
 from ofav2.data.seen import count_known, seen_digests
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
@@ -40,7 +41,7 @@ def check_beginning(setup: Setup) -> Digests | None:
     # Imagined data have no fingerprint.
     if setup.config.supernet.init is None or not setup.data.fingerprint:
         return None
-    return _check_initial(Path(setup.config.supernet.init), setup.config, setup.data)
+    return _check_initial(Path(setup.config.supernet.init).expanduser(), setup.config, setup.data)
 
 
 def _refuse_idle_settings(plan: Plan) -> None:
@@ -76,9 +77,7 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     if counts is None:
         _say_unknown(init, "its own are stored in another way")
         return None
-    # A reconstruction learns its target if that is planes of numbers.
-    planes = record.architecture.num_classes > len(record.data.bands)
-    images_alone = before.task == reconstruction.NAME and not (planes and before.data.target == config.data.target)
+    images_alone = before.task == reconstruction.NAME and not _reconstructs_target(record, before, config)
     for held, count in zip((data.test, data.val), counts, strict=True):
         said = (
             f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
@@ -93,6 +92,12 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
                 " fractions, or by folders or a patches.yaml that name them"
             )
     return None if earlier is None else np.union1d(earlier, seen_digests(theirs))
+
+
+def _reconstructs_target(record: RunRecord, before: Config, config: Config) -> bool:
+    """Return whether a reconstruction learnt the target that is learnt now, which it does if that is numbers."""
+    planes = record.architecture.num_classes > len(record.data.bands)
+    return planes and target_name(before.data) == target_name(config.data)
 
 
 def _images(init: Path, record: RunRecord, config: Config) -> ImageData:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from torch import Tensor
 
@@ -43,7 +44,7 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
         return None
     if not isinstance(net, Supernet):
         raise UserError(f"supernet.init ({config.init}): the recipe trains no supernet; leave it out")
-    loaded = load_run(config.init)
+    loaded = load_run(Path(config.init).expanduser())
     if loaded.record.data.bands != data.bands:
         raise UserError(
             f"supernet.init ({config.init}): its images have the bands {', '.join(loaded.record.data.bands)}, and these"

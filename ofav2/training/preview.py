@@ -39,6 +39,8 @@ class Preview:
     """Training steps in all."""
     batch_size: int
     """Images per step."""
+    balanced: bool
+    """Whether all classes are drawn equally often."""
     seconds: Mapping[str, float] | None
     """About how long the steps of each phase take here; None where that was not measured."""
 
@@ -46,7 +48,7 @@ class Preview:
     def imbalance(self) -> str | None:
         """Say that classes have very different numbers of training images; None where they do not."""
         counts = {name: found[0] for name, found in self.classes.items()}
-        if not counts:
+        if not counts or self.balanced:
             return None
         few, many = min(counts, key=lambda name: counts[name]), max(counts, key=lambda name: counts[name])
         if counts[many] < UNEVEN * max(counts[few], 1):
@@ -80,6 +82,7 @@ def preview(setup: Setup, timed: bool = False) -> Preview:
         skipped=setup.plan.skipped,
         steps=setup.plan.steps,
         batch_size=config.data.batch_size,
+        balanced=config.data.balance == "classes",
         seconds=phase_seconds(setup) if timed else None,
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import distill
 from ofav2.config import recipe
 from ofav2.config.schema import Config
-from ofav2.data import SplitRecord
+from ofav2.data import ImageData, SplitRecord, read_split, split_record
 from ofav2.errors import RunError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.kept_recipe import trained_recipe
@@ -63,6 +63,35 @@ def same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[st
     if changed or not {"data", "data.fingerprint"}.isdisjoint(allow):
         return None
     return kept_split(path, record)
+
+
+def warn_of_known_images(path: Path, data: ImageData) -> None:
+    """Say how many images that a run was trained on until now are held out by a split that was drawn anew.
+
+    Args:
+        path: The run folder, with the split until now.
+        data: The data set with the new one.
+
+    Raises:
+        RunError: If `split.json` is damaged.
+    """
+    if not (path / folder.SPLIT).exists():
+        return
+    before, after = read_split(path / folder.SPLIT).by_name, split_record(data).by_name
+    trained = {(before["train"].listed, member) for member in before["train"].members}
+    for name in ("val", "test"):
+        held = after[name]
+        known = sum((held.listed, member) in trained for member in held.members)
+        if known:
+            logger.warning(
+                f"{known} of the {len(held.members)} images of the new split {name} were trained on until now, by their"
+                " names: scores on them are too good"
+            )
+
+
+def is_whole(path: Path, record: RunRecord, setup: Setup) -> bool:
+    """Return whether a finished run has its weights; what is damaged is said, and has to be trained again."""
+    return _first_damaged(path, record.phases, setup) is None
 
 
 def first_record(name: str, config: Config, setup: Setup) -> RunRecord:

@@ -17,7 +17,15 @@ from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import Stopped, stop_requests
 from ofav2.training.beginning import check_beginning
 from ofav2.training.phase import evaluate_on_test, run_phase
-from ofav2.training.resuming import first_record, next_record, rewind, same_recipe, same_split
+from ofav2.training.resuming import (
+    first_record,
+    is_whole,
+    next_record,
+    rewind,
+    same_recipe,
+    same_split,
+    warn_of_known_images,
+)
 from ofav2.training.setup import Setup, prepare, refuse_disagreement
 from ofav2.training.threads import settle_threads
 from ofav2.training.writer import RunWriter, new_run, old_run
@@ -50,7 +58,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
         setup = prepare(config, processes)
         initial_images = processes.on_main(lambda: check_beginning(setup))
         setup = settle_threads(setup)
-        target = Path(run_dir or config.run.folder)
+        target = Path(run_dir or config.run.folder).expanduser()
         processes.on_main(lambda: refuse_inside(setup.data.trees, target, "run folder"))
         with new_run(config, recipe_name, run_dir, processes) as writer:
             record = first_record(writer.name, config, setup)
@@ -92,11 +100,13 @@ def resume(
             config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
             split = processes.on_main(lambda: same_split(path, record, config, allow))
             setup = settle_threads(prepare(config, processes, split))
+            if split is None:
+                processes.on_main(lambda: warn_of_known_images(path, setup.data))
             record = processes.on_main(lambda: next_record(record, config, setup, allow))
             drawn = split is None and setup.data.fingerprint == record.data.fingerprint
             if record.status == "finished" and drawn:
                 writer.keep_split(setup.data)
-            if record.status == "finished":
+            if record.status == "finished" and processes.on_main(lambda: is_whole(path, record, setup)):
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
             writer.write(folder.RECIPE, record.recipe)

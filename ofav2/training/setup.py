@@ -140,7 +140,7 @@ def _weights_sha256(weights: str | None, net: Network) -> str | None:
     """Return the checksum of the weights that a network begins with: of their file, or of what timm has loaded."""
     if weights is None:
         return None
-    return checkpoint.networks_sha256([net]) if weights == "timm" else files.sha256(Path(weights))
+    return checkpoint.networks_sha256([net]) if weights == "timm" else files.sha256(Path(weights).expanduser())
 
 
 def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:
@@ -185,8 +185,10 @@ def _check_patience(config: Config, phase: Phase, net: Network) -> None:
 
 
 def _check_distance(config: Config, plan: Plan, task: Task) -> None:
-    distance, has_teacher = config.teacher.distance, any(phase.teacher != "none" for phase in plan.phases)
-    if has_teacher and distance not in task.distances:
+    distance = config.teacher.distance
+    # In place, the largest network of the step teaches.
+    is_used = any(phase.teacher != "none" or phase.objective == "in_place" for phase in plan.phases)
+    if is_used and distance not in task.distances:
         raise UserError(
             f"teacher.distance ({distance}) makes no sense for the task {task.name}: use {' or '.join(task.distances)}"
         )

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import os.path
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -78,6 +77,11 @@ def external_teachers(plan: Plan, config: Config, data: ImageData, task: Task, r
             " use fixed, progressive, best or none"
         )
     found = _teacher_file(config.teacher, data, names)
+    if data.white != 255 and not (found and found.sha256):
+        raise UserError(
+            f"teacher ({next(iter(names))}): weights of timm, or of a file, are for pictures in 0..1, and {data.name}"
+            " have units of their own; make one by `ofav2 finetune` on them, and name its folder as teacher.checkpoint"
+        )
     classes = data.classes if len(data.classes) == task.outputs else task.outputs
     images = distill.Normalisation(tuple(data.mean), tuple(data.std))
     teachers = {
@@ -110,7 +114,8 @@ def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]
                 "teacher.mean and teacher.std are those of teacher.checkpoint (null): leave them out, timm has its own"
             )
         return None
-    if os.path.isdir(config.checkpoint):
+    path = Path(config.checkpoint).expanduser()
+    if path.is_dir():
         return _fine_tuned(config, data, names)
     if config.mean is None or config.std is None:
         missing = "teacher.mean" if config.mean is None else "teacher.std"
@@ -123,13 +128,12 @@ def _teacher_file(config: TeacherConfig, data: ImageData, names: Collection[str]
             f"teacher.std ({len(config.std)} numbers): must have as many as teacher.mean, {len(config.mean)}; give one"
             " per channel of the images"
         )
-    path = Path(config.checkpoint)
     return _Weights(distill.TeacherFile(path, distill.Normalisation(config.mean, config.std)), None)
 
 
 def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) -> _Weights:
     """Return the weights of a teacher that `ofav2 finetune timm:NAME` made, whose folder says all about them."""
-    path = Path(str(config.checkpoint))
+    path = Path(str(config.checkpoint)).expanduser()
     found = read_teacher(path)
     where = f"teacher.checkpoint ({path})"
     if others := [name for name in names if name != f"timm:{found.timm}"]:

@@ -43,11 +43,12 @@ def phase_seconds(setup: Setup) -> Mapping[str, float]:
 
 def _step_seconds(setup: Setup, phase: Phase) -> float:
     """Return the mean seconds of a phase's first steps, without the very first one."""
-    runtime, config = setup.runtime, setup.config
+    # The first step of every size of images would be compiled, which a whole phase does once.
+    runtime, config = replace(setup.runtime, compiler=None), setup.config
     net = runtime.place(copy.deepcopy(setup.net))
     if isinstance(net, Supernet):
         runtime.use_cpu_kernels(net)
-    measured = replace(setup, net=net)
+    measured = replace(setup, net=net, runtime=runtime)
     stream = Stream(config.run.seed, phase.name)
     data = replace(config.data, resolutions=batch_resolutions(phase.sampler, config.data.resolutions))
     batches = train_batches(setup.data, data, stream, range(STEPS + 1), device=runtime.device)

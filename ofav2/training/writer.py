@@ -205,5 +205,5 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
         source = Path(recipe_name)
         # The recipe that a run has kept lies in that run's folder, and the new run takes its name.
         name = source.parent.name if source.name == folder.RECIPE and source.parent.name else source.stem
-        return folder.new_folder(Path(config.run.folder), name)
+        return folder.new_folder(Path(config.run.folder).expanduser(), name)
     return folder.take_folder(Path(run_dir))

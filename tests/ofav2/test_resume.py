@@ -417,6 +417,23 @@ def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, notes: N
     assert "is finished already" in notes()
 
 
+def test_a_finished_run_whose_weights_are_damaged_trains_the_phase_again(
+    tiny_run: Any, run_copy: Path, notes: Notes
+) -> None:
+    flip_a_bit(run_copy / "checkpoints" / "expand.safetensors")
+    record = ofav2.resume(run_copy).record
+    assert "expand.safetensors is damaged" in notes()
+    assert record.status == "finished"
+    assert record.phases[:-1] == tiny_run.record.phases[:-1]
+    ofav2.open_run(run_copy)
+
+
+def test_a_split_that_is_drawn_anew_says_what_of_it_is_known(half_run: Path, notes: Notes) -> None:
+    with stopped_after(at("level", 1)):
+        ofav2.resume(half_run, overrides=["data.split_seed=1"], allow=["data"])
+    assert re.search(r"\d+ of the \d+ images of the new split test were trained on until now, by their names", notes())
+
+
 def test_a_run_in_use_is_refused(stopped: Path) -> None:
     with folder.lock(stopped), pytest.raises(RunError, match=f"in use by process {os.getpid()}"):
         ofav2.resume(stopped)

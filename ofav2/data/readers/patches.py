@@ -236,6 +236,16 @@ class _Target:
         return Codes(tuple(self.entry.values[index] for index in self.chosen))
 
 
+def target_name(config: DataConfig) -> str | None:
+    """Return the name of the target that is learnt; None if there is none.
+
+    Raises:
+        UserError: The description can't be read, or the target can't be told.
+    """
+    chosen = _chosen_target(config, read_description(root_of(config)))
+    return None if chosen is None else chosen.name
+
+
 def _chosen_target(config: DataConfig, described: PatchesFile) -> _Target | None:
     there = tuple(described.targets)
     if config.target is None and len(there) > 1:
@@ -467,16 +477,20 @@ def _of_windows(name: str, images: PatchImages, rows: Indices, target: _Target, 
     learnt = np.full(len(target.entry.names) + 1, IGNORED)
     learnt[list(target.chosen)] = np.arange(len(target.chosen))
     patches = replace(images, rows=rows, target=every)
-    found, classes = [], []
+    found, classes, seen = [], [], 0
     for start in range(0, len(rows), CHUNK):
         some = np.arange(start, min(start + CHUNK, len(rows)))
         planes = patches.whole(some).target
         assert planes is not None, "patches of codes"
         tops, lefts, counts = _counts(planes, side, len(target.entry.names))
         clear = counts.max(-1) >= config.window_share * side**2 - 1e-9
+        seen += clear.size
         which, row, column = np.nonzero(clear)
         found.append(np.stack([rows[some[which], 0], rows[some[which], 1], tops[row], lefts[column]], 1))
         classes.append(learnt[counts[clear].argmax(-1)])
+    unclear = seen - sum(map(len, classes))
+    if unclear:
+        logger.info(f"{name}: windows without a clear class (data.window_share), left out: {unclear} of {seen}")
     windows = replace(images, side=(side, side))
     return _known(
         name, windows, np.concatenate(found), np.concatenate(classes), "windows of classes that are not learnt"

@@ -285,6 +285,7 @@ def test_a_plan_tells_images_by_class_their_sizes_and_costs(tmp_path: Path, caps
         ["dog", "7", "1", "1"],
     ]
     assert uneven.startswith("cat has 38 training images, dog 7: data.balance=classes")
+    assert "data.balance=classes draws" not in run_ok(capsys, "plan", mine, "data.balance=classes")[0]
     found = json.loads(run_ok(capsys, "plan", mine, "--json")[0])
     assert found["classes"] == {"cat": [38, 1, 1], "dog": [7, 1, 1]}
     for name in ("largest", "smallest"):

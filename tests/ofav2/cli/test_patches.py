@@ -53,6 +53,13 @@ def test_a_folder_is_imported_and_what_is_next_works(scenes: Path, tmp_path: Pat
     assert plan == ["plan", "eo_segment", f"data.root={tmp_path / 'out'}", "data.target=cover", "data.resolutions=[8]"]
 
 
+def test_what_is_next_fits_patches_that_are_not_square(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "in").mkdir()
+    write(tmp_path / "in" / "wide.tif", tif(noise(2, 16, 24, seed=0), names=("red", "nir")))
+    err = run_ok(capsys, "tif", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
+    assert "data.resolutions=[8]" in err
+
+
 @pytest.mark.parametrize(
     ("option", "plan"),
     [

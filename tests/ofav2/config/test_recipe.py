@@ -877,3 +877,13 @@ def test_any_override_is_taken_or_refused(small: str, key: str, value: str) -> N
         assert len(config.splitlines()) == 1
     else:
         assert config.phases["full"].epochs == 2.0
+
+
+def test_a_mapping_may_have_long_lists(tmp_path: Path) -> None:
+    """A description of patches names thousands of them; YAML's aliases stay refused."""
+    values = {"format": "some", "parts": [{"patches": [*range(6_000)]}, {"patches": [*range(6_000)]}]}
+    recipe.write_mapping(tmp_path / "patches.yaml", values)
+    assert recipe.read_mapping(tmp_path / "patches.yaml", "correct it") == values
+    (tmp_path / "alias.yaml").write_text("a: &x [1, 2]\nb: *x\n", encoding="utf-8")
+    with pytest.raises(UserError, match="alias"):
+        recipe.read_mapping(tmp_path / "alias.yaml", "correct it")

@@ -1,5 +1,7 @@
 """Images that are imagined are split as real ones would be, and take no memory."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,11 @@ def test_classes_are_equal_and_splits_are_the_recipes() -> None:
     assert data.train.images.size == (24, 24)
     assert data.train.image(3).sum() == 0
     assert [image.shape for image in data.val.images.look(np.array([5, 0, 5])).images()] == [(3, 24, 24)] * 3
+
+
+def test_shots_are_the_recipes() -> None:
+    data = blank_data(replace(CONFIG, shots=20), images=1_000, classes=4)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [80, 120, 200]
 
 
 def test_a_million_images_take_no_memory() -> None:

@@ -302,7 +302,7 @@ def test_joined_splits_and_single_patches_are_read(tmp_path: Path) -> None:
     assert torch.equal(torch.stack(looked), found[[7, 0]])
 
 
-def test_windows_are_classified_by_the_class_that_most_of_their_pixels_have(tmp_path: Path) -> None:
+def test_windows_are_classified_by_the_class_that_most_of_their_pixels_have(tmp_path: Path, notes: Notes) -> None:
     stored = write_patches(tmp_path)
     for name, count in COUNTS.items():
         cover = np.full((count, SIDE, SIDE), 10, np.uint8)
@@ -321,6 +321,7 @@ def test_windows_are_classified_by_the_class_that_most_of_their_pixels_have(tmp_
     np.testing.assert_array_equal(images[3].permute(1, 2, 0), stored["val"]["images"][1, 6:, 6:])
     with pytest.raises(UserError, match="class 'grass' of target cover: train has no patch or window of it"):
         open_data(config(tmp_path, window=6))
+    assert "val: windows without a clear class (data.window_share), left out: 6 of 12" in notes()
     strict = config(tmp_path, window=6, classes=("crop", "tree"), window_share=0.7)
     with pytest.raises(UserError, match="class 'crop'"):
         open_data(strict)

@@ -323,6 +323,35 @@ def test_a_start_that_learnt_targets_of_test_images_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_target_is_the_same_whether_a_recipe_names_it_or_not(patches: Path, tmp_path: Path) -> None:
+    """A folder's only target needs no name."""
+    single = Path(shutil.copytree(patches, tmp_path / "single"))
+    described = yaml.safe_load((single / "patches.yaml").read_text(encoding="utf-8"))
+    del described["targets"]["cover"]
+    for part in described["parts"]:
+        del part["targets"]["cover"]
+    (single / "patches.yaml").write_text(yaml.safe_dump(described), encoding="utf-8")
+    text = dense.recipe("reconstruct", single, "null", phases=dense.ONE_PHASE, more=dense.DISTANCE)
+    init = train(tmp_path, text, "phases.full.epochs=0.1").folder
+    others = exchanged(single, tmp_path / "others", "test")
+    for target in ("height", "null"):
+        regress = dense.recipe("regress", others, target, phases=dense.ONE_PHASE, more=dense.DISTANCE)
+        with pytest.raises(UserError, match=KNOWN.format("test")):
+            ofav2.train(
+                tiny.written(tmp_path, regress, target),
+                [f"supernet.init={init}", "data.batch_size=4"],
+                tmp_path / f"run-{target}",
+            )
+
+
+def test_what_in_place_distillation_makes_no_sense_of_is_refused_at_once(patches: Path, tmp_path: Path) -> None:
+    text = dense.recipe("regress", patches, "height", phases=dense.ONE_PHASE)
+    text += "  height: {epochs: 0.4, lr: 0.002, objective: in_place, sampler: sandwich, subnets: 3, "
+    text += "unlock: {height: [1, 2, 3, 4, 5]}}\n"
+    with pytest.raises(UserError, match=r"teacher\.distance \(.*\) makes no sense for the task regress"):
+        train(tmp_path, text, "teacher.distance=cross_entropy")
+
+
 def test_a_start_that_saw_images_that_are_held_out_is_told(
     segmented: Run, pretrained: Run, patches: Path, tmp_path: Path, notes: Notes
 ) -> None:

@@ -64,3 +64,13 @@ def test_images_that_the_first_weights_saw_are_no_test_images_of_what_is_extract
     (third / INITIAL_IMAGES).unlink()
     ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
     assert "started from is not known" in notes()
+
+
+def test_a_path_may_begin_with_the_home_folder(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    shutil.copytree(tiny_run.folder, home / "first")
+    monkeypatch.setenv("HOME", str(home))
+    text = tiny.SIX[: tiny.SIX.index("  kernel:")].replace(tiny.ALL_CORNERS, tiny.NO_CORNERS)
+    run = ofav2.train(tiny.written(tmp_path, text), ["run.folder=~/runs", "supernet.init=~/first"])
+    assert run.folder == home / "runs" / "tiny"
+    assert run.record.initial is not None

@@ -266,6 +266,13 @@ def test_a_teachers_file_needs_its_normalisation(timm_file: str, changes: dict[s
         externals(plan_with_teachers(f"timm:{TINY_TIMM}"), config, DATA, (16,))
 
 
+def test_weights_for_pictures_do_not_teach_patches(timm_file: str) -> None:
+    """Their images are in 0..1, and a band's values are as they are stored."""
+    config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
+    with pytest.raises(UserError, match="are for pictures in"):
+        externals(plan_with_teachers(f"timm:{TINY_TIMM}"), config, replace(DATA, white=1.0), (16,))
+
+
 def test_external_teachers_are_built_once_and_only_where_a_phase_names_one(timm_file: str) -> None:
     policy = f"timm:{TINY_TIMM}"
     config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
