@@ -178,7 +178,9 @@ def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Rankin
     limits, number = read_limits(arguments), arguments.number
     chosen = pick_finalist(found, limits, knee=arguments.knee, number=number)
     rule = f"number {number}" if number is not None else "knee" if arguments.knee else "best"
-    table = latency_table(found, chosen) if limits.latency is not None else None
+    table = latency_table(found.folder, found.record.runs[chosen.run]) if limits.latency is not None else None
+    if limits.latency is not None and table is None:
+        console.say("the latency table that the search used is gone, so the network is not timed: limits hold for it")
     return load_source(found, chosen, arguments.run), front_ranking(found, chosen, limits, rule), table
 
 

@@ -139,12 +139,6 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
         raise UserError(
             f"data.test_fraction (0): {config.name} brings its own test images, so none are held out; leave the key out"
         )
-    for held in ("val", "test"):
-        key = f"{held}_fraction"
-        if getattr(listed, held) is not None and getattr(config, key) != getattr(DataConfig, key):
-            logger.info(
-                f"data.{key} ({getattr(config, key):g}): {config.name} brings its own {held} images, which count"
-            )
     if split:
         parts = restore(listed, split)
     else:

@@ -20,7 +20,12 @@ def seen_digests(data: ImageData) -> Digests:
 
     Those of a file are of its bytes, wherever it lies; a copy that was written anew is another image.
     """
-    return np.unique(np.concatenate([_digests(split.images, len(split)) for split in (data.train, data.val)]))
+    return np.unique(np.concatenate([digests_of(split) for split in (data.train, data.val)]))
+
+
+def digests_of(split: Split) -> Digests:
+    """Return a digest of each image of a split, in its order, as in `seen_digests`."""
+    return _digests(split.images, len(split))
 
 
 def unseen(split: Split, seen: Digests) -> Split:
@@ -33,7 +38,7 @@ def unseen(split: Split, seen: Digests) -> Split:
     Raises:
         UserError: No image is left.
     """
-    known = np.isin(_digests(split.images, len(split)), seen)
+    known = np.isin(digests_of(split), seen)
     if not known.any():
         return split
     if known.all():
@@ -47,7 +52,7 @@ def unseen(split: Split, seen: Digests) -> Split:
 
 def count_seen(split: Split, seen: Digests) -> int:
     """Count the images of a split that a network was trained on; arguments as for `unseen`."""
-    return int(np.isin(_digests(split.images, len(split)), seen).sum())
+    return int(np.isin(digests_of(split), seen).sum())
 
 
 def count_known(held: Sequence[Split], trained: Split, own: Split) -> tuple[int, ...] | None:

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from ofav2.data import refuse_inside
+from ofav2.data.digests import Digests
 from ofav2.deploy.agreement import largest_gap, require_same
 from ofav2.deploy.artifact import (
     RECORD,
@@ -89,7 +91,8 @@ def refuse_limited_exits(limits: Limits, exits: Exits) -> None:
     if exits != "last" and limits.named:
         raise UserError(
             f"limits ({limits}) are on a network with its own exit alone, and other exits add their heads: choose"
-            " without --exits, then extract that network with --subnet DIR/subnet.json --exits all"
+            " without --exits, then extract that network again with them, by --subnet DIR/subnet.json, or of a search"
+            " by its --number"
         )
 
 
@@ -109,18 +112,29 @@ def extract_into(
     run.loaded.net.space.check(subnet)
     run.loaded.net.chosen_exits(subnet, exits)
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")
-    module, images, taken = take_out(run, subnet, exits, ranking)
+    module, images, taken, seen = take_out(run, subnet, exits, ranking)
     about = usage(taken.input, taken.task, taken.classes, taken.exports.outputs)
     exports, sha256 = write_network(staging, module, images, about, formats)
     record = replace(taken, formats=tuple(formats), exports=exports, sha256=sha256)
-    write_seen(staging, images_of(run))
+    write_seen(staging, seen)
     write_description(staging, record)
     return record
 
 
-def take_out(
-    run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ranking | None = None
-) -> tuple[GraphModule, Tensor, SubnetRecord]:
+class TakenOut(NamedTuple):
+    """A sub-network out of its supernet."""
+
+    module: GraphModule
+    """The network, recalibrated."""
+    images: Tensor
+    """Images to compare forms of it on."""
+    record: SubnetRecord
+    """What it is, without exported files."""
+    seen: Digests
+    """Digests of all images that it has seen, ascending."""
+
+
+def take_out(run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ranking | None = None) -> TakenOut:
     """Take a sub-network out of its supernet: check it, recalibrate it and measure it; nothing is written.
 
     Args:
@@ -128,9 +142,6 @@ def take_out(
         subnet: A network of the run's space.
         exits: As for `extract`.
         ranking: As for `extract`.
-
-    Returns:
-        The network, images to compare forms of it on, and its record, without exported files.
 
     Raises:
         SpaceError, RunError: As for `extract`.
@@ -154,6 +165,7 @@ def take_out(
     )
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)
+    seen = images_of(run)
     run_record, data, indices = run.loaded.record, run.loaded.record.data, net.chosen_exits(subnet, exits)
     record = SubnetRecord(
         subnet=subnet,
@@ -176,9 +188,9 @@ def take_out(
         formats=(),
         exports=ExportRecord(output_names(indices, single=exits == "last"), (), {}),
         sha256=weights_sha256(module),
-        seen_sha256=seen_sha256(images_of(run)),
+        seen_sha256=seen_sha256(seen),
     )
-    return module, images, record
+    return TakenOut(module, images, record, seen)
 
 
 def _provenance(run: OpenedRun) -> Provenance:

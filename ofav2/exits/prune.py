@@ -25,7 +25,7 @@ from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.extract import COMPARED, take_out
-from ofav2.deploy.seen import images_of, read_seen, seen_sha256, write_seen
+from ofav2.deploy.seen import read_seen, seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
@@ -237,8 +237,8 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
     exits = run.loaded.net.chosen_exits(chosen, "all")
     if len(exits) < 2:
         raise UserError(f"network ({chosen}) has one exit, so none to leave out: choose one that ends later")
-    module, _, record = take_out(run, chosen, exits)
-    return Source(module, record, run.evaluator, images_of(run))
+    taken = take_out(run, chosen, exits)
+    return Source(taken.module, taken.record, run.evaluator, taken.seen)
 
 
 def _check_wishes(min_top1: float | None, cautious: bool) -> None:

@@ -156,11 +156,13 @@ def prepare(
         refuse_task(task, source)
         seen = read_seen(Path(network), source.record)
         if data.fingerprint != source.record.measured_fingerprint:
-            data = with_test(data, unseen(data.test, seen))
-            if known := count_seen(data.val, seen):
+            given, data = data, with_test(data, unseen(data.test, seen))
+            # Where the split stayed, its validation images were only validated on.
+            redrawn = data is not given or config.data.val_fraction != source.settings.data.val_fraction
+            if redrawn and (known := count_seen(data.val, seen)):
                 logger.warning(
-                    f"validation images that the network was trained on: {known} of {len(data.val)}; epochs found on"
-                    " them say little"
+                    f"validation images that the network may have been trained on: {known} of {len(data.val)}; epochs"
+                    " found on them say little"
                 )
         start = _start_again(source, config, data, task)
     else:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ofav2 import files
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, load_run
 from ofav2.nas.candidates import Candidate, Ranking
@@ -392,16 +393,17 @@ def load_source(found: Found, chosen: Finalist, run: str | Path | None = None) -
     return loaded
 
 
-def latency_table(found: Found, chosen: Finalist) -> LatencyTable | None:
-    """Return the table that a network's latency was predicted by; None where latency did not count.
+def latency_table(folder: Path, run: SearchedRun) -> LatencyTable | None:
+    """Return the table that latencies of a searched run were predicted by; None where there was none, or it is gone.
 
-    Raises:
-        RunError, UserError: As `load_table` raises them.
+    Args:
+        folder: The search's folder.
+        run: The run.
     """
-    source = found.record.runs[chosen.run]
-    if source.latency_table is None:
+    path = located(run.latency_table, folder) if run.latency_table else None
+    if path is None or not path.is_file() or files.sha256(path) != run.latency_sha256:
         return None
-    return load_table(located(source.latency_table, found.folder), source.architecture)
+    return load_table(path, run.architecture)
 
 
 def run_names(runs: Sequence[Path]) -> tuple[str, ...]:

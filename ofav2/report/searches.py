@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ofav2.errors import UserError
-from ofav2.nas.found import SearchRecord, located
-from ofav2.nas.latency_table import load_table
+from ofav2.nas.found import SearchRecord, latency_table
 from ofav2.nas.search_snapshot import SearchSnapshot
 from ofav2.nas.search_volumes import common_volumes
 from ofav2.report.comparison import Comparison, differing, folder_names
@@ -114,8 +113,8 @@ def _warnings(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> Itera
         yield "The searches are of different data, so their values are not comparable."
     elif len({(search.record.search_images, search.record.confirmation_images) for search in searches}) > 1:
         yield "The searches measured on different images, so small differences of values are chance."
-    weights = {tuple(one.weights for one in search.record.runs) for search in searches}
-    if len({tuple(one.measurement for one in search.record.runs) for search in searches}) > len(weights):
+    measured = {(one.weights, one.measurement) for search in searches for one in search.record.runs}
+    if len(measured) > len({weights for weights, _ in measured}):
         yield (
             "The searches measured the same weights in different ways (evaluation settings, device or versions), so"
             " small differences of values are no gain."
@@ -130,9 +129,7 @@ def _warnings(names: Sequence[str], searches: Sequence[SearchSnapshot]) -> Itera
 def _units(search: SearchSnapshot) -> Iterator[str]:
     """Yield what the latency tables of a search are of, as far as they are still there."""
     for one in search.record.runs:
-        path = located(one.latency_table, search.folder) if one.latency_table else None
-        if path and path.is_file():
-            table = load_table(path, one.architecture)
+        if table := latency_table(search.folder, one):
             yield f"{table.machine}, batch {table.batch}"
 
 

@@ -92,14 +92,13 @@ def _drawn(table: Table, positions: Mapping[Subnet, int], metric: Metric) -> dic
     """Return a table for the page: its front, and which network of that is selected at first."""
     best = front(table.networks, metric)
     scores = [network.score for network in table.networks]
-    top = metric.best(*scores)
     return {
         "name": table.name,
         "title": table.title,
         "networks": [positions[network.subnet] for network in table.networks],
         "score": scores,
         "front": best,
-        "first": next(point for point in best if metric.is_near(scores[point], top)),
+        "first": next((point for point in best if metric.is_near(scores[point], metric.best(*scores))), None),
     }
 
 

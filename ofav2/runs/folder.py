@@ -2,7 +2,7 @@
 
     recipe.yaml                     the resolved recipe
     split.json                      which images were held out for validation and test
-    initial_images.bin              which images the weights had seen that it started from (`ofav2.runs.initial_images`)
+    initial_images.bin              of which images its first weights had learnt targets (`ofav2.runs.initial_images`)
     run.json                        what the run is and how far it has come (`ofav2.runs.records`)
     metrics.jsonl                   one line per measurement (`ofav2.runs.metrics_file`)
     checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.runs.checkpoint`)

@@ -1,4 +1,4 @@
-"""Read and write `initial_images.bin`: which images the weights had seen that a run started from.
+"""Read and write `initial_images.bin`: of which images the weights that a run started from had learnt the targets.
 
 A run's own images are in `split.json`. Those of the runs before it may be gone when a network is extracted, and are
 still no images to test it on. The file holds the SHA-256 of the rest, then ascending 64-bit digests, little-endian.
@@ -27,7 +27,7 @@ def write_initial_images(folder: Path, digests: Digests) -> None:
 
 
 def read_initial_images(folder: Path, record: RunRecord) -> Digests | None:
-    """Return digests of the images that a run's first weights had seen, ascending; None where nobody knows.
+    """Return digests of the images whose targets a run's first weights had learnt, ascending; None where nobody knows.
 
     Args:
         folder: The run folder.

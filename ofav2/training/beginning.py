@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ofav2.config.schema import Config, PhaseConfig
+from ofav2.config.schema import Config, DataConfig, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
 from ofav2.data.readers.patches import target_name
-from ofav2.data.seen import count_known, seen_digests
+from ofav2.data.seen import count_known, count_seen, digests_of, seen_digests
+from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
 from ofav2.runs.initial_images import read_initial_images
@@ -32,12 +33,13 @@ def check_beginning(setup: Setup) -> Digests | None:
     """Check a run before it begins.
 
     Returns:
-        Digests of the images that `supernet.init` has seen; None where nobody knows, or weights are fresh.
+        Digests of the images whose targets `supernet.init` has learnt; None where nobody knows, or weights are fresh.
 
     Raises:
         UserError: A phase has settings without effect, or `supernet.init` learnt targets of this run's test images.
     """
     _refuse_idle_settings(setup.plan)
+    _say_idle_shares(setup.config.data, setup.data)
     # Imagined data have no fingerprint.
     if setup.config.supernet.init is None or not setup.data.fingerprint:
         return None
@@ -55,11 +57,19 @@ def _refuse_idle_settings(plan: Plan) -> None:
                 )
 
 
+def _say_idle_shares(config: DataConfig, data: ImageData) -> None:
+    """Say which shares have no effect, as the data set brings that split. Recipes have them for other data sets."""
+    for key, held in (("val_fraction", "val"), ("test_fraction", "test")):
+        brought = held in data.origins and data.origins[held].listed == held
+        if brought and getattr(config, key) != getattr(DataConfig, key):
+            logger.info(f"data.{key} ({getattr(config, key):g}): {data.name} brings its own {held} images, which count")
+
+
 def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | None:
     """Refuse weights that learnt targets of test images; say it of validation images, and where nobody knows.
 
     Returns:
-        Digests of the images that the weights have seen; None where nobody knows.
+        Digests of the images whose targets the weights have learnt; None where nobody knows.
     """
     record = read_run(init)
     earlier = None if record.imported else read_initial_images(init, record)
@@ -71,27 +81,34 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     except UserError as error:
         _say_unknown(init, f"its own can't be opened as they were: {first_line(error)}")
         return None
-    if record.initial is not None or record.imported is not None:
+    if earlier is None:
         _say_unknown(init, "it did not begin with fresh weights")
     counts = count_known((data.test, data.val), theirs.train, data.train)
     if counts is None:
         _say_unknown(init, "its own are stored in another way")
-        return None
     images_alone = before.task == reconstruction.NAME and not _reconstructs_target(record, before, config)
-    for held, count in zip((data.test, data.val), counts, strict=True):
-        said = (
-            f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
+    for held, count in zip((data.test, data.val), counts or (0, 0), strict=True):
+        _judge(init, held, count, images_alone=images_alone, is_val=held is data.val)
+    if earlier is None:
+        return None
+    others = np.setdiff1d(earlier, digests_of(data.train))
+    for held in (data.test, data.val):
+        _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
+    return earlier if images_alone else np.union1d(earlier, seen_digests(theirs))
+
+
+def _judge(init: Path, held: Split, count: int, *, images_alone: bool, is_val: bool) -> None:
+    """Refuse weights that learnt targets of test images, and say it of others that are held out."""
+    said = f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
+    if count and images_alone:
+        logger.warning(f"{said}, without the targets that are learnt now")
+    elif count and is_val:
+        logger.warning(f"{said}, so validation scores are too good")
+    elif count:
+        raise UserError(
+            f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and equal"
+            " fractions, or by folders or a patches.yaml that name them"
         )
-        if count and images_alone:
-            logger.warning(f"{said}, without the targets that are learnt now")
-        elif count and held is data.val:
-            logger.warning(f"{said}, so validation scores are too good")
-        elif count:
-            raise UserError(
-                f"{said}, so its scores would be too good: give both runs the same splits, by data.split_seed and equal"
-                " fractions, or by folders or a patches.yaml that name them"
-            )
-    return None if earlier is None else np.union1d(earlier, seen_digests(theirs))
 
 
 def _reconstructs_target(record: RunRecord, before: Config, config: Config) -> bool:

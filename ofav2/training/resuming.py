@@ -10,6 +10,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import Config
 from ofav2.data import ImageData, SplitRecord, read_split, split_record
 from ofav2.errors import RunError
+from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.kept_recipe import trained_recipe
 from ofav2.runs.metrics_file import cut_metrics
@@ -38,6 +39,9 @@ def same_recipe(
     """
     kept = trained_recipe(path, record)
     config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
+    if kept.data.mean is not None:
+        # As it was when the run began; runs from before that was so kept null.
+        config = with_own_input(config)
     if not config.run.threads:
         # The number that the run chose when it began.
         config = replace(config, run=replace(config.run, threads=kept.run.threads))
@@ -89,9 +93,16 @@ def warn_of_known_images(path: Path, data: ImageData) -> None:
             )
 
 
-def is_whole(path: Path, record: RunRecord, setup: Setup) -> bool:
-    """Return whether a finished run has its weights; what is damaged is said, and has to be trained again."""
-    return _first_damaged(path, record.phases, setup) is None
+def is_whole(path: Path, record: RunRecord) -> bool:
+    """Return whether a run is finished, and its weights are intact; if they are not, it has to be trained again."""
+    if record.status != "finished":
+        return False
+    last = record.phases[-1]
+    try:
+        checkpoint.load(folder.checkpoint_path(path, last.name), last.sha256)
+    except RunError:
+        return False
+    return True
 
 
 def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
@@ -105,7 +116,9 @@ def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
     return replace(record_now(name, recipe.dump(setup.config), setup), chosen_threads=_chosen_threads(config, setup))
 
 
-def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence[str]) -> RunRecord:
+def next_record(
+    record: RunRecord, config: Config, setup: Setup, allow: Sequence[str], *, whole: bool = False
+) -> RunRecord:
     """Return the record of a run that goes on.
 
     Args:
@@ -113,6 +126,7 @@ def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence
         config: The recipe to go on with.
         setup: What was made of it.
         allow: Keys whose change is accepted.
+        whole: Whether it is finished and intact, so that its record stays as it is.
 
     Raises:
         RunError: If data, supernet or phases changed; the message shows how.
@@ -120,7 +134,7 @@ def next_record(record: RunRecord, config: Config, setup: Setup, allow: Sequence
     now = record_now(record.name, recipe.dump(setup.config), setup)
     refuse_changes(lasting(record), lasting(now), allow)
     check_progress(record.phases, setup.plan)
-    if record.status == "finished":
+    if whole:
         return record
     count = setup.runtime.processes.count
     if record.processes != count:

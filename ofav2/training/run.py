@@ -100,18 +100,17 @@ def resume(
             config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
             split = processes.on_main(lambda: same_split(path, record, config, allow))
             setup = settle_threads(prepare(config, processes, split))
-            if split is None:
-                processes.on_main(lambda: warn_of_known_images(path, setup.data))
-            record = processes.on_main(lambda: next_record(record, config, setup, allow))
+            whole = processes.on_main(lambda: is_whole(path, record))
+            record = processes.on_main(lambda: next_record(record, config, setup, allow, whole=whole))
             drawn = split is None and setup.data.fingerprint == record.data.fingerprint
-            if record.status == "finished" and drawn:
+            if drawn and not whole:
+                processes.on_main(lambda: warn_of_known_images(path, setup.data))
+            if drawn:
                 writer.keep_split(setup.data)
-            if record.status == "finished" and processes.on_main(lambda: is_whole(path, record, setup)):
+            if whole:
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
             writer.write(folder.RECIPE, record.recipe)
-            if drawn:
-                writer.keep_split(setup.data)
             return _run_phases(setup, writer, record)
 
 

@@ -27,12 +27,15 @@ import ofav2.training.setup
 import ofav2.training.writer
 from ofav2 import files
 from ofav2.cli.main import STOPPED, main
+from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
 from ofav2.errors import RunError, UserError
+from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import Run, read_run
 from ofav2.runtime.processes import SINGLE_PROCESS
 from ofav2.runtime.signals import Stopped
+from ofav2.training import resuming
 from ofav2.training.step import train_steps
 from ofav2.training.writer import RunWriter
 from tests.notes import Notes
@@ -422,10 +425,35 @@ def test_a_finished_run_whose_weights_are_damaged_trains_the_phase_again(
 ) -> None:
     flip_a_bit(run_copy / "checkpoints" / "expand.safetensors")
     record = ofav2.resume(run_copy).record
-    assert "expand.safetensors is damaged" in notes()
+    assert notes().count("expand.safetensors is damaged") == 1
     assert record.status == "finished"
     assert record.phases[:-1] == tiny_run.record.phases[:-1]
     ofav2.open_run(run_copy)
+
+
+def test_a_finished_run_whose_weights_are_damaged_takes_an_accepted_change(run_copy: Path, notes: Notes) -> None:
+    """It trains on the new split, so its record has to say so."""
+    before = read_run(run_copy).data.fingerprint
+    ofav2.resume(run_copy, overrides=["data.split_seed=1"], allow=["data"])
+    assert "new split" not in notes(), "a whole run keeps its own"
+    assert read_run(run_copy).data.fingerprint == before
+    flip_a_bit(run_copy / "checkpoints" / "expand.safetensors")
+    record = ofav2.resume(run_copy, overrides=["data.split_seed=1"], allow=["data"]).record
+    assert "of the new split test were trained on until now" in notes()
+    assert record.data.fingerprint != before
+    assert ofav2.open_run(run_copy).same_data
+
+
+def test_a_recipe_of_timms_weights_is_the_one_that_began(
+    run_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run keeps the normalisation that goes with them; older runs kept none, and go on without."""
+    own = ["network.name=vit_tiny_patch16_224.augreg_in21k_ft_in1k", "network.weights=timm"]
+    given = recipe.load("exits", own)
+    for kept in (with_own_input(given), given):
+        monkeypatch.setattr(resuming, "trained_recipe", lambda *_, kept=kept: kept)
+        config = resuming.same_recipe(run_copy, read_run(run_copy), "exits", own, ())
+        assert config.data.mean == kept.data.mean
 
 
 def test_a_split_that_is_drawn_anew_says_what_of_it_is_known(half_run: Path, notes: Notes) -> None:

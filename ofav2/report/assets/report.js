@@ -211,7 +211,7 @@ function showTable(index) {
   const table = tables[index];
   chosen.table = index;
   listFront();
-  select(table.first);
+  if (table.first !== null) select(table.first);
   document.getElementById("scatter").setAttribute("aria-label", `${payload.metric.name} against multiply-adds, ${table.networks.length} sub-networks, ${table.title}`);
 }
 

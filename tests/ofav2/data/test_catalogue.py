@@ -15,7 +15,6 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split
 from ofav2.errors import UserError
 from ofav2.messages import show
-from tests.notes import Notes
 from tests.ofav2.data.conftest import write_image
 
 DIGITS = DataConfig(name="digits", resolutions=(16,))
@@ -80,18 +79,6 @@ def test_the_test_split_depends_on_neither_the_validation_share_nor_training_set
     assert contents(other.test) == contents(digits.test)
     assert other.fingerprint != digits.fingerprint
     assert data.open_data(replace(DIGITS, batch_size=32, resolutions=(24,))).fingerprint == digits.fingerprint
-
-
-def test_shares_of_splits_that_a_data_set_brings_are_said_to_have_no_effect(tmp_path: Path, notes: Notes) -> None:
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            for number in range(3):
-                write_image(tmp_path / split / name / f"{number}.png", (8, 8))
-    config = DataConfig(name="imagefolder", root=str(tmp_path), resolutions=(8,), test_fraction=0.3, val_fraction=0.4)
-    data.open_data(config)
-    said = notes()
-    assert "data.test_fraction (0.3): imagefolder brings its own test images, which count" in said
-    assert "data.val_fraction" not in said
 
 
 def test_the_split_follows_its_seed(digits: ImageData) -> None:

@@ -238,6 +238,8 @@ def test_a_page_opens_on_the_cheapest_network_near_the_best_where_lower_is_bette
     drawn = _drawn(Table("full/corners", "validation", networks), {one: i for i, one in enumerate(subnets)}, metric)
     assert drawn["front"] == (0, 1, 3)
     assert drawn["first"] == 1
+    # A score that means nothing, such as R2 of equal targets, is in no table.
+    assert _drawn(Table("full/corners", "validation", ()), {}, metric)["first"] is None
 
 
 def test_one_run_is_nothing_to_compare(tiny_run: Run, tmp_path: Path) -> None:
@@ -342,6 +344,9 @@ def test_latencies_of_two_machines_are_told(searched: Path, tmp_path: Path) -> N
     found = ofav2.compare_runs(folders, tmp_path / "both.html")
     assert "Latencies are of different machines, threads or batches" in found.warnings[0]
     assert "latency_sha256" in [row[0] for row in found.settings]
+    # A table that was made anew, or is damaged, is not the one that was searched with.
+    (tmp_path / "one" / TABLE).write_text("{", encoding="utf-8")
+    assert not ofav2.compare_runs(folders, tmp_path / "both.html").warnings
 
 
 def test_searches_that_cannot_be_compared_are_refused(searched: Path, tmp_path: Path) -> None:

@@ -17,7 +17,9 @@ import yaml
 import ofav2
 from ofav2.cli.main import main
 from ofav2.data.patches import IGNORED
+from ofav2.data.seen import seen_digests
 from ofav2.deploy.artifact import load_subnet
+from ofav2.deploy.seen import read_seen
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.maps import _class_maps, _number_maps
 from ofav2.inference.evaluate import MetricsReport, evaluate_network
@@ -368,6 +370,14 @@ def test_a_start_that_saw_images_that_are_held_out_is_told(
     images_alone = train(tmp_path / "pre", without_planes, "phases.full.epochs=0.1")
     for init in (pretrained, images_alone):
         assert re.search(f"{KNOWN.format('test')}, without the targets that are learnt now", start(test, init))
+    # Such images are allowed as test images, so they are of what is extracted, too.
+    text = dense.recipe("segment", test, "cover", phases=dense.ONE_PHASE)
+    run = train(tmp_path, text, f"supernet.init={pretrained.folder}", "phases.full.epochs=0.1", "data.batch_size=4")
+    opened = ofav2.open_run(run.folder)
+    written = ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "net", formats=())
+    assert np.array_equal(read_seen(tmp_path / "net", written), seen_digests(opened.data))
+    shutil.rmtree(tmp_path / "run")
+    notes()
     val = exchanged(patches, tmp_path / "val", "val")
     said = start(val, segmented)
     assert re.search(f"{KNOWN.format('val')}, so validation scores are too good", said)

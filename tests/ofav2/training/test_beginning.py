@@ -17,6 +17,7 @@ from ofav2.runs.records import Run
 from ofav2.training.setup import prepare
 from tests.notes import Notes
 from tests.ofav2 import tiny
+from tests.ofav2.data.conftest import write_classes
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,21 @@ def test_images_that_the_first_weights_saw_are_no_test_images_of_what_is_extract
         ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
     (third / INITIAL_IMAGES).unlink()
     ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
-    assert "started from is not known" in notes()
+    assert notes().count("started from is not known") == 1
+
+
+def test_images_that_weights_before_the_first_ones_saw_are_held_out_images_no_more(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    """A run on other images in between does not make them new."""
+    for split in ("train", "test"):
+        write_classes(tmp_path / "other" / split, {str(number): 2 for number in range(10)})
+    text = tiny.SIX[: tiny.SIX.index("  kernel:")].replace(tiny.ALL_CORNERS, tiny.NO_CORNERS)
+    recipe_file, between = tiny.written(tmp_path, text), tmp_path / "between"
+    other = ["data.name=imagefolder", f"data.root={tmp_path / 'other'}", "data.batch_size=8", "data.val_fraction=0.5"]
+    ofav2.train(recipe_file, [*other, f"supernet.init={tiny_run.folder}"], between)
+    with pytest.raises(UserError, match=r"was trained on \d+ of the 54 images of this run's split test"):
+        ofav2.train(recipe_file, ["data.split_seed=1", f"supernet.init={between}"], tmp_path / "run")
 
 
 def test_a_path_may_begin_with_the_home_folder(tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,3 +89,24 @@ def test_a_path_may_begin_with_the_home_folder(tiny_run: Run, tmp_path: Path, mo
     run = ofav2.train(tiny.written(tmp_path, text), ["run.folder=~/runs", "supernet.init=~/first"])
     assert run.folder == home / "runs" / "tiny"
     assert run.record.initial is not None
+
+
+def test_shares_of_splits_that_a_data_set_brings_are_said_to_have_no_effect(tmp_path: Path, notes: Notes) -> None:
+    for split in ("train", "test"):
+        write_classes(tmp_path / "images" / split, {"a": 8, "b": 8})
+    text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {tmp_path / 'images'}")
+    assert (
+        main(
+            [
+                "plan",
+                tiny.written(tmp_path, text),
+                "data.test_fraction=0.3",
+                "data.val_fraction=0.4",
+                "data.batch_size=4",
+            ]
+        )
+        == 0
+    )
+    said = notes()
+    assert "data.test_fraction (0.3): imagefolder brings its own test images, which count" in said
+    assert "data.val_fraction" not in said
