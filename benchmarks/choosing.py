@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import ofav2
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.evaluation.opened_run import require_supernet
 from ofav2.nas.candidates import draw_within
@@ -117,4 +118,4 @@ def summary(pairs: list[tuple[Chosen, Chosen]]) -> tuple[object, ...]:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

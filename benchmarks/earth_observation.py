@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import ofav2
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.data import Split
 from ofav2.data.patches import PatchImages
@@ -219,4 +220,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

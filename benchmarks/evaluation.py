@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 import supernets
-from benchmarks.sides import Times, report, time_sides
+from benchmarks.sides import Times, command_line, report, time_sides
 from ofav2.cli import console
 from ofav2.config.schema import DataConfig, EvaluationConfig
 from ofav2.data import ImageData, Split, open_data
@@ -271,4 +271,4 @@ def show(found: Outcome, options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

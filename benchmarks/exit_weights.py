@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 import distill
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.exits.prune import Source, open_source
 from ofav2.exits.scoring import score_fixed
@@ -171,4 +172,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

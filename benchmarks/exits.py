@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.nn import functional
 
-from benchmarks.sides import Times, report, time_sides
+from benchmarks.sides import Times, command_line, report, time_sides
 from distill import exit_weights
 from ofav2.config.schema import OptimConfig, RunConfig
 from ofav2.data import Batch
@@ -70,14 +70,18 @@ def plain_network(work: Work) -> nn.Module:
     return net.to(work.device, memory_format=torch.channels_last)
 
 
-def step_by_hand(work: Work, net: nn.Module) -> Callable[[], object]:
-    """Return a network trained by hand: forward, mean of its exits' losses, backward, optimiser."""
+def step_by_hand(work: Work, net: nn.Module, runtime: Runtime) -> Callable[[], object]:
+    """Return a network trained by hand: forward, mean of its exits' losses, backward, optimiser.
+
+    Its products are rounded as the loop rounds its own.
+    """
     images, labels = work.images()
     updates = make_updates(net.train(), OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
 
     def step() -> None:
-        exits = exit_logits(net(images))
-        (sum(functional.cross_entropy(logits, labels) for logits in exits) / len(exits)).backward()
+        with runtime.training_products():
+            exits = exit_logits(net(images))
+            (sum(functional.cross_entropy(logits, labels) for logits in exits) / len(exits)).backward()
         updates.apply(0)
         updates.reset()
 
@@ -112,9 +116,9 @@ def time_training(work: Work, repeats: int) -> dict[str, Times]:
     one_exit, count = network_with_exits(work, runtime)
     exits, _ = network_with_exits(work, runtime)
     sides = {
-        "timm, one exit": step_by_hand(work, plain_network(work)),
-        "graph, one exit": step_by_hand(work, alone(one_exit, count - 1)),
-        "graph, all exits": step_by_hand(work, exits),
+        "timm, one exit": step_by_hand(work, plain_network(work), runtime),
+        "graph, one exit": step_by_hand(work, alone(one_exit, count - 1), runtime),
+        "graph, all exits": step_by_hand(work, exits, runtime),
         "with exits": step_of_loop(work, runtime),
     }
     return time_sides(sides, repeats=repeats, warmup=3, device=work.device, clock=work.clock)
@@ -152,4 +156,4 @@ def main(given: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -28,7 +28,7 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import loader, step
-from benchmarks.sides import Times, machine, time_sides
+from benchmarks.sides import Times, command_line, machine, time_sides
 from benchmarks.step import CLASSES, OPTIM, Work
 from ofav2.cli import console
 from ofav2.config.schema import DataConfig, RunConfig
@@ -207,6 +207,8 @@ def loading(plan: Plan) -> Mapping[str, Any]:
             repeats=max(1, plan.repeats // 2),
             warmup=1,
             device=plan.device,
+            # Or one side's workers would decode in the other one's time.
+            ready={name: partial(loader._steady, one, config.workers) for name, one in loaders.items()},
         )
     images = plan.batches * plan.batch
     rates = {name: 1000 * images / taken.median for name, taken in times.items()}
@@ -223,7 +225,7 @@ def _write_images(root: Path, count: int, side: int) -> None:
 
 
 def growth(plan: Plan) -> Mapping[str, Any]:
-    """A step's time over its sub-networks, images and their side."""
+    """A step's time over its sub-networks and its images."""
     work, runtime = plan.work("ee_d"), plan.runtime()
     axes = {
         "sub-networks": {count: replace(work, subnets=count) for count in (1, 2, 4)},
@@ -282,7 +284,7 @@ def run(
     clock: Callable[[], float] = time.monotonic,
     only: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Measure the parts that are not done yet, as long as there is time, and write both files after each.
+    """Measure the parts that this machine has not done, as long as there is time, and write both files after each.
 
     Args:
         plan: How much to measure.
@@ -297,10 +299,10 @@ def run(
     started, path = clock(), out / "gpu.json"
     out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    if found.get("plan") != asdict(plan):
+    if (found.get("plan"), found.get("machine")) != (asdict(plan), machine()):
         found = {"plan": asdict(plan), "machine": machine(), "parts": {}}
     for name, measure in parts(plan).items():
-        if name in found["parts"] or (only is not None and name not in only):
+        if "error" not in found["parts"].get(name, {"error": ""}) or (only is not None and name not in only):
             continue
         if clock() - started > 60 * minutes:
             console.say(f"{name}: no time left, run the same command again")
@@ -363,4 +365,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

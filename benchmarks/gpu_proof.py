@@ -10,7 +10,6 @@ Each call trains, measures and goes on where the last one stopped. It exits with
 import argparse
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from typing import Any
 
 from benchmarks import proof
 from benchmarks.proof import CIFAR10, Row
-from benchmarks.sides import machine
+from benchmarks.sides import command_line, machine
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.files import write_json, write_text
@@ -155,4 +154,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line(main)

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.nn.grad import conv2d_weight
 
 import supernets
-from benchmarks.sides import time_sides, write
+from benchmarks.sides import command_line, time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import OptimConfig
 from ofav2.runtime.memory import keep_freed_memory
@@ -108,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -26,7 +26,7 @@ from torchvision import datasets, transforms
 
 import distill
 import supernets
-from benchmarks.sides import time_sides, write
+from benchmarks.sides import command_line, time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import DataConfig
 from ofav2.data import Batch, ImageData, normalise, open_data, train_batches
@@ -210,4 +210,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -29,7 +29,7 @@ from earlyon.training.joint_trainer import joint_train_backbone_and_exits
 from torch import Tensor
 
 import ofav2
-from benchmarks.sides import time_sides
+from benchmarks.sides import command_line, time_sides
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.data import Split, steps_per_epoch, train_batches
@@ -253,4 +253,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

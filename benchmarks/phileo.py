@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ofav2
 from benchmarks.earth_observation import network_rows, shown
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.data.importing.phileo import Choice, Target, describe_phileo
 from ofav2.tables import table
@@ -86,4 +87,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

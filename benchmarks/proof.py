@@ -14,7 +14,6 @@ import argparse
 import json
 import shlex
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 
 import ofav2
 from benchmarks.proof_tables import RESULTS, show
-from benchmarks.sides import machine
+from benchmarks.sides import command_line, machine
 from ofav2 import files
 from ofav2.cli import console
 from ofav2.errors import UserError
@@ -371,7 +370,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as wrong:
-        sys.exit(f"proof: {wrong}")
+    command_line(main)

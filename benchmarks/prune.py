@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import distill
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.exits.scoring import score_fixed, score_learned
 from ofav2.exits.subsets import ExitBatch
@@ -85,4 +86,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

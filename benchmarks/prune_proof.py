@@ -13,6 +13,7 @@ import numpy as np
 
 import distill
 import ofav2
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.exits.prune import Source, open_source
@@ -116,4 +117,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -20,6 +20,7 @@ from scipy.stats import norm
 
 import ofav2
 from benchmarks.search import OfaSpace, by_engine, objectives
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.data.halves import halve
 from ofav2.evaluation import evaluator
@@ -99,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

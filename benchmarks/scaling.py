@@ -19,6 +19,7 @@ from torch import Tensor
 
 import distill
 import supernets
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.networks.build import supernet_options
@@ -37,7 +38,7 @@ from supernets import Exits, Space, Subnet, Supernet
 def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: int, steps: int) -> None:
     """Gradients that a step exchanges, by phase: of all parameters that one of its sub-networks ran."""
     config = recipe.load(name, overrides)
-    net = supernets.create(config.supernet.variant, **supernet_options(config, classes=classes, channels=3))
+    net = supernets.create(config.supernet.variant, **supernet_options(config, outputs=classes, channels=3))
     plan = make_plan(config.phases, config.teacher.policy, net.space, images // config.data.batch_size)
     net.to("meta")
     whole = sum(parameter.nbytes for parameter in net.parameters())
@@ -155,7 +156,7 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 @console.show_logs()
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     sent = commands.add_parser("bytes")
@@ -169,7 +170,7 @@ def main() -> None:
     normed = commands.add_parser("norm")
     normed.add_argument("--batch", type=int, default=64)
     normed.add_argument("--side", type=int, default=64)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(argv)
     if chosen.command == "bytes":
         bytes_per_step(chosen.recipe, chosen.overrides, chosen.images, chosen.classes, chosen.steps)
     elif chosen.command == "speed":
@@ -181,4 +182,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -37,6 +37,7 @@ from pymoo.operators.repair.rounding import RoundingRepair
 from sklearn.linear_model import Ridge
 
 import supernets
+from benchmarks.sides import command_line
 from ofav2 import files
 from ofav2.cli import console
 from ofav2.nas.cost_model import CostModel
@@ -456,4 +457,4 @@ def _shown(measurements: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

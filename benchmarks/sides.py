@@ -3,21 +3,34 @@
 import gc
 import json
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 
 from ofav2.cli import console
+from ofav2.errors import RunError, UserError
 from ofav2.nas.machine import this_machine
 from ofav2.tables import table
+from supernets import SpaceError
 
 RESULTS = Path("build/benchmarks")
+
+
+def command_line(main: Callable[[], int | None]) -> NoReturn:
+    """Run a benchmark's command line; what the user has to correct is one line, with exit code 2."""
+    try:
+        code = main()
+    except (UserError, RunError, SpaceError) as wrong:
+        console.say(f"{Path(sys.argv[0]).stem}: {wrong}")
+        code = 2
+    sys.exit(code)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import distill
 import supernets
-from benchmarks.sides import RESULTS, Times, report, time_sides, write
+from benchmarks.sides import RESULTS, Times, command_line, report, time_sides, write
 from ofav2.cli import console
 from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
 from ofav2.data import Batch, normalise
@@ -458,10 +458,13 @@ def over_processes(
     """
     options = {"device": settings.device, "precision": settings.precision, "repeats": repeats, "threads": 1}
     options |= {name: getattr(work, name) for name in ("variant", "batch", "side", "subnets", "width")}
+    switches = [*(() if settings.tf32 else ("--no-tf32",)), *(("--compile",) if settings.compile else ())]
     found = {}
-    for count in counts:
+    # A card is for one process.
+    for count in counts if settings.device == "cpu" else counts[: torch.cuda.device_count()]:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
         command = ["-m", "benchmarks.step", "together", *(f"--{name}={value}" for name, value in options.items())]
+        command += switches
         subprocess.run(torchrun + command, check=True)
         measured = json.loads((RESULTS / "step-together.json").read_text())
         assert measured["processes"] == count
@@ -627,4 +630,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import ofav2
+from benchmarks.sides import command_line
 from ofav2.config import recipe
 from ofav2.evaluation.opened_run import OpenedRun, load_run
 from ofav2.runs import folder
@@ -47,4 +48,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -25,6 +25,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from sklearn.model_selection import train_test_split
 
+from benchmarks.sides import command_line
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.data.images import Indices
@@ -178,4 +179,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -58,11 +58,21 @@ def test_parts_are_not_repeated_and_failures_cost_no_other_part(
     assert called == ["a", "b"], "eight minutes are over"
     assert found["parts"]["b"]["error"] == "RuntimeError: out of memory"
     found = run(QUICK, tmp_path, minutes=10**6, clock=lambda: next(seconds))
-    assert called == ["a", "b", "c", "d"]
+    assert called == ["a", "b", "b", "c", "d"], "what failed is measured again"
     assert json.loads((tmp_path / "gpu.json").read_text()) == found
     assert "Failed: RuntimeError: out of memory" in markdown(found)
     run(QUICK, tmp_path / "some", only=["c"])
-    assert called == ["a", "b", "c", "d", "c"]
+    assert called == ["a", "b", "b", "c", "d", "c"]
+
+
+def test_another_machine_starts_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "parts", lambda plan: {name: lambda: {"text": "done"} for name in "ab"})
+    monkeypatch.setattr(gpu, "machine", lambda: {**sides.machine(), "graphics": "one card"})
+    run(QUICK, tmp_path, only=["a"])
+    monkeypatch.setattr(gpu, "machine", lambda: {**sides.machine(), "graphics": "another card"})
+    found = run(QUICK, tmp_path, only=["b"])
+    assert list(found["parts"]) == ["b"]
+    assert found["machine"]["graphics"] == "another card"
 
 
 def test_without_a_card_the_full_form_is_refused(

@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from supernets import Subnet
 
-CHANNELS = (24, 40, 80, 112, 160)
 STRIDES = (2, 2, 2, 1, 2)
 HSWISH = (False, False, True, True, True)
 SQUEEZE = (False, True, False, True, True)

@@ -12,8 +12,6 @@ from ofav2.config.settings import comment, find_settings, settings
 from ofav2.errors import UserError
 from tests import settings_page
 
-UNLOCKED = ("kernel", "level", "height", "depth", "expand")
-
 
 def keys(section: type, key: str = "") -> list[str]:
     """Plain reference: walk the schema."""

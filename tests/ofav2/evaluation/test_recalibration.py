@@ -98,7 +98,7 @@ def test_sharing_the_first_block_changes_no_logit_by_a_bit(
     assert all(torch.equal(one, other) for one, other in zip(*logits, strict=True))
 
 
-def test_a_ranked_network_has_the_logits_of_the_one_that_is_written() -> None:
+def test_a_ranked_network_has_the_score_of_the_one_that_is_written() -> None:
     net, data = tiny_net("ee_dp"), tiny_data(val=60)
     evaluator = tiny_evaluator(data)
     subnet = net.space.uniform(kernel=3)
