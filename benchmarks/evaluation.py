@@ -148,7 +148,7 @@ def evaluate_ofa(supernet: nn.Module, subnet: Subnet, calibration: Loader, image
     return round(top1.sum / 100) / top1.count
 
 
-def taken_out(supernet: nn.Module, subnet: Subnet) -> nn.Module:
+def taken_out(supernet: Any, subnet: Subnet) -> nn.Module:
     """The peer's own static form of a sub-network; blocks that do not run get any choice."""
 
     def filled(rows: Sequence[Sequence[int | None]]) -> list[int]:

@@ -109,9 +109,9 @@ def measured(work: Work, source: Source) -> Result:
     winner = last if work.scheme == SINGLE else choose(subsets, Limits()).index
     rows = scored.weights[[last, scored.whole, winner]]
     reached = joined([tally(batch, rows) for batch in source.batches(data.test)])
-    top1 = (reached.top1 / reached.images).tolist()
+    at_last, ensemble, at_winner = (reached.top1 / reached.images).tolist()
     shares = costs[winner].params / costs[last].params, costs[winner].macs / costs[last].macs
-    return Result(work, *top1, *shares)
+    return Result(work, at_last, ensemble, at_winner, *shares)
 
 
 def known(path: Path) -> list[Result]:

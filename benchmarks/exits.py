@@ -12,6 +12,8 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from typing import Any
 
 import timm
 import torch
@@ -65,9 +67,10 @@ class Work:
 def plain_network(work: Work) -> nn.Module:
     """Return timm's own network, for images of the side."""
     about = timm.get_pretrained_cfg(work.name)
-    size = {"img_size": work.side} if about and about.fixed_input_size else {}
-    net: nn.Module = timm.create_model(work.name, num_classes=CLASSES, **size)
-    return net.to(work.device, memory_format=torch.channels_last)
+    size: dict[str, Any] = {"img_size": work.side} if about and about.fixed_input_size else {}
+    net: Any = timm.create_model(work.name, num_classes=CLASSES, **size)
+    placed: nn.Module = net.to(work.device, memory_format=torch.channels_last)
+    return placed
 
 
 def step_by_hand(work: Work, net: nn.Module, runtime: Runtime) -> Callable[[], object]:
@@ -81,7 +84,8 @@ def step_by_hand(work: Work, net: nn.Module, runtime: Runtime) -> Callable[[], o
     def step() -> None:
         with runtime.training_products():
             exits = exit_logits(net(images))
-            (sum(functional.cross_entropy(logits, labels) for logits in exits) / len(exits)).backward()
+            losses = [functional.cross_entropy(logits, labels) for logits in exits]
+            (reduce(torch.add, losses) / len(exits)).backward()
         updates.apply(0)
         updates.reset()
 

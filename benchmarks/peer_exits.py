@@ -38,6 +38,7 @@ from ofav2.exits.collect import split_inputs
 from ofav2.exits.opened import OpenedExits, open_exits
 from ofav2.rng import Stream
 from ofav2.tables import table
+from supernets.backbone import Backbone
 
 SETTINGS = (
     "network.name=resnet10t",
@@ -107,12 +108,19 @@ class Loaded(list[tuple[Tensor, Tensor]]):
         super().__init__(split_inputs(opened.evaluator, split, opened.record.subnet.resolution, batch_size))
 
 
+def backbone(opened: OpenedExits) -> Backbone:
+    """Return what the network is that both sides train."""
+    found = opened.record.architecture
+    assert isinstance(found, Backbone), "the recipe is of a network of timm"
+    return found
+
+
 def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
     """Train the same network with `earlyon`, from the same seed; return it and seconds of processor time."""
     phase, side = config.phases["all"], opened.record.subnet.resolution
-    taps = [tap.module for tap in opened.record.architecture.taps]
+    taps = [tap.module for tap in backbone(opened).taps]
     torch.manual_seed(config.run.seed)
-    net = timm.create_model(opened.record.architecture.name, num_classes=len(opened.data.classes))
+    net: Any = timm.create_model(backbone(opened).name, num_classes=len(opened.data.classes))
     net = net.to(memory_format=torch.channels_last)
     model = custom_ee(net, taps, len(opened.data.classes), input_shape=(1, 3, side, side))
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, weight_decay=config.optim.weight_decay)
@@ -126,7 +134,7 @@ def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
 
 def peer_macs(opened: OpenedExits, model: Any) -> list[int]:
     """Return multiply-adds of an image that leaves `earlyon`'s network at each exit: the trunk's, and its heads'."""
-    own = [tap.channels * len(opened.data.classes) for tap in opened.record.architecture.taps]
+    own = [tap.channels * len(opened.data.classes) for tap in backbone(opened).taps]
     heads = [
         sum(layer.in_features * layer.out_features for layer in head.modules() if isinstance(layer, torch.nn.Linear))
         for head in model.exit_heads.values()

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -64,7 +65,8 @@ def curves(growth: Mapping[str, Mapping[int, float]], unit: str) -> str:
 
 def chart(panels: Sequence[Panel], width: float = 4.2, height: float = 3.4) -> str:
     """Panels side by side, each `width` x `height` inches."""
-    with mpl.rc_context(STYLE):
+    style: Any = STYLE
+    with mpl.rc_context(style):
         figure = Figure(figsize=(width * len(panels), height), layout="constrained")
         for position, panel in enumerate(panels, start=1):
             _draw(figure.add_subplot(1, len(panels), position), panel)

@@ -27,6 +27,7 @@ from ofav2 import files
 from ofav2.cli import console
 from ofav2.errors import UserError
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.networks.cost import network_cost
 from ofav2.progress import log_progress
 from ofav2.report.curves import phase_seconds
 from ofav2.report.networks import Table, tables
@@ -35,7 +36,6 @@ from ofav2.runs import folder
 from ofav2.runs.snapshot import RunSnapshot, read_snapshot
 from ofav2.training import run
 from supernets import Space, Subnet
-from supernets.subnet_cost import subnet_cost
 
 RUNS = Path("runs/proof")
 SHARES = (25, 50, 100)
@@ -291,7 +291,7 @@ def bodies(space: Space) -> tuple[Subnet, ...]:
 def chosen(opened: OpenedRun, share: int) -> dict[str, Any] | None:
     """What `ofav2 extract` takes out at `share` percent of the largest network's multiply-adds, measured on test."""
     net = opened.loaded.net
-    limits = ofav2.Limits(macs=subnet_cost(net.architecture, net.space.largest()).macs * share // 100)
+    limits = ofav2.Limits(macs=network_cost(net.architecture, net.space.largest()).macs * share // 100)
     try:
         choice = ofav2.choose(opened, limits, candidates=CANDIDATES)
     except UserError as error:
@@ -310,7 +310,7 @@ def sizes(opened: OpenedRun) -> dict[str, dict[str, Any]]:
 
 
 def _point(opened: OpenedRun, subnet: Subnet, top1: float) -> dict[str, Any]:
-    cost = subnet_cost(opened.loaded.net.architecture, subnet)
+    cost = network_cost(opened.loaded.net.architecture, subnet)
     return {"exit": subnet.height, "macs": cost.macs, "params": cost.params, "top1": top1}
 
 

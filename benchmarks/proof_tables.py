@@ -248,7 +248,8 @@ def phase_panel(found: Iterable[Result], end: str, title: str) -> Panel:
     series = []
     for result in found:
         points = [(names.index(phase["name"]), 100 * phase[end]) for phase in result["phases"]]
-        series.append(Series(result["title"], *(tuple(values) for values in zip(*points, strict=True))))
+        places, values = zip(*points, strict=True)
+        series.append(Series(result["title"], places, values))
     return Panel(title, "after phase", "validation top-1, %", tuple(series), names)
 
 

@@ -416,7 +416,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--keep", type=Path, metavar="FOLDER", help="keep outcomes here, and do not search again for them"
     )
     chosen = parser.parse_args(argv)
-    methods = {**METHODS, "ofav2": partial(by_engine, changed=read_settings(chosen.settings))}
+    methods: dict[str, Method] = {**METHODS, "ofav2": partial(by_engine, changed=read_settings(chosen.settings))}
     for problem in chosen.problems:
         rows = []
         for name in chosen.methods:

@@ -17,6 +17,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -146,7 +147,13 @@ def write(checkout: Path, out: Path, *, published: bool, seed: int) -> Mapping[S
     places = np.arange(len(planes)) if published else find_places(elevation, cover)
     splits = published_split(masks) if published else split_by_place(places, seed)
     # Some occurrences exceed 100 %.
-    targets = {"landcover": cover, "water": masks, "occurrence": occurrence.clip(0, 100), "elevation": elevation}
+    shares = occurrence.clip(0, 100)
+    targets: dict[str, npt.NDArray[np.integer[Any]]] = {
+        "landcover": cover,
+        "water": masks,
+        "occurrence": shares,
+        "elevation": elevation,
+    }
     parts = tuple(
         PartEntry(f"{split}.npy", {name: f"{split}_{name}.npy" for name in targets}, f"{split}.txt", None, split)
         for split in splits
