@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from ofav2.cli import console
+from ofav2.cli.main import STOPPED
 from ofav2.errors import RunError, UserError
 from ofav2.nas.machine import this_machine
+from ofav2.runtime.signals import Stopped
 from ofav2.tables import table
 from supernets import SpaceError
 
@@ -24,12 +26,18 @@ RESULTS = Path("build/benchmarks")
 
 
 def command_line(main: Callable[[], int | None]) -> NoReturn:
-    """Run a benchmark's command line; what the user has to correct is one line, with exit code 2."""
+    """Run a benchmark's command line; what the user has to correct is one line, with exit code 2.
+
+    A training that was told to stop ends with the exit code of `ofav2 train`.
+    """
     try:
         code = main()
     except (UserError, RunError, SpaceError) as wrong:
         console.say(f"{Path(sys.argv[0]).stem}: {wrong}")
         code = 2
+    except Stopped as stopped:
+        console.say(f"{Path(sys.argv[0]).stem}: stopped after {stopped}; the same command goes on")
+        code = STOPPED
     sys.exit(code)
 
 
