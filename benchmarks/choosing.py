@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 import ofav2
-from benchmarks.sides import command_line
+from benchmarks.sides import command_line, mean_and_error
 from ofav2.cli import console
 from ofav2.evaluation.opened_run import require_supernet
 from ofav2.nas.candidates import draw_within
@@ -112,9 +112,7 @@ def summary(pairs: list[tuple[Chosen, Chosen]]) -> tuple[object, ...]:
     for side in zip(*pairs, strict=True):
         cells += [f"{np.mean([one.networks for one in side]):.0f}", f"{np.mean([one.seconds for one in side]):.1f}"]
         cells += [f"{100 * np.mean([getattr(one, name) for one in side]):.2f}" for name in ("validation", "test")]
-    gaps = 100 * np.array([found.test - ranked.test for found, ranked in pairs])
-    error = f" ± {gaps.std(ddof=1) / len(gaps) ** 0.5:.2f}" if len(gaps) > 1 else ""
-    return (*cells, f"{gaps.mean():+.2f}{error}")
+    return (*cells, mean_and_error([found.test - ranked.test for found, ranked in pairs], digits=2, sign="+"))
 
 
 if __name__ == "__main__":

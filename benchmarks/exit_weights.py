@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import distill
-from benchmarks.sides import command_line
+from benchmarks.sides import command_line, mean_and_error
 from ofav2.cli import console
 from ofav2.exits.prune import Source, open_source
 from ofav2.exits.scoring import score_fixed
@@ -136,18 +136,11 @@ def show(results: Sequence[Result], asked: Sequence[Work]) -> None:
         done = [found[work] for work in seeds if work in found]
         if not done:
             continue
-        ways = [100 * np.array([getattr(one, way) for one in done]) for way in ("last", "ensemble", "winner")]
+        ways = [[getattr(one, way) for one in done] for way in ("last", "ensemble", "winner")]
         costs = [f"{100 * np.mean([getattr(one, cost) for one in done]):.0f}" for cost in ("params", "macs")]
         rows.append((network, epochs, scheme, f"{len(done)} of {len(seeds)}", *map(mean_and_error, ways), *costs))
     columns = ("network", "epochs", "weights", "seeds", "last exit", "ensemble", "AEP's winner", "params %", "MACs %")
     console.show(table("test top-1 %; the winner's cost as shares of the network's without exits", columns, rows))
-
-
-def mean_and_error(values: np.ndarray) -> str:
-    """Return a mean with its standard error, which a single value has none of."""
-    if len(values) == 1:
-        return f"{values[0]:.1f}"
-    return f"{values.mean():.1f} ± {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -29,7 +29,7 @@ from earlyon.training.joint_trainer import joint_train_backbone_and_exits
 from torch import Tensor
 
 import ofav2
-from benchmarks.sides import command_line, time_sides
+from benchmarks.sides import command_line, mean_and_error, time_sides
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.data import Split, steps_per_epoch, train_batches
@@ -214,13 +214,6 @@ def look(side: Callable[[Tensor], object], batches: Sequence[Tensor]) -> None:
             side(images)
 
 
-def mean_and_error(values: Sequence[float], scale: float = 100, digits: int = 1) -> str:
-    """Return a mean with its standard error."""
-    scaled = scale * np.array(values)
-    error = scaled.std(ddof=1) / len(scaled) ** 0.5 if len(scaled) > 1 else float("nan")
-    return f"{scaled.mean():.{digits}f} ± {error:.{digits}f}"
-
-
 def show(found: Sequence[Seed]) -> None:
     """Print both tables, means over seeds with standard errors."""
     names = ("ours", "ours, ensemble", "earlyon")
@@ -233,14 +226,15 @@ def show(found: Sequence[Seed]) -> None:
         rows.append((f"{share:.0%}", *(text for pair in zip(cells, costs, strict=True) for text in pair), ahead))
     heads = [text for name in names for text in (f"{name}: top-1 %", "% of MACs")]
     console.show(table("test, by mean multiply-adds asked for", ("asked", *heads, "ours less earlyon"), rows))
+    milliseconds = partial(mean_and_error, scale=1, digits=2)
     per_image = [
-        (name, *(mean_and_error([seed[f"{name}, batch {size}"] for seed in found], 1, 2) for size in BATCHES))
+        (name, *(milliseconds([seed[f"{name}, batch {size}"] for seed in found]) for size in BATCHES))
         for name in ("ours", "earlyon", "no early exit")
     ]
     title = f"milliseconds of processor time per image, calibrated for {TIMED_SHARE:.0%}"
     console.show(table(title, ("side", *(f"batch {size}" for size in BATCHES)), per_image))
     for side in ("ours", "earlyon"):
-        seconds = mean_and_error([seed[f"{side}, training"] for seed in found], 1, 0)
+        seconds = mean_and_error([seed[f"{side}, training"] for seed in found], scale=1, digits=0)
         console.say(f"{side}: {seconds} seconds of training")
 
 

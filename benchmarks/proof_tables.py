@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from benchmarks.plots import Panel, Series, chart
+from benchmarks.sides import mean_and_error
 from ofav2.cli import console
 from ofav2.errors import UserError
 from ofav2.report.networks import front_of
@@ -226,9 +227,7 @@ def _verdict(*rows: Sequence[float | None]) -> str:
 
 def _mean_and_error(values: Sequence[float | None]) -> str:
     there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return _percent(there[0]) if there else "–"
-    return f"{_percent(statistics.mean(there))} ± {100 * statistics.stdev(there) / math.sqrt(len(there)):.1f}"
+    return mean_and_error(there) if there else "–"
 
 
 def front_panel(found: Iterable[Result]) -> Panel:

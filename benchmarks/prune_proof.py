@@ -13,7 +13,7 @@ import numpy as np
 
 import distill
 import ofav2
-from benchmarks.sides import command_line
+from benchmarks.sides import command_line, mean_and_error
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.exits.prune import Source, open_source
@@ -109,9 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for way in results[0]:
         top1, cost = np.array([result[way] for result in results]).T
         lead = top1 - best
-        error = lead.std(ddof=1) / len(lead) ** 0.5 if len(lead) > 1 else float("nan")
-        mean = f"{100 * top1.mean():.2f}"
-        rows.append((way, mean, f"{100 * lead.mean():+.2f} ± {100 * error:.2f}", f"{100 * cost.mean():.0f}"))
+        lead_shown = mean_and_error(lead, digits=2, sign="+")
+        rows.append((way, f"{100 * top1.mean():.2f}", lead_shown, f"{100 * cost.mean():.0f}"))
     columns = ("", "test top-1 %", "less AEP's winner", "multiply-adds, % of all exits'")
     console.show(table(f"{options.data}, {options.seeds} seeds", columns, rows))
 

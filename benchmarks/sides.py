@@ -41,6 +41,20 @@ def command_line(main: Callable[[], int | None]) -> NoReturn:
     sys.exit(code)
 
 
+def mean_and_error(values: Sequence[float], *, scale: float = 100, digits: int = 1, sign: str = "") -> str:
+    """Return a mean over seeds with its standard error, as text; a single value has none.
+
+    Args:
+        values: One per seed.
+        scale: What they are multiplied by; shares become percent.
+        digits: Digits after the point.
+        sign: `+` shows the sign of a positive mean, too.
+    """
+    scaled = scale * np.asarray(values, np.float64)
+    mean = f"{scaled.mean():{sign}.{digits}f}"
+    return mean if len(scaled) == 1 else f"{mean} ± {scaled.std(ddof=1) / len(scaled) ** 0.5:.{digits}f}"
+
+
 @dataclass(frozen=True)
 class Times:
     """Milliseconds of one side's calls."""
