@@ -1,5 +1,7 @@
 """Statistics are those of a plain sum in double precision, in both of the ways in which they are taken."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -106,6 +108,25 @@ def test_a_ranked_network_has_the_score_of_the_one_that_is_written() -> None:
     written = evaluator.calibrated(net, subnet, "last")
     assert score.value == evaluator.exit_scores(written, subnet.resolution, data.val)[0]
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in written.modules()), "nothing is folded in what is written"
+
+
+@pytest.mark.parametrize("kept", [evaluation.KEPT_BYTES, 0])
+def test_networks_are_folded_before_they_are_evaluated(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever of them is run at once: alone, after a beginning that several share, or with one that is too large."""
+    net, data = tiny_net("ee_d"), tiny_data(val=60)
+    one, other = net.space.uniform(kernel=3), net.space.uniform(kernel=3, depth=1)
+    norms: list[int] = []
+    sums = evaluation.Evaluator._sums
+
+    def noting(self: Any, forward: Any, posed: Any) -> Any:
+        norms.append(sum(isinstance(layer, nn.BatchNorm2d) for layer in forward.modules()))
+        return sums(self, forward, posed)
+
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", kept)
+    monkeypatch.setattr(evaluation.Evaluator, "_sums", noting)
+    for asked in ([one], [one, other]):
+        list(tiny_evaluator(data).scores(net, asked, data.val))
+    assert norms == [0] * 3
 
 
 def test_portions_cover_a_batch_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
