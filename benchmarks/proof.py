@@ -160,7 +160,7 @@ CIFAR10: tuple[Row, ...] = (
     ),
     Row(
         "alone-exit-1-long",
-        "large, at exit 1 alone, 15 epochs",
+        "large, exit 1 alone, 15 epochs (see smallest)",
         "cifar10_proof_alone",
         ("supernet.variant=ee_d", "teacher.exit_weights=[1,0,0,0,0]", *LONG_ALONE),
     ),
