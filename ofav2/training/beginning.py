@@ -13,7 +13,7 @@ from ofav2.config.schema import Config, DataConfig, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
 from ofav2.data.readers.patches import target_name
-from ofav2.data.seen import count_known, count_seen, digests_of, seen_digests
+from ofav2.data.seen import count_known, count_seen, digests_of
 from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
@@ -94,7 +94,7 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     others = np.setdiff1d(earlier, digests_of(data.train))
     for held in (data.test, data.val):
         _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
-    return earlier if images_alone else np.union1d(earlier, seen_digests(theirs))
+    return earlier if images_alone else np.union1d(earlier, digests_of(theirs.train))
 
 
 def _judge(init: Path, held: Split, count: int, *, images_alone: bool, is_val: bool) -> None:
