@@ -495,8 +495,9 @@ def growth(
         times = time_sides(steps, repeats=repeats, device=runtime.device.type)
         found[axis] = {at: times[str(at)].median for at in works}
     found["processes, a batch each"] = dict(processes)
-    powers = {axis: power(points) for axis, points in found.items()}
-    rows = [(axis, at, ms, powers[axis]) for axis, points in found.items() for at, ms in points.items()]
+    # One card has one process.
+    powers = {axis: power(points) for axis, points in found.items() if len(points) > 1}
+    rows = [(axis, at, ms, powers.get(axis)) for axis, points in found.items() for at, ms in points.items()]
     columns = ("over", "at", "median ms", "power between the ends")
     console.show(table(f"a step of {work.variant}; a power of 1 is linear, of 2 for pixels", columns, rows))
     write("step-growth", {"ms": found, "power": powers, "work": asdict(work), "load": os.getloadavg()})

@@ -180,7 +180,7 @@ def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Rankin
     rule = f"number {number}" if number is not None else "knee" if arguments.knee else "best"
     table = latency_table(found.folder, found.record.runs[chosen.run]) if limits.latency is not None else None
     if limits.latency is not None and table is None:
-        console.say("the latency table that the search used is gone, so the network is not timed")
+        console.say("the latency table that the search used is gone, or was measured anew: the network is not timed")
     return load_source(found, chosen, arguments.run), front_ranking(found, chosen, limits, rule), table
 
 

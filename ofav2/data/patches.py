@@ -212,12 +212,16 @@ class PatchImages:
         return torch.from_numpy(self.whole(np.array([index])).images[0]).permute(2, 0, 1)
 
     def digest(self, index: int) -> int:
-        """Digest patch `index`: its pixels, or where they are read in place what tells it from others."""
+        """Digest patch `index`: its pixels, or where they are read in place what tells it from others.
+
+        One whose pixels are all equal, as where there is no data, can't be told from others and has 0.
+        """
         part, position, top, left = self.rows[index].tolist()
         bands = self.parts[part].images
         if isinstance(bands, ReadInPlace):
             return digest_of(bands.identity(position) + repr((top, left, self.side, self.bands)).encode())
-        return digest_of(self.read(index).contiguous().numpy().tobytes())
+        pixels = self.read(index).contiguous().numpy()
+        return digest_of(pixels.tobytes()) if (pixels != pixels[:, :1, :1]).any() else 0
 
     def stored_digests(self) -> npt.NDArray[np.uint64]:
         """Digest the whole patch, in these bands, that each patch is or is a window of (N,).

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ofav2.data.cache import CheckedImages
 from ofav2.data.digests import Digests
@@ -38,7 +39,7 @@ def unseen(split: Split, seen: Digests) -> Split:
     Raises:
         UserError: No image is left.
     """
-    known = np.isin(digests_of(split), seen)
+    known = _is_known(split, seen)
     if not known.any():
         return split
     if known.all():
@@ -52,7 +53,13 @@ def unseen(split: Split, seen: Digests) -> Split:
 
 def count_seen(split: Split, seen: Digests) -> int:
     """Count the images of a split that a network was trained on; arguments as for `unseen`."""
-    return int(np.isin(digests_of(split), seen).sum())
+    return int(_is_known(split, seen).sum())
+
+
+def _is_known(split: Split, seen: Digests) -> npt.NDArray[np.bool_]:
+    """Return which images have one of some digests; 0 is that of patches that can't be told apart."""
+    digests = digests_of(split)
+    return np.isin(digests, seen) & (digests != 0)
 
 
 def count_known(held: Sequence[Split], trained: Split, own: Split) -> tuple[int, ...] | None:

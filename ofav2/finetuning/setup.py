@@ -47,6 +47,9 @@ from supernets.taps import HEADS
 
 logger = logging.getLogger(__name__)
 
+_DRAWING = ("name", "root", "val_fraction", "test_fraction", "split_seed")
+"""Settings by which validation images are drawn."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -158,7 +161,8 @@ def prepare(
         if data.fingerprint != source.record.measured_fingerprint:
             given, data = data, with_test(data, unseen(data.test, seen))
             # Where the split stayed, its validation images were only validated on.
-            redrawn = data is not given or config.data.val_fraction != source.settings.data.val_fraction
+            own = source.settings.data
+            redrawn = data is not given or any(getattr(config.data, key) != getattr(own, key) for key in _DRAWING)
             if redrawn and (known := count_seen(data.val, seen)):
                 logger.warning(
                     f"validation images that the network may have been trained on: {known} of {len(data.val)}; epochs"

@@ -112,14 +112,15 @@ def test_a_step_computes_the_same_in_any_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_steps_growth_with_its_sizes_is_drawn(tmp_path: Path) -> None:
-    work, over_processes = quick("se_b", batch=8, side=64), {1: 2.0, 2: 2.5}
+@pytest.mark.parametrize("over_processes", [{1: 2.0, 2: 2.5}, {1: 2.0}], ids=["two processes", "one card"])
+def test_a_steps_growth_with_its_sizes_is_drawn(over_processes: dict[int, float], tmp_path: Path) -> None:
+    work = quick("se_b", batch=8, side=64)
     found = step.growth(work, HERE, 1, tmp_path / "new" / "plot.svg", over_processes)
     assert {axis: list(points) for axis, points in found.items()} == {
         "sub-networks": [1, 2, 4, 8],
         "images": [2, 4, 8],
         "side in pixels": [32, 48, 64],
-        "processes, a batch each": [1, 2],
+        "processes, a batch each": list(over_processes),
     }
     drawing = ElementTree.parse(tmp_path / "new" / "plot.svg")
     assert {"sub-networks", "images", "side in pixels", "ms a step"} <= {part.text for part in drawing.iter()}

@@ -58,6 +58,7 @@ def test_patches_are_known_in_the_bands_that_are_learnt_and_not_where_there_are_
         np.save(root / f"{name}_images.npy", images)
     config = DataConfig("patches", str(root), target="cover", resolutions=(16,), eval_crop=1.0, bands=("red", "nir"))
     opened = data.open_data(config)
+    assert unseen(opened.test, seen_digests(opened)) is opened.test, "patches without data are known to none"
     assert count_known((opened.test,), opened.train, opened.val) == (0,), "all patches without data look alike"
     others = shutil.copytree(root, tmp_path / "others")
     for name in ("train", "val", "test"):

@@ -82,3 +82,14 @@ def test_images_that_were_trained_on_are_no_test_images(extracted: Path, tmp_pat
     assert np.isin(before, read_seen(tmp_path / "tuned", tuned)).all()
     assert ofav2.evaluate_network(extracted, other).results.total == left
     assert f"left out: {901 - left} of 901" in notes()
+
+
+def test_a_split_that_is_drawn_anew_is_said_where_no_test_image_is_known(
+    extracted: Path, tmp_path: Path, notes: Notes
+) -> None:
+    """Fewer shots leave validation as it was; another share of it does not."""
+    quick = ["finetune.epochs=1", "run.threads=1", "data.batch_size=16"]
+    ofav2.finetune(extracted, [*quick, "data.shots=4"], out=tmp_path / "shots", formats=())
+    assert "may have been trained on" not in notes()
+    ofav2.finetune(extracted, [*quick, "data.shots=4", "data.val_fraction=0.3"], out=tmp_path / "share", formats=())
+    assert "validation images that the network may have been trained on: " in notes()
