@@ -394,7 +394,7 @@ def load_source(found: Found, chosen: Finalist, run: str | Path | None = None) -
 
 
 def latency_table(folder: Path, run: SearchedRun) -> LatencyTable | None:
-    """Return the table that latencies of a searched run were predicted by; None if there was none, or it is another now.
+    """Return the table that latencies of a searched run were predicted by; None if there is none, or another now.
 
     Args:
         folder: The search's folder.
