@@ -24,7 +24,7 @@ from ofav2.deploy.artifact import (
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.seen import images_of, seen_sha256, write_seen
+from ofav2.deploy.seen import seen_by, seen_sha256, write_seen
 from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
@@ -165,7 +165,7 @@ def take_out(run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ran
     )
     module = evaluator.calibrated(net, subnet, exits)
     scores = _scores(run, module, subnet, exits)
-    seen = images_of(run)
+    seen = seen_by(run)
     run_record, data, indices = run.loaded.record, run.loaded.record.data, net.chosen_exits(subnet, exits)
     record = SubnetRecord(
         subnet=subnet,

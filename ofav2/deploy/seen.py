@@ -20,7 +20,7 @@ SEEN = "trained_images.bin"
 """The file in a network's folder: ascending 64-bit digests, little-endian."""
 
 
-def images_of(run: OpenedRun) -> Digests:
+def seen_by(run: OpenedRun) -> Digests:
     """Return digests of all images that a run's weights have seen, those that it started from included.
 
     Raises:

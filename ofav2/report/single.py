@@ -89,16 +89,15 @@ def networks_payload(run: RunSnapshot, measured: Sequence[Table]) -> dict[str, A
 
 
 def _drawn(table: Table, positions: Mapping[Subnet, int], metric: Metric) -> dict[str, Any]:
-    """Return a table for the page: its front, and which network of that is selected at first."""
-    best = front(table.networks, metric)
-    scores = [network.score for network in table.networks]
+    """Return a table for the page: its networks, the front, and which network is selected at first."""
+    near = cheapest_near_best(table.networks, metric)
     return {
         "name": table.name,
         "title": table.title,
         "networks": [positions[network.subnet] for network in table.networks],
-        "score": scores,
-        "front": best,
-        "first": next((point for point in best if metric.is_near(scores[point], metric.best(*scores))), None),
+        "score": [network.score for network in table.networks],
+        "front": front(table.networks, metric),
+        "first": None if near is None else table.networks.index(near),
     }
 
 
