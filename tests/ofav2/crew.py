@@ -1,5 +1,6 @@
 """Several processes that run a test's function together, as torchrun would start them but without its start-up time."""
 
+import faulthandler
 import multiprocessing
 import os
 import pickle
@@ -86,6 +87,8 @@ def _member(job: Callable[[], Any], settings: Mapping[str, str], theirs: Connect
     # The parent's pool of threads did not come along.
     torch.set_num_threads(1)
     os.environ.update(settings)
+    # A member that hangs says where, just before the test that waits for it fails.
+    faulthandler.dump_traceback_later(PATIENCE - 5)
     found, error = None, None
     try:
         found = job()

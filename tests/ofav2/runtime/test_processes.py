@@ -6,6 +6,7 @@ Each test forks its processes, which talk over gloo; `tests/ofav2/test_torchrun.
 import copy
 import itertools
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -49,7 +50,7 @@ from ofav2.training.phases import Phase
 from ofav2.training.step import Guard, loss_weight, step_gradients, train_steps
 from supernets import Subnet, Supernet
 from tests.ofav2 import tiny
-from tests.ofav2.crew import Ended, crew, run_apart, run_crew
+from tests.ofav2.crew import PATIENCE, Ended, crew, run_apart, run_crew
 from tests.ofav2.tiny import bits, same_bits, tiny_data, tiny_evaluator, tiny_net
 
 CPU = torch.device("cpu")
@@ -556,11 +557,30 @@ def test_whoever_waits_for_a_process_that_is_gone_ends_too(end: Any, talk: str) 
     assert (second.code == -signal.SIGKILL) if end is die else isinstance(second.error, OSError)
 
 
-def test_new_processes_are_not_led_to_those_that_were_killed() -> None:
+@pytest.fixture
+def torchruns_store() -> Iterator[int]:
+    """The port of a store as torchrun's own, in a process apart: a thread may hold a lock when a crew is forked."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+
+    def serve() -> None:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+        store.set("ofav2/here/1", "one that died before it was answered")
+        theirs.send(store.port)
+        signal.pause()
+
+    server = multiprocessing.get_context("fork").Process(target=serve)
+    server.start()
+    assert ours.poll(PATIENCE)
+    try:
+        yield ours.recv()
+    finally:
+        server.kill()
+        server.join()
+
+
+def test_new_processes_are_not_led_to_those_that_were_killed(torchruns_store: int) -> None:
     """torchrun's store lives through a restart, with all that the processes before it had written."""
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
-    theirs = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(store.port)}
-    store.set("ofav2/here/1", "one that died before it was answered")
+    theirs = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_PORT": str(torchruns_store)}
     for killed in (1, 0, None):
 
         def job(processes: Processes, killed: int | None = killed) -> list[int]:
