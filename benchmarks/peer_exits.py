@@ -23,9 +23,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from earlyon.core.thresholds import calibrate_thresholds_for_budget
-from earlyon.models.custom import custom_ee
-from earlyon.training.joint_trainer import joint_train_backbone_and_exits
 from torch import Tensor
 
 import ofav2
@@ -117,6 +114,9 @@ def backbone(opened: OpenedExits) -> Backbone:
 
 def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
     """Train the same network with `earlyon`, from the same seed; return it and seconds of processor time."""
+    from earlyon.models.custom import custom_ee
+    from earlyon.training.joint_trainer import joint_train_backbone_and_exits
+
     phase, side = config.phases["all"], opened.record.subnet.resolution
     taps = [tap.module for tap in backbone(opened).taps]
     torch.manual_seed(config.run.seed)
@@ -167,6 +167,8 @@ def one_seed(seed: int, epochs: int, overrides: Sequence[str], folder: Path) -> 
 
 def calibrate_peer(opened: OpenedExits, model: Any, share: float) -> None:
     """Set the thresholds of `earlyon`'s network on validation; 1 switches its exits off."""
+    from earlyon.core.thresholds import calibrate_thresholds_for_budget
+
     with warnings.catch_warnings(action="ignore"):
         # It warns where no threshold reaches the share; the table shows what it spends.
         if share < 1:

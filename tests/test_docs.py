@@ -1,8 +1,13 @@
 """What the docs say of the sources is made from them, and their links lead somewhere."""
 
+import argparse
+import ast
+import importlib
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -87,3 +92,48 @@ def test_commands_of_the_docs_can_be_pasted_into_any_shell(page: Path) -> None:
     shell = "".join(re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
     assert [line for line in shell.splitlines() if re.search(r"(^|\s)#(?!!|SBATCH)", line)] == []
     assert [line for line in shell.splitlines() if "[" in re.sub(r"'[^']*'", "", line)] == []
+
+
+def benchmark_commands(text: str) -> Iterator[str]:
+    """The commands of benchmarks that stand in a text: in blocks, in tables and in sentences."""
+    text = re.sub(r"\\\n *", "", text)
+    inline = r"`(python -m benchmarks\.\w+[^`]*)`"
+    yield from re.findall(inline, text)
+    for line in re.sub(inline, "", text).splitlines():
+        # Three spaces set a remark apart.
+        yield from re.findall(r"python -m benchmarks\.\w+[^#;]*", re.split(r"(?<=\S) {3,}", line.lstrip())[0])
+
+
+def shown() -> Iterator[tuple[str, str]]:
+    """Where commands of benchmarks stand, on pages and in docstrings, and they; `…` would leave something out."""
+    texts = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+    for path in sorted(ROOT.glob("benchmarks/*.py")):
+        texts[path.relative_to(ROOT).as_posix()] = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    for where, text in texts.items():
+        yield from ((where, command) for command in benchmark_commands(text) if not re.search("NAME|…", command))
+
+
+COMMANDS = list(shown())
+
+
+@pytest.mark.parametrize(("where", "command"), COMMANDS, ids=[f"{i}-{where}" for i, (where, _) in enumerate(COMMANDS)])
+def test_every_command_of_a_benchmark_is_one_that_it_takes(
+    where: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, *given = shlex.split(re.sub(r"\$\w+|\bN\b", "1", command))[2:]
+
+    class Taken(Exception):
+        pass
+
+    def stopping(parse: Callable[..., object]) -> Callable[..., NoReturn]:
+        def taken(parser: argparse.ArgumentParser, arguments: list[str] | None = None) -> NoReturn:
+            parse(parser, given if arguments is None else arguments)
+            raise Taken
+
+        return taken
+
+    for name in ("parse_args", "parse_intermixed_args"):
+        monkeypatch.setattr(argparse.ArgumentParser, name, stopping(getattr(argparse.ArgumentParser, name)))
+    monkeypatch.setattr("sys.argv", [module, *given])
+    with pytest.raises(Taken):
+        importlib.import_module(module).main()
