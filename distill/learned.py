@@ -77,6 +77,7 @@ def _minimised(margins: Tensor, weights: Tensor, centre: float) -> Tensor:
     """Minimise by projected Newton steps (Bertsekas, SIAM J. Control and Optimization 20, 1982)."""
     point = _loss(margins, weights, centre)
     for _ in range(_STEPS):
+        before = weights
         if float((weights - (weights - point.gradient).clamp(min=0)).abs().max()) <= TOLERANCE:
             return weights
         held = (weights <= 0) & (point.gradient > 0)
@@ -84,6 +85,9 @@ def _minimised(margins: Tensor, weights: Tensor, centre: float) -> Tensor:
         free = (~held).nonzero().squeeze(1)
         direction[free] = -torch.linalg.solve(point.hessian[free][:, free], point.gradient[free])
         weights, point = _stepped(margins, weights, point, direction, centre)
+        if torch.equal(weights, before):
+            # As far as numbers of this precision go.
+            return weights
     raise AssertionError("a strictly convex loss has its minimum found")
 
 
@@ -91,13 +95,14 @@ def _stepped(
     margins: Tensor, weights: Tensor, point: _Point, direction: Tensor, centre: float
 ) -> tuple[Tensor, _Point]:
     """Go as far along the direction as the loss falls by a part of what its slope promises (Armijo's rule)."""
+    # Near the minimum the loss changes by less than its rounding, which is that of the weighted sums in it.
+    rounding = 1e-15 * float(margins.abs().max() * weights.sum()) + 1e-14 * abs(point.value)
     length = 1.0
     while True:
         new = (weights + length * direction).clamp(min=0)
         found = _loss(margins, new, centre)
         promised = float(point.gradient @ (weights - new))
-        # Near the minimum the loss changes by less than its rounding.
-        if found.value <= point.value - 1e-4 * promised + 1e-14 * abs(point.value) or length < 1e-9:
+        if found.value <= point.value - 1e-4 * promised + rounding or length < 1e-9:
             return new, found
         length /= 2
 

@@ -153,6 +153,8 @@ def _teacher(written: SubnetRecord) -> TeacherNetwork:
         sha256=written.sha256,
         classes=written.classes,
         resolution=written.input.resolution,
+        bands=written.input.bands,
+        white=written.input.white,
         mean=written.input.mean,
         std=written.input.std,
         data_fingerprint=written.data_fingerprint,

@@ -21,8 +21,8 @@ from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 
 FORMAT = "ofav2-checkpoint/1"
-MAX_BYTES = 2**34
-"""Largest file of tensors that is read."""
+MAX_BYTES = 2**36
+"""Largest file of tensors that is written or read: the state of an optimiser for four billion weights."""
 _BOOKKEEPING = ("format", "sha256", "facts_sha256")
 
 
@@ -55,6 +55,8 @@ def save(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) ->
 def write(path: Path, data: bytes, facts: Mapping[str, Any]) -> None:
     """Write a checkpoint, of the bytes that `tensor_bytes` made; see `save`."""
     tensor_file, facts_file = file_paths(path)
+    if len(data) > MAX_BYTES:
+        raise RunError(f"{tensor_file} would have {len(data)} bytes, and more than {MAX_BYTES} are not read back")
     own = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
     record = {
         "format": FORMAT,

@@ -35,6 +35,8 @@ RECORD = "run.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+_BEFORE_RECORD = (LOCK, RECIPE, SPLIT, INITIAL_IMAGES)
+"""What a run writes before `run.json`, which makes a folder a run."""
 
 # What `replacing` writes to, with the number of the process that does.
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp", re.DOTALL)
@@ -113,12 +115,12 @@ def take_folder(path: Path) -> Path:
         raise RunError(
             f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
         ) from error
-    if not all(name in (LOCK, RECIPE, SPLIT) or _TEMPORARY.fullmatch(name) for name in lying):
-        if RECORD in lying:
-            raise RunError(f"run folder ({path}) holds a run: go on with it by --resume {path}, or give a new folder")
-        first = min(name for name in lying if name not in (LOCK, RECIPE, SPLIT))
+    foreign = [name for name in lying if name not in _BEFORE_RECORD and not _TEMPORARY.fullmatch(name)]
+    if RECORD in foreign:
+        raise RunError(f"run folder ({path}) holds a run: go on with it by --resume {path}, or give a new folder")
+    if foreign:
         raise RunError(
-            f"run folder ({path}) is not empty ({short(first)}) and holds no run: give a new or empty folder"
+            f"run folder ({path}) is not empty ({short(min(foreign))}) and holds no run: give a new or empty folder"
         )
     return path
 

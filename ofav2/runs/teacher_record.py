@@ -10,7 +10,7 @@ from ofav2.errors import RunError
 from ofav2.runs.records import Deviation, check_channels
 from ofav2.typed_json import Form, Positive, Sha256, read_record, write_record
 
-FORMAT = "ofav2-teacher/1"
+FORMAT = "ofav2-teacher/2"
 RECORD = "teacher.json"
 _STEP = "fine-tune the network again, or give the weights' file with teacher.mean and teacher.std"
 
@@ -29,8 +29,12 @@ class TeacherNetwork:
     """Names of its classes, in the order of the logits."""
     resolution: Positive
     """Side in pixels of the images that it was trained on."""
+    bands: tuple[str, ...]
+    """Names of its images' channels, in their order."""
+    white: Deviation
+    """The stored value that counts as 1: 255 of pictures."""
     mean: tuple[float, ...]
-    """Channel means (in 0..1) that its images were normalised with."""
+    """Channel means that its images were normalised with, in units of `white`."""
     std: tuple[Deviation, ...]
     """Channel standard deviations, likewise."""
     data_fingerprint: str
@@ -38,7 +42,7 @@ class TeacherNetwork:
 
     def __post_init__(self) -> None:
         """Refuse a normalisation that is none."""
-        check_channels(len(self.mean), self.mean, self.std)
+        check_channels(len(self.bands), self.mean, self.std)
 
 
 def write_teacher(folder: Path, teacher: TeacherNetwork) -> None:

@@ -21,8 +21,14 @@ _HEADS = "exits."
 _LAST_LAYER = ".classifier."
 
 
+def freeze_body(net: Network) -> None:
+    """Let training change the heads alone."""
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name.startswith(_HEADS))
+
+
 def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: Task) -> InitialWeights | None:
-    """Take a network's weights from the run that its recipe names, and freeze them if it says so.
+    """Take a network's weights from the run that its recipe names.
 
     All but the heads must be there and of the same shape. A head takes what fits; its last layer is only taken where
     task and classes are the same.
@@ -61,9 +67,6 @@ def adopt_initial(net: Network, config: SupernetConfig, data: ImageData, task: T
         and (same_outputs or _LAST_LAYER not in name)
     }
     net.load_state_dict({**fresh_weights, **taken})
-    if config.frozen:
-        for name, parameter in net.named_parameters():
-            parameter.requires_grad_(name.startswith(_HEADS))
     fresh = tuple(name for name, _ in net.named_parameters() if name not in taken)
     logger.info(
         f"weights of {config.init}, phase {loaded.phase}: {len(taken)} of {len(fresh_weights)} tensors taken,"

@@ -146,7 +146,7 @@ def learn(
             _record(setup, phase, step, tracker)
             if _is_due(step.number, config.evaluation.every_epochs * setup.plan.steps_per_epoch, phase.steps):
                 _refuse_ruined(setup, phase, writer, step.number)
-                position, found = _validate(setup, phase, position, tracker)
+                position, found = _validate(setup, phase, position, writer, tracker)
                 validated = {"validation": setup.task.metrics[0].show(found, 1)}
             minutes = (time.monotonic() - saved_at) / 60
             stopping, saving = setup.runtime.processes.any(
@@ -307,8 +307,13 @@ def _give_up(setup: Setup, phase: Phase, writer: RunWriter, sound: int, why: str
     )
 
 
-def _validate(setup: Setup, phase: Phase, position: Position, tracker: Tracker) -> tuple[Position, float]:
-    """Measure what is trained, and return its score; of equally good networks, the newer one is the best."""
+def _validate(
+    setup: Setup, phase: Phase, position: Position, writer: RunWriter, tracker: Tracker
+) -> tuple[Position, float]:
+    """Measure what is trained, and return its score; of equally good networks, the newer one is the best.
+
+    A score that is not finite ends the run.
+    """
     patience, best = position.patience, position.best
     if isinstance(setup.net, MultiExit):
         # Its running statistics are used as they are, and each process has gathered its own.
@@ -317,6 +322,9 @@ def _validate(setup: Setup, phase: Phase, position: Position, tracker: Tracker) 
         patience = patience.after(found["loss"])
     else:
         found, reached = _ends(setup, phase)
+    if not math.isfinite(reached):
+        why = f"the validation after step {position.step} of phase {phase.name} is not finite"
+        _give_up(setup, phase, writer, position.step - 1, why, "--resume goes on from before that step")
     tracker.log("validation", global_step=phase.first_step + position.step, phase=phase.name, **found)
     rank = setup.task.metrics[0].rank
     kept = best if best is not None and rank(best.score) > rank(reached) else Best(reached, cloned(setup.net))

@@ -19,7 +19,7 @@ from ofav2.training.objectives import Distill, DistillExits, Draw, InPlace, Join
 from ofav2.training.phases import Phase
 from ofav2.training.resuming import candidates
 from ofav2.training.samplers import Largest
-from ofav2.training.setup import Setup, in_place_weights, phase_weights, student_weights
+from ofav2.training.setup import Setup, in_place_weights, phase_weights, student_weights, teaching_weights
 from ofav2.training.step import DivergedError, not_finite
 from ofav2.training.teacher import choose_teacher, largest_networks, prepare_teacher, teaching_score
 from ofav2.training.writer import RunWriter
@@ -64,14 +64,15 @@ def run_phase(
         net=net,
         candidates=candidates(finished),
         external=setup.external,
-        weights={phase.name: phase_weights(setup.config, phase.config, net) for phase in setup.plan.phases},
+        weights={past.name: teaching_weights(setup, past) for past in setup.plan.phases},
         evaluator=setup.evaluator,
         precision=setup.config.teacher.precision,
         file_sha256=setup.teacher_sha256,
     )
     if phase_teacher.record.reason:
         logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
-    if isinstance(net, supernets.Supernet) and "expand" in phase.unlocked and state is None:
+    may_sort = state is None and not setup.config.supernet.frozen
+    if may_sort and isinstance(net, supernets.Supernet) and "expand" in phase.unlocked:
         supernets.sort_channels(net, phase.unlocked["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
     steps = learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
@@ -109,7 +110,7 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
     if isinstance(net, supernets.Supernet):
         adopt_statistics(net, networks[max(networks)])
     modules = {side: prepare_teacher(network, setup.runtime) for side, network in networks.items()}
-    score = teaching_score(modules, phase_weights(setup.config, phase.config, net).ensemble, evaluator)
+    score = teaching_score(modules, teaching_weights(setup, phase), evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = corners.usable_mean({score.subnet: score.value for score in scores}) if scores else None

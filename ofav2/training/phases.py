@@ -209,7 +209,7 @@ def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, fi
         if config.teacher not in (None, "none"):
             raise UserError(
                 f"phases.{phase}.teacher ({config.teacher}) has no effect on the {objective} objective: leave it out,"
-                f" or set phases.{phase}.objective=distill"
+                f" or set phases.{phase}.objective=distill, which leaves exits that are not unlocked untrained"
             )
         return "none"
     chosen = config.teacher or policy

@@ -12,11 +12,11 @@ from ofav2.data import ImageData, SplitRecord, read_split, split_record
 from ofav2.errors import RunError
 from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.kept_recipe import trained_recipe
+from ofav2.runs.kept_recipe import changed_settings, names_setting, trained_recipe
 from ofav2.runs.metrics_file import cut_metrics
 from ofav2.runs.records import PhaseRecord, RunRecord, lasting, with_lasting
 from ofav2.runs.split import kept_split
-from ofav2.runs.state import PhaseState, load_newest, set_aside_after
+from ofav2.runs.state import PhaseState, load_newest, set_aside_after, state_names
 from ofav2.training.setup import Setup, check_progress, record_now, refuse_changes
 from ofav2.training.step import DivergedError
 from ofav2.training.teacher import score_order
@@ -46,12 +46,37 @@ def same_recipe(
         # The number that the run chose when it began.
         config = replace(config, run=replace(config.run, threads=kept.run.threads))
     refuse_changes(asdict(kept), asdict(config), allow)
+    _refuse_past_changes(record, kept, config)
     if config.run.threads != kept.run.threads:
         logger.info(
             f"threads: {config.run.threads}, before: {kept.run.threads}; sums are added in another order, so the run"
             " ends with other last bits"
         )
     return config
+
+
+def _refuse_past_changes(record: RunRecord, kept: Config, config: Config) -> None:
+    """Refuse changes of what is over: the run would be told to have been trained otherwise than it was.
+
+    Raises:
+        RunError: If the first weights, or a setting of a finished phase, are others.
+    """
+    over = [
+        "supernet.init",
+        "network.weights",
+        *(f"phases.{phase.name}" for phase in record.phases if phase.name in config.phases),
+    ]
+    changed = [key for key in changed_settings(asdict(kept), asdict(config)) if names_setting(over, key)]
+    if changed:
+        raise RunError(
+            f"{changed[0]} was of a part of the run that is over, so a change would have no effect: leave it as it was,"
+            " or train in a new folder"
+        )
+
+
+def has_progress(path: Path, record: RunRecord) -> bool:
+    """Return whether a run has something to go on from, so that the weights that it began with are no longer needed."""
+    return bool(record.phases) or not set(record.states).isdisjoint(state_names(path))
 
 
 def same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[str]) -> SplitRecord | None:
@@ -129,12 +154,19 @@ def next_record(
         whole: Whether it is finished and intact, so that its record stays as it is.
 
     Raises:
-        RunError: If data, supernet or phases changed; the message shows how.
+        RunError: If data, supernet or phases changed, or a finished run would have to be trained otherwise; the message
+            shows how.
     """
     now = record_now(record.name, recipe.dump(setup.config), setup)
     refuse_changes(lasting(record), lasting(now), allow)
-    check_progress(record.phases, setup.plan)
+    try:
+        check_progress(record.phases, setup.plan)
+    except RunError as error:
+        if record.imported is None:
+            raise
+        raise RunError("the run was imported, and has nothing to go on with: supernet.init=RUN trains it on") from error
     if whole:
+        _refuse_late_changes(record, setup.config)
         return record
     count = setup.runtime.processes.count
     if record.processes != count:
@@ -152,7 +184,24 @@ def next_record(
     # The number that the run chose when it began, as long as the recipe has it.
     kept = record.chosen_threads if record.chosen_threads == config.run.threads else None
     chosen = _chosen_threads(config, setup) or kept
-    return with_lasting(replace(record, processes=count, chosen_threads=chosen), now)
+    try:
+        return with_lasting(replace(record, processes=count, chosen_threads=chosen), now)
+    except ValueError as error:
+        raise RunError(
+            f"the supernet can't be changed any more, as phases are finished that trained more ({error}): restore its"
+            " settings and data.resolutions, or train in a new folder"
+        ) from error
+
+
+def _refuse_late_changes(record: RunRecord, config: Config) -> None:
+    """Refuse changes of a finished run that ask for another training."""
+    changed = changed_settings(asdict(recipe.parse(record.recipe, "recipe")), asdict(config))
+    asked = [key for key in changed if names_setting(("phases", "supernet", "network", "teacher", "optim"), key)]
+    if asked:
+        raise RunError(
+            f"the run is finished, so another {asked[0]} has no effect: train in a new folder, where"
+            " supernet.init=RUN starts from this run's weights"
+        )
 
 
 def _differing(now: Mapping[str, str | None], before: Mapping[str, str | None]) -> str:
@@ -181,6 +230,12 @@ def rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, Phas
 
 def _rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, PhaseState | None]:
     finished, state = _restore(setup, path, record)
+    if not finished and state is None and has_progress(path, record) and (record.initial or record.weights_sha256):
+        # The supernet is fresh, as the first weights were not loaded.
+        raise RunError(
+            "nothing that the run has saved can be read, and it did not begin with fresh weights: restore its files, or"
+            " train in a new folder"
+        )
     last = finished[-1] if finished else None
     cut_metrics(path, state.progress.metrics_bytes if state else last.metrics_bytes if last else 0)
     set_aside_after(path, state.progress.global_step if state else last.end if last else 0)

@@ -19,6 +19,7 @@ from ofav2.training.beginning import check_beginning
 from ofav2.training.phase import evaluate_on_test, run_phase
 from ofav2.training.resuming import (
     first_record,
+    has_progress,
     is_whole,
     next_record,
     rewind,
@@ -89,7 +90,7 @@ def resume(
         Stopped: If a signal told the run to stop; it can be resumed.
         Lost: If another process failed with an error message, or is gone.
     """
-    path = Path(run_dir)
+    path = Path(run_dir).expanduser()
     with process_group() as processes:
         refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
         with old_run(path, processes) as writer:
@@ -99,7 +100,8 @@ def resume(
                 writer.write(folder.RECIPE, record.recipe)
             config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
             split = processes.on_main(lambda: same_split(path, record, config, allow))
-            setup = settle_threads(prepare(config, processes, split))
+            began = record if processes.on_main(lambda: has_progress(path, record)) else None
+            setup = settle_threads(prepare(config, processes, split, began=began))
             whole = processes.on_main(lambda: is_whole(path, record))
             record = processes.on_main(lambda: next_record(record, config, setup, allow, whole=whole))
             drawn = split is None and setup.data.fingerprint == record.data.fingerprint
@@ -122,7 +124,7 @@ def train_or_resume(
     Arguments, result and errors are those of `resume`.
     """
     with process_group() as processes:
-        if processes.on_main(lambda: (Path(run_dir) / folder.RECORD).exists()):
+        if processes.on_main(lambda: (Path(run_dir).expanduser() / folder.RECORD).exists()):
             return resume(run_dir, recipe_name, overrides, allow)
         if recipe_name is None:
             processes.refuse(UserError("RECIPE is missing: `ofav2 recipes` lists them"))

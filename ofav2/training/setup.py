@@ -1,7 +1,7 @@
 """Prepare everything that a run needs from its recipe, and check it before anything is written."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task
-from ofav2.training.initial import adopt_initial
+from ofav2.training.initial import adopt_initial, freeze_body
 from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
 from ofav2.training.teacher import external_teachers
 from supernets.multi_exit import MultiExit, Network
@@ -66,6 +66,7 @@ def prepare(
     processes: Processes = SINGLE_PROCESS,
     split: SplitRecord | None = None,
     data: ImageData | None = None,
+    began: RunRecord | None = None,
 ) -> Setup:
     """Build what a recipe describes, and refuse what can't be trained.
 
@@ -74,16 +75,18 @@ def prepare(
         processes: The processes that are to train it together.
         split: The split of a run that goes on; None draws one.
         data: Images to take instead of the recipe's; None opens those.
+        began: The record of a run that goes on from what it trained, so that its first weights are no longer needed,
+            and may be gone; None loads those that the recipe names.
 
     Raises:
         UserError, SpaceError, DistillError: If a setting is impossible; the message names it.
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
     check_tracking(config.tracking)
-    processes.on_all(lambda: check_network(config, count_channels(config.data)))
+    processes.on_all(lambda: check_network(_to_build(config, began), count_channels(config.data)))
     opened = processes.local_main_first if config.data.download else processes.on_all
     found = data or opened(lambda: open_data(config.data, split))
-    setup = processes.on_all(lambda: _build(config, found, processes))
+    setup = processes.on_all(lambda: _build(config, found, processes, began))
     record = record_now("", "", setup)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
@@ -111,13 +114,15 @@ def record_now(name: str, recipe: str, setup: Setup) -> RunRecord:
     )
 
 
-def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
+def _build(config: Config, data: ImageData, processes: Processes, began: RunRecord | None) -> Setup:
     _check_parts(config.data.batch_size, processes.count)
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
     refuse_mixing(task, config.data)
-    net = recipe_network(config, outputs=task.outputs, channels=data.channels, dense=task.dense)
-    initial = adopt_initial(net, config.supernet, data, task)
+    net = recipe_network(_to_build(config, began), outputs=task.outputs, channels=data.channels, dense=task.dense)
+    initial = began.initial if began else adopt_initial(net, config.supernet, data, task)
+    if config.supernet.frozen:
+        freeze_body(net)
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
     plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
     # Those that no phase takes must fit, too.
@@ -132,8 +137,16 @@ def _build(config: Config, data: ImageData, processes: Processes) -> Setup:
     _check_distance(config, plan, task)
     external, teacher_sha256 = external_teachers(plan, config, data, task, runtime)
     evaluator = open_evaluator(config, data, task, runtime)
-    start = _weights_sha256(config.network.weights, net)
-    return Setup(config, data, net, initial, plan, external, teacher_sha256, start, runtime, task, evaluator)
+    start = began.weights_sha256 if began else _weights_sha256(config.network.weights, net)
+    setup = Setup(config, data, net, initial, plan, external, teacher_sha256, start, runtime, task, evaluator)
+    for phase in plan.phases:
+        teaching_weights(setup, phase)
+    return setup
+
+
+def _to_build(config: Config, began: RunRecord | None) -> Config:
+    """Return the recipe of the network that is made: of a run that goes on, one without first weights."""
+    return config if began is None else replace(config, network=replace(config.network, weights=None))
 
 
 def _weights_sha256(weights: str | None, net: Network) -> str | None:
@@ -151,6 +164,24 @@ def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.E
     """
     scheme = config.teacher.exit_weights if phase.exit_weights is None else phase.exit_weights
     return distill.exit_weights(scheme, len(net.architecture.exits))
+
+
+def teaching_weights(setup: Setup, phase: Phase) -> tuple[Fraction, ...]:
+    """Return the weight of each exit in the ensemble as which the largest network teaches after a phase.
+
+    Exits that nothing has trained until then have none: an objective other than `joint` trains the unlocked ones alone.
+
+    Raises:
+        DistillError: If the phase's weights are no scheme, not one number per exit, or 0 for all trained exits.
+    """
+    exits, initial = setup.net.architecture.exits, setup.initial
+    weights = phase_weights(setup.config, phase.config, setup.net).ensemble
+    until = setup.plan.phases[: setup.plan.phases.index(phase) + 1]
+    trained = {exit_ for past in until for exit_ in past.evaluated.height}
+    if initial is not None and not initial.fresh:
+        trained = set(exits)
+    kept = distill.renormalised(dict(zip(exits, weights, strict=True)), sorted(trained))
+    return tuple(kept.get(exit_, Fraction(0)) for exit_ in exits)
 
 
 def student_weights(phase: Phase, net: Network) -> Mapping[int, Fraction]:

@@ -142,6 +142,16 @@ def _fine_tuned(config: TeacherConfig, data: ImageData, names: Collection[str]) 
         raise UserError(f"teacher.mean and teacher.std: {where} says them itself; leave them out")
     if difference := first_other_class(found.classes, data.classes):
         raise UserError(f"{where} was trained on other classes: {difference}; fine-tune it on this data set")
+    if found.bands != data.bands:
+        raise UserError(
+            f"{where} takes the bands {', '.join(found.bands)}, and these images have {', '.join(data.bands)}: give the"
+            " same in the same order by data.bands, or fine-tune it on these"
+        )
+    if found.white != data.white:
+        raise UserError(
+            f"{where} was trained on images whose value {found.white:g} counts as 1, and here {data.white:g} does:"
+            " fine-tune it on these"
+        )
     if found.data_fingerprint != data.fingerprint:
         logger.warning(
             f"{where} was trained on other images, or another split: it may know test images of this run;"
@@ -169,7 +179,7 @@ def choose_teacher(
     net: Network,
     candidates: Sequence[distill.TeacherCandidate],
     external: Mapping[str, nn.Module],
-    weights: Mapping[str, distill.ExitWeights],
+    weights: Mapping[str, Sequence[Fraction]],
     evaluator: Evaluator,
     precision: str | None = None,
     file_sha256: str | None = None,
@@ -184,7 +194,7 @@ def choose_teacher(
         net: The supernet, of which the teacher is the largest network with other weights.
         candidates: What earlier phases left.
         external: Teachers from timm by policy.
-        weights: Weights of the exits by phase. A candidate teaches with those that it was trained and scored with.
+        weights: Ensemble weights b_i of the exits by phase. A candidate teaches with those that it was scored with.
         evaluator: What measures an external teacher, and where it runs.
         precision: Arithmetic of the teacher's forward pass; None takes the run's. It is measured in float32 either way.
         file_sha256: Checksum of the file that an external teacher has its weights from.
@@ -206,7 +216,7 @@ def choose_teacher(
     networks = largest_networks(with_weights(net, tensors), evaluator)
     chosen = choice.candidate
     record = TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason)
-    teacher = largest_as_teacher(networks, weights[chosen.phase].ensemble, runtime, precision)
+    teacher = largest_as_teacher(networks, weights[chosen.phase], runtime, precision)
     return PhaseTeacher(teacher, record)
 
 

@@ -50,8 +50,11 @@ class RunWriter:
         self._on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
 
     def keep_initial_images(self, digests: Digests | None) -> None:
-        """Write `initial_images.bin`, where it is known what the first weights had seen."""
-        if digests is not None:
+        """Write `initial_images.bin`, where it is known what the first weights had seen; else remove it."""
+        if digests is None:
+            # One may be left of a run that was killed before it began.
+            self._on_main(lambda: (self.path / folder.INITIAL_IMAGES).unlink(missing_ok=True))
+        else:
             self._on_main(lambda: write_initial_images(self.path, digests))
 
     def keep_classes(self, record: ClassesRecord | None) -> None:
@@ -180,7 +183,7 @@ def old_run(run_dir: str | Path, processes: Processes) -> Iterator[RunWriter]:
     Raises:
         RunError: If the folder is no run, or in use.
     """
-    path = Path(run_dir)
+    path = Path(run_dir).expanduser()
     processes.on_main(lambda: read_run(path))
     with _locked(path, processes) as lock:
         yield RunWriter(path, processes, lock)
@@ -206,4 +209,4 @@ def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) ->
         # The recipe that a run has kept lies in that run's folder, and the new run takes its name.
         name = source.parent.name if source.name == folder.RECIPE and source.parent.name else source.stem
         return folder.new_folder(Path(config.run.folder).expanduser(), name)
-    return folder.take_folder(Path(run_dir))
+    return folder.take_folder(Path(run_dir).expanduser())

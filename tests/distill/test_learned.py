@@ -48,6 +48,18 @@ def test_no_slope_is_left_at_the_minimum_of_any_choice(seed: int) -> None:
         assert (slope[~free] >= 0).all()
 
 
+def test_weights_are_found_where_the_loss_is_smaller_than_its_rounding() -> None:
+    """Logits this large give a loss of 4e-11, which steps near the minimum change by less than can be seen."""
+    generator = torch.Generator().manual_seed(132)
+    images = int(torch.randint(5, 60, (), generator=generator))
+    targets = torch.randint(0, 10, (images,), generator=generator)
+    scale = float(torch.rand((), generator=generator)) * 60 + 20
+    logits = torch.randn(5, images, 10, generator=generator) * scale
+    logits[:, range(images), targets] += scale * 1.5
+    found = learned_weights(logits, targets, [choice for count in (4, 5) for choice in combinations(range(5), count)])
+    torch.testing.assert_close(found[-1], torch.full((5,), 1 / 5, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
 def test_exits_that_only_harm_get_no_weight() -> None:
     logits, targets = exits()
     logits[1] = -logits[3]

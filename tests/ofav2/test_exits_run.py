@@ -160,8 +160,21 @@ def test_training_starts_from_the_weights_of_a_file(mixed: str, tmp_path: Path) 
     assert distance["layer4.0.conv1.weight"] < 0.05
     assert run.record.weights_sha256 == files.sha256(tmp_path / "own.safetensors")
     save_file({name: -tensor for name, tensor in own.items()}, tmp_path / "own.safetensors")
-    with pytest.raises(RunError, match=r"network\.weights\.sha256 was .* with --allow-change network\.weights\.sha256"):
-        ofav2.resume(run.folder)
+    assert ofav2.resume(run.folder).record == run.record, "what it began with is over"
+    with pytest.raises(RunError, match=r"network\.weights was of a part of the run that is over"):
+        ofav2.resume(run.folder, overrides=["network.weights=null"], allow=["network"])
+
+
+def test_a_run_goes_on_where_the_file_that_it_began_with_is_gone(mixed: str, tmp_path: Path) -> None:
+    state = ofav2.attach_exits("test_resnet", classes=10, resolution=32, seed=7).state_dict()
+    own = tmp_path / "own.safetensors"
+    save_file({name: tensor for name, tensor in state.items() if not name.startswith("exits.")}, own)
+    straight = ofav2.train(mixed, [f"network.weights={own}"], tmp_path / "straight")
+    with stopped_after(at("all", 1)):
+        ofav2.train(mixed, [f"network.weights={own}"], tmp_path / "run")
+    own.unlink()
+    assert ofav2.resume(tmp_path / "run").record.weights_sha256 == straight.record.weights_sha256
+    assert_same_run(tmp_path / "run", straight.folder)
 
 
 def test_the_page_and_the_other_commands_know_networks_with_exits(

@@ -387,7 +387,7 @@ def test_another_supernet_is_refused_even_where_its_settings_are_accepted(stoppe
     [
         ("phases.kernel.epochs=0.01", "phases.kernel.epochs=0.04", "which has 1 steps"),
         ("phases.kernel.epochs=0.02", "phases.kernel.epochs=0.04", "lacks the best validation"),
-        ("phases.full.epochs=1", "phases.full.epochs=0.02", "not the recipe's first"),
+        ("phases.full.epochs=1", "phases.full.epochs=0.02", "is over"),
         ("data.batch_size=32", "data.batch_size=16", "not the recipe's first"),
         ("optim.name=sgd", "optim.name=adamw", "restore optim.name"),
     ],
@@ -407,6 +407,67 @@ def test_phases_that_differ_from_the_finished_ones_are_refused(stopped: Path, re
     other = tiny.written(stopped.parent / "other", text)
     with pytest.raises(RunError, match=r"finished \(full to step 2\) are not the recipe's first \(first to step 2\)"):
         ofav2.resume(stopped, other, overrides=["run.save_steps=1", "run.keep_states=4"], allow=["phases"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "message"),
+    [
+        (["phases.full.lr=9"], "phases", r"^phases\.full\.lr was of a part of the run that is over"),
+        (["supernet.init=elsewhere"], "supernet", r"^supernet\.init was of a part of the run that is over"),
+        (["data.resolutions=[20]"], "supernet", "can't be changed any more"),
+    ],
+)
+def test_what_is_over_is_not_told_otherwise(overrides: list[str], key: str, message: str, stopped: Path) -> None:
+    before = read_run(stopped)
+    with pytest.raises(UserError, match=message) as refused:
+        ofav2.resume(stopped, overrides=overrides, allow=[key, "data"])
+    assert "\n" not in str(refused.value)
+    assert read_run(stopped) == before
+
+
+def test_a_finished_run_refuses_to_be_trained_otherwise(run_copy: Path) -> None:
+    for change in ("phases.more={epochs: 1, lr: 0.1, unlock: {resolution: [16]}}", "optim.weight_decay=0.5"):
+        key = change.partition(".")[0]
+        with pytest.raises(
+            UserError, match=rf"the run is finished, so another {key}\S* has no effect|unlock"
+        ) as refused:
+            ofav2.resume(run_copy, overrides=[change], allow=[key])
+        assert "\n" not in str(refused.value)
+    assert ofav2.resume(run_copy, overrides=["tracking.every_steps=2"], allow=["tracking"]).record == read_run(run_copy)
+
+
+def test_a_run_goes_on_where_the_run_that_it_began_with_is_gone(
+    straight: Path, recipes: dict[str, str], tmp_path: Path
+) -> None:
+    first = Path(shutil.copytree(straight, tmp_path / "first"))
+    settings = ["data.shots=9", f"supernet.init={first}", "run.save_steps=1", "run.keep_states=9"]
+    whole = ofav2.train(recipes["short"], settings, tmp_path / "whole").folder
+    run = tmp_path / "run"
+    with stopped_after(at("full", 1)):
+        ofav2.train(recipes["short"], settings, run)
+    before = (run / folder.INITIAL_IMAGES).read_bytes()
+    lost = Path(shutil.copytree(run, tmp_path / "lost"))
+    shutil.rmtree(first)
+    ofav2.resume(run)
+    assert_same_run(run, whole)
+    assert read_run(run).initial == read_run(whole).initial is not None
+    assert (run / folder.INITIAL_IMAGES).read_bytes() == before
+    for path in (lost / "checkpoints").glob("state-*.safetensors"):
+        flip_a_bit(path)
+    with pytest.raises(RunError, match="nothing that the run has saved can be read, and it did not begin with fresh"):
+        ofav2.resume(lost)
+
+
+def test_a_folder_may_be_given_from_home(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    with stopped_after(at("full", 1)):
+        ofav2.training.run.train_or_resume("~/run", recipes["short"])
+    assert ofav2.training.run.train_or_resume("~/run", recipes["short"]).record.status == "finished"
+    assert ofav2.resume("~/run").folder == tmp_path / "run"
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_a_finished_run_is_left_as_it_is(tiny_run: Any, run_copy: Path, notes: Notes) -> None:
@@ -779,8 +840,8 @@ def test_weights_that_are_not_finite_are_in_no_state_and_end_the_run(
     nets: list[Any] = []
     prepare = ofav2.training.run.prepare
 
-    def keep(*given: Any) -> Any:
-        setup = prepare(*given)
+    def keep(*given: Any, **named: Any) -> Any:
+        setup = prepare(*given, **named)
         nets.append(setup.net)
         return setup
 
@@ -795,6 +856,20 @@ def test_weights_that_are_not_finite_are_in_no_state_and_end_the_run(
             ofav2.train(recipes["short"], EVERY_STEP, tmp_path / "run")
     for path in (tmp_path / "run" / "checkpoints").glob("state-*.safetensors"):
         assert all(tensor.isfinite().all() for tensor in checkpoint.load(path.with_suffix(""))[0].values())
+    assert ofav2.resume(tmp_path / "run").record.status == "finished"
+
+
+def test_a_validation_that_is_not_finite_ends_the_run(
+    recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = ofav2.training.loop._ends
+    with monkeypatch.context() as patch:
+        patch.setattr(ofav2.training.loop, "_ends", lambda setup, phase: (ends(setup, phase)[0], float("nan")))
+        with pytest.raises(
+            RunError, match=r"the validation after step 2 of phase full is not finite; lower phases\.full\.lr"
+        ):
+            ofav2.train(recipes["short"], EVERY_STEP, tmp_path / "run")
+    assert read_run(tmp_path / "run").status == "failed: DivergedError"
     assert ofav2.resume(tmp_path / "run").record.status == "finished"
 
 

@@ -134,6 +134,12 @@ def test_a_teacher_that_does_not_fit_is_refused(teacher: Path, tmp_path: Path) -
         (images(), {"policy": "timm:test_efficientnet"}, "is of timm:test_resnet"),
         (images(), {"mean": (0.5, 0.5, 0.5)}, "says them itself"),
         (images(target=others), {}, 'class 0 was "0", and is "9" now'),
+        (
+            images(bands=("blue", "green", "red")),
+            {},
+            "takes the bands red, green, blue, and these images have blue, green",
+        ),
+        (images(white=1.0), {}, "whose value 255 counts as 1, and here 1 does"),
     ]
     for data, changes, message in refused:
         with pytest.raises(UserError, match=message):

@@ -167,6 +167,19 @@ def test_a_full_disk_leaves_the_older_checkpoint(tmp_path: Path, monkeypatch: py
     assert checkpoint.load(path)[1]["value"] == 1.0
 
 
+def test_what_would_be_too_large_to_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 500)
+    checkpoint.load(save_at(tmp_path / "small", 50))
+    with pytest.raises(RunError, match=r"large\.safetensors would have \d+ bytes, and more than 500 are not read back"):
+        save_at(tmp_path / "large", 500)
+    assert not [*tmp_path.glob("large*")]
+
+
+def save_at(path: Path, count: int) -> Path:
+    checkpoint.save(path, {"weight": torch.zeros(count)}, {})
+    return path
+
+
 def test_facts_that_json_cannot_hold_touch_no_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         checkpoint.save(tmp_path / "full", {}, {"accuracy": float("nan")})

@@ -171,6 +171,15 @@ def test_a_name_that_is_a_path_is_refused(tmp_path: Path, name: str) -> None:
     assert names(tmp_path) == []
 
 
+def test_what_a_run_leaves_that_was_killed_before_it_began_is_written_over(tmp_path: Path) -> None:
+    for name in (folder.LOCK, folder.RECIPE, folder.SPLIT, folder.INITIAL_IMAGES, f".{folder.RECORD}.17.tmp"):
+        (tmp_path / name).touch()
+    assert folder.take_folder(tmp_path) == tmp_path
+    (tmp_path / "own.txt").touch()
+    with pytest.raises(RunError, match=r"is not empty \(own\.txt\) and holds no run"):
+        folder.take_folder(tmp_path)
+
+
 def test_a_parent_that_is_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     with pytest.raises(RunError) as error:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import ofav2
 from ofav2.cli.main import main
@@ -67,6 +68,18 @@ def test_images_that_the_first_weights_saw_are_no_test_images_of_what_is_extract
     (third / INITIAL_IMAGES).unlink()
     ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "other", formats=())
     assert notes().count("started from is not known") == 1
+
+
+def test_a_frozen_body_stays_as_it_is_in_every_phase(tiny_run: Run, tmp_path: Path) -> None:
+    """Channels that a phase would sort by weight stay in the order in which the first run has trained their shares."""
+    text = tiny.SIX.replace(tiny.ALL_CORNERS, tiny.NO_CORNERS)
+    settings = [f"supernet.init={tiny_run.folder}", "supernet.frozen=true"]
+    run = ofav2.train(tiny.written(tmp_path, text), settings, tmp_path / "run")
+    before, after = (dict(ofav2.load_supernet(one.folder).named_parameters()) for one in (tiny_run, run))
+    body = [name for name in before if not name.startswith("exits.")]
+    assert body
+    assert [name for name in body if not torch.equal(before[name], after[name])] == []
+    assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
 def test_images_that_weights_before_the_first_ones_saw_are_held_out_images_no_more(

@@ -14,7 +14,7 @@ from ofa.imagenet_classification.elastic_nn.networks import OFAMobileNetV3
 import ofav2
 from ofav2.cli.main import main
 from ofav2.config import recipe
-from ofav2.errors import UserError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.measure import measure
 from ofav2.evaluation.opened_run import open_run
 from ofav2.report.report import write_report
@@ -71,6 +71,11 @@ def test_the_supernet_has_the_peers_logits(run: Path) -> None:
     assert net.space.kernel == (3, 5, 7)
     assert net.architecture.variant == "se_b"
     assert net.architecture.width_mult == 0.1
+
+
+def test_there_is_nothing_to_go_on_with(run: Path) -> None:
+    with pytest.raises(RunError, match=r"^the run was imported, and has nothing to go on with: supernet\.init=RUN"):
+        ofav2.resume(run)
 
 
 def test_fine_tuning_starts_with_the_rate_of_the_recipes_last_phase(run: Path, recipe_file: str) -> None:

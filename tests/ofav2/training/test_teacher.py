@@ -13,8 +13,9 @@ from torch import nn
 
 import distill
 import ofav2
-from distill import TeacherCandidate
+from distill import DistillError, TeacherCandidate
 from ofav2 import files
+from ofav2.config import recipe
 from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import RunError, UserError
@@ -22,6 +23,7 @@ from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import TeacherRecord
 from ofav2.tasks.classification import TOP1, Classification
 from ofav2.training.phases import Phase, Plan, make_plan
+from ofav2.training.setup import prepare, teaching_weights
 from ofav2.training.teacher import (
     PhaseTeacher,
     choose_teacher,
@@ -64,7 +66,7 @@ def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> Phas
         "net": net,
         "candidates": CANDIDATES,
         "external": {},
-        "weights": dict.fromkeys(LEFT, WEIGHTS),
+        "weights": dict.fromkeys(LEFT, WEIGHTS.ensemble),
         "evaluator": tiny_evaluator(DATA),
     }
     return choose_teacher(phase_with_teacher(policy, net), **(arguments | changes))
@@ -157,11 +159,46 @@ def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
     assert student.dtype == getattr(torch, runs)
 
 
+@pytest.mark.parametrize(("objective", "first"), [("joint", (1, 2, 3, 4, 5)), ("distill", (5,))])
+def test_exits_that_nothing_has_trained_teach_nothing(objective: str, first: tuple[int, ...], tmp_path: Path) -> None:
+    text = tiny.SIX.replace(
+        "full: {epochs: 0.02, lr: 0.003}", f"full: {{epochs: 0.02, lr: 0.003, {OBJECTIVE[objective]}}}"
+    )
+    text = text.replace("height: [1, 2, 3, 4, 5]", "height: [2, 5]")
+    setup = prepare(recipe.load(tiny.written(tmp_path, text), ["teacher.exit_weights=ascending"]))
+    whole = distill.exit_weights("ascending", 5).ensemble
+    trained = dict.fromkeys(("full", "kernel", "level"), first) | dict.fromkeys(("height", "depth"), (*first, 2, 5))
+    for phase in setup.plan.phases[:-1]:
+        weights = teaching_weights(setup, phase)
+        assert sum(weights) == 1
+        kept = [exit_ for exit_, weight in enumerate(weights, 1) if weight]
+        assert kept == sorted(set(trained[phase.name]))
+        assert [weights[exit_ - 1] / whole[exit_ - 1] for exit_ in kept] == [weights[-1] / whole[-1]] * len(kept)
+    if objective == "joint":
+        assert teaching_weights(setup, setup.plan.phases[0]) == tuple(whole)
+
+
+def test_an_ensemble_of_untrained_exits_alone_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    text = tiny.SIX.replace(
+        "full: {epochs: 0.02, lr: 0.003}", f"full: {{epochs: 0.02, lr: 0.003, {OBJECTIVE['distill']}}}"
+    )
+    with pytest.raises(DistillError, match=r"are 0 for all exits that are trained \(5\)"):
+        ofav2.train(tiny.written(tmp_path, text), ["teacher.exit_weights=[1,0,0,0,0]"], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+OBJECTIVE = {"joint": "objective: joint", "distill": "objective: distill, teacher: none"}
+
+
 def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     net = tiny_net("se_b", seed=4)
     checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})
     phase_teacher = choose(
-        "fixed", tmp_path, net, candidates=CANDIDATES[:1], weights={"full": distill.exit_weights("ascending", 1)}
+        "fixed",
+        tmp_path,
+        net,
+        candidates=CANDIDATES[:1],
+        weights={"full": distill.exit_weights("ascending", 1).ensemble},
     )
     assert phase_teacher.teacher is not None
     images = torch.ones(2, 3, 16, 16)
