@@ -8,7 +8,7 @@ import numpy as np
 
 from ofav2 import files
 from ofav2.data.digests import Digests
-from ofav2.data.seen import seen_digests
+from ofav2.data.seen import count_seen, seen_digests
 from ofav2.deploy.artifact import RECORD, SubnetRecord
 from ofav2.errors import RunError
 from ofav2.evaluation.opened_run import OpenedRun
@@ -23,6 +23,8 @@ SEEN = "trained_images.bin"
 def seen_by(run: OpenedRun) -> Digests:
     """Return digests of all images that a run's weights have seen, those that it started from included.
 
+    Test images among them, which another split held before, are told.
+
     Raises:
         RunError: The list of the latter is damaged.
     """
@@ -34,6 +36,11 @@ def seen_by(run: OpenedRun) -> Digests:
             " as new ones"
         )
         return own
+    if known := count_seen(run.data.test, earlier):
+        logger.warning(
+            f"{known} of the {len(run.data.test)} test images were trained on before the run's split was changed: test"
+            " scores are too good"
+        )
     return np.union1d(own, earlier)
 
 

@@ -358,7 +358,7 @@ def _refuse_resolutions(config: TuningConfig, source: Source | StockSource) -> N
 
 
 def refuse_bands(data: ImageData, record: SubnetRecord) -> None:
-    """Refuse images of other bands than the network was trained on, or of the same in another order.
+    """Refuse images of other bands than the network was trained on, of the same in another order, or in other units.
 
     Raises:
         UserError: They are others.
@@ -373,6 +373,11 @@ def refuse_bands(data: ImageData, record: SubnetRecord) -> None:
         raise UserError(
             f"data set ({data.name}) has the bands {', '.join(data.bands)}, and the network takes {', '.join(bands)},"
             " in this order: give such images"
+        )
+    if data.white != record.input.white and tuple(data.mean) == record.input.mean:
+        raise UserError(
+            f"data set ({data.name}) has pixels whose value {data.white:g} counts as 1, and the network was trained on"
+            f" ones where {record.input.white:g} does: give such images"
         )
 
 

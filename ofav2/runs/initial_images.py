@@ -1,7 +1,8 @@
-"""Read and write `initial_images.bin`: of which images the weights that a run started from had learnt the targets.
+"""Read and write `initial_images.bin`: what a run's weights have learnt the targets of beside its own images.
 
-A run's own images are in `split.json`. Those of the runs before it may be gone when a network is extracted, and are
-still no images to test it on. The file holds the SHA-256 of the rest, then ascending 64-bit digests, little-endian.
+A run's own images are in `split.json`. Those of the runs that it started from, and those of its own split before that
+was changed, may be gone when a network is extracted, and are still no images to test it on. The file holds the SHA-256
+of the rest, then ascending 64-bit digests, little-endian.
 """
 
 import hashlib
@@ -27,20 +28,18 @@ def write_initial_images(folder: Path, digests: Digests) -> None:
 
 
 def read_initial_images(folder: Path, record: RunRecord) -> Digests | None:
-    """Return digests of the images whose targets a run's first weights had learnt, ascending; None where nobody knows.
+    """Return digests of further images whose targets a run's weights have learnt, ascending; None where nobody knows.
 
     Args:
         folder: The run folder.
-        record: The run's record; there are none where it began with fresh weights.
+        record: The run's record; without the file, there are none where it began with fresh weights.
 
     Raises:
         RunError: The file is damaged.
     """
     path = folder / INITIAL_IMAGES
-    if record.initial is None:
-        return np.empty(0, np.uint64)
     if not path.exists():
-        return None
+        return np.empty(0, np.uint64) if record.initial is None else None
     try:
         content = files.read_bytes(path)
     except OSError as error:

@@ -13,7 +13,7 @@ from ofav2.config.schema import Config, DataConfig, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
 from ofav2.data.readers.patches import target_name
-from ofav2.data.seen import count_known, count_seen, digests_of
+from ofav2.data.seen import count_known, count_seen, digests_of, seen_digests
 from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
@@ -95,6 +95,28 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     for held in (data.test, data.val):
         _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
     return earlier if images_alone else np.union1d(earlier, digests_of(theirs.train))
+
+
+def images_until_now(folder: Path, record: RunRecord) -> Digests | None:
+    """Return digests of all images that a run has seen before its split is changed; None where nobody knows.
+
+    Args:
+        folder: The run folder, with the split until now.
+        record: The run's record until now.
+
+    Raises:
+        RunError: If the list of what its first weights had seen is damaged.
+    """
+    earlier = read_initial_images(folder, record)
+    try:
+        own = seen_digests(_images(folder, record, kept_recipe(folder, record)))
+    except UserError as error:
+        logger.warning(
+            "which images the run was trained on until now is not known to what is extracted from it: they can't be"
+            f" opened as they were: {first_line(error)}"
+        )
+        return earlier
+    return None if earlier is None else np.union1d(earlier, own)
 
 
 def _judge(init: Path, held: Split, count: int, *, images_alone: bool, is_val: bool) -> None:

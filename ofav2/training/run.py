@@ -15,7 +15,7 @@ from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
 from ofav2.runtime.processes import process_group
 from ofav2.runtime.signals import Stopped, stop_requests
-from ofav2.training.beginning import check_beginning
+from ofav2.training.beginning import check_beginning, images_until_now
 from ofav2.training.phase import evaluate_on_test, run_phase
 from ofav2.training.resuming import (
     first_record,
@@ -103,10 +103,12 @@ def resume(
             began = record if processes.on_main(lambda: has_progress(path, record)) else None
             setup = settle_threads(prepare(config, processes, split, began=began))
             whole = processes.on_main(lambda: is_whole(path, record))
-            record = processes.on_main(lambda: next_record(record, config, setup, allow, whole=whole))
+            before, record = record, processes.on_main(lambda: next_record(record, config, setup, allow, whole=whole))
             drawn = split is None and setup.data.fingerprint == record.data.fingerprint
             if drawn and not whole:
                 processes.on_main(lambda: warn_of_known_images(path, setup.data))
+                if began and before.data.fingerprint != record.data.fingerprint:
+                    writer.keep_initial_images(processes.on_main(lambda: images_until_now(path, before)))
             if drawn:
                 writer.keep_split(setup.data)
             if whole:

@@ -50,7 +50,7 @@ class RunWriter:
         self._on_main(lambda: write_split(self.path / folder.SPLIT, split_record(data)))
 
     def keep_initial_images(self, digests: Digests | None) -> None:
-        """Write `initial_images.bin`, where it is known what the first weights had seen; else remove it."""
+        """Write `initial_images.bin`, where it is known what else the weights had seen; else remove it."""
         if digests is None:
             # One may be left of a run that was killed before it began.
             self._on_main(lambda: (self.path / folder.INITIAL_IMAGES).unlink(missing_ok=True))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,6 +30,8 @@ from ofav2 import files
 from ofav2.cli.main import STOPPED, main
 from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
+from ofav2.data.seen import seen_digests
+from ofav2.deploy.seen import seen_by
 from ofav2.errors import RunError, UserError
 from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
@@ -425,15 +428,15 @@ def test_what_is_over_is_not_told_otherwise(overrides: list[str], key: str, mess
     assert read_run(stopped) == before
 
 
-def test_a_finished_run_refuses_to_be_trained_otherwise(run_copy: Path) -> None:
-    for change in ("phases.more={epochs: 1, lr: 0.1, unlock: {resolution: [16]}}", "optim.weight_decay=0.5"):
-        key = change.partition(".")[0]
-        with pytest.raises(
-            UserError, match=rf"the run is finished, so another {key}\S* has no effect|unlock"
-        ) as refused:
-            ofav2.resume(run_copy, overrides=[change], allow=[key])
+def test_a_finished_run_refuses_to_be_trained_otherwise(tmp_path: Path) -> None:
+    full = tiny.written(tmp_path, tiny.TWO[: tiny.TWO.index("  kernel:")])
+    run = ofav2.train(full, run_dir=tmp_path / "run")
+    for change in ("phases.kernel={epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}", "optim.weight_decay=0.5"):
+        key = change.partition("=")[0]
+        with pytest.raises(UserError, match=rf"^the run is finished, so another {key}\S* has no effect") as refused:
+            ofav2.resume(run.folder, overrides=[change], allow=[key])
         assert "\n" not in str(refused.value)
-    assert ofav2.resume(run_copy, overrides=["tracking.every_steps=2"], allow=["tracking"]).record == read_run(run_copy)
+    assert ofav2.resume(run.folder, overrides=["tracking.every_steps=2"], allow=["tracking"]).record == run.record
 
 
 def test_a_run_goes_on_where_the_run_that_it_began_with_is_gone(
@@ -518,9 +521,13 @@ def test_a_recipe_of_timms_weights_is_the_one_that_began(
 
 
 def test_a_split_that_is_drawn_anew_says_what_of_it_is_known(half_run: Path, notes: Notes) -> None:
+    until_now = seen_digests(ofav2.open_run(half_run).data)
     with stopped_after(at("level", 1)):
         ofav2.resume(half_run, overrides=["data.split_seed=1"], allow=["data"])
     assert re.search(r"\d+ of the \d+ images of the new split test were trained on until now, by their names", notes())
+    opened = ofav2.open_run(half_run)
+    assert np.array_equal(seen_by(opened), np.union1d(until_now, seen_digests(opened.data)))
+    assert re.search(r"\d+ of the \d+ test images were trained on before the run's split was changed", notes())
 
 
 def test_a_run_in_use_is_refused(stopped: Path) -> None:

@@ -26,6 +26,7 @@ from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
+from ofav2.finetuning import setup
 from ofav2.finetuning.setup import set_dropout
 from ofav2.rng import Stream
 from ofav2.runtime.processes import Processes
@@ -343,6 +344,19 @@ def test_images_of_other_channels_are_refused(extracted: Path, tmp_path: Path, s
     serve(images(bands=("grey",)))
     with pytest.raises(UserError, match="have 1 channels, and the network takes 3"):
         finetune(extracted, out=tmp_path / "out")
+
+
+def test_images_in_other_units_are_refused(
+    extracted: Path, tmp_path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of patches, the stored number 1 counts as 1, and a network of pictures was trained on 1/255 of that."""
+    serve(images(white=1.0))
+    message = "pixels whose value 1 counts as 1, and the network was trained on ones where 255 does"
+    with pytest.raises(UserError, match=message):
+        finetune(extracted, out=tmp_path / "out")
+    monkeypatch.setattr("ofav2.inference.evaluate.open_data", setup.open_data)
+    with pytest.raises(UserError, match=message):
+        ofav2.evaluate_network(extracted)
 
 
 def test_folders_that_are_not_what_they_should_be_are_refused(tiny_run: Any, extracted: Path, tmp_path: Path) -> None:
