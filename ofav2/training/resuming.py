@@ -141,33 +141,53 @@ def first_record(name: str, config: Config, setup: Setup) -> RunRecord:
     return replace(record_now(name, recipe.dump(setup.config), setup), chosen_threads=_chosen_threads(config, setup))
 
 
-def next_record(
-    record: RunRecord, config: Config, setup: Setup, allow: Sequence[str], *, whole: bool = False
-) -> RunRecord:
-    """Return the record of a run that goes on.
+def refuse_another(record: RunRecord, setup: Setup, allow: Sequence[str]) -> None:
+    """Check that what a run would go on with is what it was started with.
 
     Args:
         record: Its record until now.
-        config: The recipe to go on with.
-        setup: What was made of it.
+        setup: What was made of the recipe to go on with.
         allow: Keys whose change is accepted.
-        whole: Whether it is finished and intact, so that its record stays as it is.
 
     Raises:
-        RunError: If data, supernet or phases changed, or a finished run would have to be trained otherwise; the message
-            shows how.
+        RunError: If data, supernet or phases changed; the message shows how.
     """
-    now = record_now(record.name, recipe.dump(setup.config), setup)
-    refuse_changes(lasting(record), lasting(now), allow)
+    refuse_changes(lasting(record), lasting(record_now("", "", setup)), allow)
     try:
         check_progress(record.phases, setup.plan)
     except RunError as error:
         if record.imported is None:
             raise
         raise RunError("the run was imported, and has nothing to go on with: supernet.init=RUN trains it on") from error
-    if whole:
-        _refuse_late_changes(record, setup.config)
-        return record
+
+
+def refuse_late_changes(record: RunRecord, config: Config) -> None:
+    """Check that a finished run is not asked for another training.
+
+    Raises:
+        RunError: If a setting of it changed.
+    """
+    changed = changed_settings(asdict(recipe.parse(record.recipe, "recipe")), asdict(config))
+    asked = [key for key in changed if names_setting(("phases", "supernet", "network", "teacher", "optim"), key)]
+    if asked:
+        raise RunError(
+            f"the run is finished, so another {asked[0]} has no effect: train in a new folder, where"
+            " supernet.init=RUN starts from this run's weights"
+        )
+
+
+def next_record(record: RunRecord, config: Config, setup: Setup) -> RunRecord:
+    """Return the record of a run that goes on.
+
+    Args:
+        record: Its record until now.
+        config: The recipe to go on with.
+        setup: What was made of it.
+
+    Raises:
+        RunError: If finished phases trained more networks than the supernet has now.
+    """
+    now = record_now(record.name, recipe.dump(setup.config), setup)
     count = setup.runtime.processes.count
     if record.processes != count:
         logger.info(
@@ -191,17 +211,6 @@ def next_record(
             f"the supernet can't be changed any more, as phases are finished that trained more ({error}): restore its"
             " settings and data.resolutions, or train in a new folder"
         ) from error
-
-
-def _refuse_late_changes(record: RunRecord, config: Config) -> None:
-    """Refuse changes of a finished run that ask for another training."""
-    changed = changed_settings(asdict(recipe.parse(record.recipe, "recipe")), asdict(config))
-    asked = [key for key in changed if names_setting(("phases", "supernet", "network", "teacher", "optim"), key)]
-    if asked:
-        raise RunError(
-            f"the run is finished, so another {asked[0]} has no effect: train in a new folder, where"
-            " supernet.init=RUN starts from this run's weights"
-        )
 
 
 def _differing(now: Mapping[str, str | None], before: Mapping[str, str | None]) -> str:

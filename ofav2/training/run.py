@@ -22,6 +22,8 @@ from ofav2.training.resuming import (
     has_progress,
     is_whole,
     next_record,
+    refuse_another,
+    refuse_late_changes,
     rewind,
     same_recipe,
     same_split,
@@ -102,18 +104,19 @@ def resume(
             split = processes.on_main(lambda: same_split(path, record, config, allow))
             began = record if processes.on_main(lambda: has_progress(path, record)) else None
             setup = settle_threads(prepare(config, processes, split, began=began))
-            whole = processes.on_main(lambda: is_whole(path, record))
-            before, record = record, processes.on_main(lambda: next_record(record, config, setup, allow, whole=whole))
-            drawn = split is None and setup.data.fingerprint == record.data.fingerprint
-            if drawn and not whole:
-                processes.on_main(lambda: warn_of_known_images(path, setup.data))
-                if began and before.data.fingerprint != record.data.fingerprint:
-                    writer.keep_initial_images(processes.on_main(lambda: images_until_now(path, before)))
-            if drawn:
-                writer.keep_split(setup.data)
-            if whole:
+            processes.on_main(lambda: refuse_another(record, setup, allow))
+            if processes.on_main(lambda: is_whole(path, record)):
+                processes.on_main(lambda: refuse_late_changes(record, setup.config))
+                if split is None and setup.data.fingerprint == record.data.fingerprint:
+                    writer.keep_split(setup.data)
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
+            before, record = record, processes.on_main(lambda: next_record(record, config, setup))
+            if began and before.data.fingerprint != record.data.fingerprint:
+                processes.on_main(lambda: warn_of_known_images(path, setup.data))
+                writer.keep_initial_images(processes.on_main(lambda: images_until_now(path, before)))
+            if split is None:
+                writer.keep_split(setup.data)
             writer.write(folder.RECIPE, record.recipe)
             return _run_phases(setup, writer, record)
 
