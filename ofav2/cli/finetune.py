@@ -100,6 +100,8 @@ def _run(arguments: argparse.Namespace) -> None:
 def _run_front(arguments: argparse.Namespace) -> None:
     from ofav2.finetuning.front import FORMS, TUNED_COLUMNS, finetune_front, read_forms, tuned_rows
 
+    if arguments.weights is not None:
+        raise UserError(f"--weights ({arguments.weights}) is of timm:NAME: leave it out, a front has its own weights")
     # What stands before the settings is no network here, but may be a file of settings.
     given = [text for text in (arguments.directory, arguments.recipe, *arguments.overrides) if text is not None]
     files = [text for text in given if "=" not in text]

@@ -20,7 +20,8 @@ makes. Every subset of its exits is scored on validation. Test is measured for t
 last exit alone. Stages after the deepest exit that is kept are left out.
 
 --ensemble names how exits are weighed: ascending, descending, mixed or uniform (AEP's schemes), learned (on
-validation), or numbers such as 0.2,0.3,0.5. Without it, they are weighed as in training.
+validation), or numbers such as 0.2,0.3,0.5. Without it, they are weighed as in training. A scheme weighs all exits of
+the run; a folder with some of them keeps their weights.
 
 It writes what `ofav2 extract` writes, and pruning.html. model.onnx and model.pt2 return every exit, and their ensemble
 as `logits`.

@@ -21,6 +21,7 @@ from supernets import Architecture, SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost
 from supernets.ensembles import ensemble_alone
+from supernets.graphs import alone
 
 if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
@@ -485,7 +486,8 @@ def load_ensemble(directory: str | Path) -> GraphModule:
     """Read a network of `ofav2 prune` as one with a single output, the ensemble of its exits.
 
     Args:
-        directory: The folder with `subnet.json` and `model.safetensors`. A network with one exit is taken as it is.
+        directory: The folder with `subnet.json` and `model.safetensors`. Of a network with one exit, its logits are
+            the ensemble.
 
     Returns:
         The network as a plain torch module in evaluation mode: normalised images (N, C, H, W) -> logits (N, classes).
@@ -496,11 +498,11 @@ def load_ensemble(directory: str | Path) -> GraphModule:
     module, record = load_subnet(directory), describe_subnet(directory)
     if record.exits == "last":
         return module
-    if record.ensemble is None:
+    if record.ensemble is None and len(record.exits) > 1:
         raise RunError(
             f"network ({directory}) has several exits and no weights for their ensemble: choose them with `ofav2 prune"
             f" {directory} --out DIR`"
         )
-    merged = ensemble_alone(module, record.ensemble)
+    merged = ensemble_alone(module, record.ensemble) if record.ensemble else alone(module, 0)
     merged.meta["usage"] = usage(record.input, record.task, record.classes, ("logits",))
     return merged

@@ -73,8 +73,8 @@ def extract(
 
     Raises:
         SpaceError: If the sub-network is outside the space that was trained, or an exit is not on its way.
-        UserError: If the folder is not empty or can't be written, a format does not exist, or the network was chosen
-            under limits and is to have other exits, too.
+        UserError: If the folder is not empty or can't be written, a format does not exist, the ranking chose
+            another network, or the network was chosen under limits and is to have other exits, too.
         RunError: If the extracted network, or a file, does not compute what the supernet does.
     """
     refuse_inside(run.data.trees, Path(out), "output folder")
@@ -109,6 +109,11 @@ def extract_into(
     check_formats(formats)
     if ranking:
         refuse_limited_exits(ranking.limits, exits)
+        if subnet != ranking.best.subnet:
+            raise UserError(
+                f"sub-network ({subnet}) is not what the ranking chose ({ranking.best.subnet}): extract that one, or"
+                " leave the ranking out"
+            )
     run.loaded.net.space.check(subnet)
     run.loaded.net.chosen_exits(subnet, exits)
     logger.info(f"extracting {subnet}: measuring it, then writing the files and checking them")

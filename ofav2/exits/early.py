@@ -4,14 +4,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from numbers import Real
 
 import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from distill import exit_weights
 from ofav2.errors import UserError
 from ofav2.messages import show
 from ofav2.tasks.classification import confidence_of, confidences, predict
@@ -86,7 +85,7 @@ class EarlyExits(nn.Module):
         parts: One part per exit, as `split` makes them.
         exits: The exits' indices, ascending.
         weights: Weights of the exits in the ensemble, the first one over 0; None weighs exit i with i (AEP's ascending
-            weights, which OFAv2's ENS-KD uses as well; the first k of them are the ascending weights of k exits).
+            weights, which OFAv2's ENS-KD uses as well; of exits 1 … k they are the ascending weights of k exits).
     """
 
     def __init__(
@@ -95,8 +94,10 @@ class EarlyExits(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.exits = tuple(exits)
-        fractions = exit_weights("ascending", len(self.exits)).ensemble if weights is None else map(Fraction, weights)
-        shares = tuple(fractions)
+        # Of exits 2 and 4, exit 4 counts twice as much, as it does among all exits that were trained.
+        shares = [Fraction(number, sum(self.exits)) for number in self.exits]
+        if weights is not None:
+            shares = list(map(Fraction, weights))
         self._shares = tuple(map(float, shares))
         self._sums = tuple(map(float, accumulate(shares)))
 
@@ -197,11 +198,12 @@ def early_exits(
     Args:
         module: Images (N, C, H, W) -> a tuple of logits (N, classes), the earliest exit first: what `load_subnet` gives
             for several exits, or any other `torch.fx` graph.
-        exits: The exits' indices; None counts them from 1.
+        exits: The exits' indices, ascending, from 1 up; None counts them from 1.
         weights: Weights of the exits in the ensemble, as for `EarlyExits`.
 
     Raises:
-        UserError: If it has only one exit, or can't be split (see `split`).
+        UserError: If it has only one exit, or exits or weights don't fit it.
+        GraphError: If it can't be split (see `split`).
     """
     parts = split(module)
     indices = tuple(range(1, len(parts) + 1)) if exits is None else tuple(exits)
@@ -209,6 +211,8 @@ def early_exits(
         raise UserError("network has one exit, so images can't exit early: extract it with --exits all")
     if len(indices) != len(parts):
         raise UserError(f"exits ({show(list(indices))}) must be one number per output of the network, {len(parts)}")
+    if indices[0] < 1 or any(second <= first for first, second in pairwise(indices)):
+        raise UserError(f"exits ({show(list(indices))}) must be ascending whole numbers from 1 up: give them in order")
     if weights is not None and (len(weights) != len(parts) or min(weights) < 0 or weights[0] == 0):
         raise UserError(
             f"weights ({show(list(weights))}) must be one number of at least 0 per exit, {len(parts)}, the first over 0"

@@ -21,7 +21,13 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
 from supernets.output_costs import ExitMacs, exit_macs
 
-_CHANGEABLE = ("data.root", "data.download", "data.workers", "run.device", "run.threads", "evaluation.batch_size")
+PLACE_AND_DEVICE = (
+    *(f"data.{name}" for name in ("root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
+    "run.device",
+    "run.threads",
+)
+"""Settings of an extracted network's recipe that say where its images are, and what computes."""
+_CHANGEABLE = (*PLACE_AND_DEVICE, "evaluation.batch_size")
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,9 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     path = Path(directory)
     for text in overrides:
         if text.partition("=")[0] not in _CHANGEABLE:
-            raise UserError(f"setting ({text}) does not belong here: of the network's recipe, {', '.join(_CHANGEABLE)}")
+            raise UserError(
+                f"setting ({text}) does not belong here: of the network's recipe, change {', '.join(_CHANGEABLE)}"
+            )
     exits, module, record = several_exits(path), load_subnet(path), describe_subnet(path)
     if record.finetuning:
         raise UserError(

@@ -11,7 +11,7 @@ from ofav2.typed_json import Positive, Sha256, Share, read_record, write_record
 from supernets.output_costs import ExitMacs
 
 EARLY_RECORD = "early_exits.json"
-EARLY_FORMAT = "ofav2-early-exits/2"
+EARLY_FORMAT = "ofav2-early-exits/3"
 
 
 @dataclass(frozen=True)

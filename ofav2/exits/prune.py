@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 LEARNED = "learned"
 """The ensemble whose weights are learned on validation."""
+LEAST_WEIGHT = 1e-9
+"""The least weight of an exit that counts, as `subnet.json` has it."""
 BATCHES = (1, 64)
 """Images per call that times are measured at."""
 ROUNDS = 9
@@ -175,7 +177,8 @@ def prune_exits(
         overrides: Settings of an extracted network's recipe as `key=value`: where images are, and what computes.
         out: Folder to make; it must not exist, or be empty.
         subnet: Which sub-network of a run; None takes the largest that was trained.
-        ensemble: A scheme of `distill.schemes()`, one number per exit, or `learned`: weights of least cross-entropy,
+        ensemble: A scheme of `distill.schemes()`, one number per exit of the network, or of all that it was trained
+            with, or `learned`: weights of least cross-entropy,
             each half of the validation images scored with weights learned on the other half. None takes the network's
             own weights, or else those of its recipe.
         max_macs: Multiply-adds per image, at most.
@@ -258,8 +261,34 @@ def _weights(record: SubnetRecord, ensemble: str | Sequence[float] | None) -> tu
         known = ", ".join((LEARNED, *distill.schemes()))
         raise UserError(f"ensemble ({show(ensemble)}) is unknown: use one of {known}")
     scheme = _trained_scheme(record) if ensemble is None else ensemble
-    weights = distill.exit_weights(scheme, len(record.exit_indices)).ensemble
-    return scheme if isinstance(scheme, str) else show(list(map(float, weights))), weights
+    weights = _scheme_weights(record, scheme)
+    name = scheme if isinstance(scheme, str) else show(list(map(float, weights)))
+    least = min(weight for weight in weights if weight) / sum(weights)
+    if least < LEAST_WEIGHT:
+        raise UserError(
+            f"ensemble ({name}) has a weight of {float(least):g}: each must be {LEAST_WEIGHT:g} or more, or 0, which"
+            " leaves the exit out"
+        )
+    return name, weights
+
+
+def _scheme_weights(record: SubnetRecord, scheme: Any) -> tuple[Fraction, ...]:
+    """Return the weight of each exit that a network returns, out of those of all exits that were trained with it.
+
+    Numbers may also be given for its own exits alone.
+    """
+    own, exits = record.exit_indices, record.architecture.exits
+    numbers = not isinstance(scheme, str | Mapping)
+    if own == exits or (numbers and len(scheme) != len(exits)):
+        return distill.exit_weights(scheme, len(own)).ensemble
+    of_all = dict(zip(exits, distill.exit_weights(scheme, len(exits)).ensemble, strict=True))
+    if not any(of_all[exit] for exit in own):
+        raise UserError(
+            f"ensemble ({show(scheme)}) gives no weight to exits {', '.join(map(str, own))}: use another one, such as"
+            " uniform"
+        )
+    kept = distill.renormalised(of_all, own)
+    return tuple(kept.get(exit, Fraction(0)) for exit in own)
 
 
 def _trained_scheme(record: SubnetRecord) -> Any:

@@ -42,7 +42,15 @@ class Transform:
 
         Returns:
             float32 (3, resolution, resolution).
+
+        Raises:
+            UserError: If it is no such tensor: numbers of another range would be classified without a complaint.
         """
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
+            raise UserError(
+                f"image ({image.dtype}, shape {tuple(image.shape)}) must be a uint8 tensor (3, H, W) of RGB values in"
+                " 0..255: convert it, or name an image file"
+            )
         view = evaluation_view(shrunk(image, self.shrink_to), self.input.resolution, self.input.eval_crop)
         return normalise(view, self.input.mean, self.input.std)
 
@@ -89,7 +97,7 @@ class Classifier:
             One result per image, in their order.
 
         Raises:
-            UserError: An image can't be read or decoded; the message names it.
+            UserError: An image can't be read or decoded, or a tensor is another one; the message names it.
         """
         found: list[Classified] = []
         for start in range(0, len(images), BATCH):
@@ -101,7 +109,7 @@ class Classifier:
         """Read and prepare an image: -> float32 (3, resolution, resolution).
 
         Raises:
-            UserError: It can't be read or decoded; the message names it.
+            UserError: It can't be read or decoded, or is another tensor; the message names it.
         """
         return self.transform(image if isinstance(image, Tensor) else decode_file(Path(image), self.upright))
 

@@ -12,6 +12,7 @@ from ofav2.data.splits import first_other_class, with_test
 from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
 from ofav2.exits.collect import predict_exits
+from ofav2.exits.opened import PLACE_AND_DEVICE
 from ofav2.finetuning.setup import open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
@@ -23,10 +24,8 @@ from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
 
 _CHANGEABLE = (
-    *(f"data.{name}" for name in ("name", "root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
-    *(f"data.{name}" for name in ("val_fraction", "test_fraction", "split_seed")),
-    "run.device",
-    "run.threads",
+    *PLACE_AND_DEVICE,
+    *(f"data.{name}" for name in ("name", "val_fraction", "test_fraction", "split_seed")),
     "finetune.eval_batch_size",
 )
 """Settings that say which images, and where; how they are prepared is the network's own."""

@@ -11,7 +11,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from ofav2.config.schema import Config, UnlockConfig
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, load_run, open_loaded
+from ofav2.messages import show
 from ofav2.nas.engine.fronts import hypervolume
 from ofav2.nas.engine.problem import Floats
 from ofav2.nas.found import (
@@ -42,7 +43,7 @@ from ofav2.nas.found import (
 from ofav2.nas.rounds import front_optimism
 from ofav2.progress import log_progress
 from ofav2.runs import folder
-from ofav2.runs.kept_recipe import kept_recipe
+from ofav2.runs.kept_recipe import changed_settings, kept_recipe, trained_recipe
 from ofav2.runs.records import RunRecord, read_run, write_run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.signals import Stopped
@@ -182,10 +183,11 @@ def _copy_run(found: Found, number: int, settings: AdaptSettings, networks: Sequ
     run, searched, copy = found.searched_runs[number], found.record.runs[number], found.adapted_folder(number)
     if load_run(run, searched.phase).sha256 != searched.weights:
         raise RunError(f"search ({found.folder}) is of other weights than run {run} has now: search it again")
-    if (copy / folder.RECORD).exists():
-        return
     record, staging = read_run(run), copy.with_name(f".{copy.name}.tmp")
     config = adapted_recipe(kept_recipe(run, record), searched.phase, settings, networks)
+    if (copy / folder.RECORD).exists():
+        _require_same_phases(copy, config)
+        return
     shutil.rmtree(staging, ignore_errors=True)
     try:
         (staging / folder.CHECKPOINTS).mkdir(parents=True)
@@ -197,6 +199,17 @@ def _copy_run(found: Found, number: int, settings: AdaptSettings, networks: Sequ
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _require_same_phases(copy: Path, config: Config) -> None:
+    """Refuse a copy that was begun with other settings or networks, such as one whose adaptation.json was removed."""
+    # All else is as in the searched run, and may say where its images were before they were moved.
+    begun, wanted = ({"phases": asdict(one)["phases"]} for one in (trained_recipe(copy, read_run(copy)), config))
+    for key, (before, now) in changed_settings(begun, wanted).items():
+        raise RunError(
+            f"{copy}: {key} is {show(now)}, and was {show(before)} when this copy was begun: remove that folder to"
+            " adapt anew"
+        )
 
 
 def _copy_files(run: Path, target: Path, record: RunRecord, phase: str, config: Config) -> None:

@@ -23,7 +23,7 @@ from supernets import BlockChoice, Space, Subnet
 MOST_CANDIDATES = 100_000
 """More candidates than anyone would wait for are a slip."""
 PATIENCE = 300
-"""Draws in a row that find nothing new, after which drawing ends: the limits leave few networks."""
+"""Draws in a row that find nothing new, after which drawing ends."""
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def choose(
     """Search for the best network that keeps the limits by a metric on validation; test images are not looked at.
 
     The first quarter of the networks are random, and all of them if fewer than 40 are measured. A measurement scores a
-    network at all its exits.
+    network at all its exits. Under tight limits random draws may find fewer; the search goes on from those.
 
     Args:
         run: The opened run.
@@ -71,15 +71,13 @@ def choose(
             scored.append(value)
             advance(**{metric.name: metric.show(value)})
 
-        # Where fewer networks than wanted were found, the limits leave no others.
-        measurements = candidates if len(drawn) == first else len(drawn)
-        _search(SupernetProblem(run, genes, run.data.val, values, measured), drawn, measurements, seed)
+        _search(SupernetProblem(run, genes, run.data.val, values, measured), drawn, candidates, seed)
     if len(scored) < candidates:
         logger.info(f"the limits leave few networks: {len(scored)} different ones were measured, not {candidates}")
     found = [Candidate(subnet, model.price(subnet), value) for subnet, value in values.known.items()]
     # Encodings break the remaining ties, so that the same seed always chooses the same network.
     ranked = sorted(found, key=lambda one: (-metric.rank(one.score), one.price.macs, net.space.encode(one.subnet)))
-    return Ranking(limits, tuple(ranked), space, seed, metric, "search" if measurements > len(drawn) else "random")
+    return Ranking(limits, tuple(ranked), space, seed, metric, "search" if len(scored) > len(drawn) else "random")
 
 
 def _search(problem: SupernetProblem, drawn: tuple[Subnet, ...], measurements: int, seed: int) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ofav2 import files
-from ofav2.errors import UserError
+from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, load_run
 from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
@@ -17,6 +17,7 @@ from ofav2.nas.cost_model import Price
 from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.latency_table import LatencyTable, load_table
 from ofav2.nas.limits import Limits, show
+from ofav2.runs.folder import RECORD as RUN_RECORD
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Count, Positive, Sha256, read_record
 from supernets import Architecture, Space, Subnet
@@ -275,6 +276,11 @@ def read_search(path: Path) -> SearchRecord:
     Raises:
         RunError: If the folder is no search.
     """
+    if not os.path.lexists(path / RECORD) and os.path.lexists(path / RUN_RECORD):
+        raise RunError(
+            f"folder ({path}) is a run and no search: make one with `ofav2 search {path}`, or name one of its own, such"
+            f" as {path / 'search'}"
+        )
     return read_record(path / RECORD, SearchRecord, FORMAT, SEARCH_AGAIN)
 
 

@@ -19,7 +19,6 @@ from ofav2.nas.found import (
     FORMAT,
     FRONT,
     RECORD,
-    SEARCH_AGAIN,
     AdaptSettings,
     Found,
     SearchedRun,
@@ -27,6 +26,7 @@ from ofav2.nas.found import (
     located,
     located_from,
     read_found,
+    read_search,
 )
 from ofav2.nas.latency_table import TABLE, load_table
 from ofav2.nas.limits import Limits
@@ -39,7 +39,7 @@ from ofav2.runs import folder
 from ofav2.runs.kept_recipe import kept_recipe, trained_recipe
 from ofav2.runs.records import versions
 from ofav2.runtime.processes import Processes, process_group
-from ofav2.typed_json import read_record, to_plain, write_record
+from ofav2.typed_json import to_plain, write_record
 from supernets import DIMENSIONS
 
 MOST_MEASUREMENTS = 100_000
@@ -103,7 +103,10 @@ def search(
         constraints = _constrain(loaded, asked, exits, resolutions, tables)
         costs = read_objectives(names, metric, constraints.table is not None, plugins.costs)
         if constraints.space.size() == 1 and len(loaded) == 1:
-            raise UserError(f"run ({run}) has one network at these exits and resolutions: there is nothing to search")
+            raise UserError(
+                f"run ({folders[0]}) has one network at these exits and resolutions, so there is nothing to search:"
+                " take it with `ofav2 extract`"
+            )
         if out is not None:
             check_free(Path(out))
         if adapt is not None:
@@ -283,7 +286,7 @@ def resume_search(
     """
     path, plugins = Path(place), plugins or SearchPlugins()
     with process_group() as processes:
-        record = processes.on_all(lambda: read_record(path / RECORD, SearchRecord, FORMAT, SEARCH_AGAIN))
+        record = processes.on_all(lambda: read_search(path))
         if adapt is not None:
             runs = [(located(one.run, path), one.phase) for one in record.runs]
             processes.on_all(lambda: _check_adaptation([load_run(*one) for one in runs], adapt))

@@ -4,6 +4,7 @@ A line of kind `picked` lists the bodies that a round is going to measure, why, 
 of kind `measured` has the networks that a measurement of a body scored. A line of kind `learned` ends a round.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from ofav2 import files
-from ofav2.errors import RunError
+from ofav2.errors import RunError, UserError
 from ofav2.json_lines import append_line, cut_unfinished_line, whole_lines
+from ofav2.nas.cost_model import Price
 from ofav2.nas.engine.loop import Event, Learned, Measured, Picked
 from ofav2.nas.runs_problem import RunNetwork, RunsProblem
 from ofav2.tasks.base import Metric
@@ -45,15 +47,46 @@ class SearchLog:
 
         Raises:
             RunError: If the file can't be read, or a line is no event of this search.
+            UserError: If a network has another cost now.
         """
         cut_unfinished_line(self._path)
         events: list[Event] = []
         for number, line in enumerate(whole_lines(self._path), 1):
             try:
-                events.append(self._event(files.parse_json(line)))
+                entry = files.parse_json(line)
+                events.append(self._event(entry))
+                networks = self._networks(entry) if entry["kind"] == "measured" else {}
             except (ValueError, KeyError, TypeError, IndexError, SpaceError) as error:
                 raise RunError(f"{self._path}: line {number} is no line of this search: start a new one") from error
+            # Outside the block above: an error of a user's function is no damaged line.
+            for network, costs in networks.items():
+                self._require_same_costs(network, costs)
         return events
+
+    def _networks(self, line: Mapping[str, Any]) -> dict[RunNetwork, dict[str, float]]:
+        """Return the networks that a measurement scored, with their costs by name."""
+        names = dict.fromkeys((*Price._fields, *self._problem.parts[0].genes.cost_names))
+        found = {read_network(one): {name: float(one[name]) for name in names} for one in line["networks"]}
+        if list(found) != self._nested(line["body"]):
+            raise ValueError("the networks are not those of the body")
+        return found
+
+    def _nested(self, body: int) -> list[RunNetwork]:
+        """Return the networks that measuring one of the round's bodies scores."""
+        return [self._problem.decode(genes) for genes in self._problem.nested(self._problem.encode(self._bodies[body]))]
+
+    def _require_same_costs(self, network: RunNetwork, costs: Mapping[str, float]) -> None:
+        """Refuse to mix two different costs under one name."""
+        now = self._problem.all_costs(network)
+        for name, before in costs.items():
+            # A float may differ in its last bits on another machine; a count does not.
+            tolerance = 0.0 if name in Price._fields else 1e-9
+            if not math.isclose(now[name], before, rel_tol=tolerance):
+                raise UserError(
+                    f"cost ({name}) of sub-network ({network.subnet}) is {now[name]}, and was {before} when search"
+                    f" {self._path.parent} measured it: resume with the function that it was begun with, or start a new"
+                    " search"
+                )
 
     def _line(self, event: Event) -> dict[str, Any]:
         if isinstance(event, Picked):
@@ -67,15 +100,13 @@ class SearchLog:
                 "predicted": predicted,
             }
         if isinstance(event, Measured):
-            body = self._problem.encode(self._bodies[event.body])
-            nested = map(self._problem.decode, self._problem.nested(body))
             return {
                 "kind": "measured",
                 "round": event.round,
                 "body": event.body,
                 "networks": [
                     {**_to_plain(network), "value": value, **self._problem.all_costs(network)}
-                    for network, value in zip(nested, self._values(event.losses), strict=True)
+                    for network, value in zip(self._nested(event.body), self._values(event.losses), strict=True)
                 ],
             }
         return {

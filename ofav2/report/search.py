@@ -24,7 +24,7 @@ _SHOWN_FACTORS = 16
 
 def search_page(search: SearchSnapshot) -> dict[str, Any]:
     """Return what the page of a search shows: what it measured, what it learned, what it found."""
-    record, front = search.record, search.front
+    record, final, adapted = search.record, search.final, search.adapted
     effects = _effects(search)
     return {
         "title": f"{search.folder.resolve().name} · ofav2",
@@ -34,12 +34,12 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "state": _state(search),
         "summary": _summary(search),
         "keys": _keys(search),
-        "optimism": _optimism(record, front) if front else None,
+        "optimism": _optimism(record, final) if final else None,
         "costs": [COST_NAMES.get(name, name) for name in record.costs],
-        "finalists": _rows(search, front) if front else [],
+        "finalists": _rows(search, final) if final else [],
         "band": _has_band(record),
-        "adaptation": describe_adaptation(record, search.adapted) if search.adapted else None,
-        "adapted": _adapted_rows(search, front, search.adapted) if front and search.adapted else [],
+        "adaptation": describe_adaptation(record, adapted) if adapted else None,
+        "adapted": _adapted_rows(search, search.front, adapted) if search.front and adapted else [],
         "effects": effects,
         "shown_factors": _SHOWN_FACTORS,
         "commands": _commands(search),
@@ -52,8 +52,9 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
             "supernet": drawn_supernet(record.runs[0].architecture, record.space),
             "networks": [_network(search, one) for one in search.networks],
             "front": search.best(),
-            "finalists": [_confirmed(record, one) for one in front.finalists] if front else None,
-            "adapted": [one.confirmed for one in search.adapted.front.finalists] if search.adapted else None,
+            "finalists": [_confirmed(record, one) for one in final.finalists] if final else None,
+            "before": [one.confirmed for one in search.front.finalists] if search.front and adapted else None,
+            "adapted": [one.confirmed for one in adapted.front.finalists] if adapted else None,
             "rounds": [asdict(one) for one in search.rounds],
             "effects": [asdict(factor) for factor in effects.factors[:_SHOWN_FACTORS]] if effects else [],
         },

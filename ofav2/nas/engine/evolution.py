@@ -60,11 +60,14 @@ def evolve(
 
 
 def _directions(objectives: int, population: int) -> Floats:
-    """Return as many evenly spread reference directions (Das and Dennis) as a population can serve."""
+    """Return as many evenly spread reference directions (Das and Dennis) as a population can serve.
+
+    One of fewer networks than objectives serves some of the axes; pymoo warns of more directions than networks.
+    """
     partitions = 1
     while len(get_reference_directions("das-dennis", objectives, n_partitions=partitions + 1)) <= population:
         partitions += 1
-    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions))
+    return np.asarray(get_reference_directions("das-dennis", objectives, n_partitions=partitions))[:population]
 
 
 class _Predicted(PymooProblem):  # type: ignore[misc]

@@ -59,13 +59,17 @@ function axis(title, more) {
   }, more);
 }
 
-// Round numbers within a logarithmic axis, written as a person says them.
-function costTicks(values, digits) {
+// A logarithmic axis with round numbers, written as a person says them. A user's own cost may be zero or less, which has
+// no logarithm: such an axis is linear.
+function costScale(values, node) {
+  if (values.some(value => value <= 0)) return {type: "linear"};
+  if (!values.length) return {type: "log"};
+  const digits = narrow(node) ? [1, 3] : [1, 2, 5];
   const low = Math.min(...values), high = Math.max(...values), tickvals = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++) {
     tickvals.push(...digits.map(digit => digit * 10 ** power));
   }
-  return {tickvals, ticktext: tickvals.map(short)};
+  return {type: "log", tickvals, ticktext: tickvals.map(short)};
 }
 
 function layout(more) {

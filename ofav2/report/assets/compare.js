@@ -13,7 +13,7 @@ function frontsFigure(node) {
   const costs = payload.fronts.flatMap(front => front.macs);
   return {data, layout: layout({
     showlegend: true, margin: {l: 52, r: 12, t: 36 + (narrow(node) ? 14 * data.length : 0), b: 48},
-    xaxis: axis("multiply-adds per image", {type: "log", ...costTicks(costs, narrow(node) ? [1, 3] : [1, 2, 5])}),
+    xaxis: axis("multiply-adds per image", costScale(costs, node)),
     yaxis: metricAxis(""),
   })};
 }

@@ -34,7 +34,7 @@ function scatterFigure(node) {
   });
   return {data, layout: layout({
     margin: {l: 52, r: 12, t: narrow(node) ? 76 : 36, b: 48},
-    xaxis: axis("multiply-adds per image", {type: "log", ...costTicks(table.networks.map(n => networks[n].macs), narrow(node) ? [1, 3] : [1, 2, 5])}),
+    xaxis: axis("multiply-adds per image", costScale(table.networks.map(n => networks[n].macs), node)),
     yaxis: metricAxis(""),
   })};
 }

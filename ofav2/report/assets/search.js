@@ -40,7 +40,7 @@ function roundMarker(own, node, more) {
 
 function costAxis(values, node) {
   const {title, name} = costs[chosen.cost];
-  return axis(title + ({memory: ", bytes", latency: ", ns"}[name] ?? " per image"), {type: "log", ...costTicks(values, narrow(node) ? [1, 3] : [1, 2, 5])});
+  return axis(title + ({memory: ", bytes", latency: ", ns"}[name] ?? " per image"), costScale(values, node));
 }
 
 function scatterFigure(node) {
@@ -63,7 +63,7 @@ function scatterFigure(node) {
 function select(point) {
   chosen.point = point;
   const network = networks[point], place = front.indexOf(point), last = place >= 0 && finalists ? finalists[place] : null;
-  const both = last ? `${shown(last.confirmed)} ${payload.metric.name} confirmed, ${shown(network.value)} in the search` : `${shown(network.value)} ${payload.metric.name}`;
+  const both = last ? `${shown(last.confirmed)} ${payload.metric.name} confirmed, ${shown(last.searched)} in the search` : `${shown(network.value)} ${payload.metric.name}`;
   document.getElementById("picked").textContent = `${place >= 0 ? `#${place + 1}: ` : ""}${both}, ${allCosts(network)}, ${network.resolution} px: ${network.name}`;
   draw(network);
   for (const row of document.querySelectorAll("#front tbody tr")) {
@@ -130,9 +130,9 @@ function adaptationFigure(node) {
     type: "scatter", mode: "markers", name, x, y, text: names, hovertemplate: `%{text}<br>${name} %{y:${metricFormat()}}<extra></extra>`, ...more,
   });
   return {data: [{
-    type: "scatter", mode: "lines", x: x.flatMap(cost => [cost, cost, null]), y: finalists.flatMap((one, place) => [one.confirmed, payload.adapted[place], null]),
+    type: "scatter", mode: "lines", x: x.flatMap(cost => [cost, cost, null]), y: payload.before.flatMap((value, place) => [value, payload.adapted[place], null]),
     hoverinfo: "skip", showlegend: false, line: {color: colour("line"), width: 2},
-  }, points("before", finalists.map(one => one.confirmed), {marker: {size: 8, symbol: "circle-open", color: colour("third"), line: {width: 1.5}}}),
+  }, points("before", payload.before, {marker: {size: 8, symbol: "circle-open", color: colour("third"), line: {width: 1.5}}}),
   points("after", payload.adapted, {marker: {size: 9, color: colour("accent")}})],
   layout: layout({margin: {l: 52, r: 12, t: narrow(node) ? 60 : 36, b: 48}, xaxis: costAxis(x, node), yaxis: metricAxis("")})};
 }

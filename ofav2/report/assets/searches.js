@@ -21,7 +21,7 @@ function frontsFigure(node) {
   }));
   const costs = payload.fronts.flatMap(front => front.costs);
   return {data, layout: shared(node, {
-    xaxis: axis(payload.cost, {type: "log", ...(costs.length ? costTicks(costs, narrow(node) ? [1, 3] : [1, 2, 5]) : {})}),
+    xaxis: axis(payload.cost, costScale(costs, node)),
     yaxis: metricAxis(""),
   })};
 }

@@ -146,6 +146,16 @@ def test_what_an_earlier_phase_did_not_train_is_outside_its_space(tiny_run: Any,
         ofav2.extract(opened, subnet, tmp_path / "out")
 
 
+def test_a_network_that_its_ranking_did_not_choose_is_refused(opened: OpenedRun, tmp_path: Path) -> None:
+    ranking = ofav2.choose(opened, ofav2.Limits(), candidates=2)
+    other = next(one.subnet for one in ranking.ranked if one.subnet != ranking.best.subnet)
+    with pytest.raises(UserError, match=r"sub-network \(.*\) is not what the ranking chose \(.*\): extract that one"):
+        ofav2.extract(opened, other, tmp_path / "out", ranking=ranking, formats=())
+    assert not (tmp_path / "out").exists()
+    written = ofav2.extract(opened, ranking.best.subnet, tmp_path / "out", ranking=ranking, formats=())
+    assert written.choice is not None
+
+
 def test_formats_choose_the_files_beside_weights_and_description(opened: OpenedRun, tmp_path: Path) -> None:
     formats, always = ("card", "pt2"), [WEIGHTS, RECORD, SEEN]
     record = ofav2.extract(opened, tiny.middle(opened.loaded.net.space), tmp_path / "out", formats=formats)

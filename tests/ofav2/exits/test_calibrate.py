@@ -228,6 +228,17 @@ def test_impossible_wishes_are_one_line(arguments: list[str], words: str, direct
     assert sorted(directory.iterdir()) == before, "nothing is written"
 
 
+@pytest.mark.parametrize("name", ["root", "labels", "download", "cache", "cache_gib", "bad_images", "workers"])
+def test_settings_that_say_where_images_are_can_be_changed(name: str, directory: Path, tmp_path: Path) -> None:
+    value = {"cache_gib": "1.5", "workers": "0", "bad_images": "skip", "download": "false"}.get(name, str(tmp_path))
+    if name in ("root", "labels", "cache", "bad_images"):
+        # Digits lie in no folder, and the data set says so.
+        with pytest.raises(UserError, match=rf"^(data\.)?{name} \("):
+            open_exits(directory, [f"data.{name}={value}"])
+    else:
+        assert open_exits(directory, [f"data.{name}={value}"]).record.exit_indices == EXITS
+
+
 def test_other_folders_are_one_line(extracted: Path, tiny_run: Run, tmp_path: Path, capsys: Capture) -> None:
     assert "one exit" in refused(capsys, str(extracted))
     assert "has no subnet.json" in refused(capsys, str(tiny_run.folder))

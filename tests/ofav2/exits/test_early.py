@@ -39,7 +39,7 @@ def plain_decide(logits: list[Tensor], exits: tuple[int, ...], policy: ExitPolic
             passed = [one[image] for one in logits[: position + 1]]
             own = passed[-1]
             if policy.ensemble:
-                weights = [Fraction(number + 1) for number in range(position + 1)]
+                weights = [Fraction(number) for number in exits[: position + 1]]
                 own = sum((w * one for w, one in zip(map(float, weights), passed, strict=True)), torch.zeros_like(own))
                 own = own / float(sum(weights))
             last = position == len(exits) - 1
@@ -191,6 +191,19 @@ def test_the_ensemble_is_the_one_that_distillation_has(early: EarlyExits, images
         torch.testing.assert_close(outputs[count - 1], distill.ensemble(logits[:count], weights), **CLOSE)
 
 
+def test_exit_i_weighs_i_whichever_exits_there_are() -> None:
+    net = early_exits(symbolic_trace(Given()), (2, 3, 5))
+    ones = [torch.full((1, 1), value) for value in (1.0, 10.0, 100.0)]
+    expected = [1.0, (2 * 1 + 3 * 10) / 5, (2 * 1 + 3 * 10 + 5 * 100) / 10]
+    assert [float(found) for found in net.exit_outputs(ones, ensemble=True)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("count", range(2, 9))
+def test_weights_of_all_exits_are_the_ascending_ones_to_the_bit(count: int) -> None:
+    ascending = tuple(map(float, distill.exit_weights("ascending", count).ensemble))
+    assert EarlyExits([], range(1, count + 1))._shares == ascending
+
+
 def test_weights_are_shared_and_moves_go_both_ways() -> None:
     net = small_net("ee_b", width_mult=0.1, depth=(1, 2))
     module = net.extract(net.space.largest(), "all")
@@ -271,5 +284,8 @@ def test_networks_without_a_choice_are_refused() -> None:
         early_exits(net.extract(net.space.largest()))
     with pytest.raises(UserError, match="one number per output"):
         early_exits(symbolic_trace(Given()), (1, 2))
+    for exits in ((1, 3, 2), (0, 1, 2), (1, 1, 2)):
+        with pytest.raises(UserError, match=r"exits \(\[.*\]\) must be ascending whole numbers from 1 up"):
+            early_exits(symbolic_trace(Given()), exits)
     with pytest.raises(UserError, match="one class"):
         early_exits(symbolic_trace(Given())).eval().predict(torch.zeros(1, 3, 1), 0.5)

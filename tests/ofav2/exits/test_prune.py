@@ -6,6 +6,7 @@ import shlex
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,28 @@ def test_fine_tuning_keeps_the_ensemble(pruned: tuple[Path, PruneStudy], tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("scheme", [*distill.schemes(), (0.1, 0.2, 0.4, 0.2, 0.1)], ids=str)
+def test_some_exits_keep_their_weights_among_all(scheme: Any, source: Path, opened: ofav2.OpenedRun) -> None:
+    some, exits = ofav2.describe_subnet(source), opened.loaded.net.architecture.exits
+    _, of_all = prune._weights(replace(some, exits=exits, scores={"test": dict.fromkeys(exits, 0.5)}), scheme)
+    # Those of all exits are the scheme's to the bit.
+    assert of_all == distill.exit_weights(scheme, 5).ensemble
+    _, found = prune._weights(some, scheme)
+    kept = [of_all[exit - 1] for exit in EXITS]
+    assert found == tuple(weight / sum(kept) for weight in kept)
+
+
+def test_numbers_may_be_of_the_exits_that_there_are(source: Path) -> None:
+    weights = (Fraction("0.1"), Fraction("0.2"), Fraction("0.3"), Fraction("0.4"))
+    assert prune._weights(ofav2.describe_subnet(source), (0.1, 0.2, 0.3, 0.4)) == ("[0.1, 0.2, 0.3, 0.4]", weights)
+
+
+def test_exits_that_a_scheme_does_not_weigh_are_refused(opened: ofav2.OpenedRun, tmp_path: Path) -> None:
+    ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "first", (1, 2), formats=())
+    with pytest.raises(UserError, match=r'ensemble \("last"\) gives no weight to exits 1, 2: use another one'):
+        ofav2.prune_exits(tmp_path / "first", out=tmp_path / "out", ensemble="last")
+
+
 # What can't be
 
 
@@ -305,6 +328,8 @@ def refused(capsys: Capture, *arguments: str) -> str:
         (["--min-top1", "97"], r"top-1 \(97\) must be a share"),
         (["--ensemble", "luck"], r"ensemble \(.*luck.*\) is unknown: use one of learned, ascending"),
         (["--ensemble", "0.5,0.5"], r"exit weights .* must hold one number per exit, 4 here"),
+        (["--ensemble", "0.0000000001,0.5,0.4999999999,0"], r"has a weight of 1e-10: each must be 1e-09 or more, or 0"),
+        (["--ensemble", "0,0,1,0,0"], r"ensemble \(.*\) gives no weight to exits 1, 2, 4, 5"),
         (["--ensemble", "0.5,x"], r"ensemble \(.*0.5,x.*\) is unknown"),
         (["--formats", "tflite"], r"formats \(tflite\)"),
         (["--subnet", "missing.json"], r"sub-network file \(missing.json\)"),
@@ -388,6 +413,16 @@ def test_a_record_that_was_tampered_with_is_refused(
 def test_exits_without_weights_are_no_ensemble(source: Path) -> None:
     with pytest.raises(RunError, match="no weights for their ensemble: choose them with `ofav2 prune"):
         ofav2.load_ensemble(source)
+
+
+def test_one_exit_that_was_named_is_its_own_ensemble(opened: ofav2.OpenedRun, tmp_path: Path) -> None:
+    ofav2.extract(opened, opened.loaded.net.space.largest(), tmp_path / "net", (3,), formats=())
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        (expected,) = ofav2.load_subnet(tmp_path / "net")(images)
+        merged = ofav2.load_ensemble(tmp_path / "net")
+        assert torch.equal(merged(images), expected)
+    assert merged.meta["usage"]["outputs"] == ["logits"]
 
 
 def test_logits_that_are_not_finite_are_refused_by_exit(whole: Source) -> None:

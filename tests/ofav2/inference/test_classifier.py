@@ -75,6 +75,25 @@ def test_tensors_are_taken_as_files_are(extracted: Path, photos: Path) -> None:
     assert torch.equal(ofav2.transform(extracted)(images[0]), classifier.prepare(files[0]))
 
 
+@pytest.mark.parametrize(
+    "image",
+    [
+        torch.rand(3, 20, 20),
+        torch.zeros(20, 20, 3, dtype=torch.uint8),
+        torch.zeros(4, 20, 20, dtype=torch.uint8),
+        torch.zeros(1, 20, 20, dtype=torch.uint8),
+        torch.zeros(1, 3, 20, 20, dtype=torch.uint8),
+        torch.zeros(3, 0, 20, dtype=torch.uint8),
+        torch.zeros(3, 20, 20, dtype=torch.int64),
+    ],
+    ids=lambda image: f"{image.dtype} {tuple(image.shape)}",
+)
+def test_other_tensors_are_refused(image: torch.Tensor, extracted: Path) -> None:
+    for prepare in (ofav2.transform(extracted), lambda one: ofav2.load_classifier(extracted)([one])):
+        with pytest.raises(UserError, match=r"image \(torch\..*, shape \(.*\)\) must be a uint8 tensor \(3, H, W\)"):
+            prepare(image)
+
+
 def test_of_fewer_classes_all_are_returned(extracted: Path, photos: Path) -> None:
     record = ofav2.describe_subnet(extracted)
     (found,) = ofav2.load_classifier(extracted)([photos / "0.png"], top=1000)

@@ -178,6 +178,24 @@ def test_one_that_did_not_help_is_not_kept_and_said(
         ofav2.resume_search(search, adapt=SHORT)
 
 
+def test_a_copy_with_other_settings_or_networks_is_not_taken(
+    adapted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(shutil.copytree(adapted, tmp_path / "run"))
+    search = run / "search"
+    (search / ADAPTATION).unlink()
+    with pytest.raises(RunError, match=r"phases.adapt.lr is 0.01, and was .*: remove that folder to adapt anew"):
+        ofav2.resume_search(search, adapt=replace(SHORT, lr=0.01))
+    (search / ADAPTATION).unlink()
+    monkeypatch.setattr(module, "resume", stopped)
+    with pytest.raises(Stopped):
+        ofav2.resume_search(search, adapt=SHORT)
+    shutil.rmtree(search / ADAPTED)
+    (search / ADAPTATION).unlink()
+    with pytest.raises(Stopped):
+        ofav2.resume_search(search, adapt=replace(SHORT, lr=0.01))
+
+
 def test_extract_takes_the_adapted_weights(adapted: Path, tmp_path: Path) -> None:
     search = adapted / "search"
     first = ofav2.load_search(search).final.finalists[0]

@@ -82,6 +82,18 @@ def test_limits_that_leave_few_networks_end_with_all_of_them(opened: ofav2.Opene
 
 
 @pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("count", [6, 12])
+def test_a_search_goes_on_where_random_draws_end_early(
+    count: int, opened: ofav2.OpenedRun, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofav2.nas.choosing.draw_within", lambda *given, **named: draw_within(*given, **named)[:2])
+    ranking = choose(opened, half(opened), candidates=count, seed=3)
+    assert ranking.method == "search"
+    assert len(ranking.ranked) >= count
+    assert "few networks" not in notes()
+
+
+@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("count", "how"), [("3", "random networks"), ("9", "networks that a short search measured")])
 def test_how_a_network_was_chosen_is_written_beside_its_files(
     count: str, how: str, tiny_run: Run, opened: ofav2.OpenedRun, tmp_path: Path

@@ -34,11 +34,11 @@ from ofav2.nas.search_log import ARCHIVE, measured_networks
 from ofav2.report import search as page
 from ofav2.runs import checkpoint
 from ofav2.runs.folder import checkpoint_path
-from ofav2.runs.records import read_run, write_run
+from ofav2.runs.records import Run, read_run, write_run
 from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import share_error
 from ofav2.tasks.segmentation import MEAN_IOU
-from supernets import Subnet, Supernet
+from supernets import Space, Subnet, Supernet
 from tests.ofav2.conftest import MEASUREMENTS, QUICK
 from tests.ofav2.crew import crew
 from tests.ofav2.nas.made_up import made_up_table
@@ -248,6 +248,33 @@ def test_wrong_arguments_are_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_one_network_is_nothing_to_search(
+    searched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Space, "size", lambda _: 1)
+    assert main(["search", str(searched), "--out", str(tmp_path / "out")]) == 2
+    assert f"run ({searched}) has one network" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["search", "--resume"],
+        ["extract", "--out", "out", "--from-search"],
+        ["finetune", "--out", "out", "--from-search"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_run_is_no_search(
+    arguments: list[str], tiny_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*arguments, str(tiny_run.folder)]) == 2
+    said = capsys.readouterr().err
+    assert f"folder ({tiny_run.folder}) is a run and no search: make one with `ofav2 search {tiny_run.folder}`" in said
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_limits_that_leave_one_network_end_with_it(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     with pytest.raises(UserError) as refused:
@@ -302,6 +329,15 @@ def test_a_search_goes_on_only_where_measurements_are_the_same(
     with pytest.raises(RunError if "run" in changes or "weights" in changes else UserError, match=message):
         ofav2.resume_search(unfinished)
     assert (unfinished / ARCHIVE).read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["params", "macs", "memory"])
+def test_a_search_goes_on_only_with_the_costs_that_it_measured(name: str, unfinished: Path) -> None:
+    text = (unfinished / ARCHIVE).read_text(encoding="utf-8")
+    changed = re.sub(rf'"{name}": (\d+)', lambda found: f'"{name}": {int(found[1]) + 1}', text, count=1)
+    (unfinished / ARCHIVE).write_text(changed, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"cost \({name}\) of sub-network \(.*\) is \d+, and was \d+.0 when"):
+        ofav2.resume_search(unfinished)
 
 
 def test_a_search_with_latencies_goes_on_with_the_same_table_only(searched: Path, tmp_path: Path) -> None:
@@ -399,7 +435,14 @@ def test_a_cost_of_ones_own_is_an_objective(searched: Path, tmp_path: Path) -> N
     costs = [one.own["energy"] for one in found.front.finalists]
     assert costs == [energy(one.subnet, one.price) for one in found.front.finalists] == sorted(costs)
     (found.folder / FRONT).unlink()
-    assert ofav2.resume_search(found.folder, plugins=plugins).front == found.front
+    other = ofav2.SearchPlugins(costs={"energy": lambda subnet, price: energy(subnet, price) * (1 + 1e-8)})
+    with pytest.raises(
+        UserError, match=r"cost \(energy\) of sub-network \(.*\) is .*, and was .*: resume with the funct"
+    ):
+        ofav2.resume_search(found.folder, plugins=other)
+    # The last bits may differ.
+    plugins = ofav2.SearchPlugins(costs={"energy": lambda subnet, price: energy(subnet, price) * (1 + 1e-12)})
+    ofav2.resume_search(found.folder, plugins=plugins)
 
 
 @pytest.mark.parametrize(
@@ -501,6 +544,7 @@ def test_the_command_searches_goes_on_and_extracts(
             ["extract", "RUN", "--max-params", "1M", "--exits", "all", "--out", "x"],
             "limits (params 1M) are on a network with its own exit alone",
         ),
+        (["finetune", "--from-search", "s", "--weights", "none", "--out", "x"], "--weights (none) is of timm:NAME"),
         (
             ["extract", "RUN", "--from-search", "s", "--seed", "1", "--out", "x"],
             "--seed has no effect on a search that is done",

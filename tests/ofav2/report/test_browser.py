@@ -21,7 +21,7 @@ from ofav2.report import subsets
 from ofav2.report.early import PAGE, write_early_page
 from ofav2.runs.records import Run
 from tests.ofav2.changes import change_facts
-from tests.ofav2.conftest import MEASUREMENTS
+from tests.ofav2.conftest import MEASUREMENTS, QUICK
 
 pytestmark = pytest.mark.browser
 
@@ -368,6 +368,39 @@ def test_a_search_is_drawn_and_can_be_read(
         points = "return document.getElementById('scatter').data.find(t => t.customdata).x.length === networks.length"
         assert browser.execute_script(points)
         assert "undefined" not in browser.find_element(By.TAG_NAME, "main").get_attribute("textContent")
+
+
+def test_the_adaptation_is_drawn_from_what_was_before_to_what_is(
+    browser: webdriver.Chrome, adapted: Path, tmp_path: Path
+) -> None:
+    show(browser, ofav2.write_report(adapted / "search", tmp_path / "page.html"))
+    assert "adaptation" in drawn(browser)
+    traces = "return document.getElementById(arguments[0]).data.slice(-2).map(trace => [...trace.y])"
+    before, after = browser.execute_script(traces, "adaptation")
+    found = ofav2.load_search(adapted / "search")
+    assert before == [one.confirmed for one in found.front.finalists]
+    assert after == [one.confirmed for one in found.final.finalists] == browser.execute_script(traces, "finalists")[1]
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("lowest", [0.0, -1e6])
+def test_costs_of_zero_or_less_are_drawn(
+    browser: webdriver.Chrome, searched: Path, tmp_path: Path, lowest: float
+) -> None:
+    plugins = ofav2.SearchPlugins(costs={"over": lambda _, price: max(lowest, price.macs - 250_000.0)})
+    run, folders = Path(shutil.copytree(searched, tmp_path / "run")), [tmp_path / "first", tmp_path / "second"]
+    for seed, folder in enumerate(folders):
+        names = ("top-1", "over")
+        ofav2.search(run, objectives=names, measurements=8, settings=QUICK, seed=seed, plugins=plugins, out=folder)
+    page, both = ofav2.write_report(folders[0]), ofav2.compare_runs(folders, tmp_path / "both.html").page
+    scale = "return document.getElementById(arguments[0])._fullLayout.xaxis.type"
+    for path, charts in ((page, ["scatter", "finalists"]), (both, ["fronts"])):
+        show(browser, path)
+        assert drawn(browser)[: len(charts)] == charts
+        assert {browser.execute_script(scale, chart) for chart in charts} == {"linear"}
+        assert browser.get_log("browser") == []
+    show(browser, ofav2.write_report(searched / "search", tmp_path / "page.html"))
+    assert browser.execute_script(scale, "scatter") == "log", "costs over zero"
 
 
 def test_the_front_of_a_search_can_be_walked(browser: webdriver.Chrome, search_page: Path) -> None:

@@ -280,7 +280,13 @@ def test_the_page_of_a_search_tells_what_its_adaptation_reached(adapted: Path, t
     assert found.adapted is not None
     shown = Markup(ofav2.write_report(found.folder, tmp_path / "page.html"))
     assert "confirmed front 0.5000 before, 0.6000 after" in shown.text
-    assert shown.payload["adapted"] == [one.confirmed for one in found.final.finalists]
+    # All shows the front as `extract` takes it, and the adaptation's section what it was before.
+    after, before = ([one.confirmed for one in front.finalists] for front in (found.final, found.front))
+    assert shown.payload["adapted"] == [one["confirmed"] for one in shown.payload["finalists"]] == after
+    assert shown.payload["before"] == before != after
+    assert [one["searched"] for one in shown.payload["finalists"]] == [one.searched for one in found.final.finalists]
+    assert found.record.metric.show(found.final.optimism) in shown.text
+    assert "All values are those with the adapted weights" in shown.text
     # Until it has ended, the search has not.
     folder = Path(shutil.copytree(found.folder, tmp_path / "search"))
     change_json(folder / "adaptation.json", lambda record: record.update(result=None))
@@ -288,6 +294,17 @@ def test_the_page_of_a_search_tells_what_its_adaptation_reached(adapted: Path, t
     assert shown.payload["adapted"] is None
     assert "a part of the adaptation" in shown.text
     assert f"ofav2 search --resume {folder}" in shown.text
+
+
+def test_the_page_of_a_search_shows_no_adaptation_that_was_not_kept(adapted: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(adapted / "search", tmp_path / "search"))
+    change_json(folder / "adaptation.json", lambda record: record["result"].update(after=0.4))
+    found, shown = ofav2.load_search(folder), Markup(ofav2.write_report(folder))
+    assert found.adapted is not None
+    assert not found.adapted.kept
+    assert [one["confirmed"] for one in shown.payload["finalists"]] == shown.payload["before"]
+    assert shown.payload["before"] == [one.confirmed for one in found.front.finalists]
+    assert "All values are those with the adapted weights" not in shown.text
 
 
 def test_the_page_of_a_search_under_way_says_so(searched: Path, tmp_path: Path) -> None:

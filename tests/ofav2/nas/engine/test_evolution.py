@@ -30,6 +30,17 @@ def test_only_canonical_networks_within_the_limits_are_ever_looked_at(costs: int
     assert hypervolume(objectives(found), reference) > hypervolume(objectives(start), reference)
 
 
+@pytest.mark.parametrize("population", [1, 2, 3, 4])
+def test_fewer_networks_than_objectives_are_bred_without_a_warning(
+    population: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, rng = SmallTable(costs_count=3), np.random.default_rng(0)
+    start = np.unique(spread_networks(table, rng, 20), axis=0)[:population]
+    objectives = lambda genes: np.concatenate([table.true(genes)[:, None], table.costs(genes)], 1)  # noqa: E731
+    assert len(evolve(table, objectives, start, generations=3, rng=rng)) == population
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize("costs", [1, 2])
 def test_equal_generators_breed_equal_populations(costs: int) -> None:
     table = SmallTable(costs_count=costs)
