@@ -65,7 +65,7 @@ class About:
     key: Sha256
     """Digest of the images' names and contents."""
     root: str
-    """The folder that it was made from, see `root_key`."""
+    """Digest of the folder and the settings that it was made with, see `_origin`."""
     bytes: Count
     """Size of all pixels."""
     kept: bool
@@ -186,6 +186,7 @@ def open_store(
     budget: int,
     check: bool,
     enough: int,
+    labels: str | None = None,
 ) -> Store | None:
     """Open a data set's entry in the cache; make it first where there is none.
 
@@ -198,6 +199,7 @@ def open_store(
         budget: Bytes that an entry may take; images of a larger data set are not kept.
         check: Whether images that are too many to be kept are to be decoded all the same, to find those that cannot be.
         enough: Pixels that short sides could be shrunk to, to be named where images are too large to be kept.
+        labels: The file that says which images there are; None: all of the folder.
 
     Returns:
         The entry; None for a data set over the budget that was not to be checked.
@@ -206,6 +208,7 @@ def open_store(
         UserError: The cache cannot be read or written, its disk is full, or the system refuses to read an image.
     """
     key = _key(name, trees, digests)
+    origin = _origin(root, labels, trees)
     entry = cache / f"{name}-{key[:16]}"
     # An entry that is there needs no turn, and so no right to write.
     store = _load(entry, key, digests, budget)
@@ -222,8 +225,8 @@ def open_store(
             _log_too_large(name, trees, expected, budget, enough)
             return None
         # What is expected is an estimate: only decoding tells whether all images fit.
-        _make(entry, trees, digests, key, root, budget)
-        _remove_stale(entry, name, root, digests)
+        _make(entry, trees, digests, key, origin, budget)
+        _remove_stale(entry, name, root, origin, digests)
         store = _load(entry, key, digests, budget)
         if store is not None and store.kept is None:
             _log_too_large(name, trees, store.bytes, budget, enough)
@@ -242,6 +245,16 @@ def _key(name: str, trees: Sequence[FileImages], digests: Digests) -> str:
         found.update(tree.identity_by(digests[start:end]))
         start = end
     return found.hexdigest()
+
+
+def _origin(root: Path, labels: str | None, trees: Sequence[FileImages]) -> str:
+    """Return what tells entries apart that serve at the same time, of one folder with one set of settings or another.
+
+    What was written before settings belonged to it has the folder's key alone, which no digest of these is.
+    """
+    settings = sorted({(tree.upright, tree.shrink_to) for tree in trees})
+    listed = None if labels is None else str(Path(labels).expanduser().resolve())
+    return hashlib.sha256(repr((root_key(root), listed, settings)).encode()).hexdigest()[:16]
 
 
 def _sweep(cache: Path, own: str) -> None:
@@ -402,7 +415,7 @@ def _look(tree: FileImages, index: int) -> _Look:
     return _Look(pixels, "", digest, digest_of(pixels.tobytes()))
 
 
-def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, root: Path, budget: int) -> None:
+def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, origin: str, budget: int) -> None:
     """Decode all files into an entry; over the budget in bytes, go on without keeping pixels."""
     try:
         with _staged(entry) as staging:
@@ -416,7 +429,7 @@ def _make(entry: Path, trees: Sequence[FileImages], digests: Digests, key: str, 
                 checks=found.checks,
             )
             sha256 = hashlib.sha256(files.read_bytes(staging / INDEX)).hexdigest()
-            about = About(key, root_key(root), found.bytes, found.kept, found.bad, sha256, decoder_versions())
+            about = About(key, origin, found.bytes, found.kept, found.bad, sha256, decoder_versions())
             write_record(staging / ABOUT, about, FORMAT)
             for path in (*staging.iterdir(), staging):
                 files.flush_to_disk(path)
@@ -505,8 +518,8 @@ def _look_at_chunk(chunk: tuple[FileImages, int]) -> list[_Look]:
     return [_look(tree, index) for index in range(start, min(start + CHUNK, len(tree.paths)))]
 
 
-def _remove_stale(entry: Path, name: str, root: Path, digests: Digests) -> None:
-    """Remove entries of what lay at the data set's root before its files changed.
+def _remove_stale(entry: Path, name: str, root: Path, origin: str, digests: Digests) -> None:
+    """Remove entries of what lay at the data set's root, with the same settings, before its files changed.
 
     The newest of those that only lack images, or only have further ones, is kept: a run goes on seeing the images that
     it began with after others were added.
@@ -525,13 +538,13 @@ def _remove_stale(entry: Path, name: str, root: Path, digests: Digests) -> None:
             theirs = _read_index(other / INDEX, about.index_sha256)["digests"]
         except (RunError, OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             continue
-        if about.root != root_key(root):
+        if about.root != origin:
             continue
         nested = bool(np.isin(theirs, digests).all() or np.isin(digests, theirs).all())
         if nested and kept < OLD_ENTRIES:
             kept += 1
             continue
-        logger.info(f"cache {other}: was made before files below {root} changed; removed")
+        logger.info(f"cache {other}: was made before files below {root}, or their list, changed; removed")
         shutil.rmtree(other, ignore_errors=True)
 
 

@@ -131,7 +131,7 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     listed = labels.read_labels(config, Path(config.labels).expanduser()) if config.labels else entry.read(config)
     skipped: tuple[str, ...] = ()
     if split:
-        listed, skipped = _known(listed, split, config)
+        listed, skipped = _known(entry, listed, split, config)
     if entry.files:
         listed, unusable = checked_files(listed, config, folders.root_of(config))
         skipped = tuple(dict.fromkeys((*skipped, *unusable)))
@@ -232,7 +232,7 @@ def _trees(entry: Entry, config: DataConfig) -> tuple[Path, ...]:
     return tuple((folders.root_of(config) / tree).resolve() for tree in entry.trees)
 
 
-def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
+def _known(entry: Entry, listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[Listed, tuple[str, ...]]:
     """Return the images that a run knows, and what was left out of those that it was to know.
 
     Raises:
@@ -241,16 +241,20 @@ def _known(listed: Listed, split: SplitRecord, config: DataConfig) -> tuple[List
     if difference := first_other_class(split.classes, listed.classes):
         raise UserError(f"data set ({config.name}): {difference}; restore the classes that the run was trained with")
     listed = _known_pictures(listed, split, config)
+    what = "patches" if entry.patches else "images"
     listed, missing, unknown = select(listed, split, _left_out(split, config))
-    if unknown:
-        logger.info(f"{config.name}: images that the run was not trained with, left out: {_counted(unknown)}")
+    # With shots, new training images can't be told from those that the draw left out.
+    new = [name for kind, names in unknown.items() if config.shots is None or kind != "train" for name in names]
+    if new:
+        logger.info(f"{config.name}: {what} that the run was not trained with, left out: {_counted(new)}")
     if missing and config.bad_images == "refuse":
+        step = ", or leave them out by data.bad_images: skip in the run's recipe.yaml" if entry.files else ""
         raise UserError(
-            f"data set ({config.name}): images that the run was trained with are missing: {_counted(missing)};"
-            " put them back, or leave them out by data.bad_images: skip in the run's recipe.yaml"
+            f"data set ({config.name}): {what} that the run was trained with are missing: {_counted(missing)};"
+            f" put them back{step}"
         )
     if missing:
-        logger.warning(f"{config.name}: images that the run was trained with are missing: {_counted(missing)}")
+        logger.warning(f"{config.name}: {what} that the run was trained with are missing: {_counted(missing)}")
     return listed, (*split.skipped, *(f"image {name}: is missing" for name in missing))
 
 

@@ -17,11 +17,16 @@ from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, Store, open_store
 from ofav2.data.digests import UnreadableError, content_digests, located
 from ofav2.data.images import FileImages, Indices
-from ofav2.data.splits import Listed, Parts, Split, validation_is_test
+from ofav2.data.patches import Array, Codes, PatchImages
+from ofav2.data.splits import ImageData, Listed, Parts, Split, validation_is_test
+from ofav2.data.statistics import absent_planes
 from ofav2.errors import UserError
 from ofav2.tables import table
 
 logger = logging.getLogger(__name__)
+
+MOST_LISTED = 8
+"""Values that a message lists, at most."""
 
 Reasons = dict[tuple[int, int], str]
 """Why an image cannot be used, by the number of its split and its own."""
@@ -94,6 +99,71 @@ def log_absent_classes(parts: Parts, classes: Sequence[str]) -> None:
                 f" ({len(absent)} of {len(classes)} classes); another data.split_seed holds other places out, or give"
                 " splits of your own"
             )
+
+
+def require_planes(data: ImageData) -> None:
+    """Refuse splits in which no pixel's target counts, and log classes or planes that training lacks.
+
+    A loss of no pixel is 0, so a training would end as if all were well. Patches are looked at until one counts.
+
+    Args:
+        data: Patches whose targets are planes.
+
+    Raises:
+        UserError: A split has no pixel that counts.
+    """
+    coded = data.target.kind == "codes"
+    for split in (data.train, data.val) if data.validation_is_test else (data.train, data.val, data.test):
+        images = split.images
+        assert isinstance(images, PatchImages), "targets that are planes"
+        if not any(_has_labels(images, index) for index in range(len(split))):
+            raise UserError(
+                f"target of {'classes' if coded else 'planes'} {_listed(data.classes)}: no pixel of {split.name}"
+                f" ({len(split)} patches) counts ({_stored_labels(images)}); correct the target's"
+                f" {'codes' if coded else 'nodata'} in patches.yaml, or give {split.name} patches with targets where"
+                " their bands have data"
+            )
+    _log_absent_planes(data)
+
+
+def _log_absent_planes(data: ImageData) -> None:
+    assert isinstance(data.train.images, PatchImages), "targets that are planes"
+    absent, looked = absent_planes(data.train.images, data.classes)
+    if not absent:
+        return
+    coded = data.target.kind == "codes"
+    sample = "" if looked == len(data.train) else f" in the {looked:,} patches that were looked at"
+    step = "leave them out by data.classes, " if coded else ""
+    logger.warning(
+        f"train: has no pixel of {_listed(absent)} ({len(absent)} of {len(data.classes)}"
+        f" {'classes' if coded else 'planes'}){sample}, so they are not learnt; {step}hold other places out by another"
+        " data.split_seed, or give splits of your own"
+    )
+
+
+def _has_labels(images: PatchImages, index: int) -> bool:
+    """Say whether a pixel of a patch counts. Its bands may take long to decode, so its labels are looked at first."""
+    if not _is_label(images.labels(index)).any():
+        return False
+    found = images.whole(np.array([index])).target
+    return found is not None and bool(_is_label(found).any())
+
+
+def _is_label(target: Array) -> npt.NDArray[np.bool_]:
+    return target >= 0 if target.dtype.kind == "i" else ~np.isnan(target)
+
+
+def _stored_labels(images: PatchImages) -> str:
+    """Say what the target of the first patch holds, beside its codes."""
+    values = np.unique(images.stored_labels(0)).tolist()
+    known = f"codes {_listed(images.target.values)}; " if isinstance(images.target, Codes) else ""
+    return f"{known}the first patch has {_listed(values)}"
+
+
+def _listed(values: Sequence[object]) -> str:
+    """Return the first of some values for a message."""
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in values[:MOST_LISTED]]
+    return ", ".join([*shown, *(["…"] if len(values) > MOST_LISTED else [])])
 
 
 def _first_pair(
@@ -206,6 +276,7 @@ def _open_store(trees: Sequence[FileImages], config: DataConfig, root: Path) -> 
         budget=int(config.cache_gib * 2**30),
         check=config.bad_images == "skip",
         enough=2 * max(config.resolutions),
+        labels=config.labels,
     )
     return found or Store(digests)
 

@@ -61,6 +61,7 @@ _MOST_MARKERS = 2**12
 _MOST_GARBAGE = 2**9
 
 _ORIENTATION = 0x0112
+_BITS_PER_SAMPLE = 258
 # EXIF orientation -> (whether rows and columns change places, dimensions that are flipped after that).
 _TURNS = MappingProxyType(
     {
@@ -353,6 +354,9 @@ def _decode_by_pillow(content: bytes, name: str) -> Tensor:
                 raise ValueError(f"it holds {frames} images; files of one are read")
             if image.mode not in _PLAIN_MODES:
                 raise ValueError(f"its samples are no 8-bit ones (Pillow's mode {image.mode})")
+            # Of colours with 16 bits Pillow keeps the upper half, and calls them RGB.
+            if (bits := max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))) > 8:
+                raise ValueError(f"its samples are no 8-bit ones ({bits} bits)")
             size = (image.height, image.width, 3)
             pixels = np.array(image.convert("RGB"))
     except Exception as error:

@@ -29,7 +29,9 @@ from ofav2.progress import Advance, log_progress
 logger = logging.getLogger(__name__)
 
 SAMPLE = 64
-"""Files whose remembered digests are checked at each opening."""
+"""Files whose remembered digests are checked at each opening, at most."""
+CHECKED = 2**26
+"""Bytes of these files, at most: of larger ones, one is checked."""
 CHUNK = 64
 """Files that a thread reads at a time."""
 BLOCK = 2**26
@@ -175,7 +177,9 @@ def _remember(memory: Path, listing: Listing, digests: Digests) -> None:
 
 def _first_wrong(trees: Sequence[FileImages], digests: Digests, known: Indices) -> Path | None:
     """Return the first of some known files, others each time, whose content is not the remembered one."""
-    chosen = np.random.default_rng().permutation(known)[:SAMPLE]
+    order = np.random.default_rng().permutation(known)[:SAMPLE]
+    sizes = np.concatenate([tree.stamps[:, 0] for tree in trees])[order]
+    chosen = order[: max(1, int((np.cumsum(sizes) <= CHECKED).sum()))]
     for (path, size), digest in zip(located(trees, chosen.tolist()), digests[chosen].tolist(), strict=True):
         if _file_digest(path, size) != digest:
             return path

@@ -200,6 +200,20 @@ class PatchImages:
         count = len(indices)
         return self.cut(indices, np.zeros((count, 2), np.int64), self.side, np.zeros(count, np.int64))
 
+    def labels(self, index: int) -> Array:
+        """Return the target of patch `index`, without reading its bands: classes (h, w), or numbers (h, w, P).
+
+        Pixels without data have theirs, too, which `cut` ignores.
+        """
+        assert self.target is not None, "a data set of target planes"
+        return self.target.of(self.stored_labels(index))
+
+    def stored_labels(self, index: int) -> Array:
+        """Return the target of patch `index` as it is stored (h, w, P)."""
+        part, position, top, left = self.rows[index].tolist()
+        rows, columns = slice(top, top + self.side[0]), slice(left, left + self.side[1])
+        return _planes(self.parts[part], position, self.side, rows, columns)
+
     def chunks(self, indices: Indices) -> Iterator[Cut]:
         """Yield patches as they are, some at a time."""
         each = math.prod(self.side) * self.parts[0].images.shape[3] * self.parts[0].images.dtype.itemsize
@@ -214,19 +228,23 @@ class PatchImages:
     def digest(self, index: int) -> int:
         """Digest patch `index`: its pixels, or where they are read in place what tells it from others.
 
-        One whose pixels are all equal, as where there is no data, can't be told from others and has 0.
+        One whose pixels are all equal, or all without data, can't be told from others and has 0.
         """
         part, position, top, left = self.rows[index].tolist()
         bands = self.parts[part].images
         if isinstance(bands, ReadInPlace):
             return digest_of(bands.identity(position) + repr((top, left, self.side, self.bands)).encode())
         pixels = self.read(index).contiguous().numpy()
-        return digest_of(pixels.tobytes()) if (pixels != pixels[:, :1, :1]).any() else 0
+        return digest_of(pixels.tobytes()) if self._is_told_apart(pixels.transpose(1, 2, 0)) else 0
+
+    def _is_told_apart(self, pixels: Array) -> bool:
+        """Say whether pixels (h, w, C) differ and one has data. NaN differs from itself, so both are asked."""
+        return bool((pixels != pixels[:1, :1]).any() and valid_pixels(pixels, self.nodata).any())
 
     def stored_digests(self) -> npt.NDArray[np.uint64]:
         """Digest the whole patch, in these bands, that each patch is or is a window of (N,).
 
-        Those whose pixels are all equal, as where there is no data, can't be told apart and have 0.
+        Those whose pixels are all equal, or all without data, can't be told apart and have 0.
         """
         stored, windows = np.unique(self.rows[:, :2], axis=0, return_inverse=True)
         found = [self._stored_digest(part, position) for part, position in stored.tolist()]
@@ -237,7 +255,7 @@ class PatchImages:
         if isinstance(bands, ReadInPlace):
             return digest_of(bands.identity(position))
         pixels = np.ascontiguousarray(bands[position, :, :][..., self.bands])
-        return digest_of(pixels.tobytes()) if (pixels != pixels[:1, :1]).any() else 0
+        return digest_of(pixels.tobytes()) if self._is_told_apart(pixels) else 0
 
     def look(self, indices: Indices) -> Pixels:
         """Read patches."""

@@ -268,8 +268,8 @@ class Selected(NamedTuple):
     """The data set without all others."""
     missing: tuple[str, ...]
     """Images that the run knows and that are not there: paths, or indices in a list."""
-    unknown: tuple[str, ...]
-    """Images that are there, and that the run does not know."""
+    unknown: Mapping[str, tuple[str, ...]]
+    """Images that are there, and that the run does not know, by the split that they are listed in."""
 
 
 def _none(split: Split, name: str) -> bool:
@@ -287,7 +287,7 @@ def select(listed: Listed, record: SplitRecord, left_out: Callable[[Split, str],
     """
     splits: list[Split] = []
     missing: list[str] = []
-    unknown: list[str] = []
+    unknown: dict[str, tuple[str, ...]] = {}
     for name in ("train", "val", "test"):
         split = next((split for split in listed.splits if split.name == name), None)
         # Validation images may be the test images, too.
@@ -300,11 +300,12 @@ def select(listed: Listed, record: SplitRecord, left_out: Callable[[Split, str],
             found = set(index_of.values())
             others = [(index, one) for index, one in enumerate(_members_of(split)) if index not in found]
             again = {index for index, one in others if isinstance(one, str) and left_out(split, one)}
-            unknown += [str(one) for index, one in others if index not in again]
+            if new := sorted(str(one) for index, one in others if index not in again):
+                unknown[name] = tuple(new)
             splits.append(split.take(name, np.array(sorted(found | again), np.int64)))
     # Of images that are no files, the order in a package names them: all of them have to stay.
     chosen = listed if record.train.files is None else listed.with_splits(splits)
-    return Selected(chosen, tuple(sorted(missing)), tuple(sorted(unknown)))
+    return Selected(chosen, tuple(sorted(missing)), unknown)
 
 
 def restore(listed: Listed, record: SplitRecord) -> Parts:

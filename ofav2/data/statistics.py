@@ -1,11 +1,11 @@
-"""Measure means and standard deviations of the bands of patches, and how frequent classes are."""
+"""Measure means and standard deviations of the bands of patches, and which classes there are and how often."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from ofav2.data.images import Indices
-from ofav2.data.patches import PatchImages, valid_pixels
+from ofav2.data.patches import Codes, PatchImages, valid_pixels
 from ofav2.data.splits import Split
 from ofav2.errors import UserError
 
@@ -77,6 +77,29 @@ def class_shares(split: Split, classes: int) -> tuple[float, ...]:
     if not counts.any():
         raise UserError("targets of the training patches have no pixel of a class, so there is nothing to learn")
     return tuple((counts / counts.sum()).tolist())
+
+
+def absent_planes(images: PatchImages, names: Sequence[str]) -> tuple[list[str], int]:
+    """Return the classes, or the planes of numbers, that no pixel has, and how many patches were looked at.
+
+    Of more than 10,000 patches, as many that lie evenly among all are looked at, and no more once all are found.
+    Bands are not read, so pixels without data count.
+
+    Args:
+        images: Patches with target planes.
+        names: Names of the classes or planes.
+    """
+    found = np.zeros(len(names), bool)
+    chosen = _evenly(len(images.rows)).tolist()
+    for index in chosen:
+        labels = images.labels(index)
+        if isinstance(images.target, Codes):
+            found |= np.bincount(labels[labels >= 0], minlength=len(names)) > 0
+        else:
+            found |= ~np.isnan(labels).all((0, 1))
+        if found.all():
+            break
+    return [name for name, there in zip(names, found, strict=True) if not there], len(chosen)
 
 
 def _evenly(count: int) -> Indices:

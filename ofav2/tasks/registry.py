@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 from ofav2.config.schema import OptimConfig
 from ofav2.data import ImageData
+from ofav2.data.checks import require_planes
 from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.tasks import classification, reconstruction, regression, segmentation
@@ -32,6 +33,7 @@ def _classification(data: ImageData, optim: OptimConfig) -> Task:
 
 
 def _segment(data: ImageData, optim: OptimConfig) -> Task:
+    require_planes(data)
     return segmentation.Segmentation(data.target.names, optim.label_smoothing, _class_weights(data, optim))
 
 
@@ -41,6 +43,7 @@ def _class_weights(data: ImageData, optim: OptimConfig) -> tuple[float, ...] | N
 
 def _regress(data: ImageData, optim: OptimConfig) -> Task:
     _refuse_class_weights(regression.NAME, optim)
+    require_planes(data)
     return regression.Regression(data.target.names)
 
 
@@ -84,7 +87,8 @@ def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
         optim: The optimiser's settings, which hold those of the loss.
 
     Raises:
-        UserError: If there is no such task, or it needs other targets than the data set has.
+        UserError: If there is no such task, or it needs other targets than the data set has, or a split
+            has none that counts.
     """
     if name in _OWN:
         _refuse_targets(name, data)

@@ -15,7 +15,7 @@ from ofav2.errors import UserError
 from ofav2.messages import show
 
 SUFFIXES = (".tif", ".tiff")
-MASK_SUFFIXES = (*SUFFIXES, ".png")
+MASK_SUFFIXES = tuple(form for suffix in (*SUFFIXES, ".png") for form in (suffix, suffix.upper(), suffix.title()))
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,18 @@ def tifs_below(root: Path, without: Sequence[Path] = ()) -> list[Path]:
 
 def _scene(root: Path, where: Path, paths: Sequence[Path], layout: Layout, masks: Mapping[str, Path]) -> Scene:
     """Return the scene of some files; `where` is its path below the root, without a suffix."""
-    split = next((name for name in SPLITS if where.parts[:1] == (name,)), None)
+    # A file `test.tif` on top is a scene, not a split.
+    split = next((name for name in SPLITS if len(where.parts) > 1 and where.parts[0] == name), None)
     rest = Path(*where.parts[1:]) if split else where
     if layout.classes and len(rest.parts) < 2:
         raise UserError(f"scene {show(where.as_posix())}: lies in no folder that names its class; move it into one")
+    # Files of one name in two splits are two places; a folder of one name is one place, which two splits may not share.
     folder = rest.parent.as_posix()
-    place = {"cell": None, "file": rest.as_posix(), "folder": folder if folder != "." else root.resolve().name}
+    place = {
+        "cell": None,
+        "file": where.as_posix(),
+        "folder": folder if folder != "." else split or root.resolve().name,
+    }
     return Scene(
         name=where.as_posix(),
         read=partial(_read, root.expanduser(), where, tuple(paths), layout, masks),

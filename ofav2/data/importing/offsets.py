@@ -40,13 +40,15 @@ def offset_of(product: str | None, offset: Offset) -> int:
 def without_offset(planes: Planes, offset: int) -> Planes:
     """Subtract an offset from all pixels with data.
 
-    Where numbers have no sign, reflectances below 0 become 0. A number that would become that of no data is one more.
+    Whole numbers stay in the range of their type: where they have no sign, reflectances below 0 become 0. A number that
+    would become that of no data is one more, or one less where there is no more.
     """
     if not offset:
         return planes
     values, dtype = planes.values, planes.values.dtype
     valid = valid_values(values, planes.nodata)
-    lowest = np.iinfo(dtype).min if dtype.kind in "iu" else -np.inf
-    subtracted = np.maximum(values.astype(np.float64) - offset, lowest)
-    subtracted = (subtracted + (subtracted == planes.nodata)).astype(dtype)
+    lowest, highest = (np.iinfo(dtype).min, np.iinfo(dtype).max) if dtype.kind in "iu" else (-np.inf, np.inf)
+    subtracted = np.clip(values.astype(np.float64) - offset, lowest, highest)
+    beside = 1 if planes.nodata != highest else -1
+    subtracted = (subtracted + beside * (subtracted == planes.nodata)).astype(dtype)
     return replace(planes, values=np.where(valid, subtracted, values))

@@ -75,6 +75,17 @@ class Grid:
         return a * column + b * row + c, d * column + e * row + f
 
 
+class Hidden(NamedTuple):
+    """Pixels of a file that are marked as missing, whatever their values."""
+
+    by: str
+    """What marks them, as a message begins."""
+    pixels: npt.NDArray[np.bool_]
+    """Which they are (H, W)."""
+    step: str
+    """What to do if it marks nothing, as a message ends."""
+
+
 @dataclass(frozen=True, eq=False)
 class Band:
     """A band of a file, as it is stored."""
@@ -86,6 +97,8 @@ class Band:
     nodata: float | None
     """The value of a pixel without data, as the file states it; None: none, or NaN, which is never data."""
     grid: Grid
+    hidden: Hidden | None = None
+    """Which pixels a mask or an alpha band of the file marks as missing; None: it has neither."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +117,9 @@ class Planes:
     """How many pixels of the grid the coarsest band's pixels have on a side."""
 
 
-def planes_of(files: Sequence[BandFile], bands: Sequence[str] | None = None, nodata: float | None = None) -> Planes:
+def planes_of(
+    files: Sequence[BandFile], bands: Sequence[str] | None = None, nodata: float | None = None, *, only: bool = False
+) -> Planes:
     """Decode a scene's files and put its bands on the finest grid, without moving a pixel.
 
     A coarser band is interpolated bilinearly, between pixels with data alone. Where its nearest pixel has none, it has
@@ -113,18 +128,20 @@ def planes_of(files: Sequence[BandFile], bands: Sequence[str] | None = None, nod
     Args:
         files: GeoTIFFs.
         bands: Which bands, in this order; None: all.
-        nodata: The value of a pixel without data; None: the one that the files state.
+        nodata: The value of a pixel without data; None, or NaN, which is never data: the one that the files state.
+        only: Whether to refuse files that have more bands than those.
 
     Raises:
         SceneError: A file can't be decoded, or bands are missing, of another reference system or type, or do not lie on
-            each other.
+            each other; or a mask hides pixels that no value tells from data.
         UserError: rasterio is not installed.
     """
-    found = _chosen([band for file in files for band in decode(file)], bands)
+    found = _chosen([band for file in files for band in decode(file)], bands, only)
     finest = min(found, key=lambda band: _pixel(band.grid)).grid
     factors = [_factor(band, finest, found[0]) for band in found]
     dtype = _common_type(found)
-    value = _common_nodata(found, nodata)
+    value = _of_type(_common_nodata(found, None if nodata is None or math.isnan(nodata) else nodata), dtype, found)
+    _refuse_hidden(found, value)
     layers = [_on_grid(band, factor, value, dtype) for band, factor in zip(found, factors, strict=True)]
     return Planes(np.stack(layers, -1), tuple(band.name for band in found), value, finest, max(factors))
 
@@ -157,17 +174,53 @@ def decode(file: BandFile) -> list[Band]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
             with rasterio.MemoryFile(file.content) as memory, memory.open(driver=driver) as opened:
+                if opened.subdatasets:
+                    raise SceneError(
+                        "several images",
+                        f"{file.path} holds {len(opened.subdatasets)} images, of which one would be read; write each to"
+                        " a file of its own, or all as bands of one image",
+                    )
                 values = opened.read()
                 stated = tuple(text or "" for text in opened.descriptions)
                 crs = opened.crs.to_string() if opened.crs else None
-                nodata = [None if one is None or math.isnan(one) else float(one) for one in opened.nodatavals]
+                nodata = [_stated(one, values.dtype) for one in opened.nodatavals]
+                given = file.bands or (stated if _tell_apart(stated) else None)
+                if given is not None and len(given) != len(values):
+                    raise SceneError("other bands", f"{file.path} has {len(values)} bands, and {len(given)} are named")
+                hidden = _hidden(opened, values, given)
                 grid = Grid(opened.height, opened.width, crs, tuple(opened.transform)[:6])
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
         raise SceneError("unreadable file", f"{file.path} can't be decoded ({first_line(error)})") from error
-    names = file.bands or (stated if _tell_apart(stated) else tuple(str(n + 1) for n in range(len(values))))
-    if len(names) != len(values):
-        raise SceneError("other bands", f"{file.path} has {len(values)} bands, and {len(names)} are named")
-    return [Band(*one, grid) for one in zip(names, [file.path] * len(names), values, nodata, strict=True)]
+    names = given or tuple(str(number + 1) for number in range(len(values)))
+    return [Band(*one, grid, hidden) for one in zip(names, [file.path] * len(names), values, nodata, strict=True)]
+
+
+def _stated(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
+    """Return nodata as a file's pixels have it: those of float32 have the nearest number."""
+    if nodata is None or math.isnan(nodata):
+        return None
+    with np.errstate(over="ignore"):
+        nearest = float(np.asarray(nodata).astype(dtype)) if dtype.kind == "f" else nodata
+    return float(nearest if math.isfinite(nearest) else nodata)
+
+
+def _hidden(opened: Any, values: Array, names: Sequence[str] | None) -> Hidden | None:
+    """Return which pixels a mask or an alpha band marks as missing; None where there is neither.
+
+    GDAL writes the fourth of four 8-bit bands as alpha unless it is told otherwise, so one with another name is data.
+    """
+    from rasterio.enums import ColorInterp, MaskFlags
+
+    for number, flags in enumerate(opened.mask_flag_enums, start=1):
+        if MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags:
+            return Hidden("the mask", opened.read_masks(number) == 0, "")
+    if ColorInterp.alpha not in opened.colorinterp:
+        return None
+    index = opened.colorinterp.index(ColorInterp.alpha)
+    if names is not None and names[index].lower() != "alpha":
+        return None
+    step = f", or if band {index + 1} is no alpha band, name all with --band-names"
+    return Hidden("the alpha band", values[index] == 0, step)
 
 
 def library() -> Any:
@@ -226,7 +279,7 @@ def _tell_apart(names: Sequence[str]) -> bool:
     return all(names) and len(set(names)) == len(names)
 
 
-def _chosen(found: Sequence[Band], bands: Sequence[str] | None) -> list[Band]:
+def _chosen(found: Sequence[Band], bands: Sequence[str] | None, only: bool) -> list[Band]:
     names = [band.name for band in found]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise SceneError("other bands", f"band {twice[0]} is there twice: {found[names.index(twice[0])].path}")
@@ -234,6 +287,11 @@ def _chosen(found: Sequence[Band], bands: Sequence[str] | None) -> list[Band]:
         if name not in names:
             where = found[0].path if found else "no file"
             raise SceneError("missing band", f"band {name} is missing of {', '.join(names) or 'none'} ({where})")
+    if only and bands is not None and (more := [name for name in names if name not in bands]):
+        raise SceneError(
+            "other bands",
+            f"has band {more[0]}, and the first scene only {', '.join(bands)}; say which to take with --bands",
+        )
     chosen = [found[names.index(name)] for name in bands or names]
     if not chosen:
         raise SceneError("missing band", "there is no band")
@@ -295,20 +353,52 @@ def _common_nodata(found: Sequence[Band], given: float | None) -> float | None:
     return value
 
 
+def _of_type(nodata: float | None, dtype: np.dtype[Any], found: Sequence[Band]) -> float | None:
+    """Return nodata as numbers of a type have it: bands of float32 hold the nearest one."""
+    if nodata is None:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = float(np.asarray(nodata).astype(dtype))
+    if not math.isfinite(value) or (dtype.kind in "iu" and value != nodata):
+        raise SceneError(
+            "other nodata",
+            f"nodata {nodata:g} is no number of type {dtype} ({found[0].path}); write the file with one that is, or"
+            " give one for the bands with --nodata",
+        )
+    return value
+
+
+def _refuse_hidden(found: Sequence[Band], nodata: float | None) -> None:
+    """Refuse files of which a mask or an alpha band hides pixels that would count as data."""
+    for path in dict.fromkeys(band.path for band in found):
+        own = [band for band in found if band.path == path]
+        hidden = own[0].hidden
+        if hidden is None:
+            continue
+        counted = np.logical_and.reduce([hidden.pixels, *(_valid(band, nodata) for band in own)])
+        if counted.any():
+            raise SceneError(
+                "unstated nodata",
+                f"{hidden.by} of {path} hides {counted.sum()} pixels whose values would count as data; write it with a"
+                " nodata value (gdalwarp -dstnodata), or if the bands have a value of their own there, give it with"
+                f" --nodata{hidden.step}",
+            )
+
+
+def _valid(band: Band, nodata: float | None) -> npt.NDArray[np.bool_]:
+    """Say which pixels of a band are data: by the value that its file states, or else by a common one."""
+    return valid_values(band.values, nodata if band.nodata is None else band.nodata)
+
+
 def _on_grid(band: Band, factor: int, nodata: float | None, dtype: np.dtype[Any]) -> Array:
     """Return a band's numbers on the finest grid."""
-    valid = valid_values(band.values, band.nodata)
-    if band.nodata is None and nodata is not None:
-        valid &= band.values != nodata
+    valid = _valid(band, nodata)
     values = band.values if factor == 1 else _finer(band.values, valid, factor)
     valid = valid.repeat(factor, 0).repeat(factor, 1)
     if dtype.kind in "iu":
         values = np.rint(values)
     if not valid.all():
-        missing = np.nan if nodata is None else nodata
-        if not np.can_cast(np.min_scalar_type(missing), dtype) and np.asarray(missing).astype(dtype) != missing:
-            raise SceneError("other nodata", f"nodata {missing:g} is no number of type {dtype} ({band.path})")
-        values = np.where(valid, values, np.asarray(missing))
+        values = np.where(valid, values, np.asarray(np.nan if nodata is None else nodata))
     return values.astype(dtype)
 
 

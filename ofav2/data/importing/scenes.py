@@ -3,7 +3,6 @@
 import csv
 import io
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -213,7 +212,8 @@ class _Writer:
         """
         content = scene.read()
         bands = self.first.names if self.first else self.form.bands
-        planes = planes_of(content.bands, bands, self.first.nodata if self.first else self.form.nodata)
+        nodata = self.first.nodata if self.first else self.form.nodata
+        planes = planes_of(content.bands, bands, nodata, only=self.form.bands is None)
         refuse_empty(planes)
         self._check_like_first(planes)
         offset = offset_of(scene.product, self.form.offset)
@@ -459,4 +459,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def _plain(value: float | None) -> float | int | None:
-    return value if value is None or not math.isfinite(value) or value % 1 else int(value)
+    """Return a whole number as such; one of so many digits that it may have been rounded stays what it is."""
+    return value if value is None or value % 1 or abs(value) >= 2**53 else int(value)

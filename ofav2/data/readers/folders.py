@@ -171,8 +171,14 @@ def _splits_at(root: Path) -> Mapping[str, str]:
     """Return the folders of `root` that are splits; none if its folders are classes (one of them may be called train).
 
     Raises:
-        UserError: A split is there under two names.
+        UserError: A split is there under two names, or in capitals, where it would be taken for a class.
     """
+    for name in _folders(root):
+        if name not in SPLIT_NAMES and name.lower() in SPLIT_NAMES and _folders(root / name):
+            raise UserError(
+                f"folder {root / name}: holds folders, as a split does, and splits are called train, val and test;"
+                f" rename it to {name.lower()}, or if it is a class, to another name"
+            )
     present = [name for name in SPLIT_NAMES if name in _folders(root) and _folders(root / name)]
     if "train" not in present:
         return {}

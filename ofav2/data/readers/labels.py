@@ -2,7 +2,7 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -14,7 +14,9 @@ from ofav2.data.images import file_images
 from ofav2.data.readers.folders import SPLIT_NAMES, root_of
 from ofav2.data.splits import Listed, Split
 from ofav2.errors import UserError
-from ofav2.messages import short
+from ofav2.messages import short, show
+
+COLUMNS = ("path", "label", "split")
 
 
 class _Row(NamedTuple):
@@ -68,14 +70,19 @@ def _rows(file: Path) -> Iterator[_Row]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise UserError(f"data.labels ({file}): can't be read ({reason}); give a CSV file in UTF-8") from error
-    lines = csv.DictReader(text.splitlines(), strict=True)
+    lines = csv.reader(text.splitlines(), strict=True)
     seen: set[str] = set()
     try:
-        missing = [name for name in ("path", "label") if name not in (lines.fieldnames or ())]
-        if missing:
-            raise UserError(f"file {file}: column {missing[0]} is missing; the first line must be path,label,split")
-        for line in lines:
-            row = _row(line, f"file {file}, line {lines.line_num}")
+        columns = _columns(next(lines, []), file)
+        for fields in lines:
+            if not fields:
+                continue
+            if len(fields) != len(columns):
+                raise UserError(
+                    f"file {file}, line {lines.line_num}: has {len(fields)} fields, and the first line {len(columns)}"
+                    f" ({','.join(columns)}); give one for each, in quotes where it holds a comma"
+                )
+            row = _row(dict(zip(columns, fields, strict=True)), f"file {file}, line {lines.line_num}")
             if row.path in seen:
                 raise UserError(f"file {file}, line {lines.line_num}: {short(row.path)} is there twice; remove one")
             seen.add(row.path)
@@ -84,9 +91,24 @@ def _rows(file: Path) -> Iterator[_Row]:
         raise UserError(f"file {file}, line {lines.line_num}: is no CSV ({error}); mend it") from error
 
 
-def _row(line: dict[str, str | None], where: str) -> _Row:
-    given = (line.get("path") or "").strip().replace("\\", "/")
-    label, split = (line.get("label") or "").strip(), (line.get("split") or "train").strip()
+def _columns(head: Sequence[str], file: Path) -> list[str]:
+    columns = [name.strip().lower() for name in head]
+    if missing := [name for name in ("path", "label") if name not in columns]:
+        raise UserError(f"file {file}: column {missing[0]} is missing; the first line must be path,label,split")
+    # A split under another name would be drawn anew, and its test images trained on.
+    for name in columns:
+        if name not in COLUMNS:
+            raise UserError(
+                f"file {file}: column {show(name)} must be one of {', '.join(COLUMNS)}; rename or remove it"
+            )
+        if columns.count(name) > 1:
+            raise UserError(f"file {file}: column {name} is there twice; remove one")
+    return columns
+
+
+def _row(line: Mapping[str, str], where: str) -> _Row:
+    given = line["path"].strip().replace("\\", "/")
+    label, split = line["label"].strip(), line.get("split", "").strip() or "train"
     path = PurePosixPath(given)
     if not path.parts or path.is_absolute() or ".." in path.parts or not given.isprintable():
         raise UserError(f"{where}: path ({short(given)}) must lead from data.root to an image below it; mend it")

@@ -17,7 +17,7 @@ from ofav2 import files
 from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data.digests import content_digests
-from ofav2.data.images import Indices, file_images
+from ofav2.data.images import Indices, composed, file_images
 from ofav2.data.importing.in_place import SampleImages, SampleList, read_samples
 from ofav2.data.patches import CHUNK, DTYPES, IGNORED, Array, Bands, Codes, Numbers, Part, PatchImages
 from ofav2.data.readers.folders import root_of
@@ -394,7 +394,7 @@ def _check_target(path: Path, stored: Array, images: Bands, target: _Target) -> 
 
 def _places(root: Path, part: PartEntry, count: int) -> npt.NDArray[np.str_]:
     if part.places is None:
-        return np.array([part.place] * count, dtype=np.str_)
+        return np.array([_place(part.place or "")] * count, dtype=np.str_)
     return _read_places(root / part.places, count)
 
 
@@ -406,10 +406,18 @@ def _read_places(path: Path, count: int) -> npt.NDArray[np.str_]:
         raise UserError(f"file {path}: cannot be read ({reason}); write a line with each patch's place") from error
     if len(lines) != count:
         raise UserError(f"file {path}: has {len(lines)} lines for {count} patches; write one for each")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip() or not line.isprintable():
-            raise UserError(f"file {path}, line {number} ({show(line)}): must be the printable name of a place")
-    return np.array(lines, dtype=np.str_)
+    names = list(map(_place, lines))
+    for number, name in enumerate(names, start=1):
+        if not name or not name.isprintable():
+            raise UserError(
+                f"file {path}, line {number} ({show(lines[number - 1])}): must be the printable name of a place"
+            )
+    return np.array(names, dtype=np.str_)
+
+
+def _place(text: str) -> str:
+    """Return a place's name as it is compared: names that look alike are one place, in one split."""
+    return composed(text.strip())
 
 
 def _side(parts: Sequence[Part], described: PatchesFile) -> tuple[int, int]:

@@ -17,7 +17,7 @@ import torch
 
 from ofav2 import data
 from ofav2.config.schema import DataConfig
-from ofav2.data import Batch, ImageData, cache, turns
+from ofav2.data import Batch, ImageData, cache, digests, turns
 from ofav2.errors import RunError, UserError
 from ofav2.rng import Stream
 from tests.notes import Notes
@@ -454,3 +454,38 @@ def test_joined_splits_are_looked_at_as_they_are_read(config: DataConfig) -> Non
         assert all(map(torch.equal, joined.images.look(order).images(), expected))
         names = joined.images.take(order).names()
         assert names == [(kept.train.images.names() + kept.val.images.names())[i] for i in order.tolist()]  # type: ignore[operator]
+
+
+def test_entries_of_one_folder_with_other_settings_stay(config: DataConfig, tmp_path: Path, notes: Notes) -> None:
+    root = Path(str(config.root))
+    paths = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.*"))
+    for name, some in (("first", paths[:16]), ("last", paths[8:])):
+        rows = "".join(f"{path},{'odd' if n % 2 else 'even'}\n" for n, path in enumerate(some))
+        (tmp_path / f"{name}.csv").write_text(f"path,label\n{rows}")
+    one, other = (replace(config, labels=str(tmp_path / f"{name}.csv")) for name in ("first", "last"))
+    settings = [one, other, *(replace(config, shrink_to=side) for side in (0, 12, 24))]
+    settings.append(replace(config, exif_orientation=False))
+    for given in settings:
+        data.open_data(given)
+    before = entries(config)
+    assert len(before) == len(settings)
+    for given in settings:
+        data.open_data(given)
+    assert entries(config) == before
+    assert "removed" not in notes()
+
+
+def test_an_entry_that_does_not_say_its_settings_is_left_alone(
+    config: DataConfig, image: Callable[..., None], notes: Notes
+) -> None:
+    data.open_data(config)
+    (entry,) = entries(config)
+    about = json.loads((entry / cache.ABOUT).read_text())
+    (entry / cache.ABOUT).write_text(json.dumps({**about, "root": digests.root_key(Path(str(config.root)))}))
+    assert "removed" not in notes()
+    before = everything(data.open_data(config))
+    image(Path(str(config.root)) / "cat" / "001.png", (5, 5))
+    assert len(before) == 24
+    data.open_data(config)
+    assert len(entries(config)) == 2
+    assert "removed" not in notes()

@@ -4,14 +4,21 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import yaml
 
 from ofav2 import data
-from ofav2.config.schema import DataConfig
+from ofav2.config.schema import DataConfig, OptimConfig
+from ofav2.data import statistics
 from ofav2.data.checks import below_root
+from ofav2.data.splits import SplitRecord
 from ofav2.errors import UserError
+from ofav2.tasks.registry import make_task
 from tests.notes import Notes
+from tests.ofav2.patches import CODES, write_patches
 
 
 @pytest.fixture
@@ -192,3 +199,103 @@ def test_a_file_of_which_the_system_tells_nothing_now_is_refused(
         with pytest.raises(UserError, match=r"003\.jpg: cannot be read \(Permission denied\); see that it can be"):
             data.open_data(replace(config, bad_images="skip"))
     assert data.open_data(replace(config, bad_images="skip")).skipped == ()
+
+
+def patches(root: Path, target: str, split: SplitRecord | None = None, **settings: Any) -> data.ImageData:
+    config = DataConfig("patches", str(root), target=target, resolutions=(6,), batch_size=2, eval_crop=1.0)
+    return data.open_data(replace(config, **settings), split)
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+@pytest.mark.parametrize(
+    ("task", "target", "fill", "told"),
+    [
+        (
+            "segment",
+            "cover",
+            7,
+            "counts (codes 10, 20, 40; the first patch has 7); correct the target's codes in patches.yaml, or give ",
+        ),
+        ("regress", "height", 255, "counts (the first patch has 255); correct the target's nodata in patches.yaml"),
+    ],
+)
+def test_targets_of_which_no_pixel_counts_are_refused(
+    tmp_path: Path, split: str, task: str, target: str, fill: int, told: str
+) -> None:
+    write_patches(tmp_path)
+    make_task(task, patches(tmp_path, target), OptimConfig())
+    path = tmp_path / f"{split}_{target}.npy"
+    np.save(path, np.full_like(np.load(path), fill))
+    with pytest.raises(UserError, match="no pixel of") as raised:
+        make_task(task, patches(tmp_path, target), OptimConfig())
+    names = "tree, grass, crop" if target == "cover" else "mean, top"
+    count = 6 if split == "train" else 3
+    kind = "classes" if target == "cover" else "planes"
+    assert str(raised.value).startswith(f"target of {kind} {names}: no pixel of {split} ({count} patches) counts (")
+    assert told in str(raised.value)
+    make_task("reconstruct", patches(tmp_path, target), OptimConfig())
+
+
+def test_targets_that_lie_where_there_are_no_data_are_none(tmp_path: Path) -> None:
+    stored = write_patches(tmp_path)["val"]
+    labelled = np.isin(stored["cover"], CODES)
+    images = stored["images"].copy()
+    images[labelled] = -1
+    np.save(tmp_path / "val.npy", images)
+    with pytest.raises(UserError, match="no pixel of val "):
+        make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    images[2, 5, 5] = 8
+    np.save(tmp_path / "val.npy", images)
+    cover = stored["cover"].copy()
+    cover[2, 5, 5] = 40
+    np.save(tmp_path / "val_cover.npy", cover)
+    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+
+
+def test_classes_and_planes_that_training_lacks_are_said(
+    tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored = write_patches(tmp_path)["train"]
+    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    make_task("regress", patches(tmp_path, "height"), OptimConfig())
+    assert "has no pixel of" not in notes()
+    cover, height = stored["cover"].copy(), stored["height"].copy()
+    cover[cover == 20] = 99
+    height[..., 1] = 255
+    np.save(tmp_path / "train_cover.npy", cover)
+    np.save(tmp_path / "train_height.npy", height)
+    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    make_task("regress", patches(tmp_path, "height"), OptimConfig())
+    said = notes()
+    assert (
+        "train: has no pixel of grass (1 of 3 classes), so they are not learnt; leave them out by data.classes" in said
+    )
+    assert "train: has no pixel of top (1 of 2 planes), so they are not learnt; hold other places out" in said
+    monkeypatch.setattr(statistics, "MOST", 2)
+    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    assert "of grass (1 of 3 classes) in the 2 patches that were looked at, so they are not" in notes()
+
+
+def test_messages_about_a_runs_patches_are_about_patches(tmp_path: Path, notes: Notes) -> None:
+    write_patches(tmp_path)
+    record = data.split_record(patches(tmp_path, "cover", shots=2))
+    notes()
+    again = patches(tmp_path, "cover", split=record, shots=2)
+    assert len(again.train) == 2
+    assert notes() == "", "patches beyond the shots are no new ones"
+    whole = data.split_record(patches(tmp_path, "cover"))
+    text = (tmp_path / "patches.yaml").read_text()
+    described = yaml.safe_load(text)
+    described["parts"][0]["patches"] = [0, 1, 2, 3]
+    (tmp_path / "patches.yaml").write_text(yaml.safe_dump(described))
+    with pytest.raises(UserError) as raised:
+        patches(tmp_path, "cover", split=whole)
+    assert str(raised.value) == (
+        "data set (patches): patches that the run was trained with are missing: 2 (the first: train.npy:4);"
+        " put them back"
+    )
+    fewer = data.split_record(patches(tmp_path, "cover"))
+    (tmp_path / "patches.yaml").write_text(text)
+    notes()
+    patches(tmp_path, "cover", split=fewer)
+    assert "patches: patches that the run was not trained with, left out: 2 (the first: train.npy:4)" in notes()

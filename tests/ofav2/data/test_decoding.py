@@ -17,6 +17,7 @@ from ofav2.data import decoding
 from ofav2.data.decoding import decode, format_of, read_header, read_size, shrunk_size
 from ofav2.data.images import decode_file
 from ofav2.errors import UserError
+from tests.ofav2.data.importing.scenes import tif
 
 Saved = dict[str, Any]
 
@@ -206,6 +207,17 @@ def test_tiffs_of_more_than_8_bits_are_refused() -> None:
         file = BytesIO()
         Image.fromarray(samples).save(file, "TIFF")
         assert "no 8-bit ones" in refusal(file.getvalue())
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint32"])
+@pytest.mark.parametrize("photometric", ["RGB", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"compress": "deflate"}, {"interleave": "band"}], ids=str)
+def test_coloured_tiffs_of_more_than_8_bits_are_refused(dtype: str, photometric: str, options: Saved) -> None:
+    """Pillow calls some of them RGB, and keeps one byte of each sample."""
+    values = np.full((len(photometric), 8, 8), 3000, dtype)
+    assert "no" in refusal(tif(values, photometric=photometric, **options))
+    eight = np.full((len(photometric), 8, 8), 200, np.uint8)
+    assert decode(tif(eight, photometric=photometric, **options)).shape == (3, 8, 8)
 
 
 def claimed(content: bytes, height: int, width: int) -> bytes:

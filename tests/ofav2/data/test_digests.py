@@ -233,3 +233,26 @@ def test_a_cache_that_cannot_be_written_leaves_digests_unremembered(
     found = content_digests([tree], name="some", root=tmp_path / "images", cache=tmp_path / "cache")
     assert np.array_equal(found, expected)
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize(("bound", "files_read"), [(35, 3), (10, 1), (3, 1), (10**6, 8)])
+def test_known_files_are_read_again_up_to_a_bound_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: int, files_read: int
+) -> None:
+    names = [f"{number}.npy" for number in range(8)]
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode() * 2)
+    known = {"name": "some", "root": tmp_path, "cache": tmp_path / "cache"}
+    expected = content_digests([file_images(tmp_path, names)], **known)  # type: ignore[arg-type]
+    read: list[str] = []
+    file_digest = digests._file_digest
+
+    def noted(path: Path, size: int) -> int:
+        read.append(path.name)
+        return file_digest(path, size)
+
+    monkeypatch.setattr(digests, "_file_digest", noted)
+    monkeypatch.setattr(digests, "CHECKED", bound)
+    found = content_digests([file_images(tmp_path, names)], **known)  # type: ignore[arg-type]
+    assert np.array_equal(found, expected)
+    assert len(read) == files_read

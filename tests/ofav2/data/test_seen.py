@@ -77,3 +77,17 @@ def test_copies_among_a_data_sets_own_splits_are_its_own_matter(tmp_path: Path, 
     classes(tmp_path / "images", {"cat": 10, "dog": 10})
     files = data.open_data(DataConfig("imagefolder", str(tmp_path / "images"), batch_size=4))
     assert count_known((noise.test,), files.train, noise.train) is None, "pixels are not compared with files"
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf])
+def test_patches_without_any_data_are_known_to_none(tmp_path: Path, fill: float) -> None:
+    root = dense.write_patches(tmp_path / "patches")
+    for name in ("train", "val", "test"):
+        images = np.load(root / f"{name}_images.npy").astype(np.float32)
+        images[2] = fill
+        images[2, 0, 0, 0] = 5
+        np.save(root / f"{name}_images.npy", images)
+    config = DataConfig("patches", str(root), target="cover", resolutions=(16,), eval_crop=1.0, bands=("blue", "nir"))
+    opened = data.open_data(config)
+    assert count_known((opened.test,), opened.train, opened.val) == (0,)
+    assert unseen(opened.test, seen_digests(opened)) is opened.test

@@ -202,7 +202,7 @@ def test_images_that_a_run_does_not_know_are_left_out_and_those_it_misses_are_na
     # Labels follow the files' places here, so two images before the others change none.
     now = Listed(("a", "b"), listed_files(tmp_path, "+.png", "00+.png", *NAMES[:-2], "21.png"))
     found = select(now, record)
-    assert (found.missing, found.unknown) == (("18.png", "19.png"), ("+.png", "00+.png", "21.png"))
+    assert (found.missing, found.unknown) == (("18.png", "19.png"), {"train": ("+.png", "00+.png", "21.png")})
     assert found.listed.train.images.names() == NAMES[:-2]
     parts = restore(found.listed, record)
     before = all_names(data.train, data.val, data.test)
@@ -234,7 +234,7 @@ def test_names_in_another_unicode_form_are_the_same_images(tmp_path: Path) -> No
     record = split_record(opened(Listed(("a", "b"), listed_files(tmp_path, *composed))))
     now = Listed(("a", "b"), listed_files(tmp_path, *(f"e\u0301{name}" for name in NAMES)))
     found = select(now, record)
-    assert (found.missing, found.unknown) == ((), ())
+    assert (found.missing, found.unknown) == ((), {})
     parts = restore(found.listed, record)
     assert [len(one) for one in parts[:3]] == [len(one.members) for one in record.by_name.values()]
     digests = np.arange(20, dtype=np.uint64)
@@ -249,7 +249,7 @@ def test_splits_that_a_data_set_brings_are_kept_apart_by_where_they_are_listed(t
     assert [one.listed for one in record.by_name.values()] == ["train", "train", "test"]
     more = Split("test", np.array([0, 1, 1]), file_images(tmp_path / "test", NAMES[:3]))
     found = select(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES), test=more), record)
-    assert (found.missing, found.unknown) == ((), (NAMES[2],))
+    assert (found.missing, found.unknown) == ((), {"test": (NAMES[2],)})
     parts = restore(found.listed, record)
     assert all_names(parts.train, parts.val, parts.test) == all_names(data.train, data.val, data.test)
     gone = select(Listed(("a", "b"), listed_files(tmp_path / "train", *NAMES)), record)
@@ -264,7 +264,7 @@ def test_a_run_keeps_its_split_of_arrays_by_place() -> None:
     record = split_record(data)
     assert record.train.files is None
     found = select(listed, record)
-    assert (found.missing, found.unknown) == ((), ())
+    assert (found.missing, found.unknown) == ((), {})
     parts = restore(found.listed, record)
     assert [indices(one) for one in parts[:3]] == [indices(one) for one in (data.train, data.val, data.test)]
     assert [members.indices for members in record.by_name.values()] == [tuple(indices(one)) for one in parts[:3]]

@@ -24,12 +24,13 @@ def tif(
     corner: tuple[float, float] = CORNER,
     nodata: float | None = None,
     names: tuple[str, ...] = (),
+    mask: npt.NDArray[np.bool_] | None = None,
     **profile: Any,
 ) -> bytes:
-    """The bytes of a GeoTIFF of bands (C, H, W) or one band (H, W)."""
+    """The bytes of a GeoTIFF of bands (C, H, W) or one band (H, W); its internal mask says which pixels have data."""
     bands = values if values.ndim == 3 else values[None]
     transform = rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]) if crs else None
-    with warnings.catch_warnings(), rasterio.MemoryFile() as memory:
+    with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.MemoryFile() as memory:
         warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
         with memory.open(
             driver="GTiff",
@@ -45,6 +46,8 @@ def tif(
             file.write(bands)
             for number, name in enumerate(names, 1):
                 file.set_band_description(number, name)
+            if mask is not None:
+                file.write_mask(mask)
         content: bytes = memory.read()
         return content
 

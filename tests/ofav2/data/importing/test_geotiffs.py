@@ -1,12 +1,14 @@
 """Folders of GeoTIFFs: how they are laid out."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ofav2.config.schema import DataConfig
+from ofav2.data import open_data
 from ofav2.data.importing.geotiffs import Layout, import_geotiffs, list_scenes
 from ofav2.data.importing.scenes import Form
 from ofav2.errors import UserError
@@ -30,9 +32,9 @@ def test_scenes_come_in_the_order_of_their_paths_with_splits_classes_and_places(
         write(tmp_path / name, tif(noise(1, 8, 8)))
     found = list_scenes(tmp_path, Layout(classes=True, places="file"))
     assert [(scene.name, scene.split, scene.label, scene.place) for scene in found] == [
-        ("test/field/c.v2", "test", "field", "field/c.v2"),
-        ("train/wood/a", "train", "wood", "wood/a"),
-        ("train/wood/b", "train", "wood", "wood/b"),
+        ("test/field/c.v2", "test", "field", "test/field/c.v2"),
+        ("train/wood/a", "train", "wood", "train/wood/a"),
+        ("train/wood/b", "train", "wood", "train/wood/b"),
     ]
     assert [scene.place for scene in list_scenes(tmp_path, Layout(places="folder"))] == ["field", "wood", "wood"]
     assert list_scenes(tmp_path, Layout())[0].place is None
@@ -79,3 +81,46 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     )
     write(tmp_path / "a.tiff", tif(noise(1, 8, 8)))
     assert "a.tif and a.tiff are one scene by their name" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("places", ["file", "folder"])
+def test_splits_whose_files_have_the_same_names_are_kept_apart(
+    tmp_path: Path, places: Literal["file", "folder"]
+) -> None:
+    for seed, split in enumerate(("train", "val", "test")):
+        write(tmp_path / "in" / split / "000.tif", tif(noise(1, 8, 8, seed=seed)))
+    import_geotiffs(tmp_path / "in", Layout(places=places), Form(), tmp_path / "out")
+    config = DataConfig("patches", str(tmp_path / "out"), resolutions=(8,), batch_size=2, eval_crop=1.0)
+    data = open_data(config)
+    assert [len(split) for split in (data.train, data.val, data.test)] == [1, 1, 1]
+
+
+def test_a_site_in_two_splits_is_one_place(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "val", "test")):
+        write(tmp_path / "in" / split / f"site{seed % 2}" / f"{seed}.tif", tif(noise(1, 8, 8, seed=seed)))
+    assert [scene.place for scene in list_scenes(tmp_path / "in", Layout(places="folder"))] == [
+        "site0",
+        "site0",
+        "site1",
+    ]
+    import_geotiffs(tmp_path / "in", Layout(places="folder"), Form(), tmp_path / "out")
+    with pytest.raises(UserError, match=r"site0.*put all patches of a place into one split"):
+        open_data(DataConfig("patches", str(tmp_path / "out"), resolutions=(8,), batch_size=2, eval_crop=1.0))
+
+
+def test_a_file_called_test_is_a_scene(tmp_path: Path) -> None:
+    write(tmp_path / "test.tif", tif(noise(1, 8, 8)))
+    (found,) = list_scenes(tmp_path, Layout(places="file"))
+    assert (found.name, found.split, found.place) == ("test", None, "test")
+    (found,) = list_scenes(tmp_path, Layout(places="folder"))
+    assert found.place == tmp_path.name
+
+
+@pytest.mark.parametrize("suffix", [".TIF", ".Tif", ".TIFF", ".tiff"])
+def test_masks_are_found_whatever_the_case_of_their_suffix(tmp_path: Path, suffix: str) -> None:
+    write(tmp_path / "in" / f"a{suffix}", tif(noise(1, 8, 8)))
+    mask = noise(8, 8, dtype="uint8", high=5)
+    write(tmp_path / "masks" / f"a{suffix}", tif(mask))
+    layout = Layout(masks={"cover": tmp_path / "masks"})
+    import_geotiffs(tmp_path / "in", layout, Form(masks={"cover": "codes"}), tmp_path / "out")
+    np.testing.assert_array_equal(stored(tmp_path / "out", "patches_cover")[0, ..., 0], mask)

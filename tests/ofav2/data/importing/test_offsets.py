@@ -43,3 +43,18 @@ def test_an_offset_is_subtracted_from_pixels_with_data(
     found = without_offset(planes(before, dtype, nodata), 1000).values
     assert found.dtype == dtype
     assert found.ravel().tolist() == after
+
+
+@pytest.mark.parametrize(
+    ("dtype", "nodata", "before", "after"),
+    [
+        ("uint8", None, [100, 155, 200], [200, 255, 255]),
+        ("uint8", 255, [100, 200, 255], [200, 254, 255]),
+        ("uint8", 200, [100, 200, 255], [201, 200, 255]),
+        ("int16", 32767, [32760, 32767], [32766, 32767]),
+    ],
+)
+def test_a_negative_offset_stays_in_the_types_range(
+    dtype: str, nodata: float | None, before: list[float], after: list[float]
+) -> None:
+    assert without_offset(planes(before, dtype, nodata), -100).values.ravel().tolist() == after

@@ -1,13 +1,17 @@
 """Bands on one grid, beside a plain reference; what does not fit is named."""
 
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
+from PIL import Image
 
 from ofav2.data.importing.rasters import BandFile, Planes, SceneError, coordinates, lies_on, planes_of, refuse_empty
-from tests.ofav2.data.importing.scenes import CORNER, finer, noise, tif
+from tests.ofav2.data.importing.scenes import CORNER, finer, noise, tif, write
 
 
 def one(name: str, *given: Any, **named: Any) -> BandFile:
@@ -96,6 +100,11 @@ BAD: tuple[tuple[list[BandFile], str, str], ...] = (
         "a.tif is neither TIFF nor PNG",
     ),
     ([BandFile("a.tif", WHOLE, ("red",))], "other bands", "a.tif has 2 bands, and 1 are named"),
+    (
+        [BandFile("a.tif", tif(noise(4, 8, 8, dtype="uint8")), ("red",))],
+        "other bands",
+        "a.tif has 4 bands, and 1 are named",
+    ),
     ([one("a", FINE), one("a", FINE)], "other bands", "band a is there twice: a.tif"),
     ([one("a", FINE), one("b", FINE, crs="EPSG:32737")], "other reference system", "band b has EPSG:32737, and a has"),
     ([one("a", FINE), one("b", FINE, crs=None)], "other reference system", "band b has none, and a has EPSG:32736"),
@@ -142,3 +151,76 @@ def test_points_of_a_grid_have_latitude_and_longitude() -> None:
     np.testing.assert_allclose(coordinates(grid, [0, 4], [0, 2]), [[50, 10], [48, 11]])
     with pytest.raises(SceneError, match="lie nowhere on Earth"):
         coordinates(placed(crs="EPSG:4326", corner=(300.0, 50.0), pixel=0.5).grid, [0], [0])
+
+
+@pytest.mark.parametrize("names", [("red", "green", "blue", "alpha"), ()])
+def test_pixels_that_only_a_mask_or_alpha_band_hides_are_refused(names: tuple[str, ...]) -> None:
+    values, there = noise(3, 8, 8, dtype="uint8", high=200), np.ones((8, 8), bool)
+    there[:2] = False
+    hidden = r"the (mask|alpha band) of a.tif hides 16 pixels .* write it with a nodata value"
+    alpha = np.concatenate([values, 255 * there[None].astype(np.uint8)])
+    for content in (
+        tif(values, mask=there),
+        tif(alpha, names=names, photometric="RGB", alpha="YES"),
+        tif(alpha[[0, 3]], names=names[-2:], photometric="MINISBLACK", alpha="YES"),
+    ):
+        found = fault([BandFile("a.tif", content)])
+        assert found.fault == "unstated nodata"
+        assert re.match(hidden, found.detail)
+
+
+def test_an_alpha_band_with_another_name_is_a_band() -> None:
+    """GDAL writes the fourth of four 8-bit bands so."""
+    values = noise(4, 8, 8, dtype="uint8", low=0, high=3)
+    names = ("red", "green", "blue", "nir")
+    assert "if band 4 is no alpha band, name all with --band-names" in fault([BandFile("a.tif", tif(values))]).detail
+    for found in (
+        planes_of([BandFile("a.tif", tif(values), names)]),
+        planes_of([BandFile("a", tif(values, names=names))]),
+    ):
+        np.testing.assert_array_equal(found.values, values.transpose(1, 2, 0))
+
+
+def test_a_mask_that_hides_nothing_or_what_has_a_value_of_its_own_is_no_fault() -> None:
+    values, there = noise(3, 8, 8), np.ones((8, 8), bool)
+    every = planes_of([BandFile("a.tif", tif(values, mask=there))])
+    np.testing.assert_array_equal(every.values, values.transpose(1, 2, 0))
+    there[:2] = False
+    values[:, :2] = 0
+    given = planes_of([BandFile("a.tif", tif(values, mask=there))], nodata=0)
+    assert (given.nodata, (given.values == 0).sum()) == (0, 3 * 16)
+    assert planes_of([BandFile("a.tif", tif(values, mask=there, nodata=0))]).nodata == 0
+    assert fault([BandFile("a.tif", tif(values, mask=there, nodata=9))]).fault == "unstated nodata"
+    assert fault([BandFile("a.tif", tif(values, mask=there))], nodata=9).fault == "unstated nodata"
+
+
+def test_a_file_of_several_images_is_refused_and_one_with_overviews_is_read(tmp_path: Path) -> None:
+    pages = [Image.fromarray(noise(8, 8, seed=seed, dtype="uint8", high=200)) for seed in range(3)]
+    pages[0].save(tmp_path / "pages.tif", save_all=True, append_images=pages[1:])
+    found = fault([BandFile("pages.tif", (tmp_path / "pages.tif").read_bytes())])
+    assert found.fault == "several images"
+    assert found.detail.startswith("pages.tif holds 3 images, of which one would be read; write each to a file")
+    write(tmp_path / "a.tif", tif(noise(2, 64, 64)))
+    with rasterio.open(tmp_path / "a.tif", "r+") as file:
+        file.build_overviews([2, 4])
+    assert planes_of([BandFile("a.tif", (tmp_path / "a.tif").read_bytes())]).values.shape == (64, 64, 2)
+
+
+def test_nodata_is_a_number_of_the_bands_type() -> None:
+    lowest = float(np.finfo(np.float32).min)
+    singles, doubles = noise(1, 6, 6, dtype="float32"), noise(1, 6, 6, dtype="float64")
+    singles[0, 0, 0] = lowest
+    assert planes_of([BandFile("a.tif", tif(singles, nodata=lowest))]).nodata == lowest
+    given = fault([BandFile("a.tif", tif(doubles, nodata=float(np.finfo(np.float64).min)))])
+    assert given.fault == "other nodata"
+    assert given.detail.startswith("nodata -1.79769e+308 is no number of type float32 (a.tif); write the file with one")
+    assert "nodata 0.5 is no number of type uint16" in fault([one("a", FINE)], nodata=0.5).detail
+    assert planes_of([one("a", FINE)], nodata=float("nan")).nodata is None
+
+
+def test_a_number_that_floats_round_is_the_same_in_all_scenes() -> None:
+    values = noise(1, 6, 6, dtype="float32")
+    values[0, 0, 0] = -3.4e38
+    first = planes_of([BandFile("a.tif", tif(values, nodata=-3.4e38))])
+    assert first.nodata == float(np.float32(-3.4e38))
+    assert planes_of([BandFile("b.tif", tif(values, nodata=-3.4e38))], nodata=first.nodata).nodata == first.nodata

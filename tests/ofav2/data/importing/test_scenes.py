@@ -242,3 +242,40 @@ def test_a_side_keeps_coarse_pixels_whole(tmp_path: Path) -> None:
     mixed = Scene("mixed", lambda: content, place="x")
     assert refusal(tmp_path / "out", mixed, side=5).startswith("side (5): the coarsest band has pixels of 2 on a side")
     assert "has 12 x 12 pixels, less than a patch of 14" in refusal(tmp_path / "out", mixed, side=14)
+
+
+def test_a_target_whose_mask_hides_pixels_is_refused(tmp_path: Path) -> None:
+    there = np.arange(64).reshape(8, 8) >= 8
+    mask = BandFile("m.tif", tif(noise(1, 8, 8, dtype="float32"), mask=there))
+    content = Content([BandFile("a.tif", tif(noise(1, 8, 8)))], {"height": mask})
+    whole = Scene("a", lambda: content, place="x")
+    assert "of m.tif hides 8 pixels" in refusal(tmp_path / "out", whole, masks={"height": "numbers"})
+
+
+def test_more_bands_than_the_first_scene_has_are_refused_unless_bands_are_named(tmp_path: Path) -> None:
+    first, more = (scene(str(count), noise(count, 8, 8), place="x") for count in (2, 3))
+    message = refusal(tmp_path / "out", first, more)
+    assert 'scene "3": has band 3, and the first scene only 1, 2; say which to take with --bands' in message
+    told = imported(tmp_path / "skipped", first, more, broken="skip")
+    assert (told.scenes, told.left_out) == (1, {"other bands": 1})
+    assert imported(tmp_path / "named", first, more, bands=("1", "2")).scenes == 2
+    names = [scene(str(n), noise(2, 8, 8, seed=n), place="x", names=("a", "b")[:: 1 - 2 * n]) for n in (0, 1)]
+    assert imported(tmp_path / "order", *names).bands == ("a", "b")
+    np.testing.assert_array_equal(stored(tmp_path / "order")[1, ..., 0], noise(2, 8, 8, seed=1)[1])
+
+
+@pytest.mark.parametrize(
+    ("nodata", "written"), [(float(np.finfo(np.float32).min),) * 2, (-9999.0, -9999), (float("nan"), None)]
+)
+def test_nodata_of_floats_is_written_as_it_is_read(tmp_path: Path, nodata: float, written: float | None) -> None:
+    values = noise(2, 8, 8, dtype="float32")
+    values[:, :2] = nodata
+    scenes = [scene(place, values, place=place) for place in "abc"]
+    imported(tmp_path / "out", *scenes, nodata=nodata)
+    found = described(tmp_path / "out")["nodata"]
+    assert (found, type(found)) == (written, type(written))
+    config = DataConfig("patches", str(tmp_path / "out"), resolutions=(8,), batch_size=2, eval_crop=1.0)
+    data = open_data(config)
+    assert data.nodata == written
+    assert max(data.mean) < 4000
+    assert min(data.mean) > 0

@@ -294,6 +294,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: deepened(root / "train"),
         "train/a: it holds no image, and the folder 'deep' like",
     ),
+    "split in capitals": (lambda root: (root / "val").rename(root / "Val"), "Val: holds folders, as a split does"),
+    "training in capitals": (
+        lambda root: ((root / "train").rename(root / "Train"), (root / "val").rename(root / "VAL")),
+        "splits are called train, val and test; rename it to ",
+    ),
     "split under two names": (
         lambda root: shutil.copytree(root / "val", root / "valid"),
         "val and valid are one split",

@@ -56,6 +56,13 @@ def test_splits_are_those_of_the_file(root: Path) -> None:
         ("path,label\n.,a\nx/000.jpg,b", r"line 2: path \(.\)"),
         ("path,label\n/x.jpg,a\nx/000.jpg,b", r"line 2: path \(/x.jpg\)"),
         ("path,label\nx/000.jpg,\nx/001.jpg,b", r"line 2: label \(\)"),
+        ("path,label,set\nx/000.jpg,a,test", r'column "set" must be one of path, label, split; rename or remove it'),
+        ("path,label,split,split\nx/000.jpg,a,test,train", "column split is there twice; remove one"),
+        (
+            "path,label\nx/000.jpg,New York, NY\nx/001.jpg,b",
+            r"line 2: has 3 fields, and the first line 2 \(path,label\)",
+        ),
+        ("path,label,split\nx/000.jpg,a,test\nx/001.jpg,b", "line 3: has 2 fields, and the first line 3"),
         ("path,label,split\nx/000.jpg,a,dev", r"line 2: split \(dev\)"),
         ("path,label,split\nx/000.jpg,a,train\nx/001.jpg,b,test", "class 'b' has no image in train"),
         (lines() + "\nx/none.jpg,odd", "x/none.jpg: cannot be read"),
@@ -70,3 +77,15 @@ def test_a_wrong_file_is_refused(root: Path, text: str, told: str) -> None:
 def test_data_sets_with_labels_of_their_own_take_none(root: Path) -> None:
     with pytest.raises(UserError, match=r"data\.labels .*: imagenet brings its labels"):
         opened(root, lines(), "imagenet")
+
+
+@pytest.mark.parametrize("head", ["path,label,Split", "path,label, split", "PATH,Label,SPLIT "])
+def test_names_of_columns_may_have_capitals_and_blanks(root: Path, head: str) -> None:
+    text = lines("train train validation test").replace("path,label,split", head)
+    found = opened(root, text)
+    assert found.val.images.names() == ["x/004.jpg", "x/005.jpg", "y/004.jpg", "y/005.jpg"]
+
+
+def test_labels_with_a_comma_stand_in_quotes(root: Path) -> None:
+    text = lines().replace(",odd", ',"odd, not even"').replace("x/002.jpg", "\nx/002.jpg")
+    assert opened(root, text).classes == ("even", "odd, not even")

@@ -336,3 +336,15 @@ def test_the_example_of_the_docs_opens_with_the_settings_of_its_table(tmp_path: 
     settings = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     data = open_data(config(tmp_path, **settings, resolutions=(64,), val_fraction=0.3))
     assert (data.bands, data.classes, len(data.test)) == (("B04", "B03", "B02"), ("tree", "water"), 4)
+
+
+@pytest.mark.parametrize(("one", "other"), [("here", "here "), ("here", "\there"), ("caf\u00e9", "cafe\u0301")])
+@pytest.mark.parametrize("single", [False, True])
+def test_places_that_look_alike_are_one(tmp_path: Path, one: str, other: str, single: bool) -> None:
+    values = described()
+    if single:
+        values["parts"][1].update(place=other.replace("\t", " "), places=None)
+    write_patches(tmp_path, values)
+    (tmp_path / "train.txt").write_text(f"{one}\n" * 6)
+    (tmp_path / "val.txt").write_text(f"{other}\n" * 3)
+    assert f"place '{one}': has patches in train and in val" in refusal(config(tmp_path))
