@@ -1,5 +1,6 @@
 """Evaluate an extracted network on a data set, class by class."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes
 from ofav2.tasks.classification import Classification
 from ofav2.tasks.registry import make_task
 from supernets.ensembles import with_ensemble
+
+logger = logging.getLogger(__name__)
 
 _CHANGEABLE = (
     *PLACE_AND_DEVICE,
@@ -99,6 +102,11 @@ def evaluate_network(
             f"data set ({data.name}) holds other images than the network was trained and tested on, so those drawn for"
             " test now may be ones that it knows: restore it, or name images that it never saw by data.root=PATH"
         )
+    origin = data.origins.get(split)
+    if not same_images and origin is not None and origin.listed != split:
+        total = len(data.train) + len(data.val) + len(data.test)
+        share = f"data.{split}_fraction ({getattr(config.data, f'{split}_fraction'):g})"
+        logger.info(f"{data.name} brings no images for {split}: {len(images_of)} of {total} are drawn by {share}")
     module, resolution = runtime.place(source.module), source.record.subnet.resolution
     if not config.run.threads:
         images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))

@@ -1,5 +1,6 @@
 """An extracted network is evaluated class by class."""
 
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -51,14 +52,16 @@ def test_validation_images_that_a_network_was_fine_tuned_on_are_refused(extracte
 
 
 def test_other_images_than_those_it_was_tested_on_are_refused_unless_they_are_named(
-    extracted: Path, tmp_path: Path
+    extracted: Path, tmp_path: Path, notes: Notes
 ) -> None:
     other, record = Path(shutil.copytree(extracted, tmp_path / "other")), ofav2.describe_subnet(extracted)
     assert record.extraction is not None
     write_subnet_record(other, replace(record, extraction=replace(record.extraction, data_fingerprint="0" * 64)))
     with pytest.raises(UserError, match="may be ones that it knows"):
         ofav2.evaluate_network(other)
-    assert not ofav2.evaluate_network(other, ["data.split_seed=0"]).same_images
+    assert "are drawn by" not in notes()
+    assert not ofav2.evaluate_network(other, ["data.test_fraction=0.05"]).same_images
+    assert re.search(r"brings no images for test: \d+ of 1797 are drawn by data.test_fraction \(0.05\)", notes())
 
 
 def test_images_that_were_trained_on_are_no_test_images(extracted: Path, tmp_path: Path, notes: Notes) -> None:
