@@ -228,7 +228,7 @@ class PatchImages:
     def digest(self, index: int) -> int:
         """Digest patch `index`: its pixels, or where they are read in place what tells it from others.
 
-        One whose pixels are all equal, or all without data, can't be told from others and has 0.
+        One whose numbers with data are all equal, band by band, can't be told from others and has 0.
         """
         part, position, top, left = self.rows[index].tolist()
         bands = self.parts[part].images
@@ -238,13 +238,15 @@ class PatchImages:
         return digest_of(pixels.tobytes()) if self._is_told_apart(pixels.transpose(1, 2, 0)) else 0
 
     def _is_told_apart(self, pixels: Array) -> bool:
-        """Say whether pixels (h, w, C) differ and one has data. NaN differs from itself, so both are asked."""
-        return bool((pixels != pixels[:1, :1]).any() and valid_pixels(pixels, self.nodata).any())
+        """Say whether numbers with data differ in a band of pixels (h, w, C), where others may have none."""
+        valid = valid_values(pixels, self.nodata)
+        bands = (pixels[..., band][valid[..., band]] for band in range(pixels.shape[-1]))
+        return any(bool((band != band[:1]).any()) for band in bands)
 
     def stored_digests(self) -> npt.NDArray[np.uint64]:
         """Digest the whole patch, in these bands, that each patch is or is a window of (N,).
 
-        Those whose pixels are all equal, or all without data, can't be told apart and have 0.
+        Those whose numbers with data are all equal, band by band, can't be told apart and have 0.
         """
         stored, windows = np.unique(self.rows[:, :2], axis=0, return_inverse=True)
         found = [self._stored_digest(part, position) for part, position in stored.tolist()]

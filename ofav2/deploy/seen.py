@@ -23,7 +23,7 @@ SEEN = "trained_images.bin"
 def seen_by(run: OpenedRun) -> Digests:
     """Return digests of all images that a run's weights have seen, those that it started from included.
 
-    Test images among them, which another split held before, are told.
+    Test images among them are told.
 
     Raises:
         RunError: The list of the latter is damaged.
@@ -36,10 +36,10 @@ def seen_by(run: OpenedRun) -> Digests:
             " as new ones"
         )
         return own
-    if known := count_seen(run.data.test, earlier):
+    if len(earlier) and (known := count_seen(run.data.test, earlier)):
         logger.warning(
-            f"{known} of the {len(run.data.test)} test images were trained on before the run's split was changed: test"
-            " scores are too good"
+            f"{known} of the {len(run.data.test)} test images were seen by the weights that the run started from, or"
+            " before its split was changed: test scores are too good"
         )
     return np.union1d(own, earlier)
 

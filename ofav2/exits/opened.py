@@ -16,13 +16,14 @@ from ofav2.exits.collect import require_classes
 from ofav2.exits.early import EarlyExits, early_exits
 from ofav2.exits.policy_file import several_exits
 from ofav2.messages import show
+from ofav2.runs.kept_recipe import PLACES
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.registry import make_task
 from supernets.output_costs import ExitMacs, exit_macs
 
 PLACE_AND_DEVICE = (
-    *(f"data.{name}" for name in ("root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
+    *(f"data.{name}" for name in PLACES),
     "run.device",
     "run.threads",
 )

@@ -40,7 +40,7 @@ from ofav2.networks.build import build_network, with_classes, without_memory
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
 from ofav2.tasks.base import Task, refuse_mixing
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import make_task, require_targets
 from supernets import Subnet
 from supernets.backbone import AnyArchitecture, Backbone
 from supernets.taps import HEADS
@@ -153,6 +153,7 @@ def prepare(
         )
     steps_per_epoch(len(data.train), config.data.batch_size)
     task = make_task(config.task, data, config.optim)
+    require_targets(task, data)
     refuse_mixing(task, config.data)
     if isinstance(source, Source):
         refuse_bands(data, source.record)

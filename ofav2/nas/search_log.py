@@ -22,6 +22,8 @@ from supernets import SpaceError, Subnet
 
 ARCHIVE = "archive.jsonl"
 """Name of the file in a search folder."""
+COMPARED = 64
+"""Measurements, about, whose costs are computed again when a search goes on."""
 
 
 class SearchLog:
@@ -51,14 +53,17 @@ class SearchLog:
         """
         cut_unfinished_line(self._path)
         events: list[Event] = []
+        measured: list[dict[RunNetwork, dict[str, float]]] = []
         for number, line in enumerate(whole_lines(self._path), 1):
             try:
                 entry = files.parse_json(line)
                 events.append(self._event(entry))
-                networks = self._networks(entry) if entry["kind"] == "measured" else {}
+                if entry["kind"] == "measured":
+                    measured.append(self._networks(entry))
             except (ValueError, KeyError, TypeError, IndexError, SpaceError) as error:
                 raise RunError(f"{self._path}: line {number} is no line of this search: start a new one") from error
-            # Outside the block above: an error of a user's function is no damaged line.
+        # Costs of a large network take a while, and another function shows soon.
+        for networks in measured[:: max(1, len(measured) // COMPARED)]:
             for network, costs in networks.items():
                 self._require_same_costs(network, costs)
         return events
@@ -83,9 +88,9 @@ class SearchLog:
             tolerance = 0.0 if name in Price._fields else 1e-9
             if not math.isclose(now[name], before, rel_tol=tolerance):
                 raise UserError(
-                    f"cost ({name}) of sub-network ({network.subnet}) is {now[name]}, and was {before} when search"
-                    f" {self._path.parent} measured it: resume with the function that it was begun with, or start a new"
-                    " search"
+                    f"cost ({name}) of sub-network ({network.subnet}) is {now[name]:.15g}, and was {before:.15g} when"
+                    f" search {self._path.parent} measured it: resume with the function that it was begun with, or"
+                    " start a new search"
                 )
 
     def _line(self, event: Event) -> dict[str, Any]:

@@ -16,8 +16,10 @@ from ofav2.runs.records import RunRecord
 
 logger = logging.getLogger(__name__)
 
-_FREE = (
-    *(f"data.{name}" for name in ("root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")),
+PLACES = ("root", "labels", "download", "cache", "cache_gib", "bad_images", "workers")
+"""Settings of data that say where images are and how they are read."""
+FREE = (
+    *(f"data.{name}" for name in PLACES),
     *("run.device", "run.threads", "run.folder", "evaluation.batch_size", "tracking"),
 )
 """Settings that say where things are and what computes: they may be edited in a run's `recipe.yaml`."""
@@ -41,7 +43,7 @@ def kept_recipe(folder: Path, record: RunRecord) -> Config:
     edited = recipe.load(str(path))
     differing = changed_settings(asdict(kept), asdict(edited))
     for key, (before, now) in differing.items():
-        if not names_setting(_FREE, key):
+        if not names_setting(FREE, key):
             raise RunError(
                 f"{path}: {key} is {show(now)}, and was {show(before)} when the run was trained:"
                 " restore its recipe.yaml, or remove the file, as run.json holds the recipe"

@@ -33,7 +33,6 @@ def _classification(data: ImageData, optim: OptimConfig) -> Task:
 
 
 def _segment(data: ImageData, optim: OptimConfig) -> Task:
-    require_planes(data)
     return segmentation.Segmentation(data.target.names, optim.label_smoothing, _class_weights(data, optim))
 
 
@@ -43,7 +42,6 @@ def _class_weights(data: ImageData, optim: OptimConfig) -> tuple[float, ...] | N
 
 def _regress(data: ImageData, optim: OptimConfig) -> Task:
     _refuse_class_weights(regression.NAME, optim)
-    require_planes(data)
     return regression.Regression(data.target.names)
 
 
@@ -78,6 +76,16 @@ def names() -> tuple[str, ...]:
     return (*_OWN, *sorted({entry.name for entry in entry_points(group=GROUP)} - _OWN.keys()))
 
 
+def require_targets(task: Task, data: ImageData) -> None:
+    """Refuse a training on targets of which none counts, and log classes that training images lack.
+
+    Raises:
+        UserError: A split has no pixel that counts.
+    """
+    if task.name in (segmentation.NAME, regression.NAME):
+        require_planes(data)
+
+
 def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
     """Make a task for a data set.
 
@@ -87,8 +95,7 @@ def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
         optim: The optimiser's settings, which hold those of the loss.
 
     Raises:
-        UserError: If there is no such task, or it needs other targets than the data set has, or a split
-            has none that counts.
+        UserError: If there is no such task, or it needs other targets than the data set has.
     """
     if name in _OWN:
         _refuse_targets(name, data)

@@ -18,7 +18,7 @@ from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
 from ofav2.runs.initial_images import read_initial_images
-from ofav2.runs.kept_recipe import kept_recipe
+from ofav2.runs.kept_recipe import PLACES, kept_recipe
 from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
 from ofav2.tasks import reconstruction
@@ -74,6 +74,8 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     record = read_run(init)
     earlier = None if record.imported else read_initial_images(init, record)
     if record.data.fingerprint == data.fingerprint:
+        if earlier is not None:
+            _judge_earlier(init, earlier, data)
         return earlier
     try:
         before = kept_recipe(init, record)
@@ -91,25 +93,33 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
         _judge(init, held, count, images_alone=images_alone, is_val=held is data.val)
     if earlier is None:
         return None
-    others = np.setdiff1d(earlier, digests_of(data.train))
-    for held in (data.test, data.val):
-        _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
+    _judge_earlier(init, earlier, data)
     return earlier if images_alone else np.union1d(earlier, digests_of(theirs.train))
 
 
-def images_until_now(folder: Path, record: RunRecord) -> Digests | None:
+def _judge_earlier(init: Path, earlier: Digests, data: ImageData) -> None:
+    """Judge by what a run's weights had learnt beside its own images."""
+    others = np.setdiff1d(earlier, digests_of(data.train))
+    for held in (data.test, data.val):
+        _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
+
+
+def images_until_now(folder: Path, record: RunRecord, config: Config) -> Digests | None:
     """Return digests of all images that a run has seen before its split is changed; None where nobody knows.
 
     Args:
         folder: The run folder, with the split until now.
         record: The run's record until now.
+        config: The recipe to go on with, which says where images are now.
 
     Raises:
         RunError: If the list of what its first weights had seen is damaged.
     """
     earlier = read_initial_images(folder, record)
     try:
-        own = seen_digests(_images(folder, record, kept_recipe(folder, record)))
+        kept = kept_recipe(folder, record)
+        here = {name: getattr(config.data, name) for name in PLACES}
+        own = seen_digests(_images(folder, record, replace(kept, data=replace(kept.data, **here))))
     except UserError as error:
         logger.warning(
             "which images the run was trained on until now is not known to what is extracted from it: they can't be"

@@ -12,7 +12,7 @@ from ofav2.data import ImageData, SplitRecord, read_split, split_record
 from ofav2.errors import RunError
 from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.kept_recipe import changed_settings, names_setting, trained_recipe
+from ofav2.runs.kept_recipe import FREE, changed_settings, names_setting, trained_recipe
 from ofav2.runs.metrics_file import cut_metrics
 from ofav2.runs.records import PhaseRecord, RunRecord, lasting, with_lasting
 from ofav2.runs.split import kept_split
@@ -46,7 +46,7 @@ def same_recipe(
         # The number that the run chose when it began.
         config = replace(config, run=replace(config.run, threads=kept.run.threads))
     refuse_changes(asdict(kept), asdict(config), allow)
-    _refuse_past_changes(record, kept, config)
+    _refuse_past_changes(path, record, kept, config)
     if config.run.threads != kept.run.threads:
         logger.info(
             f"threads: {config.run.threads}, before: {kept.run.threads}; sums are added in another order, so the run"
@@ -55,17 +55,15 @@ def same_recipe(
     return config
 
 
-def _refuse_past_changes(record: RunRecord, kept: Config, config: Config) -> None:
+def _refuse_past_changes(path: Path, record: RunRecord, kept: Config, config: Config) -> None:
     """Refuse changes of what is over: the run would be told to have been trained otherwise than it was.
 
     Raises:
         RunError: If the first weights, or a setting of a finished phase, are others.
     """
-    over = [
-        "supernet.init",
-        "network.weights",
-        *(f"phases.{phase.name}" for phase in record.phases if phase.name in config.phases),
-    ]
+    over = [f"phases.{phase.name}" for phase in record.phases if phase.name in config.phases]
+    if has_progress(path, record):
+        over += ["supernet.init", "network.weights"]
     changed = [key for key in changed_settings(asdict(kept), asdict(config)) if names_setting(over, key)]
     if changed:
         raise RunError(
@@ -165,10 +163,10 @@ def refuse_late_changes(record: RunRecord, config: Config) -> None:
     """Check that a finished run is not asked for another training.
 
     Raises:
-        RunError: If a setting of it changed.
+        RunError: If more changed than where images are, and what computes.
     """
     changed = changed_settings(asdict(recipe.parse(record.recipe, "recipe")), asdict(config))
-    asked = [key for key in changed if names_setting(("phases", "supernet", "network", "teacher", "optim"), key)]
+    asked = [key for key in changed if not names_setting(FREE, key)]
     if asked:
         raise RunError(
             f"the run is finished, so another {asked[0]} has no effect: train in a new folder, where"

@@ -112,9 +112,13 @@ def resume(
                 logger.info(f"{path} is finished already")
                 return Run(path, record)
             before, record = record, processes.on_main(lambda: next_record(record, config, setup))
-            if began and before.data.fingerprint != record.data.fingerprint:
-                processes.on_main(lambda: warn_of_known_images(path, setup.data))
-                writer.keep_initial_images(processes.on_main(lambda: images_until_now(path, before)))
+            if before.data.fingerprint != record.data.fingerprint:
+                if began:
+                    processes.on_main(lambda: warn_of_known_images(path, setup.data))
+                    known = processes.on_main(lambda: images_until_now(path, before, config))
+                else:
+                    known = processes.on_main(lambda: check_beginning(setup))
+                writer.keep_initial_images(known)
             if split is None:
                 writer.keep_split(setup.data)
             writer.write(folder.RECIPE, record.recipe)

@@ -23,7 +23,7 @@ from ofav2.runs.tracking import check_tracking
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import make_task, require_targets
 from ofav2.training.initial import adopt_initial, freeze_body
 from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
 from ofav2.training.teacher import external_teachers
@@ -118,6 +118,8 @@ def _build(config: Config, data: ImageData, processes: Processes, began: RunReco
     _check_parts(config.data.batch_size, processes.count)
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
+    if began is None:
+        require_targets(task, data)
     refuse_mixing(task, config.data)
     net = recipe_network(_to_build(config, began), outputs=task.outputs, channels=data.channels, dense=task.dense)
     initial = began.initial if began else adopt_initial(net, config.supernet, data, task)
@@ -169,17 +171,16 @@ def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.E
 def teaching_weights(setup: Setup, phase: Phase) -> tuple[Fraction, ...]:
     """Return the weight of each exit in the ensemble as which the largest network teaches after a phase.
 
-    Exits that nothing has trained until then have none: an objective other than `joint` trains the unlocked ones alone.
+    Exits that no phase of the run has trained until then have none: an objective other than `joint` trains the unlocked
+    ones alone, and those of first weights fall behind a body that is trained on.
 
     Raises:
         DistillError: If the phase's weights are no scheme, not one number per exit, or 0 for all trained exits.
     """
-    exits, initial = setup.net.architecture.exits, setup.initial
+    exits = setup.net.architecture.exits
     weights = phase_weights(setup.config, phase.config, setup.net).ensemble
     until = setup.plan.phases[: setup.plan.phases.index(phase) + 1]
     trained = {exit_ for past in until for exit_ in past.evaluated.height}
-    if initial is not None and not initial.fresh:
-        trained = set(exits)
     kept = distill.renormalised(dict(zip(exits, weights, strict=True)), sorted(trained))
     return tuple(kept.get(exit_, Fraction(0)) for exit_ in exits)
 

@@ -431,7 +431,8 @@ def test_what_is_over_is_not_told_otherwise(overrides: list[str], key: str, mess
 def test_a_finished_run_refuses_to_be_trained_otherwise(tmp_path: Path) -> None:
     full = tiny.written(tmp_path, tiny.TWO[: tiny.TWO.index("  kernel:")])
     run = ofav2.train(full, run_dir=tmp_path / "run")
-    for change in ("phases.kernel={epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}", "optim.weight_decay=0.5"):
+    changes = ("phases.kernel={epochs: 0.02, lr: 0.001, unlock: {kernel: [3, 5]}}", "optim.weight_decay=0.5")
+    for change in (*changes, "run.precision=bfloat16", "evaluation.calibration_images=20"):
         key = change.partition("=")[0]
         with pytest.raises(UserError, match=rf"^the run is finished, so another {key}\S* has no effect") as refused:
             ofav2.resume(run.folder, overrides=[change], allow=[key])
@@ -459,6 +460,32 @@ def test_a_run_goes_on_where_the_run_that_it_began_with_is_gone(
         flip_a_bit(path)
     with pytest.raises(RunError, match="nothing that the run has saved can be read, and it did not begin with fresh"):
         ofav2.resume(lost)
+
+
+def test_before_anything_is_saved_a_run_may_begin_with_other_weights_and_is_judged_again(
+    straight: Path, recipes: dict[str, str], tmp_path: Path
+) -> None:
+    first, second = (Path(shutil.copytree(straight, tmp_path / name)) for name in ("first", "second"))
+    run = tmp_path / "run"
+    with killed_after(at("full", 1)):
+        ofav2.train(recipes["short"], [*STRAIGHT, f"supernet.init={first}"], run)
+    with pytest.raises(
+        UserError, match=r"was trained on .* images of this run's split test, so its scores would be too good"
+    ):
+        ofav2.resume(run, overrides=["data.split_seed=1"], allow=["data"])
+    shutil.rmtree(first)
+    other = f"supernet.init={second}"
+    assert ofav2.resume(run, overrides=[other], allow=["supernet.init"]).record.status == "finished"
+    with pytest.raises(UserError, match=r"^supernet\.init was of a part of the run that is over"):
+        ofav2.resume(run, overrides=["supernet.init=null"], allow=["supernet"])
+
+
+def test_what_a_run_saw_before_its_split_was_changed_is_known_to_what_begins_with_it(
+    stopped: Path, recipes: dict[str, str], tmp_path: Path
+) -> None:
+    ofav2.resume(stopped, overrides=["data.split_seed=1"], allow=["data"])
+    with pytest.raises(UserError, match=r"was trained on .* images of this run's split test"):
+        ofav2.train(recipes["short"], ["data.split_seed=1", f"supernet.init={stopped}"], tmp_path / "next")
 
 
 def test_a_folder_may_be_given_from_home(
@@ -498,8 +525,8 @@ def test_a_finished_run_whose_weights_are_damaged_trains_the_phase_again(
 def test_a_finished_run_whose_weights_are_damaged_takes_an_accepted_change(run_copy: Path, notes: Notes) -> None:
     """It trains on the new split, so its record has to say so."""
     before = read_run(run_copy).data.fingerprint
-    ofav2.resume(run_copy, overrides=["data.split_seed=1"], allow=["data"])
-    assert "new split" not in notes(), "a whole run keeps its own"
+    with pytest.raises(RunError, match=r"the run is finished, so another data\.split_seed has no effect"):
+        ofav2.resume(run_copy, overrides=["data.split_seed=1"], allow=["data"])
     assert read_run(run_copy).data.fingerprint == before
     flip_a_bit(run_copy / "checkpoints" / "expand.safetensors")
     record = ofav2.resume(run_copy, overrides=["data.split_seed=1"], allow=["data"]).record
@@ -527,7 +554,9 @@ def test_a_split_that_is_drawn_anew_says_what_of_it_is_known(half_run: Path, not
     assert re.search(r"\d+ of the \d+ images of the new split test were trained on until now, by their names", notes())
     opened = ofav2.open_run(half_run)
     assert np.array_equal(seen_by(opened), np.union1d(until_now, seen_digests(opened.data)))
-    assert re.search(r"\d+ of the \d+ test images were trained on before the run's split was changed", notes())
+    assert re.search(
+        r"\d+ of the \d+ test images were seen by the weights that .* before its split was changed", notes()
+    )
 
 
 def test_a_run_in_use_is_refused(stopped: Path) -> None:

@@ -140,7 +140,9 @@ def planes_of(
     finest = min(found, key=lambda band: _pixel(band.grid)).grid
     factors = [_factor(band, finest, found[0]) for band in found]
     dtype = _common_type(found)
-    value = _of_type(_common_nodata(found, None if nodata is None or math.isnan(nodata) else nodata), dtype, found)
+    value = _of_type(
+        _common_nodata(found, None if nodata is None or not math.isfinite(nodata) else nodata), dtype, found
+    )
     _refuse_hidden(found, value)
     layers = [_on_grid(band, factor, value, dtype) for band, factor in zip(found, factors, strict=True)]
     return Planes(np.stack(layers, -1), tuple(band.name for band in found), value, finest, max(factors))
@@ -197,7 +199,8 @@ def decode(file: BandFile) -> list[Band]:
 
 def _stated(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
     """Return nodata as a file's pixels have it: those of float32 have the nearest number."""
-    if nodata is None or math.isnan(nodata):
+    # Numbers that are not finite are no data anyway, and no whole number is a fraction.
+    if nodata is None or not math.isfinite(nodata) or (dtype.kind in "iu" and nodata != int(nodata)):
         return None
     with np.errstate(over="ignore"):
         nearest = float(np.asarray(nodata).astype(dtype)) if dtype.kind == "f" else nodata

@@ -173,13 +173,15 @@ def _splits_at(root: Path) -> Mapping[str, str]:
     Raises:
         UserError: A split is there under two names, or in capitals, where it would be taken for a class.
     """
-    for name in _folders(root):
-        if name not in SPLIT_NAMES and name.lower() in SPLIT_NAMES and _folders(root / name):
+    deep = [name for name in _folders(root) if _folders(root / name)]
+    # Beside other folders of folders, it is a class that is called so.
+    for name in deep if all(name.lower() in SPLIT_NAMES for name in deep) else ():
+        if name not in SPLIT_NAMES:
             raise UserError(
                 f"folder {root / name}: holds folders, as a split does, and splits are called train, val and test;"
                 f" rename it to {name.lower()}, or if it is a class, to another name"
             )
-    present = [name for name in SPLIT_NAMES if name in _folders(root) and _folders(root / name)]
+    present = [name for name in SPLIT_NAMES if name in deep]
     if "train" not in present:
         return {}
     splits: dict[str, str] = {}

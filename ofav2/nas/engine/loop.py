@@ -85,7 +85,7 @@ class Picked:
     why: tuple[str, ...]
     """Why each was picked: `first`, `gain` or `spread`."""
     predicted: tuple[Floats, ...]
-    """Predicted losses of each body's nested networks; nothing in round 0."""
+    """Predicted losses of each body's nested networks; nothing in round 0, nor of others drawn at random."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,7 +170,7 @@ def search(
         for body, genes in enumerate(nested):
             archive = archive.plus(problem, genes, losses[body])
         guessed, found = np.zeros(0), np.zeros(0)
-        if number:
+        if picked.predicted:
             guessed = np.concatenate([losses[unknown] for losses, unknown in zip(picked.predicted, new, strict=True)])
             found = np.concatenate([losses[body][unknown] for body, unknown in enumerate(new)])
             predicted, real = (np.concatenate(pair)[-RECENT:] for pair in ((predicted, guessed), (real, found)))
@@ -235,8 +235,12 @@ def _propose(
         bodies = first_bodies(problem, rng, count)
         return Picked(number, bodies, ("first",) * len(bodies), ())
     if len(archive) < MIN_LEARNABLE:
-        # The limits leave one network, which is measured.
-        return Picked(number, archive.genes[:0], (), ())
+        # Too few to learn from: more at random, as long as there are any.
+        drawn = np.unique(spread_networks(problem, rng, settings.population), axis=0)
+        further = [body for body in rng.permutation(drawn) if archive.lacks(problem.nested(body))][:count]
+        return Picked(
+            number, np.array(further, archive.genes.dtype).reshape(-1, drawn.shape[1]), ("spread",) * len(further), ()
+        )
     belief = learn(problem, archive, predictor)
     found = _evolved(problem, belief, settings, rng)
     new = [(body, genes[archive.lacks(genes)]) for body in found for genes in [problem.nested(body)]]

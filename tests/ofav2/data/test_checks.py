@@ -16,9 +16,14 @@ from ofav2.data import statistics
 from ofav2.data.checks import below_root
 from ofav2.data.splits import SplitRecord
 from ofav2.errors import UserError
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import make_task, require_targets
 from tests.notes import Notes
 from tests.ofav2.patches import CODES, write_patches
+
+
+def checked(name: str, given: data.ImageData) -> None:
+    """As a training begins."""
+    require_targets(make_task(name, given, OptimConfig()), given)
 
 
 @pytest.fixture
@@ -223,17 +228,17 @@ def test_targets_of_which_no_pixel_counts_are_refused(
     tmp_path: Path, split: str, task: str, target: str, fill: int, told: str
 ) -> None:
     write_patches(tmp_path)
-    make_task(task, patches(tmp_path, target), OptimConfig())
+    checked(task, patches(tmp_path, target))
     path = tmp_path / f"{split}_{target}.npy"
     np.save(path, np.full_like(np.load(path), fill))
     with pytest.raises(UserError, match="no pixel of") as raised:
-        make_task(task, patches(tmp_path, target), OptimConfig())
+        checked(task, patches(tmp_path, target))
     names = "tree, grass, crop" if target == "cover" else "mean, top"
     count = 6 if split == "train" else 3
     kind = "classes" if target == "cover" else "planes"
     assert str(raised.value).startswith(f"target of {kind} {names}: no pixel of {split} ({count} patches) counts (")
     assert told in str(raised.value)
-    make_task("reconstruct", patches(tmp_path, target), OptimConfig())
+    checked("reconstruct", patches(tmp_path, target))
 
 
 def test_targets_that_lie_where_there_are_no_data_are_none(tmp_path: Path) -> None:
@@ -243,36 +248,36 @@ def test_targets_that_lie_where_there_are_no_data_are_none(tmp_path: Path) -> No
     images[labelled] = -1
     np.save(tmp_path / "val.npy", images)
     with pytest.raises(UserError, match="no pixel of val "):
-        make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+        checked("segment", patches(tmp_path, "cover"))
     images[2, 5, 5] = 8
     np.save(tmp_path / "val.npy", images)
     cover = stored["cover"].copy()
     cover[2, 5, 5] = 40
     np.save(tmp_path / "val_cover.npy", cover)
-    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    checked("segment", patches(tmp_path, "cover"))
 
 
 def test_classes_and_planes_that_training_lacks_are_said(
     tmp_path: Path, notes: Notes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored = write_patches(tmp_path)["train"]
-    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
-    make_task("regress", patches(tmp_path, "height"), OptimConfig())
+    checked("segment", patches(tmp_path, "cover"))
+    checked("regress", patches(tmp_path, "height"))
     assert "has no pixel of" not in notes()
     cover, height = stored["cover"].copy(), stored["height"].copy()
     cover[cover == 20] = 99
     height[..., 1] = 255
     np.save(tmp_path / "train_cover.npy", cover)
     np.save(tmp_path / "train_height.npy", height)
-    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
-    make_task("regress", patches(tmp_path, "height"), OptimConfig())
+    checked("segment", patches(tmp_path, "cover"))
+    checked("regress", patches(tmp_path, "height"))
     said = notes()
     assert (
         "train: has no pixel of grass (1 of 3 classes), so they are not learnt; leave them out by data.classes" in said
     )
     assert "train: has no pixel of top (1 of 2 planes), so they are not learnt; hold other places out" in said
     monkeypatch.setattr(statistics, "MOST", 2)
-    make_task("segment", patches(tmp_path, "cover"), OptimConfig())
+    checked("segment", patches(tmp_path, "cover"))
     assert "of grass (1 of 3 classes) in the 2 patches that were looked at, so they are not" in notes()
 
 

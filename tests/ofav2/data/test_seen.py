@@ -10,7 +10,7 @@ import pytest
 
 from ofav2 import data
 from ofav2.config.schema import DataConfig
-from ofav2.data.seen import count_known, seen_digests, unseen
+from ofav2.data.seen import count_known, count_seen, digests_of, seen_digests, unseen
 from ofav2.errors import UserError
 from tests.notes import Notes
 from tests.ofav2 import tiny
@@ -77,6 +77,19 @@ def test_copies_among_a_data_sets_own_splits_are_its_own_matter(tmp_path: Path, 
     classes(tmp_path / "images", {"cat": 10, "dog": 10})
     files = data.open_data(DataConfig("imagefolder", str(tmp_path / "images"), batch_size=4))
     assert count_known((noise.test,), files.train, noise.train) is None, "pixels are not compared with files"
+
+
+def test_patches_that_lack_a_band_are_known_by_their_others(tmp_path: Path) -> None:
+    root = dense.write_patches(tmp_path / "patches")
+    for name in ("train", "val", "test"):
+        images = np.load(root / f"{name}_images.npy").astype(np.float32)
+        images[..., 0] = np.nan if name == "test" else images[..., 0]
+        np.save(root / f"{name}_images.npy", images)
+    config = DataConfig("patches", str(root), target="cover", resolutions=(16,), eval_crop=1.0)
+    opened = data.open_data(config)
+    digests = digests_of(opened.test)
+    assert (digests != 0).all()
+    assert count_seen(opened.test, digests) == len(opened.test)
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf])

@@ -261,6 +261,16 @@ def test_what_makes_no_sense_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_targets_of_which_none_counts_are_refused_before_training(split: str, patches: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(patches, tmp_path / "patches"))
+    for path in other.glob(f"{split}_cover.npy"):
+        np.save(path, np.full_like(np.load(path), 199))
+    with pytest.raises(UserError, match=f"no pixel of {split} "):
+        train(tmp_path, dense.recipe("segment", other, "cover"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_early_exits_and_predictions_need_classes_of_images(segmented: Run, tmp_path: Path) -> None:
     run = ofav2.open_run(segmented.folder)
     ofav2.extract(run, run.loaded.net.space.largest(), tmp_path / "all", "all", formats=())

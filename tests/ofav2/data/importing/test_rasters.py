@@ -215,7 +215,9 @@ def test_nodata_is_a_number_of_the_bands_type() -> None:
     assert given.fault == "other nodata"
     assert given.detail.startswith("nodata -1.79769e+308 is no number of type float32 (a.tif); write the file with one")
     assert "nodata 0.5 is no number of type uint16" in fault([one("a", FINE)], nodata=0.5).detail
-    assert planes_of([one("a", FINE)], nodata=float("nan")).nodata is None
+    for none in (float("nan"), float("-inf")):
+        assert planes_of([one("a", FINE)], nodata=none).nodata is None
+        assert planes_of([BandFile("a.tif", tif(singles, nodata=none))]).nodata is None
 
 
 def test_a_number_that_floats_round_is_the_same_in_all_scenes() -> None:

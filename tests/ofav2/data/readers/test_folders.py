@@ -318,6 +318,13 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
+def test_a_class_may_be_called_as_a_split_beside_other_classes(tmp_path: Path, classes: Callable[..., None]) -> None:
+    for name, folders in {"Car": ("a", "b"), "Train": ("steam", "diesel")}.items():
+        classes(tmp_path / name, dict.fromkeys(folders, 8))
+    found = data.open_data(DataConfig("imagefolder", str(tmp_path), resolutions=(8,), val_fraction=0.25))
+    assert found.classes == ("Car", "Train")
+
+
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_folder_is_refused(case: str, tmp_path: Path, classes: Callable[..., None]) -> None:
     root = tmp_path / "root"
