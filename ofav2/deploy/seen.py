@@ -38,8 +38,8 @@ def seen_by(run: OpenedRun) -> Digests:
         return own
     if len(earlier) and (known := count_seen(run.data.test, earlier)):
         logger.warning(
-            f"{known} of the {len(run.data.test)} test images were seen by the weights that the run started from, or"
-            " before its split was changed: test scores are too good"
+            f"{known} of the {len(run.data.test)} test images were learnt by the weights that the run started from,"
+            " or before its split was changed: test scores are too good"
         )
     return np.union1d(own, earlier)
 

@@ -56,7 +56,10 @@ def write(path: Path, data: bytes, facts: Mapping[str, Any]) -> None:
     """Write a checkpoint, of the bytes that `tensor_bytes` made; see `save`."""
     tensor_file, facts_file = file_paths(path)
     if len(data) > MAX_BYTES:
-        raise RunError(f"{tensor_file} would have {len(data)} bytes, and more than {MAX_BYTES} are not read back")
+        raise RunError(
+            f"{tensor_file} would have {len(data)} bytes, and more than {MAX_BYTES} are not read back: train a smaller"
+            " network"
+        )
     own = {key: value for key, value in facts.items() if key not in _BOOKKEEPING}
     record = {
         "format": FORMAT,

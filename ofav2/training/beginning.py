@@ -13,7 +13,7 @@ from ofav2.config.schema import Config, DataConfig, PhaseConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
 from ofav2.data.readers.patches import target_name
-from ofav2.data.seen import count_known, count_seen, digests_of, seen_digests
+from ofav2.data.seen import count_known, count_seen, digests_of
 from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
 from ofav2.messages import first_line
@@ -75,7 +75,7 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
     earlier = None if record.imported else read_initial_images(init, record)
     if record.data.fingerprint == data.fingerprint:
         if earlier is not None:
-            _judge_earlier(init, earlier, data)
+            _check_earlier(init, earlier, data)
         return earlier
     try:
         before = kept_recipe(init, record)
@@ -90,22 +90,25 @@ def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | Non
         _say_unknown(init, "its own are stored in another way")
     images_alone = before.task == reconstruction.NAME and not _reconstructs_target(record, before, config)
     for held, count in zip((data.test, data.val), counts or (0, 0), strict=True):
-        _judge(init, held, count, images_alone=images_alone, is_val=held is data.val)
+        _refuse_known(init, held, count, images_alone=images_alone, is_val=held is data.val)
     if earlier is None:
         return None
-    _judge_earlier(init, earlier, data)
+    _check_earlier(init, earlier, data)
     return earlier if images_alone else np.union1d(earlier, digests_of(theirs.train))
 
 
-def _judge_earlier(init: Path, earlier: Digests, data: ImageData) -> None:
-    """Judge by what a run's weights had learnt beside its own images."""
+def _check_earlier(init: Path, earlier: Digests, data: ImageData) -> None:
+    """Refuse, or warn of, held-out images that a run's weights had learnt beside its own images."""
+    if not len(earlier):
+        # To digest patches reads all their pixels.
+        return
     others = np.setdiff1d(earlier, digests_of(data.train))
     for held in (data.test, data.val):
-        _judge(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
+        _refuse_known(init, held, count_seen(held, others), images_alone=False, is_val=held is data.val)
 
 
 def images_until_now(folder: Path, record: RunRecord, config: Config) -> Digests | None:
-    """Return digests of all images that a run has seen before its split is changed; None where nobody knows.
+    """Return digests of all images that a run was trained on before its split is changed; None where nobody knows.
 
     Args:
         folder: The run folder, with the split until now.
@@ -119,7 +122,7 @@ def images_until_now(folder: Path, record: RunRecord, config: Config) -> Digests
     try:
         kept = kept_recipe(folder, record)
         here = {name: getattr(config.data, name) for name in PLACES}
-        own = seen_digests(_images(folder, record, replace(kept, data=replace(kept.data, **here))))
+        own = digests_of(_images(folder, record, replace(kept, data=replace(kept.data, **here))).train)
     except UserError as error:
         logger.warning(
             "which images the run was trained on until now is not known to what is extracted from it: they can't be"
@@ -129,7 +132,7 @@ def images_until_now(folder: Path, record: RunRecord, config: Config) -> Digests
     return None if earlier is None else np.union1d(earlier, own)
 
 
-def _judge(init: Path, held: Split, count: int, *, images_alone: bool, is_val: bool) -> None:
+def _refuse_known(init: Path, held: Split, count: int, *, images_alone: bool, is_val: bool) -> None:
     """Refuse weights that learnt targets of test images, and say it of others that are held out."""
     said = f"supernet.init ({init}): was trained on {count} of the {len(held)} images of this run's split {held.name}"
     if count and images_alone:

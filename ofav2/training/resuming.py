@@ -159,13 +159,13 @@ def refuse_another(record: RunRecord, setup: Setup, allow: Sequence[str]) -> Non
         raise RunError("the run was imported, and has nothing to go on with: supernet.init=RUN trains it on") from error
 
 
-def refuse_late_changes(record: RunRecord, config: Config) -> None:
+def refuse_late_changes(path: Path, record: RunRecord, config: Config) -> None:
     """Check that a finished run is not asked for another training.
 
     Raises:
         RunError: If more changed than where images are, and what computes.
     """
-    changed = changed_settings(asdict(recipe.parse(record.recipe, "recipe")), asdict(config))
+    changed = changed_settings(asdict(trained_recipe(path, record)), asdict(config))
     asked = [key for key in changed if not names_setting(FREE, key)]
     if asked:
         raise RunError(

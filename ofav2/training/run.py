@@ -106,7 +106,7 @@ def resume(
             setup = settle_threads(prepare(config, processes, split, began=began))
             processes.on_main(lambda: refuse_another(record, setup, allow))
             if processes.on_main(lambda: is_whole(path, record)):
-                processes.on_main(lambda: refuse_late_changes(record, setup.config))
+                processes.on_main(lambda: refuse_late_changes(path, record, setup.config))
                 if split is None and setup.data.fingerprint == record.data.fingerprint:
                     writer.keep_split(setup.data)
                 logger.info(f"{path} is finished already")

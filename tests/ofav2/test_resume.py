@@ -30,7 +30,7 @@ from ofav2 import files
 from ofav2.cli.main import STOPPED, main
 from ofav2.config import recipe
 from ofav2.data import ImageData, open_data
-from ofav2.data.seen import seen_digests
+from ofav2.data.seen import digests_of, seen_digests
 from ofav2.deploy.seen import seen_by
 from ofav2.errors import RunError, UserError
 from ofav2.networks.build import with_own_input
@@ -548,14 +548,14 @@ def test_a_recipe_of_timms_weights_is_the_one_that_began(
 
 
 def test_a_split_that_is_drawn_anew_says_what_of_it_is_known(half_run: Path, notes: Notes) -> None:
-    until_now = seen_digests(ofav2.open_run(half_run).data)
+    until_now = digests_of(ofav2.open_run(half_run).data.train)
     with stopped_after(at("level", 1)):
         ofav2.resume(half_run, overrides=["data.split_seed=1"], allow=["data"])
     assert re.search(r"\d+ of the \d+ images of the new split test were trained on until now, by their names", notes())
     opened = ofav2.open_run(half_run)
     assert np.array_equal(seen_by(opened), np.union1d(until_now, seen_digests(opened.data)))
     assert re.search(
-        r"\d+ of the \d+ test images were seen by the weights that .* before its split was changed", notes()
+        r"\d+ of the \d+ test images were learnt by the weights that .* before its split was changed", notes()
     )
 
 

@@ -128,7 +128,7 @@ def planes_of(
     Args:
         files: GeoTIFFs.
         bands: Which bands, in this order; None: all.
-        nodata: The value of a pixel without data; None, or NaN, which is never data: the one that the files state.
+        nodata: The value of a pixel without data; None, or one that is not finite: the one that the files state.
         only: Whether to refuse files that have more bands than those.
 
     Raises:
