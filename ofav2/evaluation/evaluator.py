@@ -366,14 +366,14 @@ def open_evaluator(config: Config, data: ImageData, task: Task, runtime: Runtime
 def nested_groups(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:
     """Group different sub-networks: in a group, each is the first one cut at an earlier exit; highest first."""
     found: dict[Subnet, list[Subnet]] = {}
-    hosts: list[Subnet] = []
+    first_with: dict[Subnet, Subnet] = {}
     for subnet in sorted(dict.fromkeys(subnets), key=lambda subnet: -subnet.height):
-        host = next((host for host in hosts if subnet == host or _cut(host, subnet.height) == subnet), None)
-        if host is None:
-            hosts.append(subnet)
-            found[subnet] = [subnet]
-        else:
-            found[host].append(subnet)
+        if subnet in first_with:
+            found[first_with[subnet]].append(subnet)
+            continue
+        found[subnet] = [subnet]
+        for height in range(1, subnet.height + 1):
+            first_with.setdefault(replace(subnet, height=height), subnet)
     return [tuple(members) for members in found.values()]
 
 
@@ -385,7 +385,3 @@ def beginning(subnet: Subnet) -> tuple[Any, ...]:
 
 def _beginning(group: tuple[Subnet, ...]) -> tuple[Any, ...]:
     return beginning(group[0])
-
-
-def _cut(subnet: Subnet, height: int) -> Subnet:
-    return replace(subnet, height=height) if height <= subnet.height else subnet

@@ -233,7 +233,9 @@ def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> 
 
 def _unlocks(run: RunSnapshot, phase: str) -> str:
     config = run.config.phases.get(phase)
-    chosen = {name: getattr(config.unlock, name, ()) for name in DIMENSIONS} if config else {}
+    # What the supernet has no choice of was left out of the plan.
+    elastic = [name for name in DIMENSIONS if len(getattr(run.record.space, name)) > 1]
+    chosen = {name: getattr(config.unlock, name, ()) for name in elastic} if config else {}
     parts = (f"{name} {', '.join(map(str, choices))}" for name, choices in chosen.items() if choices)
     alone = config is None or not config.networks
     return "; ".join(parts) or ("the largest network alone" if alone else "nothing more")

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import distill
 from ofav2.config import recipe
@@ -27,16 +28,41 @@ _DRAWING = ("name", "val_fraction", "test_fraction", "split_seed", "shots")
 """Settings of a recipe's data part that a split is drawn by."""
 
 
-def same_recipe(
-    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
-) -> Config:
-    """Return the recipe that a run is to go on with, which is the one that it kept but for allowed changes.
+class Reopened(NamedTuple):
+    """What a run goes on with."""
 
-    `run.json` holds it as well, so a `recipe.yaml` that was edited is a change.
+    config: Config
+    """Its recipe: the one that it kept, but for allowed changes."""
+    split: SplitRecord | None
+    """Its split; None if it has to be drawn, as its file is lost, other images are accepted, or it is to change."""
+    began: RunRecord | None
+    """Its record, if it has something to go on from; None if it begins once more."""
+
+
+def reopen(
+    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
+) -> Reopened:
+    """Return what a run is to go on with.
+
+    Args:
+        path: The run folder.
+        record: The run's record until now.
+        recipe_name: The recipe that it is thought to have; None takes the one that it kept.
+        overrides: Settings to change in it, as `key=value`.
+        allow: Keys whose change is accepted.
 
     Raises:
-        RunError: If something else changed; the message shows how.
+        RunError: If something else changed, or `split.json` is damaged or another run's; the message shows how.
     """
+    config = _same_recipe(path, record, recipe_name, overrides, allow)
+    split = _same_split(path, record, config, allow)
+    return Reopened(config, split, record if has_progress(path, record) else None)
+
+
+def _same_recipe(
+    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
+) -> Config:
+    """Return the recipe to go on with. `run.json` holds it as well, so a `recipe.yaml` that was edited is a change."""
     kept = trained_recipe(path, record)
     config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
     if kept.data.mean is not None:
@@ -77,14 +103,7 @@ def has_progress(path: Path, record: RunRecord) -> bool:
     return bool(record.phases) or not set(record.states).isdisjoint(state_names(path))
 
 
-def same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[str]) -> SplitRecord | None:
-    """Return the split that a run is to go on with; None if it has to be drawn.
-
-    That is so where its file is lost, where settings that draw it have changed, and where other images are accepted.
-
-    Raises:
-        RunError: If `split.json` is damaged, or another run's.
-    """
+def _same_split(path: Path, record: RunRecord, config: Config, allow: Sequence[str]) -> SplitRecord | None:
     kept = trained_recipe(path, record).data
     changed = any(getattr(kept, name) != getattr(config.data, name) for name in _DRAWING)
     if changed or not {"data", "data.fingerprint"}.isdisjoint(allow):

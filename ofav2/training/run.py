@@ -19,14 +19,12 @@ from ofav2.training.beginning import check_beginning, images_until_now
 from ofav2.training.phase import evaluate_on_test, run_phase
 from ofav2.training.resuming import (
     first_record,
-    has_progress,
     is_whole,
     next_record,
     refuse_another,
     refuse_late_changes,
+    reopen,
     rewind,
-    same_recipe,
-    same_split,
     warn_of_known_images,
 )
 from ofav2.training.setup import Setup, prepare, refuse_disagreement
@@ -96,29 +94,27 @@ def resume(
     with process_group() as processes:
         refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
         with old_run(path, processes) as writer:
-            record = writer.read()
+            before = writer.read()
             if not processes.on_main((path / folder.RECIPE).exists):
                 logger.warning(f"{path / folder.RECIPE} is missing: it is written again, from {folder.RECORD}")
-                writer.write(folder.RECIPE, record.recipe)
-            config = processes.on_main(lambda: same_recipe(path, record, recipe_name, overrides, allow))
-            split = processes.on_main(lambda: same_split(path, record, config, allow))
-            began = record if processes.on_main(lambda: has_progress(path, record)) else None
+                writer.write(folder.RECIPE, before.recipe)
+            config, split, began = processes.on_main(lambda: reopen(path, before, recipe_name, overrides, allow))
             setup = settle_threads(prepare(config, processes, split, began=began))
-            processes.on_main(lambda: refuse_another(record, setup, allow))
-            if processes.on_main(lambda: is_whole(path, record)):
-                processes.on_main(lambda: refuse_late_changes(path, record, setup.config))
-                if split is None and setup.data.fingerprint == record.data.fingerprint:
+            processes.on_main(lambda: refuse_another(before, setup, allow))
+            has_other_images = setup.data.fingerprint != before.data.fingerprint
+            if processes.on_main(lambda: is_whole(path, before)):
+                processes.on_main(lambda: refuse_late_changes(path, before, setup.config))
+                if split is None and not has_other_images:
                     writer.keep_split(setup.data)
                 logger.info(f"{path} is finished already")
-                return Run(path, record)
-            before, record = record, processes.on_main(lambda: next_record(record, config, setup))
-            if before.data.fingerprint != record.data.fingerprint:
-                if began:
-                    processes.on_main(lambda: warn_of_known_images(path, setup.data))
-                    known = processes.on_main(lambda: images_until_now(path, before, config))
-                else:
-                    known = processes.on_main(lambda: check_beginning(setup))
-                writer.keep_initial_images(known)
+                return Run(path, before)
+            record = processes.on_main(lambda: next_record(before, config, setup))
+            if began is None:
+                # The first weights may be others than those that the run was started with.
+                writer.keep_initial_images(processes.on_main(lambda: check_beginning(setup)))
+            elif has_other_images:
+                processes.on_main(lambda: warn_of_known_images(path, setup.data))
+                writer.keep_initial_images(processes.on_main(lambda: images_until_now(path, before, config)))
             if split is None:
                 writer.keep_split(setup.data)
             writer.write(folder.RECIPE, record.recipe)

@@ -474,6 +474,9 @@ def test_before_anything_is_saved_a_run_may_begin_with_other_weights_and_is_judg
     ):
         ofav2.resume(run, overrides=["data.split_seed=1"], allow=["data"])
     shutil.rmtree(first)
+    leaking = ofav2.train(recipes["short"], ["data.split_seed=1"], tmp_path / "leaking").folder
+    with pytest.raises(UserError, match=r"leaking\): was trained on .* images of this run's split test"):
+        ofav2.resume(run, overrides=[f"supernet.init={leaking}"], allow=["supernet.init"])
     other = f"supernet.init={second}"
     assert ofav2.resume(run, overrides=[other], allow=["supernet.init"]).record.status == "finished"
     with pytest.raises(UserError, match=r"^supernet\.init was of a part of the run that is over"):
@@ -543,7 +546,7 @@ def test_a_recipe_of_timms_weights_is_the_one_that_began(
     given = recipe.load("exits", own)
     for kept in (with_own_input(given), given):
         monkeypatch.setattr(resuming, "trained_recipe", lambda *_, kept=kept: kept)
-        config = resuming.same_recipe(run_copy, read_run(run_copy), "exits", own, ())
+        config = resuming.reopen(run_copy, read_run(run_copy), "exits", own, ()).config
         assert config.data.mean == kept.data.mean
 
 

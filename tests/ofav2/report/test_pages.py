@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from ofav2.nas.latency_table import TABLE
 from ofav2.report.networks import Measured, Table, tables
 from ofav2.report.page import count, percent, when
 from ofav2.report.several import RESULT_COLUMNS
-from ofav2.report.single import _drawn
+from ofav2.report.single import _drawn, _unlocks
 from ofav2.runs.records import Run
 from ofav2.runs.snapshot import read_snapshot
 from ofav2.tasks.base import Metric
@@ -139,6 +140,16 @@ def test_a_run_that_broke_off_says_so(half_run: Path) -> None:
     assert "ended without a word" in Markup(ofav2.write_report(half_run)).text
     change_facts(half_run, lambda facts: facts.update(status="failed: RunError"))
     assert "it failed: RunError" in Markup(ofav2.write_report(half_run)).text
+
+
+def test_a_phase_is_not_said_to_unlock_what_the_supernet_has_no_choice_of(tiny_run: Run) -> None:
+    config = read_snapshot(tiny_run.folder).config
+    kernel = config.phases["kernel"]
+    both = replace(kernel, unlock=replace(kernel.unlock, level=(1, 2, 3)))
+    for variant, said in (("se_b", "kernel 3, 5"), ("ee_dp", "kernel 3, 5; level 1, 2, 3")):
+        record = SimpleNamespace(space=tiny_net(variant).space)
+        run: Any = SimpleNamespace(config=replace(config, phases={"both": both}), record=record)
+        assert _unlocks(run, "both") == said
 
 
 def test_a_fall_after_the_first_phase_is_explained_with_the_step_that_helps(run_copy: Path) -> None:
