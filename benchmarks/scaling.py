@@ -39,7 +39,7 @@ def bytes_per_step(name: str, overrides: Sequence[str], images: int, classes: in
     """Gradients that a step exchanges, by phase: of all parameters that one of its sub-networks ran."""
     config = recipe.load(name, overrides)
     net = supernets.create(config.supernet.variant, **supernet_options(config, outputs=classes, channels=3))
-    plan = make_plan(config.phases, config.teacher.policy, net.space, images // config.data.batch_size)
+    plan = make_plan(config.phases, config.teacher, net.space, images // config.data.batch_size)
     net.to("meta")
     whole = sum(parameter.nbytes for parameter in net.parameters())
     rows = []

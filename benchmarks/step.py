@@ -41,7 +41,7 @@ import distill
 import supernets
 from benchmarks.sides import RESULTS, Times, command_line, report, time_sides, write
 from ofav2.cli import console
-from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, UnlockConfig
+from ofav2.config.schema import OptimConfig, PhaseConfig, RunConfig, TeacherConfig, UnlockConfig
 from ofav2.data import Batch, normalise
 from ofav2.rng import Stream
 from ofav2.runtime.compiling import compiled
@@ -108,7 +108,7 @@ class Work:
             **{name: getattr(space, name) for name in ("kernel", "level", "height", "depth", "expand")}
         )
         config = PhaseConfig(epochs=1.0, lr=0.0075, subnets=self.subnets, dropout=self.dropout, unlock=unlock)
-        return make_plan({"all": config}, "none", space, 10**6).phases[0]
+        return make_plan({"all": config}, TeacherConfig("none"), space, 10**6).phases[0]
 
     def draw(self, phase: Phase) -> Draw:
         """The sub-networks of a phase's steps."""
@@ -151,7 +151,7 @@ def our_full_step(work: Work, runtime: Runtime) -> Callable[[], float]:
     config = PhaseConfig(epochs=1.0, lr=0.0075, dropout=work.dropout)
     net = runtime.place(work.net())
     assert isinstance(net, Supernet)
-    phase = make_plan({"full": config}, "none", net.space, 10**6).phases[0]
+    phase = make_plan({"full": config}, TeacherConfig("none"), net.space, 10**6).phases[0]
     weights = distill.exit_weights("ascending", len(net.architecture.exits)).losses
     forward = compiled_exits(net, phase.space.largest(), runtime.compiler)
     return _step_of(work, runtime, phase, Joint(TASK, work.draw(phase), weights, forward), net)

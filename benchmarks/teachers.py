@@ -13,7 +13,7 @@ from ofav2.config import recipe
 from ofav2.evaluation.opened_run import OpenedRun, load_run
 from ofav2.runs import folder
 from ofav2.tables import table
-from ofav2.training.setup import phase_weights
+from ofav2.training.phases import make_plan
 from ofav2.training.teacher import largest_networks
 
 COLUMNS = ("phase", "pixels", "statistics of the largest", "its own")
@@ -22,16 +22,16 @@ COLUMNS = ("phase", "pixels", "statistics of the largest", "its own")
 def scores(path: Path, run: OpenedRun) -> Iterator[tuple[str, int, float, float]]:
     """Yield phase, side in pixels, and the validation score of the ensemble of exits with both statistics."""
     config, evaluator = recipe.load(str(path / folder.RECIPE)), run.evaluator
-    for name in (phase.name for phase in run.loaded.record.phases):
-        net = load_run(path, name).net
+    plan = make_plan(config.phases, config.teacher, run.loaded.record.space, steps_per_epoch=1)
+    for phase in plan.phases[: len(run.loaded.record.phases)]:
+        net = load_run(path, phase.name).net
         networks = largest_networks(evaluator.runtime.place(net), evaluator)
-        weights = phase_weights(config, config.phases[name], net).ensemble
         for side, own in networks.items():
             first, second = (
-                evaluator.ensemble_score(module, weights, side, run.data.val)
+                evaluator.ensemble_score(module, phase.weights.teaching, side, run.data.val)
                 for module in (networks[max(networks)], own)
             )
-            yield name, side, first, second
+            yield phase.name, side, first, second
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -295,7 +295,7 @@ class Space:
     def corners(self) -> tuple[Subnet, ...]:
         """Return every uniform network of smallest and largest choices, at every exit, each once.
 
-        Of the smallest level, every set of branches of that size is a corner.
+        Of the smallest level, and of the largest, every set of branches of that size is a corner.
         """
         ends = {name: sorted({min(getattr(self, name)), max(getattr(self, name))}) for name in DIMENSIONS}
         levels = [branches for branches in self.levels if len(branches) in ends["level"]]

@@ -46,7 +46,7 @@ def test_the_recipe_that_is_shown_loads_and_its_commands_are_taken(
     (tmp_path / "phases.yaml").write_text(f"base: cifar10\n{phases}", encoding="utf-8")
     config = recipe.load(str(tmp_path / "phases.yaml"))
     space = supernets.create(config.supernet.variant, num_classes=2, width_mult=0.05).space
-    planned = make_plan(config.phases, config.teacher.policy, space, 10).phases
+    planned = make_plan(config.phases, config.teacher, space, 10).phases
     assert [phase.objective for phase in planned] == ["joint", "distill_exits", "in_place"]
     monkeypatch.chdir(tmp_path)
     for command in re.findall(r"^ofav2 ([^#\n]+)", page, re.MULTILINE):

@@ -13,6 +13,8 @@ from typing import Any
 from ofav2.config.schema import Config, DataConfig, NetworkConfig, SupernetConfig, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import join, setting, show
+from supernets import SpaceError
+from supernets.architecture import check_options
 
 
 @dataclass(frozen=True)
@@ -260,10 +262,6 @@ def _check_network(config: NetworkConfig) -> None:
 
 
 def _check_supernet(config: SupernetConfig) -> None:
-    # Importing `supernets` loads torch, which takes seconds that the command's help should not wait for.
-    from supernets import SpaceError
-    from supernets.architecture import check_options
-
     if config.frozen and config.init is None:
         raise UserError("supernet.frozen (true): weights that start anew have to be trained; set supernet.init=RUN")
     options = asdict(config)

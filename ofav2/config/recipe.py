@@ -29,7 +29,7 @@ from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import KEY, one_line, short, show
 
-SECTIONS = ("task", "run", "data", "network", "supernet", "phases", "teacher", "optim", "evaluation", "tracking")
+SECTIONS = tuple(section.name for section in dataclasses.fields(Config))
 """The sections of a recipe in the order in which recipes are written."""
 
 _MAX_BYTES = 2**20
@@ -155,9 +155,7 @@ def adjust_tuning(base: TuningConfig, file: str | None, overrides: Sequence[str]
 
 def dump(config: Config | TuningConfig) -> str:
     """Write a configuration as YAML, complete and in the recipes' order; it reads back as an equal one."""
-    values = _plain_values(config)
-    names = SECTIONS if isinstance(config, Config) else tuple(values)
-    return OmegaConf.to_yaml(OmegaConf.create({name: values[name] for name in names}))
+    return OmegaConf.to_yaml(OmegaConf.create(_plain_values(config)))
 
 
 def read_mapping(path: Path, step: str) -> dict[Any, Any]:

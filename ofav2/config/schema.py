@@ -174,7 +174,7 @@ class SupernetConfig:
 
 @dataclass(frozen=True)
 class UnlockConfig:
-    """The choices of one dimension that may be drawn from a phase on; an empty list leaves the dimension as it was."""
+    """The choices of each dimension that may be drawn from a phase on; an empty list leaves the dimension as it was."""
 
     kernel: tuple[int, ...] = ()
     """Kernel sizes."""
@@ -334,15 +334,15 @@ class FinetuneConfig:
     """Images per batch of evaluation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole recipe, in the order in which recipes are written."""
 
-    data: DataConfig
     task: str = "classification"
     """What is learnt: `classification`, `segment`, `regress`, `reconstruct`, or a task that an installed package brings
     (`ofav2.tasks.registry`)."""
     run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig
     network: NetworkConfig = field(default_factory=NetworkConfig)
     supernet: SupernetConfig = field(default_factory=SupernetConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)

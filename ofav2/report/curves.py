@@ -46,7 +46,7 @@ def phase_spans(run: RunSnapshot) -> tuple[PhaseSpan, ...]:
     if run.state == "finished":
         return done
     per_epoch = steps_per_epoch(run.record.data.images.train, run.config.data.batch_size)
-    plan = make_plan(run.config.phases, run.config.teacher.policy, run.record.space, per_epoch)
+    plan = make_plan(run.config.phases, run.config.teacher, run.record.space, per_epoch)
     names = {span.name for span in done}
     return done + tuple(
         PhaseSpan(phase.name, phase.first_step, phase.first_step + phase.steps, False)

@@ -6,6 +6,8 @@
     run.json                        what the run is and how far it has come (`ofav2.runs.records`)
     metrics.jsonl                   one line per measurement (`ofav2.runs.metrics_file`)
     checkpoints/<phase>.safetensors tensors a phase left, with <phase>.json beside them (`ofav2.runs.checkpoint`)
+    checkpoints/state-N.safetensors a phase in progress after N steps of the run, likewise (`ofav2.runs.state`)
+    classes.json, maps.json         what the largest network got right on test, class by class, or as maps
     .lock                           held by the process that writes the folder
 
 Files are replaced whole, so a reader sees the old or the new one and never a part.

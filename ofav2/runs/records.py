@@ -138,8 +138,8 @@ class PhaseRecord:
     """Validation score of the largest network's weighted exits, as the mean over resolutions, with the batch-norm
     statistics of each; None of weights that were not trained here."""
     mean_corner_score: float | None
-    """Mean validation score of the corner sub-networks that keep the MBConv branch; None likewise, and if none were
-    evaluated."""
+    """Mean validation score of those sub-networks among the recipe's `evaluation.corners` that keep the MBConv branch;
+    None likewise, and if none were evaluated."""
     metrics_bytes: Count
     """Length of `metrics.jsonl` when it ended."""
     sha256: Sha256
@@ -151,7 +151,8 @@ class FinalScores:
     """Scores on the test split, after the last phase."""
 
     mean: float
-    """Mean over the corner sub-networks that keep the MBConv branch."""
+    """Mean over those sub-networks among the recipe's `evaluation.corners`, or else the largest and the smallest, that
+    keep the MBConv branch."""
     largest: float
     """The largest sub-network's."""
     smallest: float

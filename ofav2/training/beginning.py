@@ -23,7 +23,6 @@ from ofav2.runs.records import RunRecord, read_run
 from ofav2.runs.split import kept_split, require_drawn_again
 from ofav2.tasks import reconstruction
 from ofav2.training.phases import Plan
-from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def check_beginning(setup: Setup) -> Digests | None:
 
 def _refuse_idle_settings(plan: Plan) -> None:
     for phase in plan.phases:
-        idle = {"subnets": phase.config.subnets, "sampler": phase.config.sampler} if phase.sampler == Largest() else {}
+        idle = {"subnets": phase.config.subnets, "sampler": phase.config.sampler} if phase.alone else {}
         for key, value in idle.items():
             if value != getattr(PhaseConfig, key):
                 raise UserError(

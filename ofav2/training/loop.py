@@ -32,7 +32,7 @@ from ofav2.training.objectives import Objective
 from ofav2.training.optim import Updates, make_updates
 from ofav2.training.phases import Phase
 from ofav2.training.samplers import batch_resolutions
-from ofav2.training.setup import Setup, phase_weights
+from ofav2.training.setup import Setup
 from ofav2.training.step import DivergedError, Guard, Step, not_finite, train_steps
 from ofav2.training.writer import RunWriter
 from supernets.multi_exit import MultiExit, Network
@@ -341,8 +341,7 @@ def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
 
 def _exit_scores(setup: Setup, phase: Phase, net: MultiExit) -> tuple[dict[str, float], float]:
     """Return the scores of a network's exits and their ensemble, by name, with their joint loss; and the ensemble's."""
-    weights = phase_weights(setup.config, phase.config, net)
-    found = setup.evaluator.joint_scores(net.network, weights, max(net.space.resolution), setup.data.val)
+    found = setup.evaluator.joint_scores(net.network, phase.weights.joint, max(net.space.resolution), setup.data.val)
     numbered = {f"exit_{number}": score for number, score in enumerate(found.exits, 1)}
     ends = {"largest": found.exits[-1], "smallest": found.exits[0], "ensemble": found.ensemble}
     return {**ends, **numbered, "loss": found.loss}, found.ensemble

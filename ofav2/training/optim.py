@@ -1,7 +1,7 @@
 """Build optimisers and learning-rate schedules."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,8 +50,8 @@ def make_updates(net: nn.Module, config: OptimConfig, *, steps: int, warmup_step
         warmup_steps: Steps of linear warm-up, fewer than `steps`.
         peak: Largest learning rate.
     """
-    curve = learning_rate if config.schedule == "cosine" else constant_rate
-    schedule = partial(curve, steps=steps, warmup_steps=warmup_steps, peak=peak)
+    curves: Mapping[str, Callable[..., float]] = {"cosine": learning_rate, "constant": constant_rate}
+    schedule = partial(curves[config.schedule], steps=steps, warmup_steps=warmup_steps, peak=peak)
     return Updates(build_optimizer(net, config), schedule, config.grad_clip)
 
 
@@ -67,6 +67,7 @@ def build_optimizer(net: nn.Module, config: OptimConfig) -> torch.optim.Optimize
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+    assert config.name == "sgd"
     sgd = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
     if config.momentum:
         # What a parameter's first gradient would start. In the fused form (up to torch 2.12 at least), all parameters

@@ -17,11 +17,9 @@ from ofav2.tables import table
 from ofav2.training.loop import learn
 from ofav2.training.objectives import Distill, DistillExits, Draw, InPlace, Joint, Objective, Teacher, compiled_exits
 from ofav2.training.phases import Phase
-from ofav2.training.resuming import candidates
-from ofav2.training.samplers import Largest
-from ofav2.training.setup import Setup, in_place_weights, phase_weights, student_weights, teaching_weights
+from ofav2.training.setup import Setup
 from ofav2.training.step import DivergedError, not_finite
-from ofav2.training.teacher import choose_teacher, largest_networks, prepare_teacher, teaching_score
+from ofav2.training.teacher import choose_teacher, largest_networks, prepare_teachers, teaching_score
 from ofav2.training.writer import RunWriter
 from supernets.multi_exit import MultiExit
 
@@ -58,22 +56,12 @@ def run_phase(
         Stopped: If the run was told to stop.
     """
     net = setup.net
-    phase_teacher = choose_teacher(
-        phase,
-        run_folder=writer.path,
-        net=net,
-        candidates=candidates(finished),
-        external=setup.external,
-        weights={past.name: teaching_weights(setup, past) for past in setup.plan.phases},
-        evaluator=setup.evaluator,
-        precision=setup.config.teacher.precision,
-        file_sha256=setup.teacher_sha256,
-    )
+    phase_teacher = choose_teacher(setup, phase, finished, writer.path)
     if phase_teacher.record.reason:
         logger.info(f"teacher of {phase.name}: {phase_teacher.record.reason}")
     may_sort = state is None and not setup.config.supernet.frozen
-    if may_sort and isinstance(net, supernets.Supernet) and "expand" in phase.unlocked:
-        supernets.sort_channels(net, phase.unlocked["expand"])
+    if may_sort and isinstance(net, supernets.Supernet) and "expand" in phase.choices_before:
+        supernets.sort_channels(net, phase.choices_before["expand"])
     objective = make_objective(setup, phase, phase_teacher.teacher)
     steps = learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
 
@@ -109,8 +97,7 @@ def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, floa
     networks = largest_networks(net, evaluator)
     if isinstance(net, supernets.Supernet):
         adopt_statistics(net, networks[max(networks)])
-    modules = {side: prepare_teacher(network, setup.runtime) for side, network in networks.items()}
-    score = teaching_score(modules, teaching_weights(setup, phase), evaluator)
+    score = teaching_score(prepare_teachers(networks, setup.runtime), phase.weights.teaching, evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = corners.usable_mean({score.subnet: score.value for score in scores}) if scores else None
@@ -128,15 +115,14 @@ def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objec
     draw = Draw(phase.sampler, phase.drawn, Stream(config.run.seed, phase.name))
     if phase.objective == "joint":
         # Only a network that is the same in every step is compiled.
-        compiler = setup.runtime.compiler if phase.sampler == Largest() else None
-        weights = phase_weights(config, phase.config, net)
-        return Joint(task, draw, weights.losses, compiled_exits(net, phase.space.largest(), compiler))
+        compiler = setup.runtime.compiler if phase.alone else None
+        return Joint(task, draw, phase.weights.joint.losses, compiled_exits(net, phase.space.largest(), compiler))
     distance, kd_ratio = distill.distance(config.teacher.distance), config.teacher.kd_ratio
     if phase.objective == "distill_exits":
-        return DistillExits(task, draw, net, teacher, distance, kd_ratio, student_weights(phase, net))
+        return DistillExits(task, draw, net, teacher, distance, kd_ratio, phase.weights.students)
     if phase.objective == "in_place":
-        ensemble = in_place_weights(config, phase, net)
-        return InPlace(task, draw, net, student_weights(phase, net), ensemble, distance, kd_ratio)
+        return InPlace(task, draw, net, phase.weights.students, phase.weights.in_place, distance, kd_ratio)
+    assert phase.objective == "distill"
     return Distill(task, draw, net, teacher, distance, kd_ratio)
 
 

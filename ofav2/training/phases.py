@@ -4,13 +4,14 @@ A plan is worked out before anything is computed, so an impossible order is refu
 `ofav2 plan` can show it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from fractions import Fraction
 from types import MappingProxyType
 
 import distill
 import supernets
-from ofav2.config.schema import PhaseConfig, UnlockConfig
+from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.errors import UserError
 from ofav2.training.samplers import SAMPLERS, Largest, Sampler
 from supernets import Space, SpaceError, Subnet
@@ -24,6 +25,24 @@ UNLOCKABLE = tuple(field.name for field in fields(UnlockConfig))
 
 
 @dataclass(frozen=True)
+class PhaseWeights:
+    """How a phase weighs exits, each set with the sum 1."""
+
+    joint: distill.ExitWeights
+    """Weights of all exits in the joint loss and in the ensemble: the phase's own, or else the recipe's."""
+    students: Mapping[int, Fraction]
+    """Exit -> weight of its loss, where all unlocked exits are students (`ALL_EXITS`); else empty."""
+    in_place: Mapping[int, Fraction]
+    """Exit -> weight of its output in the ensemble that teaches, with the objective `in_place`; else empty."""
+    teaching: tuple[Fraction, ...]
+    """One weight per exit in the ensemble as which the phase's largest network teaches later ones.
+
+    Exits that no phase has trained until then have none: an objective other than `joint` trains the unlocked ones
+    alone, and those of first weights fall behind a body that is trained on.
+    """
+
+
+@dataclass(frozen=True)
 class Phase:
     """One phase to train."""
 
@@ -32,13 +51,17 @@ class Phase:
     space: Space
     """Networks that it trains."""
     evaluated: Space
-    """Networks that are measured after it: those, and after joint training every exit of the largest."""
+    """Networks that are measured after it: those, and after joint training the same at every exit."""
     objective: str
     """`joint`, `distill`, `distill_exits` or `in_place`, as `PhaseConfig.objective`."""
+    alone: bool
+    """Whether it trains the largest network alone."""
     sampler: Sampler
     """How a step's sub-networks are drawn."""
-    unlocked: Mapping[str, tuple[int, ...]]
-    """Choices before this phase of the dimensions that it unlocks."""
+    choices_before: Mapping[str, tuple[int, ...]]
+    """Of each dimension that it unlocks, the choices that were unlocked before it."""
+    weights: PhaseWeights
+    """How it weighs exits."""
     config: PhaseConfig
     """Its settings."""
     teacher: str
@@ -51,29 +74,39 @@ class Phase:
     """Steps of all phases before it."""
 
     @property
+    def trains_all_exits(self) -> bool:
+        """Whether each step trains several exits of its sub-networks at once, and not only the one that they end at."""
+        return self.objective != "distill"
+
+    @property
     def drawn(self) -> Space:
-        """Networks that steps draw: where all exits are trained at once, those that have the last one."""
-        return self.space if self.objective == "distill" else self.space.restrict(height=(max(self.space.height),))
+        """Networks that steps draw: where several exits are trained at once, those that have the last one."""
+        return self.space.restrict(height=(max(self.space.height),)) if self.trains_all_exits else self.space
+
+    @property
+    def draws(self) -> str:
+        """How sub-networks are drawn, as one word."""
+        return "largest" if self.alone else self.config.sampler
 
     @property
     def unlocks(self) -> str:
         """What it unlocks, such as `kernel 3, 5, 7`."""
-        parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.unlocked)
-        return "; ".join(parts) or ("the largest network alone" if self.sampler == Largest() else "nothing more")
+        parts = (f"{name} {', '.join(map(str, getattr(self.space, name)))}" for name in self.choices_before)
+        return "; ".join(parts) or ("the largest network alone" if self.alone else "nothing more")
 
     @property
     def sentence(self) -> str:
         """Say what it does, for people who have not read the paper."""
         length = f"{self.config.epochs:g} epoch{'' if self.config.epochs == 1 else 's'}"
-        if self.sampler == Largest():
+        if self.alone:
             trained = "the largest network with all its exits" if self.objective == "joint" else "the largest network"
             return f"phase {self.name}: trains {trained}, {length}"
         choices = " and ".join(
-            f"{_MEANING[name]} ({', '.join(map(str, getattr(self.space, name)))})" for name in self.unlocked
+            f"{_MEANING[name]} ({', '.join(map(str, getattr(self.space, name)))})" for name in self.choices_before
         )
         count = self.config.subnets
         drawn = f"{count} sub-network{'s' if count > 1 else ''} drawn anew"
-        if self.objective in ALL_EXITS and len(self.space.height) > 1:
+        if self.trains_all_exits and len(self.evaluated.height) > 1:
             drawn += f" with all {'their' if count > 1 else 'its'} exits"
         teacher = {"in_place": "the largest one of them and the labels"}.get(
             self.objective, "the labels alone" if self.teacher == "none" else "a teacher and the labels"
@@ -113,22 +146,22 @@ class Plan:
         return sum(phase.steps for phase in self.phases)
 
 
-def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, steps_per_epoch: int) -> Plan:
+def make_plan(phases: Mapping[str, PhaseConfig], teacher: TeacherConfig, space: Space, steps_per_epoch: int) -> Plan:
     """Work out what every phase trains.
 
     The first space holds the largest network alone (at every resolution). A phase adds choices to it.
 
     Args:
         phases: The recipe's phases, in order.
-        policy: Teacher policy of phases that name none.
-        space: The supernet's whole space.
+        teacher: Teacher policy and exit weights of phases that name none.
+        space: The supernet's whole space, with all its exits.
         steps_per_epoch: Training steps in an epoch.
 
     Raises:
         UserError: If a choice is impossible, or the order shrinks or repeats choices; the message names the key.
-        DistillError: If a teacher policy is unknown.
+        DistillError: If a teacher policy is unknown, or exit weights are no scheme, not one number per exit, or 0 for
+            all exits that a phase trains.
     """
-    current = space.restrict(**{name: (max(getattr(space, name)),) for name in UNLOCKABLE})
     planned: list[Phase] = []
     skipped: list[str] = []
     for name, config in phases.items():
@@ -139,43 +172,56 @@ def make_plan(phases: Mapping[str, PhaseConfig], policy: str, space: Space, step
         if lacking:
             skipped.append(f"{name} leaves out {' and '.join(lacking)}: this supernet has no choice of it")
             config = replace(config, unlock=replace(config.unlock, **dict.fromkeys(lacking, ())))
-        grown = _grown(name, config, current, space)
-        alone = grown.restrict(resolution=(max(space.resolution),)).size() == 1
-        if grown == current and not alone and config.sampler != "marginals":
-            raise UserError(
-                f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing"
-            )
-        if alone and planned and config.exit_weights == planned[-1].config.exit_weights:
-            raise UserError(
-                f"phases.{name}.unlock (empty) repeats phases.{planned[-1].name}: merge the two, unlock more, or"
-                " give it other exit_weights"
-            )
-        objective = config.objective or ("joint" if alone else "distill")
-        if objective == "in_place" and config.sampler != "sandwich" and not alone:
-            raise UserError(
-                f"phases.{name}.sampler ({config.sampler}): the objective in_place is taught by the largest network of"
-                f" each step; set phases.{name}.sampler=sandwich"
-            )
-        steps = max(1, round(config.epochs * steps_per_epoch))
-        planned.append(
-            Phase(
-                name=name,
-                space=grown,
-                evaluated=replace(grown, height=space.height) if objective == "joint" else grown,
-                objective=objective,
-                sampler=Largest() if alone else _sampler(name, config, grown),
-                unlocked={dimension: getattr(current, dimension) for dimension in _named(config)},
-                config=config,
-                teacher=_teacher(name, config, policy, objective, first=not planned),
-                steps=steps,
-                warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), steps - 1),
-                first_step=sum(phase.steps for phase in planned),
-            )
-        )
-        current = grown
+        planned.append(_planned(name, config, planned, teacher, space, steps_per_epoch))
     if not planned:
         raise UserError("phases leave nothing to train on this supernet: add one that unlocks nothing, such as full")
     return Plan(tuple(planned), tuple(skipped), steps_per_epoch)
+
+
+def _planned(
+    name: str,
+    config: PhaseConfig,
+    before: Sequence[Phase],
+    teacher: TeacherConfig,
+    space: Space,
+    steps_per_epoch: int,
+) -> Phase:
+    """Return the phase of a name and settings that comes after others."""
+    largest = space.restrict(**{dimension: (max(getattr(space, dimension)),) for dimension in UNLOCKABLE})
+    current = before[-1].space if before else largest
+    grown = _grown(name, config, current, space)
+    alone = grown == largest
+    if grown == current and not alone and config.sampler != "marginals":
+        raise UserError(f"phases.{name}.unlock (empty) must unlock something: only the first phase may unlock nothing")
+    if alone and before and config.exit_weights == before[-1].config.exit_weights:
+        raise UserError(
+            f"phases.{name}.unlock (empty) repeats phases.{before[-1].name}: merge the two, unlock more, or give it"
+            " other exit_weights"
+        )
+    objective = config.objective or ("joint" if alone else "distill")
+    if objective == "in_place" and config.sampler != "sandwich" and not alone:
+        raise UserError(
+            f"phases.{name}.sampler ({config.sampler}): the objective in_place is taught by the largest network of"
+            f" each step; set phases.{name}.sampler=sandwich"
+        )
+    evaluated = replace(grown, height=space.height) if objective == "joint" else grown
+    trained = {exit_ for spaces in (*(phase.evaluated for phase in before), evaluated) for exit_ in spaces.height}
+    steps = max(1, round(config.epochs * steps_per_epoch))
+    return Phase(
+        name=name,
+        space=grown,
+        evaluated=evaluated,
+        objective=objective,
+        alone=alone,
+        sampler=Largest() if alone else _sampler(name, config, grown),
+        choices_before={dimension: getattr(current, dimension) for dimension in _named(config)},
+        weights=_weights(config, objective, teacher, space.height, unlocked=grown.height, trained=sorted(trained)),
+        config=config,
+        teacher=_teacher(name, config, teacher.policy, objective, first=not before),
+        steps=steps,
+        warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), steps - 1),
+        first_step=sum(phase.steps for phase in before),
+    )
 
 
 PLAN_COLUMNS = ("phase", "unlocks", "epochs", "steps", "peak lr", "draws", "teacher")
@@ -186,7 +232,7 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
     rows: list[tuple[object, ...]] = [
         (
             phase.name,
-            phase.unlocks if phase.unlocked else "nothing",
+            phase.unlocks if phase.choices_before else "nothing",
             phase.config.epochs,
             phase.steps,
             phase.config.lr,
@@ -199,8 +245,8 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
 
 
 def _drawn(phase: Phase) -> str:
-    drawn = "largest" if phase.sampler == Largest() else f"{phase.config.subnets} {phase.config.sampler}"
-    return f"{drawn}, all exits" if phase.objective in ALL_EXITS else drawn
+    drawn = phase.draws if phase.alone else f"{phase.config.subnets} {phase.draws}"
+    return f"{drawn}, all exits" if phase.trains_all_exits and not phase.alone else drawn
 
 
 def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, first: bool) -> str:
@@ -229,6 +275,43 @@ def _sampler(phase: str, config: PhaseConfig, space: Space) -> Sampler:
     except SpaceError as error:
         raise UserError(f"phases.{phase}.networks: {error}") from error
     return SAMPLERS[config.sampler](config)
+
+
+def _weights(
+    config: PhaseConfig,
+    objective: str,
+    teacher: TeacherConfig,
+    exits: Sequence[int],
+    *,
+    unlocked: Sequence[int],
+    trained: Sequence[int],
+) -> PhaseWeights:
+    """Return how a phase weighs exits.
+
+    Args:
+        config: Its settings.
+        objective: Its objective.
+        teacher: The recipe's, with the weights of phases that have none of their own.
+        exits: All exits.
+        unlocked: Those that its sub-networks may end at.
+        trained: Those that it, or a phase before it, trains.
+    """
+
+    def renormalised(weights: Sequence[Fraction], kept: Sequence[int]) -> dict[int, Fraction]:
+        return distill.renormalised(dict(zip(exits, weights, strict=True)), kept)
+
+    # Those that no phase takes must fit, too.
+    recipes = distill.exit_weights(teacher.exit_weights, len(exits))
+    own = None if config.exit_weights is None else distill.exit_weights(config.exit_weights, len(exits))
+    joint = own or recipes
+    students = (own or distill.exit_weights("uniform", len(exits))).losses
+    teaching = renormalised(joint.ensemble, trained)
+    return PhaseWeights(
+        joint=joint,
+        students=renormalised(students, unlocked) if objective in ALL_EXITS else {},
+        in_place=renormalised(joint.ensemble, unlocked) if objective == "in_place" else {},
+        teaching=tuple(teaching.get(exit_, Fraction(0)) for exit_ in exits),
+    )
 
 
 def _named(config: PhaseConfig) -> tuple[str, ...]:

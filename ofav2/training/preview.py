@@ -8,7 +8,6 @@ import numpy as np
 from ofav2.data.headers import Sizes, image_sizes
 from ofav2.networks.cost import network_cost
 from ofav2.training.phases import Phase
-from ofav2.training.samplers import Largest
 from ofav2.training.setup import Setup
 from ofav2.training.timing import phase_seconds
 from supernets.cost import Cost
@@ -97,7 +96,7 @@ def _described(phase: Phase) -> Mapping[str, str | float]:
         "warmup_steps": phase.warmup_steps,
         "lr": phase.config.lr,
         "subnets": phase.config.subnets,
-        "sampler": "largest" if phase.sampler == Largest() else phase.config.sampler,
+        "sampler": phase.draws,
         "objective": phase.objective,
         "teacher": phase.teacher,
     }

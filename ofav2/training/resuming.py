@@ -20,7 +20,7 @@ from ofav2.runs.split import kept_split
 from ofav2.runs.state import PhaseState, load_newest, set_aside_after, state_names
 from ofav2.training.setup import Setup, check_progress, record_now, refuse_changes
 from ofav2.training.step import DivergedError
-from ofav2.training.teacher import score_order
+from ofav2.training.teacher import candidates, score_order
 
 logger = logging.getLogger(__name__)
 
@@ -308,12 +308,3 @@ def _first_damaged(path: Path, finished: Sequence[PhaseRecord], setup: Setup) ->
                 logger.warning(f"{error}; going back to the phase before it")
                 return number
     return None
-
-
-def candidates(finished: Sequence[PhaseRecord]) -> list[distill.TeacherCandidate]:
-    """Return what finished phases left that could teach, oldest first."""
-    return [
-        distill.TeacherCandidate(f"{past.name}'s largest network", past.name, past.ensemble_score)
-        for past in finished
-        if past.ensemble_score is not None
-    ]

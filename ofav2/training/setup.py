@@ -2,15 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-import distill
 from ofav2 import files
-from ofav2.config.schema import Config, PhaseConfig
+from ofav2.config.schema import Config
 from ofav2.data import ImageData, SplitRecord, count_channels, open_data, steps_per_epoch
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
@@ -24,9 +20,9 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.tasks.base import Task, refuse_mixing
 from ofav2.tasks.registry import make_task, require_targets
+from ofav2.training.external import ExternalTeachers, external_teachers
 from ofav2.training.initial import adopt_initial, freeze_body
-from ofav2.training.phases import ALL_EXITS, Phase, Plan, make_plan
-from ofav2.training.teacher import external_teachers
+from ofav2.training.phases import Phase, Plan, make_plan
 from supernets.multi_exit import MultiExit, Network
 
 _LISTED = 8
@@ -47,12 +43,10 @@ class Setup:
     """Where these weights come from; None if they are fresh."""
     plan: Plan
     """The phases."""
-    external: Mapping[str, nn.Module]
-    """Teachers from timm, by policy."""
-    teacher_sha256: str | None
-    """Checksum of their weights: of the file, or of what timm has loaded; None without such a teacher."""
+    external: ExternalTeachers
+    """Teachers from timm."""
     weights_sha256: str | None
-    """Checksum of `network.weights`, likewise; None of a network that starts anew."""
+    """Checksum of `network.weights`: of the file, or of what timm has loaded; None of a network that starts anew."""
     runtime: Runtime
     """Device, precision and processes."""
     task: Task
@@ -108,7 +102,7 @@ def record_now(name: str, recipe: str, setup: Setup) -> RunRecord:
         setup.net,
         recipe=recipe,
         processes=setup.runtime.processes.count,
-        teacher_sha256=setup.teacher_sha256,
+        teacher_sha256=setup.external.sha256,
         initial=setup.initial,
         weights_sha256=setup.weights_sha256,
     )
@@ -126,24 +120,22 @@ def _build(config: Config, data: ImageData, processes: Processes, began: RunReco
     if config.supernet.frozen:
         freeze_body(net)
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
-    plan = make_plan(config.phases, config.teacher.policy, net.space, steps)
-    # Those that no phase takes must fit, too.
-    distill.exit_weights(config.teacher.exit_weights, len(net.architecture.exits))
+    plan = make_plan(config.phases, config.teacher, net.space, steps)
     for phase in plan.phases:
-        phase_weights(config, phase.config, net)
-        if phase.objective in ALL_EXITS:
-            student_weights(phase, net)
-        if phase.objective == "in_place":
-            in_place_weights(config, phase, net)
         _check_patience(config, phase, net)
     _check_distance(config, plan, task)
-    external, teacher_sha256 = external_teachers(plan, config, data, task, runtime)
-    evaluator = open_evaluator(config, data, task, runtime)
-    start = began.weights_sha256 if began else _weights_sha256(config.network.weights, net)
-    setup = Setup(config, data, net, initial, plan, external, teacher_sha256, start, runtime, task, evaluator)
-    for phase in plan.phases:
-        teaching_weights(setup, phase)
-    return setup
+    return Setup(
+        config=config,
+        data=data,
+        net=net,
+        initial=initial,
+        plan=plan,
+        external=external_teachers(plan, config, data, task, runtime),
+        weights_sha256=began.weights_sha256 if began else _weights_sha256(config.network.weights, net),
+        runtime=runtime,
+        task=task,
+        evaluator=open_evaluator(config, data, task, runtime),
+    )
 
 
 def _to_build(config: Config, began: RunRecord | None) -> Config:
@@ -156,54 +148,6 @@ def _weights_sha256(weights: str | None, net: Network) -> str | None:
     if weights is None:
         return None
     return checkpoint.networks_sha256([net]) if weights == "timm" else files.sha256(Path(weights).expanduser())
-
-
-def phase_weights(config: Config, phase: PhaseConfig, net: Network) -> distill.ExitWeights:
-    """Return the weights of the exits in a phase.
-
-    Raises:
-        DistillError: If they are no scheme, or not one number per exit.
-    """
-    scheme = config.teacher.exit_weights if phase.exit_weights is None else phase.exit_weights
-    return distill.exit_weights(scheme, len(net.architecture.exits))
-
-
-def teaching_weights(setup: Setup, phase: Phase) -> tuple[Fraction, ...]:
-    """Return the weight of each exit in the ensemble as which the largest network teaches after a phase.
-
-    Exits that no phase of the run has trained until then have none: an objective other than `joint` trains the unlocked
-    ones alone, and those of first weights fall behind a body that is trained on.
-
-    Raises:
-        DistillError: If the phase's weights are no scheme, not one number per exit, or 0 for all trained exits.
-    """
-    exits = setup.net.architecture.exits
-    weights = phase_weights(setup.config, phase.config, setup.net).ensemble
-    until = setup.plan.phases[: setup.plan.phases.index(phase) + 1]
-    trained = {exit_ for past in until for exit_ in past.evaluated.height}
-    kept = distill.renormalised(dict(zip(exits, weights, strict=True)), sorted(trained))
-    return tuple(kept.get(exit_, Fraction(0)) for exit_ in exits)
-
-
-def student_weights(phase: Phase, net: Network) -> Mapping[int, Fraction]:
-    """Return the weight of each unlocked exit's loss where all are students: the phase's own weights, or even ones.
-
-    Raises:
-        DistillError: If they are no scheme, not one number per exit, or 0 for all unlocked exits.
-    """
-    exits, scheme = net.architecture.exits, phase.config.exit_weights
-    weights = distill.exit_weights("uniform" if scheme is None else scheme, len(exits)).losses
-    return distill.renormalised(dict(zip(exits, weights, strict=True)), phase.space.height)
-
-
-def in_place_weights(config: Config, phase: Phase, net: Network) -> Mapping[int, Fraction]:
-    """Return the weight of each unlocked exit in the ensemble that teaches in place.
-
-    Raises:
-        DistillError: As `student_weights`.
-    """
-    weights = phase_weights(config, phase.config, net).ensemble
-    return distill.renormalised(dict(zip(net.architecture.exits, weights, strict=True)), phase.space.height)
 
 
 def _check_patience(config: Config, phase: Phase, net: Network) -> None:

@@ -15,7 +15,7 @@ from ofav2.training.optim import make_updates
 from ofav2.training.phase import make_objective
 from ofav2.training.phases import Phase
 from ofav2.training.samplers import batch_resolutions
-from ofav2.training.setup import Setup, teaching_weights
+from ofav2.training.setup import Setup
 from ofav2.training.step import Guard, train_steps
 from ofav2.training.teacher import external_as_teacher, largest_as_teacher
 from supernets import Supernet
@@ -74,7 +74,7 @@ def _teacher(setup: Setup, phase: Phase) -> Teacher | None:
     runtime, net, precision = setup.runtime, setup.net, setup.config.teacher.precision
     if phase.teacher == "none":
         return None
-    if phase.teacher in setup.external:
-        return external_as_teacher(setup.external[phase.teacher], runtime, precision)
+    if phase.teacher in setup.external.networks:
+        return external_as_teacher(setup.external.networks[phase.teacher], runtime, precision)
     networks = dict.fromkeys(net.space.resolution, net.extract(net.space.largest(), net.architecture.exits))
-    return largest_as_teacher(networks, teaching_weights(setup, phase), runtime, precision)
+    return largest_as_teacher(networks, phase.weights.teaching, runtime, precision)

@@ -34,7 +34,7 @@ def epochs(row: Row) -> tuple[float, float]:
     config = recipe.load(row.recipe, ["data.root=x", *row.settings])
     choices = {name: getattr(config.supernet, name) for name in ("kernel", "expand", "depth")}
     net = supernets.create(config.supernet.variant, num_classes=10, resolutions=(32,), width_mult=0.05, **choices)
-    plan = make_plan(config.phases, config.teacher.policy, net.space, STEPS_PER_EPOCH)
+    plan = make_plan(config.phases, config.teacher, net.space, STEPS_PER_EPOCH)
     drawn = [phase.steps / STEPS_PER_EPOCH for phase in plan.phases]
     subnets = [1 if phase.objective == "joint" else phase.config.subnets for phase in plan.phases]
     return sum(drawn), sum(map(mul, drawn, subnets))

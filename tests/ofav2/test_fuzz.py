@@ -22,6 +22,7 @@ import supernets
 from ofav2.cli.main import VERBS as VERBS_OF_THE_COMMAND
 from ofav2.cli.main import main
 from ofav2.config import recipe
+from ofav2.config.schema import TeacherConfig
 from ofav2.data import open_data
 from ofav2.runs.records import Run
 from ofav2.training.phases import plan_table
@@ -203,7 +204,7 @@ def _no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def tiny_setup() -> Any:
     net = tiny.tiny_net()
-    plan = ofav2.training.setup.make_plan(tiny.two_phases(), "progressive", net.space, 1)
+    plan = ofav2.training.setup.make_plan(tiny.two_phases(), TeacherConfig("progressive"), net.space, 1)
     config = recipe.load("digits")
     return type("Setup", (), {"plan": plan, "data": tiny.tiny_data(), "config": config})
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import supernets
 from ofav2.config import recipe
-from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, UnlockConfig
+from ofav2.config.schema import DataConfig, EvaluationConfig, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import Batch, ImageData, Split
 from ofav2.data.images import ArrayImages
 from ofav2.data.splits import RGB, TargetSpec
@@ -130,7 +130,7 @@ def plan_phases(
     net: Supernet, phases: Mapping[str, PhaseConfig], *, policy: str = "progressive", steps_per_epoch: int = 1
 ) -> dict[str, Phase]:
     """The planned phases by name."""
-    return {phase.name: phase for phase in make_plan(phases, policy, net.space, steps_per_epoch).phases}
+    return {phase.name: phase for phase in make_plan(phases, TeacherConfig(policy), net.space, steps_per_epoch).phases}
 
 
 def phase_config(epochs: float = 2, lr: float = 0.05, *, unlock: Mapping[str, Any] | None = None, **more: Any) -> Any:

@@ -20,8 +20,8 @@ from ofav2.errors import RunError, UserError
 from ofav2.finetuning.setup import prepare
 from ofav2.finetuning.stock import open_stock
 from ofav2.tasks.classification import Classification
+from ofav2.training.external import external_teachers
 from ofav2.training.phases import make_plan
-from ofav2.training.teacher import external_teachers
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, images
 from tests.shared import made_once
@@ -103,12 +103,12 @@ def test_images_are_kept_as_large_as_the_network_takes_them() -> None:
 def taught(teacher: Path, data: ImageData, **changes: Any) -> torch.nn.Module:
     """The teacher as a run builds it."""
     config = Config(
-        tiny.data_config(resolutions=(16,)),
+        data=tiny.data_config(resolutions=(16,)),
         teacher=TeacherConfig(**{"policy": f"timm:{NAME}", "checkpoint": str(teacher)} | changes),
     )
     net = tiny.tiny_net(resolutions=(16,))
     phases = {"full": PhaseConfig(1, 0.1), "kernel": PhaseConfig(1, 0.1, UnlockConfig(kernel=(3, 5)))}
-    plan = make_plan(phases, config.teacher.policy, net.space, 1)
+    plan = make_plan(phases, config.teacher, net.space, 1)
     return external_teachers(plan, config, data, Classification(10), tiny.CPU).networks[config.teacher.policy]
 
 

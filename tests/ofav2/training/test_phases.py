@@ -10,7 +10,7 @@ import pytest
 import supernets
 from distill import DistillError
 from ofav2.config import recipe
-from ofav2.config.schema import PhaseConfig, UnlockConfig
+from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.errors import UserError
 from ofav2.training.phases import PLAN_COLUMNS, make_plan, plan_table
 from supernets import Space
@@ -31,6 +31,7 @@ PAPER: dict[str, tuple[str, tuple[int, ...], int, int, float, int]] = {
     "expand_2": ("expand", (3, 4, 6), 120, 5, 0.0075, 4),
 }
 STEPS_PER_EPOCH = 85_000 // 64
+PROGRESSIVE = TeacherConfig("progressive")
 LARGEST = {"kernel": (7,), "level": (3,), "height": (5,), "depth": (4,), "expand": (6,)}
 
 
@@ -45,19 +46,19 @@ def lacking(variant: str) -> set[str]:
 @pytest.mark.parametrize("variant", supernets.names())
 def test_the_papers_phases(variant: str) -> None:
     space = space_of(variant)
-    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space, STEPS_PER_EPOCH)
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, PROGRESSIVE, space, STEPS_PER_EPOCH)
     expected = {name: row for name, row in PAPER.items() if row[0] not in lacking(variant)}
     assert [phase.name for phase in plan.phases] == ["full", *expected]
 
     full, *elastic = plan.phases
     assert (full.objective, full.teacher, full.steps, full.warmup_steps) == ("joint", "none", 180 * 1328, 0)
-    assert (full.config.lr, full.config.dropout, full.unlocked) == (0.08, 0.2, {})
+    assert (full.config.lr, full.config.dropout, full.choices_before) == (0.08, 0.2, {})
     assert full.space.restrict(resolution=(64,)).size() == 1
     assert full.space.largest() == space.largest()
 
     unlocked: dict[str, tuple[int, ...]] = {name: (max(getattr(space, name)),) for name in LARGEST}
     for phase, (dimension, choices, epochs, warmup, lr, subnets) in zip(elastic, expected.values(), strict=True):
-        assert phase.unlocked == {dimension: unlocked[dimension]}, "what could be chosen before"
+        assert phase.choices_before == {dimension: unlocked[dimension]}, "what could be chosen before"
         unlocked[dimension] = choices
         assert {name: getattr(phase.space, name) for name in unlocked} == unlocked
         assert phase.space.resolution == space.resolution, "resolution is elastic from the start"
@@ -70,13 +71,13 @@ def test_the_papers_phases(variant: str) -> None:
 
 @pytest.mark.parametrize(("variant", "epochs"), [("ee_d", 915), ("ee_dp", 1065), ("se_b", 605)])
 def test_the_papers_epochs_in_all(variant: str, epochs: int) -> None:
-    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space_of(variant), 1)
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, PROGRESSIVE, space_of(variant), 1)
     assert plan.steps == epochs
 
 
 @pytest.mark.parametrize("variant", supernets.names())
 def test_phases_of_a_dimension_that_is_lacking_are_skipped_and_said(variant: str) -> None:
-    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "progressive", space_of(variant), STEPS_PER_EPOCH)
+    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, PROGRESSIVE, space_of(variant), STEPS_PER_EPOCH)
     left_out = {name: row[0] for name, row in PAPER.items() if row[0] in lacking(variant)}
     assert len(plan.skipped) == len(left_out)
     for sentence, (name, dimension) in zip(plan.skipped, left_out.items(), strict=True):
@@ -86,7 +87,8 @@ def test_phases_of_a_dimension_that_is_lacking_are_skipped_and_said(variant: str
 
 @pytest.mark.parametrize("variant", supernets.names())
 def test_spaces_grow_and_steps_add_up(variant: str) -> None:
-    plan = make_plan(recipe.load("tiny_imagenet_paper").phases, "best", space_of(variant), STEPS_PER_EPOCH)
+    phases = recipe.load("tiny_imagenet_paper").phases
+    plan = make_plan(phases, TeacherConfig("best"), space_of(variant), STEPS_PER_EPOCH)
     for before, after in pairwise(phase.space for phase in plan.phases):
         assert before.size() < after.size()
         assert all(set(getattr(before, name)) <= set(getattr(after, name)) for name in supernets.DIMENSIONS)
@@ -96,7 +98,7 @@ def test_spaces_grow_and_steps_add_up(variant: str) -> None:
 
 
 def test_after_joint_training_every_exit_of_the_largest_is_evaluated() -> None:
-    plan = make_plan({"full": PhaseConfig(1, 0.1)}, "progressive", space_of("ee_d"), 10)
+    plan = make_plan({"full": PhaseConfig(1, 0.1)}, PROGRESSIVE, space_of("ee_d"), 10)
     (full,) = plan.phases
     assert full.space.height == (5,)
     assert [(subnet.height, subnet.resolution) for subnet in full.evaluated.corners()] == [
@@ -109,7 +111,9 @@ def test_after_joint_training_every_exit_of_the_largest_is_evaluated() -> None:
     [(1.5, 0.5, 15, 5), (0.001, 0, 1, 0), (0.04, 0.04, 1, 0), (0.26, 0.26, 3, 2), (2, 2, 20, 19), (0.1, 0, 1, 0)],
 )
 def test_epochs_become_whole_steps(epochs: float, warmup: float, steps: int, warmup_steps: int) -> None:
-    (phase,) = make_plan({"full": PhaseConfig(epochs, 0.1, warmup_epochs=warmup)}, "none", space_of("se_b"), 10).phases
+    (phase,) = make_plan(
+        {"full": PhaseConfig(epochs, 0.1, warmup_epochs=warmup)}, TeacherConfig("none"), space_of("se_b"), 10
+    ).phases
     assert (phase.steps, phase.warmup_steps) == (steps, warmup_steps)
     assert phase.warmup_steps < phase.steps, "at least the last step is no warm-up"
 
@@ -129,11 +133,11 @@ def test_the_recipes_order_is_kept_and_any_order_that_grows_will_do() -> None:
         "both": unlocking(depth=(4, 2), kernel=(7, 5)),
         "rest": unlocking(depth=(2, 3, 4), expand=(3, 4, 6)),
     }
-    plan = make_plan(phases, "fixed", space_of("se_b"), 10)
+    plan = make_plan(phases, TeacherConfig("fixed"), space_of("se_b"), 10)
     assert [phase.name for phase in plan.phases] == list(phases)
     both = plan.phases[2]
     assert (both.space.kernel, both.space.depth, both.space.expand) == ((5, 7), (2, 4), (4, 6))
-    assert both.unlocked == {"kernel": (7,), "depth": (4,)}
+    assert both.choices_before == {"kernel": (7,), "depth": (4,)}
     assert both.unlocks == "kernel 5, 7; depth 2, 4"
     assert plan.phases[0].unlocks == "the largest network alone"
 
@@ -188,19 +192,21 @@ def test_what_cannot_work_is_refused_by_key_and_value(
     variant: str, phases: dict[str, PhaseConfig], message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as caught:
-        make_plan(phases, "progressive", space_of(variant), 10)
+        make_plan(phases, PROGRESSIVE, space_of(variant), 10)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_phase_that_repeats_one_names_that_one() -> None:
     last = PhaseConfig(1, 0.1, exit_weights="last")
     with pytest.raises(UserError, match=r"phases\.again\.unlock \(empty\) repeats phases\.all: "):
-        make_plan({"full": last, "all": FULL, "again": FULL}, "fixed", space_of("ee_b"), 10)
+        make_plan({"full": last, "all": FULL, "again": FULL}, TeacherConfig("fixed"), space_of("ee_b"), 10)
 
 
 def test_a_first_phase_may_be_elastic_without_a_teacher_of_ones_own() -> None:
     for teacher in ("none", "timm:resnet18"):
-        (phase,) = make_plan({"k": unlocking(kernel=(5, 7), teacher=teacher)}, "best", space_of("se_b"), 10).phases
+        (phase,) = make_plan(
+            {"k": unlocking(kernel=(5, 7), teacher=teacher)}, TeacherConfig("best"), space_of("se_b"), 10
+        ).phases
         assert (phase.objective, phase.teacher) == ("distill", teacher)
 
 
@@ -210,12 +216,12 @@ def test_an_unknown_teacher_policy_is_refused() -> None:
         ({"full": FULL, "k": unlocking(kernel=(5, 7), teacher="progresive")}, "best"),
     ):
         with pytest.raises(DistillError, match=r"teacher policy \('progresive'\) is unknown"):
-            make_plan(phases, policy, space_of("se_b"), 10)
+            make_plan(phases, TeacherConfig(policy), space_of("se_b"), 10)
 
 
 def test_the_table_shows_what_is_planned() -> None:
     phases = {"full": FULL, "k": unlocking(0.03, kernel=(3, 5, 7), sampler="sandwich", subnets=3, teacher="fixed")}
-    plan = make_plan(phases, "progressive", space_of("se_b"), 10)
+    plan = make_plan(phases, PROGRESSIVE, space_of("se_b"), 10)
     columns, rows = plan_table(plan)
     shown = [dict(zip(columns, row, strict=True)) for row in rows]
     assert columns == PLAN_COLUMNS
@@ -227,7 +233,7 @@ def test_the_table_shows_what_is_planned() -> None:
 
 
 def test_a_plan_is_a_value() -> None:
-    first, second = (make_plan({"full": FULL}, "best", space_of("ee_dp"), 10) for _ in range(2))
+    first, second = (make_plan({"full": FULL}, TeacherConfig("best"), space_of("ee_dp"), 10) for _ in range(2))
     assert first == second
     with pytest.raises(dataclasses.FrozenInstanceError):
         first.phases[0].steps = 3  # type: ignore[misc]
@@ -238,12 +244,14 @@ def test_a_phase_may_name_its_objective() -> None:
         "full": PhaseConfig(1, 0.1, objective="distill", teacher="timm:resnet18"),
         "elastic": replace(unlocking(kernel=(3, 5, 7), height=(2, 3, 4, 5)), objective="joint"),
     }
-    full, elastic = make_plan(phases, "progressive", space_of("ee_b"), 10).phases
+    full, elastic = make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10).phases
     assert (full.objective, full.teacher) == ("distill", "timm:resnet18")
     assert (elastic.objective, elastic.teacher) == ("joint", "none")
     assert elastic.drawn.height == (5,), "joint training draws networks that have all exits"
     assert elastic.evaluated.height == (1, 2, 3, 4, 5), "and reaches every exit"
     assert elastic.drawn.kernel == (3, 5, 7)
+    assert "1 sub-network drawn anew with all its exits, from the labels alone" in elastic.sentence
+    assert "1 uniform, all exits" in plan_table(make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10))[1][1]
 
 
 def test_phases_of_all_exits_keep_their_space_and_say_what_they_train() -> None:
@@ -252,7 +260,7 @@ def test_phases_of_all_exits_keep_their_space_and_say_what_they_train() -> None:
         "k": replace(unlocking(kernel=(3, 5, 7), height=(4, 5)), objective="distill_exits"),
         "d": replace(unlocking(depth=(3, 4), sampler="sandwich", subnets=3), objective="in_place"),
     }
-    plan = make_plan(phases, "progressive", space_of("ee_b"), 10)
+    plan = make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10)
     _, kernel, depth = plan.phases
     assert (kernel.objective, kernel.teacher, depth.objective, depth.teacher) == (
         "distill_exits",
@@ -284,7 +292,7 @@ def test_phases_of_all_exits_keep_their_space_and_say_what_they_train() -> None:
 def test_in_place_needs_the_largest_network_in_each_step_and_no_teacher(changes: Any, message: str) -> None:
     phases = {"full": FULL, "k": replace(unlocking(kernel=(3, 5, 7)), objective="in_place", **changes)}
     with pytest.raises(UserError, match=message) as caught:
-        make_plan(phases, "progressive", space_of("ee_b"), 10)
+        make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10)
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -293,4 +301,4 @@ def test_a_teacher_of_joint_training_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"phases\.full\.teacher \(timm:resnet18\) has no effect on the joint objective"
     ):
-        make_plan(phases, "progressive", space_of("ee_b"), 10)
+        make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10)

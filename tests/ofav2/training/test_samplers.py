@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from ofav2.config.schema import PhaseConfig
+from ofav2.config.schema import PhaseConfig, TeacherConfig
 from ofav2.errors import UserError
 from ofav2.training.phases import make_plan
 from ofav2.training.samplers import SAMPLERS, Largest, Marginals, Sandwich, Uniform, batch_resolutions
@@ -102,16 +102,16 @@ def test_what_no_network_decides_is_drawn_evenly() -> None:
 
 def test_a_phase_with_marginals_may_unlock_nothing() -> None:
     phases = {**two_phases(), "adapt": made("marginals")}
-    last = make_plan(phases, "progressive", SPACE, 5).phases[-1]
+    last = make_plan(phases, TeacherConfig("progressive"), SPACE, 5).phases[-1]
     assert last.sampler == Marginals(4, FRONT)
     assert last.space == SPACE
     assert (last.unlocks, last.teacher, last.objective) == ("nothing more", "progressive", "distill")
     assert last.sentence.startswith("phase adapt: sub-networks may differ as before; each step trains ")
     with pytest.raises(UserError, match=r"phases\.adapt\.unlock"):
-        make_plan({**phases, "adapt": made("uniform")}, "progressive", SPACE, 5)
+        make_plan({**phases, "adapt": made("uniform")}, TeacherConfig("progressive"), SPACE, 5)
     wrong = phase_config(sampler="marginals", networks=('{"resolution": 3}',))
     with pytest.raises(UserError, match=r"phases.adapt.networks: .*"):
-        make_plan({**phases, "adapt": wrong}, "progressive", SPACE, 5)
+        make_plan({**phases, "adapt": wrong}, TeacherConfig("progressive"), SPACE, 5)
 
 
 def test_recipes_can_name_every_sampler_and_no_other() -> None:

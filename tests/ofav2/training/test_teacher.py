@@ -1,8 +1,10 @@
 """Which weights teach a phase, and what the run says of it."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -20,14 +22,16 @@ from ofav2.config.schema import Config, PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.data import ImageData
 from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
-from ofav2.runs.records import TeacherRecord
+from ofav2.runs.records import PhaseRecord, TeacherRecord
+from ofav2.runtime.device import Runtime
 from ofav2.tasks.classification import TOP1, Classification
-from ofav2.training.phases import Phase, Plan, make_plan
-from ofav2.training.setup import prepare, teaching_weights
+from ofav2.training.external import ExternalTeachers, external_teachers
+from ofav2.training.phases import Plan, make_plan
+from ofav2.training.setup import Setup, prepare
 from ofav2.training.teacher import (
     PhaseTeacher,
+    candidates,
     choose_teacher,
-    external_teachers,
     largest_networks,
     prepare_teacher,
     score_order,
@@ -41,9 +45,8 @@ TINY_TIMM = "test_efficientnet"
 DATA = tiny_data()
 WEIGHTS = distill.exit_weights("ascending", 5)
 LEFT = {"full": 11, "kernel": 12, "depth": 13}
-CANDIDATES = [
-    TeacherCandidate(f"{name}'s largest network", name, top1) for name, top1 in zip(LEFT, (0.5, 0.7, 0.6), strict=True)
-]
+SCORES = {"full": 0.5, "kernel": 0.7, "depth": 0.6}
+CANDIDATES = [TeacherCandidate(f"{name}'s largest network", name, score) for name, score in SCORES.items()]
 
 
 @pytest.fixture
@@ -54,22 +57,43 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def phase_with_teacher(policy: str, net: Supernet) -> Phase:
-    full = PhaseConfig(1, 0.1)
-    elastic = PhaseConfig(1, 0.1, UnlockConfig(kernel=(3, 5)), teacher=policy)
-    return make_plan({"full": full, "last": elastic}, "progressive", net.space, 1).phases[1]
+def plan_ending_with(policy: str, net: Supernet) -> Plan:
+    """What left the checkpoints, and a phase that is taught by this policy."""
+    unlocked = {"full": {}, "kernel": {"kernel": (3, 5)}, "depth": {"depth": (2, 3)}, "last": {"expand": (2, 3)}}
+    phases = {name: PhaseConfig(1, 0.1, UnlockConfig(**choices)) for name, choices in unlocked.items()}
+    return make_plan(phases | {"last": replace(phases["last"], teacher=policy)}, TeacherConfig(), net.space, 1)
 
 
-def choose(policy: str, run_folder: Path, net: Supernet, **changes: Any) -> PhaseTeacher:
-    arguments: dict[str, Any] = {
-        "run_folder": run_folder,
-        "net": net,
-        "candidates": CANDIDATES,
-        "external": {},
-        "weights": dict.fromkeys(LEFT, WEIGHTS.ensemble),
-        "evaluator": tiny_evaluator(DATA),
-    }
-    return choose_teacher(phase_with_teacher(policy, net), **(arguments | changes))
+def choose(
+    policy: str,
+    run_folder: Path,
+    net: Supernet,
+    *,
+    runtime: Runtime = CPU,
+    precision: Any = None,
+    external: Mapping[str, nn.Module] = MappingProxyType({}),
+    left: Collection[str] = tuple(LEFT),
+) -> PhaseTeacher:
+    setup = Setup(
+        config=Config(data=data_config(), teacher=TeacherConfig(precision=precision)),
+        data=DATA,
+        net=net,
+        initial=None,
+        plan=plan_ending_with(policy, net),
+        external=ExternalTeachers(external, None),
+        weights_sha256=None,
+        runtime=runtime,
+        task=Classification(5),
+        evaluator=tiny_evaluator(DATA, runtime=runtime),
+    )
+    *before, phase = setup.plan.phases
+    finished = [
+        PhaseRecord(past.name, past.evaluated, 1, 1, TeacherRecord("none"), SCORES[past.name], None, 0, "0" * 64)
+        for past in before
+        if past.name in left
+    ]
+    assert candidates(finished) == [one for one in CANDIDATES if one.phase in left]
+    return choose_teacher(setup, phase, finished, run_folder)
 
 
 @pytest.mark.parametrize(("policy", "chosen"), [("fixed", "full"), ("progressive", "depth"), ("best", "kernel")])
@@ -137,10 +161,9 @@ def test_a_teachers_precision_is_its_own(runs: str, run_folder: Path) -> None:
     """Its target is float32, near that of float32 arithmetic; a student after it is the run's."""
     net, images = tiny_net(), torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     runtime = replace(CPU, precision=runs)
-    evaluator = tiny_evaluator(DATA, runtime=runtime)
     plain = choose("fixed", run_folder, net).teacher
     wide, narrow, own = (
-        choose("fixed", run_folder, net, evaluator=evaluator, precision=precision).teacher
+        choose("fixed", run_folder, net, runtime=runtime, precision=precision).teacher
         for precision in ("float32", "bfloat16", None)
     )
     assert plain is not None
@@ -169,13 +192,13 @@ def test_exits_that_nothing_has_trained_teach_nothing(objective: str, first: tup
     whole = distill.exit_weights("ascending", 5).ensemble
     trained = dict.fromkeys(("full", "kernel", "level"), first) | dict.fromkeys(("height", "depth"), (*first, 2, 5))
     for phase in setup.plan.phases[:-1]:
-        weights = teaching_weights(setup, phase)
+        weights = phase.weights.teaching
         assert sum(weights) == 1
         kept = [exit_ for exit_, weight in enumerate(weights, 1) if weight]
         assert kept == sorted(set(trained[phase.name]))
         assert [weights[exit_ - 1] / whole[exit_ - 1] for exit_ in kept] == [weights[-1] / whole[-1]] * len(kept)
     if objective == "joint":
-        assert teaching_weights(setup, setup.plan.phases[0]) == tuple(whole)
+        assert setup.plan.phases[0].weights.teaching == whole
 
 
 def test_an_ensemble_of_untrained_exits_alone_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
@@ -193,13 +216,7 @@ OBJECTIVE = {"joint": "objective: joint", "distill": "objective: distill, teache
 def test_one_exit_is_plain_distillation(tmp_path: Path) -> None:
     net = tiny_net("se_b", seed=4)
     checkpoint.save(folder.checkpoint_path(tmp_path, "full"), net.state_dict(), {})
-    phase_teacher = choose(
-        "fixed",
-        tmp_path,
-        net,
-        candidates=CANDIDATES[:1],
-        weights={"full": distill.exit_weights("ascending", 1).ensemble},
-    )
+    phase_teacher = choose("fixed", tmp_path, net, left=["full"])
     assert phase_teacher.teacher is not None
     images = torch.ones(2, 3, 16, 16)
     with torch.no_grad():
@@ -234,7 +251,7 @@ def test_a_teachers_form_computes_what_the_network_does_and_leaves_it() -> None:
 
 
 def externals(plan: Plan, teacher: TeacherConfig, data: ImageData, resolutions: tuple[int, ...]) -> Any:
-    config = Config(data_config(resolutions=resolutions), teacher=teacher)
+    config = Config(data=data_config(resolutions=resolutions), teacher=teacher)
     return external_teachers(plan, config, data, Classification(len(data.classes)), CPU).networks
 
 
@@ -248,7 +265,7 @@ def timm_file(tmp_path: Path) -> str:
 
 def plan_with_teachers(*policies: str) -> Plan:
     net = tiny_net()
-    phase = phase_with_teacher("none", net)
+    phase = plan_ending_with("none", net).phases[-1]
     return Plan(tuple(replace(phase, teacher=policy) for policy in policies), (), 1)
 
 
@@ -257,7 +274,7 @@ def test_a_timm_teacher_teaches_with_its_own_logits(timm_file: str, tmp_path: Pa
     config = TeacherConfig(checkpoint=timm_file, mean=MEAN, std=STD)
     external = externals(plan_with_teachers(policy), config, DATA, (16, 20))
     evaluator, net = tiny_evaluator(DATA), tiny_net()
-    phase_teacher = choose(policy, tmp_path, net, external=external, evaluator=evaluator, candidates=[])
+    phase_teacher = choose(policy, tmp_path, net, external=external, left=[])
     images = torch.randn(3, 3, 20, 20, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected = external[policy](images)
