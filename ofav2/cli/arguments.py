@@ -29,12 +29,12 @@ def shift_settings(arguments: argparse.Namespace) -> None:
         arguments.recipe, arguments.overrides = None, [arguments.recipe, *arguments.overrides]
 
 
-def add_formats(parser: argparse.ArgumentParser) -> None:
+def add_formats(parser: argparse.ArgumentParser, default: str = "all") -> None:
     """Add --formats, which files are written beside weights and description."""
     parser.add_argument(
         "--formats",
         metavar="NAMES",
-        help="files beside weights and description: onnx,pt2,card (default: all), or none",
+        help=f"files beside weights and description: onnx,pt2,card (default: {default}), or none",
     )
 
 

@@ -47,7 +47,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights", metavar="timm|none|FILE", help="of timm:NAME: weights to start from (default: timm)"
     )
-    add_formats(parser)
+    add_formats(parser, "all; with --from-search none")
     parser.add_argument("--from-search", metavar="DIR", help="fine-tune the front of this search instead")
     parser.add_argument("--forms", metavar="NAMES", help="of a front: single (default), joint or single,joint")
     parser.add_argument("--out", metavar="DIR", required=True, help="folder to make")

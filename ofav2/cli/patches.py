@@ -49,7 +49,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     tif.add_argument("--bands", metavar="A,B", help="which bands, in this order; all of the first scene without it")
     tif.add_argument("--band-names", metavar="A,B", help="names of the bands of each file, in the file's order")
     tif.add_argument("--single-bands", action="store_true", help="files of one band: SCENE/ANYTHING_BAND.tif")
-    tif.add_argument("--nodata", type=float, metavar="N", help="value of a pixel without data, if files don't state it")
     tif.add_argument(
         "--codes", action="append", default=[], metavar="NAME=DIR", help="a target: masks of classes; may be repeated"
     )
@@ -100,6 +99,9 @@ def _form(forms: Any, name: str, summary: str, text: str, run: Any) -> argparse.
 
 def _add_common(parser: argparse.ArgumentParser, side_help: str) -> None:
     parser.add_argument("--side", type=_whole, metavar="N", help=side_help)
+    parser.add_argument(
+        "--nodata", type=float, metavar="N", help="value of a pixel without data, if files don't state it"
+    )
     parser.add_argument("--location", action="store_true", help="make the direction of each patch's middle a target")
     parser.add_argument(
         "--offset",
@@ -157,6 +159,7 @@ def _run_majortom(arguments: argparse.Namespace) -> None:
     form = Form(
         side=arguments.side or (1024 if arguments.in_place else 128),
         bands=_names("--bands", arguments.bands) or BANDS,
+        nodata=arguments.nodata,
         location=arguments.location,
         offset=_offset(arguments.offset),
         broken=arguments.broken,

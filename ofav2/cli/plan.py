@@ -32,7 +32,6 @@ examples:
 
 next: ofav2 train RECIPE
 """
-_BATCHES = (1, 64)
 _ROUNDS = 9
 _ALL_SUBSETS = 5
 _MOST_CLASSES = 20
@@ -61,6 +60,8 @@ def _run(arguments: argparse.Namespace) -> None:
     from ofav2.typed_json import to_plain
     from supernets.multi_exit import MultiExit
 
+    if arguments.json and arguments.latency:
+        raise UserError("--latency is a table for people: leave out --json, or --latency")
     setup = prepare(config, data=_imagined(config, arguments.images, arguments.classes))
     check_beginning(setup)
     if arguments.time:
@@ -126,7 +127,7 @@ def _show_images(found: "Preview") -> None:
 
 def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
     """Return a table of what subsets of a network's exits cost per image, and of predicted times per call."""
-    from ofav2.nas.latency import subset_times
+    from ofav2.nas.latency import BATCHES, subset_times
     from ofav2.nas.limits import show
     from ofav2.networks.cost import subset_costs
     from ofav2.runtime.threads import sample_images
@@ -140,11 +141,11 @@ def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
     if timed:
         module = setup.runtime.place(net.network.eval())
         choices = [[exit - 1 for exit in exits] for exits in costs]
-        for batch in _BATCHES:
+        for batch in BATCHES:
             images = setup.runtime.send(sample_images(batch, arch.in_channels, side))
             times = subset_times(module, images, choices, _ROUNDS)
             rows = [(*row, show("latency", time)) for row, time in zip(rows, times, strict=True)]
-    columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in _BATCHES if timed))
+    columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in BATCHES if timed))
     return table(f"{arch.name}: subsets of its {len(arch.exits)} exits", columns, rows)
 
 

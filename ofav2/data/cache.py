@@ -363,9 +363,13 @@ def _needed(trees: Sequence[FileImages], shrink_to: int | None = None) -> int:
         trees: The files.
         shrink_to: Pixels that short sides are shrunk to; None takes each tree's own.
     """
-    looked = [(tree, index) for tree in trees for index in _evenly(len(tree.paths), SAMPLE)]
-    sizes = [_pixel_bytes(tree, index, tree.shrink_to if shrink_to is None else shrink_to) for tree, index in looked]
-    return sum(sizes) * sum(len(tree.paths) for tree in trees) // max(len(sizes), 1)
+    needed = 0
+    for tree in trees:
+        side = tree.shrink_to if shrink_to is None else shrink_to
+        sizes = [_pixel_bytes(tree, index, side) for index in _evenly(len(tree.paths), SAMPLE)]
+        # Images of one split may be larger than those of another.
+        needed += sum(sizes) * len(tree.paths) // max(len(sizes), 1)
+    return needed
 
 
 def _pixel_bytes(tree: FileImages, index: int, shrink_to: int) -> int:

@@ -32,7 +32,9 @@ def halve(val: Split, seed: int) -> Halves:
         UserError: If there are fewer than two images, or patches of one place alone.
     """
     if len(val) < 2:
-        raise UserError(f"validation has {len(val)} image: a search needs two at least; raise data.val_fraction")
+        raise UserError(
+            f"validation has {len(val)} image: a search needs two at least; train again with a larger data.val_fraction"
+        )
     rng = generator("search halves", seed)
     if isinstance(val.images, PatchImages):
         drawn = draw_places(val.images.places, 0.5, rng, "a search's confirmation")

@@ -4,7 +4,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from ofav2.data import Split, count_views
 from ofav2.data.thumbnails import thumbnail
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
-from ofav2.evaluation.opened_run import open_run
+from ofav2.evaluation.opened_run import open_run, refuse_other_images
 from ofav2.output_folder import check_writable
 from ofav2.runs.records import RunRecord, read_kept
 from ofav2.tasks.base import to_float64
@@ -102,22 +102,21 @@ def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolut
     return Answers(predicted.astype(np.int64), targets.astype(np.int64), probability.astype(np.float32))
 
 
-def class_results(
-    module: nn.Module, evaluator: Evaluator, name: Literal["val", "test"], resolution: int
-) -> ClassResults | None:
-    """Measure a network class by class, as in `class_answers`; None if its task has no classes.
+def class_results(module: nn.Module, evaluator: Evaluator, resolution: int) -> ClassResults | None:
+    """Measure a network class by class on test images, as in `class_answers`; None if its task has no classes.
 
     Args:
         module: The network, see `class_answers`.
         evaluator: What prepares images.
-        name: The split.
         resolution: Side of the images in pixels.
     """
     if not isinstance(evaluator.task, Classification):
         return None
-    split = evaluator.data.test if name == "test" else evaluator.data.val
-    found = class_answers(module, evaluator, split, resolution)
-    return count_classes(found.predicted.tolist(), found.targets.tolist(), evaluator.task.classes, name)
+    return _counted(class_answers(module, evaluator, evaluator.data.test, resolution), evaluator.task.classes)
+
+
+def _counted(found: Answers, classes: int) -> ClassResults:
+    return count_classes(found.predicted.tolist(), found.targets.tolist(), classes, "test")
 
 
 def largest_by_class(net: Network, evaluator: Evaluator, phase: str, sha256: str) -> ClassesRecord | None:
@@ -134,7 +133,7 @@ def largest_by_class(net: Network, evaluator: Evaluator, phase: str, sha256: str
     largest, split = net.space.largest(), evaluator.data.test
     module = evaluator.calibrated(net, largest, "last")
     found = class_answers(module, evaluator, split, largest.resolution)
-    results = count_classes(found.predicted.tolist(), found.targets.tolist(), evaluator.task.classes, "test")
+    results = _counted(found, evaluator.task.classes)
     return ClassesRecord(sha256, phase, largest, results, _mistakes(found, evaluator, split, largest.resolution))
 
 
@@ -174,6 +173,7 @@ def measure_classes(run: str | Path) -> ClassResults:
     """
     opened = open_run(run)
     check_writable(Path(run) / CLASSES)
+    refuse_other_images(opened)
     found = largest_by_class(opened.loaded.net, opened.evaluator, opened.loaded.phase, opened.loaded.sha256)
     if found is None:
         raise UserError(f"task ({opened.loaded.record.task}) has no classes: leave out --classes")

@@ -20,7 +20,7 @@ from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.processes import SINGLE_PROCESS, Processes
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Task
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import measuring_task
 from ofav2.typed_json import to_plain
 from supernets import Supernet
 from supernets.multi_exit import Network
@@ -129,6 +129,19 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
     return open_loaded(load_run(run, phase))
 
 
+def refuse_other_images(run: OpenedRun) -> None:
+    """Refuse to keep results in a run folder that would be of other images than the run's.
+
+    Raises:
+        UserError: The data set has changed since the training.
+    """
+    if not run.same_data:
+        raise UserError(
+            f"data set ({run.data.name}) holds other images, or other labels, than {run.loaded.folder} was trained on,"
+            " so results can't be kept as the run's: restore it, or its place in recipe.yaml"
+        )
+
+
 def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -> OpenedRun:
     """Open the data set of a supernet that was read; see `open_run`.
 
@@ -143,7 +156,7 @@ def open_loaded(loaded: LoadedSupernet, processes: Processes = SINGLE_PROCESS) -
     data = open_data(config.data, split)
     if split is None:
         require_drawn_again(run, loaded.record, data.fingerprint)
-    task = make_task(config.task, data, config.optim)
+    task = measuring_task(config.task, data, config.optim)
     _refuse_others(loaded.record, data, task)
     same_data = data.fingerprint == loaded.record.data.fingerprint
     if not same_data:

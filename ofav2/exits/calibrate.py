@@ -26,7 +26,7 @@ from ofav2.exits.policy_file import (
     write_early_record,
 )
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
-from ofav2.nas.latency import stream_times
+from ofav2.nas.latency import BATCHES, stream_times
 from ofav2.nas.machine import this_machine
 from ofav2.output_folder import check_writable
 from ofav2.progress import log_progress
@@ -36,8 +36,6 @@ from supernets.graphs import alone
 
 logger = logging.getLogger(__name__)
 
-BATCHES = (1, 64)
-"""Images per call that times are measured at."""
 TIMED_IMAGES = 128
 """Validation images, drawn at random, that are classified to measure times, one by one and in batches."""
 ROUNDS = 5

@@ -47,7 +47,7 @@ def predict_exits(module: nn.Module, evaluator: Evaluator, split: Split, resolut
     """
     predicted, targets = [], []
     with torch.inference_mode():
-        for images, target in split_inputs(evaluator, split, resolution):
+        for images, target in evaluator.inputs(split, resolution):
             predicted.append(torch.stack([predict(logits).cpu() for logits in exit_logits(module(images))]))
             targets.append(target.cpu())
     return torch.cat(predicted, 1), torch.cat(targets)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ofav2.errors import UserError
-from ofav2.evaluation.opened_run import open_run
+from ofav2.evaluation.opened_run import open_run, refuse_other_images
 from ofav2.exits.collect import predict_exits, require_classes
 from ofav2.output_folder import check_writable
 from ofav2.runs.records import RunRecord, read_kept
@@ -67,6 +67,7 @@ def measure_exits(run: str | Path) -> Agreement:
     opened = open_run(run)
     check_writable(Path(run) / EXITS)
     require_classes(opened.evaluator.task)
+    refuse_other_images(opened)
     net, evaluator, split = opened.loaded.net, opened.evaluator, opened.data.val
     exits = net.architecture.exits
     if len(exits) == 1:

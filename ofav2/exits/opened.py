@@ -19,7 +19,7 @@ from ofav2.messages import show
 from ofav2.runs.kept_recipe import PLACES
 from ofav2.runtime.device import Runtime, open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import measuring_task
 from supernets.output_costs import ExitMacs, exit_macs
 
 PLACE_AND_DEVICE = (
@@ -73,7 +73,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
     config = recipe.parse(record.run.recipe, f"recipe in {path}/subnet.json", overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
-    task = make_task(config.task, data, config.optim)
+    task = measuring_task(config.task, data, config.optim)
     require_classes(task)
     if difference := first_other_class(record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; restore the classes that the network was trained with")

@@ -10,16 +10,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 import distill
 from ofav2.config import recipe
-from ofav2.data import Split
+from ofav2.data import Split, refuse_inside
 from ofav2.data.digests import Digests
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
@@ -37,10 +36,10 @@ from ofav2.exits.opened import open_exits
 from ofav2.exits.scoring import Scored, score_fixed, score_learned
 from ofav2.exits.subsets import Choice, ExitBatch, SubsetTable, choose, joined, tally
 from ofav2.messages import show
-from ofav2.nas.latency import call_time, subset_times
+from ofav2.nas.latency import BATCHES, stream_times, subset_times
 from ofav2.nas.limits import Limits
 from ofav2.nas.machine import this_machine
-from ofav2.output_folder import check_free, making
+from ofav2.output_folder import making
 from ofav2.runtime.signals import interruptible
 from supernets import Subnet
 from supernets.cost import Cost
@@ -55,8 +54,6 @@ LEARNED = "learned"
 """The ensemble whose weights are learned on validation."""
 LEAST_WEIGHT = 1e-9
 """The least weight of an exit that counts, as `subnet.json` has it."""
-BATCHES = (1, 64)
-"""Images per call that times are measured at."""
 ROUNDS = 9
 """How often each call is timed; its median counts."""
 
@@ -198,8 +195,29 @@ def prune_exits(
     limits = Limits(params=max_params, macs=max_macs)
     _check_wishes(min_top1, cautious)
     check_formats(formats)
-    check_free(Path(out))
-    opened = open_source(source, overrides, subnet)
+    with interruptible(), making(Path(out), RECORD) as staging:
+        opened = open_source(source, overrides, subnet)
+        refuse_inside(opened.evaluator.data.trees, Path(out), "output folder")
+        study, pruning, scores = _chosen(opened, ensemble, limits, min_top1, cautious)
+        logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
+        return _write(opened, study, pruning, scores, staging, formats, also)
+
+
+class _Chosen(NamedTuple):
+    """What is to be written."""
+
+    study: PruneStudy
+    """All subsets, and the chosen one."""
+    pruning: PruningRecord
+    """What the network's description says of it."""
+    scores: Mapping[str, Sequence[float]]
+    """Top-1 of each exit that is kept, by split."""
+
+
+def _chosen(
+    opened: Source, ensemble: str | Sequence[float] | None, limits: Limits, min_top1: float | None, cautious: bool
+) -> _Chosen:
+    """Score all subsets on validation, choose one, and look at it once on test."""
     scheme, weights = _weights(opened.record, ensemble)
     val = opened.evaluator.data.val
     logger.info(f"scoring {2 ** len(opened.exits) - 1} subsets of exits on {len(val)} validation images")
@@ -212,8 +230,7 @@ def prune_exits(
     test = _test(opened, table, [*study.compared.values(), *singles])
     pruning = _pruning(opened, study, scored, scheme, test[:3])
     scores = {"val": [table.top1(index) for index in singles], "test": [found.top1 for found in test[3:]]}
-    logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
-    return _write(opened, study, pruning, scores, Path(out), formats, also)
+    return _Chosen(study, pruning, scores)
 
 
 def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subnet | None = None) -> Source:
@@ -335,10 +352,8 @@ def _measured_times(source: Source, networks: Sequence[GraphModule]) -> list[tup
     """Return each network's time per image at each of the batches; the calls take turns, their median counts."""
     found = []
     for size in BATCHES:
-        images = _images(source, size)
-        with torch.inference_mode():
-            times = [[call_time(network, images) for network in networks] for _ in range(ROUNDS + 1)]
-        found.append([round(time / size) for time in np.median(times[1:], 0)])
+        times = stream_times(networks, [_images(source, size)], ROUNDS)
+        found.append([round(time / size) for time in times])
     return list(zip(*found, strict=True))
 
 
@@ -401,42 +416,42 @@ def _write(
     study: PruneStudy,
     pruning: PruningRecord,
     scores: Mapping[str, Sequence[float]],
-    out: Path,
+    staging: Path,
     formats: Sequence[str],
     also: Callable[[PruneStudy, Path], None] | None,
 ) -> PruneStudy:
+    """Write the pruned network into an empty folder, and read it back."""
     exits, evaluator = pruning.chosen.exits, source.evaluator
     single = len(exits) == 1
     network = _network(source.module, study.table.choices[study.choice.index])
     images = evaluator.sample_inputs(source.resolution)[:COMPARED]
     weights = None if single else pruning.chosen.weights
-    with interruptible(), making(out, RECORD) as staging:
-        names = output_names(exits, single=single, ensemble=not single)
-        about = usage(source.record.input, source.record.task, source.record.classes, names)
-        form = network if weights is None else with_ensemble(network, weights)
-        exports, sha256 = write_network(staging, network, images, about, formats, weights)
-        record = replace(
-            source.record,
-            subnet=replace(source.record.subnet, height=exits[-1]),
-            exits="last" if single else exits,
-            ensemble=weights,
-            cost=pruning.chosen.cost,
-            scores={split: dict(zip(exits, found, strict=True)) for split, found in scores.items()},
-            by_class=class_results(form, evaluator, "test", source.resolution),
-            pruning=pruning,
-            formats=tuple(formats),
-            exports=exports,
-            sha256=sha256,
-            seen_sha256=seen_sha256(source.seen),
-        )
-        write_seen(staging, source.seen)
-        write_description(staging, record)
-        with torch.inference_mode():
-            loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
-            kept = exit_logits(source.module(images))
-            expected = [kept[i] for i in study.table.choices[study.choice.index]]
-            require_same(loaded, expected, "pruned network, beside the one with all exits,")
-        found = replace(study, record=record)
-        if also:
-            also(found, staging)
-        return found
+    names = output_names(exits, single=single, ensemble=not single)
+    about = usage(source.record.input, source.record.task, source.record.classes, names)
+    form = network if weights is None else with_ensemble(network, weights)
+    exports, sha256 = write_network(staging, network, images, about, formats, weights)
+    record = replace(
+        source.record,
+        subnet=replace(source.record.subnet, height=exits[-1]),
+        exits="last" if single else exits,
+        ensemble=weights,
+        cost=pruning.chosen.cost,
+        scores={split: dict(zip(exits, found, strict=True)) for split, found in scores.items()},
+        by_class=class_results(form, evaluator, source.resolution),
+        pruning=pruning,
+        formats=tuple(formats),
+        exports=exports,
+        sha256=sha256,
+        seen_sha256=seen_sha256(source.seen),
+    )
+    write_seen(staging, source.seen)
+    write_description(staging, record)
+    with torch.inference_mode():
+        loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
+        kept = exit_logits(source.module(images))
+        expected = [kept[i] for i in study.table.choices[study.choice.index]]
+        require_same(loaded, expected, "pruned network, beside the one with all exits,")
+    found = replace(study, record=record)
+    if also:
+        also(found, staging)
+    return found

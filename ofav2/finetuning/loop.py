@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -135,8 +136,11 @@ def _summary(number: int, steps: Sequence[Step]) -> Epoch:
 def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
     exits = exit_scores(tuning, module, "val")
     if len(exits) == 1:
-        return Validation(epochs, exits, *exits.values())
-    score = tuning.evaluator.ensemble_score(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
+        (score,) = exits.values()
+    else:
+        score = tuning.evaluator.ensemble_score(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
+    if not math.isfinite(score):
+        raise DivergedError(f"validation after epoch {epochs} is not finite ({score}); lower finetune.lr")
     return Validation(epochs, exits, score)
 
 

@@ -184,7 +184,7 @@ def _write(
         classes=tuple(data.classes),
         cost=network_cost(start.arch, start.subnet, start.exits),
         scores={"test": done.test},
-        by_class=class_results(form, tuning.evaluator, "test", tuning.resolution),
+        by_class=class_results(form, tuning.evaluator, tuning.resolution),
         extraction=None,
         choice=None,
         pruning=None,

@@ -21,7 +21,7 @@ from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes
 from ofav2.tasks.classification import Classification
-from ofav2.tasks.registry import make_task
+from ofav2.tasks.registry import measuring_task
 from supernets.ensembles import with_ensemble
 
 logger = logging.getLogger(__name__)
@@ -86,7 +86,7 @@ def evaluate_network(
     config = recipe.adjust_tuning(source.settings, None, overrides)
     runtime = open_runtime(config.run)
     data = open_data(config.data)
-    task = make_task(config.task, data, config.optim)
+    task = measuring_task(config.task, data, config.optim)
     refuse_task(task, source)
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")

@@ -78,9 +78,11 @@ def describe_choice(run: OpenedRun, ranking: Ranking, table: LatencyTable | None
         subnet, predicted = ranking.best.subnet, ranking.best.price.latency
         real = measure_subnet(run.loaded.net, subnet, run.runtime, table.batch, table.machine.threads)
         notes.append(f"latency: predicted {show('latency', predicted)}, measured {real}")
-        if ranking.limits.latency is not None and real.median > ranking.limits.latency:
+        # A table holds first quartiles, too: the times when the machine does little else.
+        if ranking.limits.latency is not None and real.lower > ranking.limits.latency:
             notes.append(
-                "that is over the limit: the machine is busy, or the table is old; renew it with `ofav2 latency`"
+                "even the first quartile is over the limit: the table is old, or the machine is busy; renew it with"
+                " `ofav2 latency`"
             )
         if (real.machine.name, real.machine.device) != (table.machine.name, table.machine.device):
             notes.append(f"the latency table was measured on {table.machine.name}, not here: limits hold there")

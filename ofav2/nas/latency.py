@@ -14,6 +14,8 @@ from ofav2.errors import UserError
 from ofav2.nas.machine import Machine, this_machine
 from supernets.graphs import Piece, pieces
 
+BATCHES = (1, 64)
+"""Images per batch at which networks are compared: one that comes alone, and many at once."""
 THREADS = 1024
 """More threads than any machine has cores are a slip."""
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 from ofav2.config.schema import DataConfig
@@ -98,6 +99,11 @@ class Metric:
 def to_float64(tensor: Tensor) -> Tensor:
     """Return a tensor in float64: on its own device, or where that has no float64 (MPS), on the CPU."""
     return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()
+
+
+def unless_nan(output: Tensor, sums: Tensor) -> Tensor:
+    """Return a tally of outputs; all NaN if one of them is, as `argmax` would take NaN for a sure class."""
+    return torch.where(output.isnan().any().to(sums.device), math.nan, sums)
 
 
 class Task(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ofav2.errors import UserError
-from ofav2.tasks.base import Metric, to_float64
+from ofav2.tasks.base import Metric, to_float64, unless_nan
 
 NAME = "classification"
 TOP1 = Metric("top-1", "%", higher_is_better=True)
@@ -85,7 +85,7 @@ class Classification:
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
         """Return how many images are classified rightly, and how many there are: float64 (2,)."""
         right = (predict(output) == target).sum()
-        return to_float64(torch.stack([right, right.new_tensor(len(target))]))
+        return unless_nan(output, to_float64(torch.stack([right, right.new_tensor(len(target))])))
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
         """Return top-1, a share in 0..1."""

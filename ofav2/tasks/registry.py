@@ -10,6 +10,7 @@ task, as in its `setup.cfg`:
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import entry_points
 from types import MappingProxyType
 
@@ -69,6 +70,14 @@ _TARGETS: MappingProxyType[str, str] = MappingProxyType(
     {classification.NAME: "classes", segmentation.NAME: "codes", regression.NAME: "numbers"}
 )
 """Task -> the kind of targets that it needs; one that is not here takes any."""
+
+
+def measuring_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
+    """Make a task that measures and does not train; see `make_task`.
+
+    Weights of classes are part of the loss alone, and counting them reads all training targets.
+    """
+    return make_task(name, data, replace(optim, class_weights="none"))
 
 
 def names() -> tuple[str, ...]:

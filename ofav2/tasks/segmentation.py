@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from ofav2.data.patches import IGNORED
 from ofav2.errors import UserError
-from ofav2.tasks.base import Metric, to_float64
+from ofav2.tasks.base import Metric, to_float64, unless_nan
 
 NAME = "segment"
 MEAN_IOU = Metric("mIoU", "%", higher_is_better=True)
@@ -83,7 +83,7 @@ class Segmentation:
         """Count pixels of class i that are taken for class j, at i * classes + j: float64 (classes * classes,)."""
         counted = self.counted(target)
         pairs = target[counted] * self.outputs + output.argmax(1)[counted]
-        return to_float64(torch.bincount(pairs, minlength=self.outputs**2))
+        return unless_nan(output, to_float64(torch.bincount(pairs, minlength=self.outputs**2)))
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
         """Return the metrics; the IoU of a class that no pixel has or is taken for is NaN."""

@@ -1,6 +1,7 @@
 """Run one phase: choose its teacher, train, evaluate, save."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -67,6 +68,8 @@ def run_phase(
 
     score, mean = _evaluate(setup, phase, tracker)
     broken = not_finite(net)
+    if broken is None and not all(math.isfinite(value) for value in (score, mean) if value is not None):
+        broken = "validation scores"
     if any(setup.runtime.processes.any(broken is not None)):
         # Weights may be finite and so large that no statistics are.
         writer.set_aside_after(phase.first_step)

@@ -167,8 +167,9 @@ def search(
         nested = [problem.nested(body) for body in picked.bodies]
         # A predictor is judged by networks that it was not fitted on: shorter ones may have been measured before.
         new = [archive.lacks(genes) for genes in nested]
-        for body, genes in enumerate(nested):
-            archive = archive.plus(problem, genes, losses[body])
+        archive = archive.plus(
+            problem, np.concatenate(nested), np.concatenate([losses[body] for body in range(len(nested))])
+        )
         guessed, found = np.zeros(0), np.zeros(0)
         if picked.predicted:
             guessed = np.concatenate([losses[unknown] for losses, unknown in zip(picked.predicted, new, strict=True)])

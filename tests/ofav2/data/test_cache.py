@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -402,6 +404,15 @@ def test_of_a_set_over_the_budget_nothing_is_decoded_and_its_exact_need_is_said(
     said = notes()
     assert f"24 images need about {need / 2**30:.3g} GiB decoded, more than data.cache_gib (" in said
     assert "with data.shrink_to=24 they would need" in said
+
+
+def test_what_images_need_is_estimated_split_by_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many headers are read of a split of few large images as of one of many small ones."""
+    sides = {"small": 64, "large": 1000}
+    counts = {"small": 100_000, "large": 5_000}
+    trees: Any = [SimpleNamespace(paths=range(counts[name]), shrink_to=0, name=name) for name in sides]
+    monkeypatch.setattr(cache, "_pixel_bytes", lambda tree, index, side: 3 * sides[tree.name] ** 2)
+    assert cache._needed(trees) == sum(3 * sides[name] ** 2 * counts[name] for name in sides)
 
 
 def test_images_that_are_shrunk_otherwise_have_an_entry_of_their_own(config: DataConfig) -> None:

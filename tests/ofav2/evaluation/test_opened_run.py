@@ -12,6 +12,7 @@ import pytest
 import ofav2
 from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
+from ofav2.evaluation.by_class import measure_classes
 from ofav2.runs.records import read_run
 from tests.notes import Notes
 from tests.ofav2 import tiny
@@ -173,6 +174,10 @@ def test_changed_images_are_said_and_recorded(photos: Photos, tmp_path: Path, no
     )
     with pytest.raises(RunError, match=r"data\.fingerprint was .*, is .*--allow-change data\.fingerprint"):
         ofav2.resume(photos.run)
+    before = (photos.run / "classes.json").read_bytes()
+    with pytest.raises(UserError, match=r"holds other images, .* so results can't be kept as the run's"):
+        measure_classes(photos.run)
+    assert (photos.run / "classes.json").read_bytes() == before
 
 
 def test_missing_images_are_left_out_and_counted_by_setting(broken: Photos, notes: Notes) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 import ofav2
 from ofav2.errors import RunError, UserError
+from ofav2.exits import exit_agreement
 from ofav2.exits.exit_agreement import compare_predictions, measure_exits, read_exits
 from ofav2.runs.records import Run, read_run
 from tests.ofav2 import tiny
@@ -43,6 +45,14 @@ def test_what_is_measured_is_kept_and_agrees_with_evaluating(measured_run: Path)
     for exit in found.exits:
         (score,) = opened.evaluator.scores(opened.loaded.net, [space.uniform(height=exit)], opened.data.val)
         assert found.top1[exit - 1] == score.value
+
+
+def test_other_images_are_not_kept_as_the_runs(measured_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, opened = (measured_run / "exits.json").read_bytes(), ofav2.open_run(measured_run)
+    monkeypatch.setattr(exit_agreement, "open_run", lambda _: replace(opened, same_data=False))
+    with pytest.raises(UserError, match="so results can't be kept as the run's"):
+        measure_exits(measured_run)
+    assert (measured_run / "exits.json").read_bytes() == before
 
 
 def test_weights_that_changed_since_are_not_described(measured_run: Path, tmp_path: Path) -> None:

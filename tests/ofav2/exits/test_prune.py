@@ -344,6 +344,19 @@ def test_impossible_wishes_are_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
+    source: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune, "score_fixed", None)
+    assert "/proc/pruned" in refused(capsys, str(source), "--out", "/proc/pruned")
+    taken: list[Path] = []
+    monkeypatch.setattr(prune, "refuse_inside", lambda trees, path, name: taken.append(path))
+    with pytest.raises(TypeError):
+        ofav2.prune_exits(source, out=tmp_path / "out")
+    assert taken == [tmp_path / "out"]
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_wishes_that_exclude_each_other_are_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="leave one out"):
         ofav2.prune_exits(source, out=tmp_path / "out", min_top1=0.5, cautious=True)

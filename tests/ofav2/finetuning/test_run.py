@@ -1,6 +1,7 @@
 """A fine-tuned network is what the method says, to the last bit, or nothing is left behind."""
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from ofav2.data.images import ArrayImages, Indices, Pixels, pixels_of
 from ofav2.data.splits import TargetSpec
 from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.finetuning import loop as learn
 from ofav2.finetuning import run as finetune_run
 from ofav2.finetuning import setup
@@ -31,6 +33,7 @@ from ofav2.finetuning.setup import set_dropout
 from ofav2.rng import Stream
 from ofav2.runtime.processes import Processes
 from ofav2.tasks.classification import TOP1
+from ofav2.training.step import DivergedError
 from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.finetuning.conftest import DIGITS, QUICK, images
@@ -314,8 +317,17 @@ def test_dropout_is_of_attached_exits_and_not_of_what_timm_made() -> None:
 
 def test_a_loss_that_is_not_finite_stops_fine_tuning_with_the_step(extracted: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not finite in step \d+ of phase search.*lower finetune\.lr") as refused:
-        finetune(extracted, ["finetune.lr=1e30", "finetune.epochs=9"], out=tmp_path / "out")
+        finetune(extracted, ["finetune.lr=1e30", "finetune.epochs=9", "data.batch_size=5"], out=tmp_path / "out")
     assert len(str(refused.value).splitlines()) == 1
+    assert files_below(tmp_path) == []
+
+
+def test_a_validation_that_is_not_finite_chooses_no_epoch(
+    extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Evaluator, "exit_scores", lambda *_: (math.nan,))
+    with pytest.raises(DivergedError, match=r"^validation after epoch \d+ is not finite \(nan\); lower finetune\.lr"):
+        finetune(extracted, ["finetune.epochs=3"], out=tmp_path / "out")
     assert files_below(tmp_path) == []
 
 

@@ -1,5 +1,7 @@
 """Ranks of right classes are those that sorting gives, ties included."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -43,3 +45,15 @@ def test_rare_classes_weigh_more_where_asked_however_images_are_batched() -> Non
     torch.testing.assert_close(task.loss(logits, targets), expected)
     parts = task.loss(logits[:1], targets[:1]) + 2 * task.loss(logits[1:], targets[1:])
     torch.testing.assert_close(parts / 3, expected)
+
+
+def test_logits_that_are_nan_are_no_accuracy() -> None:
+    """`argmax` takes NaN for the first class, which would be right here."""
+    task = Classification(3)
+    logits = torch.full((4, 3), torch.nan)
+    first = torch.zeros(4, dtype=torch.int64)
+    assert math.isnan(task.read(task.tally(logits, first))["top-1"])
+    sound = torch.eye(3)[[0, 0, 1, 2]]
+    assert task.read(task.tally(sound, first))["top-1"] == 0.5
+    both = task.tally(sound, first) + task.tally(torch.cat([sound[:3], logits[:1]]), first)
+    assert math.isnan(task.read(both)["top-1"]), "also where one image of many is so"

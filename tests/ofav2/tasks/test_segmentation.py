@@ -109,3 +109,11 @@ def test_metrics_are_those_of_torchmetrics() -> None:
     assert found["mIoU"] == pytest.approx(float(each[known].mean()), rel=1e-6)
     accuracy = multiclass_accuracy(output, target, average="micro", **of)
     assert found["pixel accuracy"] == pytest.approx(float(accuracy), rel=1e-6)
+
+
+def test_logits_that_are_nan_are_no_accuracy() -> None:
+    task = Segmentation(("land", "water"))
+    output, target = torch.randn(2, 2, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
+    output[0, 1, 2, 2] = torch.nan
+    found = task.read(task.tally(output, target))
+    assert all(math.isnan(found[name]) for name in ("mIoU", "pixel accuracy"))

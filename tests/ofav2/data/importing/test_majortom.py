@@ -55,6 +55,15 @@ def imported(root: Path, out: Path, *, bands: tuple[str, ...] = BANDS, side: int
     return import_majortom(root, Form(side=side, bands=bands, **named), out, **given)
 
 
+def test_nodata_that_cells_do_not_state_may_be_given(parquet: Path, tmp_path: Path) -> None:
+    for in_place in (False, True):
+        out = tmp_path / str(in_place)
+        imported(parquet, out, side=24, nodata=0, in_place=in_place)
+        assert described(out)["nodata"] == 0
+    with pytest.raises(UserError, match="states nodata 0, and has pixels of value 7"):
+        imported(parquet, tmp_path / "other", nodata=7)
+
+
 def test_all_forms_of_the_same_scenes_give_the_same_bytes(parquet: Path, tmp_path: Path) -> None:
     for number, (cell, sample) in enumerate(zip(CELLS, samples(), strict=True)):
         folder = tmp_path / "unpacked" / cell.split("_")[0] / cell / PRODUCT.format(number)
