@@ -139,7 +139,6 @@ class Architecture:
         known_fields("architecture", values, tuple(field.name for field in fields(cls)))
         found = architecture(
             values["variant"],
-            **variant(values["variant"])._asdict(),
             **{name: values[name] for name in _FREE},
             **{name: values[name] for name in ("kernel", "expand", "depth")},
         )
@@ -270,29 +269,27 @@ def check_options(
 
 
 def architecture(
-    variant: str,
+    name: str,
     *,
-    early_exit: bool,
-    dense: bool,
-    parallel: bool,
     num_classes: int,
-    width_mult: float = 1.0,
-    kernel: tuple[int, ...] = (3, 5, 7),
-    expand: tuple[int, ...] = (3, 4, 6),
-    depth: tuple[int, ...] = (2, 3, 4),
-    stem_stride: int = 2,
-    in_channels: int = 3,
-    head_width: int | None = None,
+    width_mult: float,
+    kernel: tuple[int, ...],
+    expand: tuple[int, ...],
+    depth: tuple[int, ...],
+    stem_stride: int,
+    in_channels: int,
+    head_width: int | None,
 ) -> Architecture:
-    """Compute a supernet's architecture.
+    """Compute the architecture of a supernet; see `supernets.create`.
 
     Raises:
-        SpaceError: If a number makes no network; the message names it.
+        SpaceError: If the name is unknown or a number makes no network; the message names it.
     """
+    flags = variant(name)
     named = {"num_classes": num_classes, "in_channels": in_channels}
-    for name, value in (named if head_width is None else {**named, "head_width": head_width}).items():
+    for option, value in (named if head_width is None else {**named, "head_width": head_width}).items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 1_000_000:
-            raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to 1000000")
+            raise SpaceError(f"{option} ({shown(value)}) must be a whole number from 1 to 1000000")
     check_options(width_mult=width_mult, kernel=kernel, expand=expand, depth=depth, stem_stride=stem_stride)
     stem = make_divisible(STEM_CHANNELS * width_mult)
     widths = (stem, *(make_divisible(channels * width_mult) for channels, *_ in BODY))
@@ -301,18 +298,18 @@ def architecture(
         for i, (_, stride, activation, squeeze) in enumerate(BODY)
     )
     return Architecture(
-        variant=variant,
+        variant=name,
         num_classes=num_classes,
         width_mult=float(width_mult),
         in_channels=in_channels,
         stem_channels=stem,
         stem_stride=int(stem_stride),
         stages=stages,
-        exits=tuple(range(1, len(stages) + 1)) if early_exit else (len(stages),),
+        exits=tuple(range(1, len(stages) + 1)) if flags.early_exit else (len(stages),),
         kernel=read_choices("kernel", kernel),
         expand=read_choices("expand", expand),
         depth=read_choices("depth", depth),
-        dense=dense,
-        parallel=parallel,
+        dense=flags.dense,
+        parallel=flags.parallel,
         head_width=head_width,
     )

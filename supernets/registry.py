@@ -1,6 +1,6 @@
 """Build the eight supernets by name."""
 
-from supernets.architecture import VARIANTS, architecture, variant
+from supernets.architecture import VARIANTS, architecture
 from supernets.mobilenetv3 import Supernet
 from supernets.space import SpaceError
 
@@ -50,14 +50,12 @@ def create(
     Raises:
         SpaceError: If the name is unknown or a number makes no network; the message names it.
     """
-    flags = variant(name)
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise SpaceError(f"dropout ({dropout!r}) must be a number of at least 0 and less than 1")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
         raise SpaceError(f"seed ({seed!r}) must be a whole number of at least 0 and less than 2**63")
     arch = architecture(
         name,
-        **flags._asdict(),
         num_classes=num_classes,
         width_mult=width_mult,
         kernel=kernel,

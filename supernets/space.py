@@ -72,6 +72,26 @@ class Subnet:
     level: tuple[tuple[tuple[str, ...], ...], ...]
     height: int
 
+    @classmethod
+    def of_blocks(
+        cls, resolution: int, blocks: Sequence[Sequence["BlockChoice"]], depth: Sequence[int] | None = None
+    ) -> "Subnet":
+        """Return the network of these choices, block by block; it ends at the exit after the last stage of them.
+
+        Args:
+            resolution: Side of the image in pixels.
+            blocks: The choices of each stage's blocks.
+            depth: Active blocks per stage; None: all that are given.
+        """
+        return cls(
+            resolution=resolution,
+            height=len(blocks),
+            depth=tuple(map(len, blocks)) if depth is None else tuple(depth),
+            kernel=tuple(tuple(choice.kernel for choice in stage) for stage in blocks),
+            expand=tuple(tuple(choice.expand for choice in stage) for stage in blocks),
+            level=tuple(tuple(choice.level for choice in stage) for stage in blocks),
+        )
+
     def __post_init__(self) -> None:
         """Check the structure and drop what does not run."""
         object.__setattr__(self, "resolution", _positive("resolution", self.resolution))

@@ -60,13 +60,13 @@ class JointScores(NamedTuple):
     """Their joint loss, the mean over images."""
 
 
-class Views(NamedTuple):
-    """Inputs as a network, or the rest of one, is given them; anew at each call."""
+class Begun(NamedTuple):
+    """What the first layers of a network give, which is the input of the rest."""
 
-    calibration: Callable[[], Iterable[Tensor]]
-    """Batches to gather statistics from."""
-    posed: Callable[[], Iterable[Batch]]
-    """Inputs and targets, in the portions that are evaluated at once."""
+    calibration: Sequence[Tensor]
+    """Of batches to gather statistics from."""
+    posed: Sequence[Batch]
+    """Of a split's images, with targets, in the portions that are evaluated at once."""
 
 
 @dataclass(eq=False)
@@ -241,51 +241,58 @@ class Evaluator:
         agree in two. A dense head reads the first block's input again, so such networks are run whole.
         """
         if not isinstance(net, Supernet) or net.architecture.head_width is not None:
-            for group in found:
-                module = self.calibrated(net, group[0], tuple(sorted(subnet.height for subnet in group)))
-                if net.needs_recalibration:
-                    fold_norms_(module)
-                yield self._sums(module, self.inputs(split, group[0].resolution, share))
+            yield from (self._whole_sums(net, group, split, share) for group in found)
             return
         for _, alike in groupby(found, _beginning):
-            yield from self._sums_alike(net, list(alike), split, share)
+            groups = list(alike)
+            begun = self._begun(net, groups[0], split, share) if len(groups) > 1 else None
+            for group in groups:
+                yield self._rest_sums(net, group, begun) if begun else self._sums_in_parts(net, group, split, share)
 
-    def _sums_alike(
-        self, net: Supernet, found: Sequence[tuple[Subnet, ...]], split: Split, share: Share
-    ) -> Iterator[list[Tensor]]:
-        resolution = found[0][0].resolution
-        views = Views(lambda: self.calibration(resolution), lambda: self.inputs(split, resolution, share))
-        first, rest = self._parts(net, found[0])
-        through = self._through(first, views, count_views(split, resolution)) if len(found) > 1 else None
-        calibration, posed = through or views
-        for number, group in enumerate(found):
-            first, rest = self._parts(net, group) if number else (first, rest)
-            module = rest if through else nn.Sequential(first, rest)
-            recalibrate(module, calibration())
-            if not through:
-                fold_norms_(first)
-            fold_norms_(rest)
-            yield self._sums(module, posed())
+    def _whole_sums(self, net: Network, group: tuple[Subnet, ...], split: Split, share: Share) -> list[Tensor]:
+        """Return a group's sums per exit."""
+        module = self.calibrated(net, group[0], _heights(group))
+        if net.needs_recalibration:
+            # It is a copy; a network with exits gives its own layers.
+            fold_norms_(module)
+        return self._sums(module, self.inputs(split, group[0].resolution, share))
 
-    def _through(self, first: GraphModule, views: Views, count: int) -> Views | None:
-        """Return the first layers' outputs, recalibrated; None where they are too large to keep."""
-        calibration, posed = views
+    def _sums_in_parts(self, net: Supernet, group: tuple[Subnet, ...], split: Split, share: Share) -> list[Tensor]:
+        """Return a group's sums per exit, folded in two parts: to the last bit those of `_rest_sums`."""
+        first, rest = self._parts(net, group)
+        whole = nn.Sequential(first, rest)
+        recalibrate(whole, self.calibration(group[0].resolution))
+        fold_norms_(first)
+        fold_norms_(rest)
+        return self._sums(whole, self.inputs(split, group[0].resolution, share))
+
+    def _rest_sums(self, net: Supernet, group: tuple[Subnet, ...], begun: Begun) -> list[Tensor]:
+        """Return a group's sums per exit, from what its first layers give."""
+        _, rest = self._parts(net, group)
+        recalibrate(rest, begun.calibration)
+        fold_norms_(rest)
+        return self._sums(rest, begun.posed)
+
+    def _begun(self, net: Supernet, group: tuple[Subnet, ...], split: Split, share: Share) -> Begun | None:
+        """Return what a group's first layers, recalibrated, give; None where that is too large to keep."""
+        resolution = group[0].resolution
+        first, _ = self._parts(net, group)
         with torch.inference_mode():
-            bytes_per_image = first(next(iter(calibration()))[:1]).nbytes
-        if bytes_per_image * (count + self.config.calibration_images) > KEPT_BYTES:
+            bytes_per_image = first(next(self.calibration(resolution))[:1]).nbytes
+        if bytes_per_image * (count_views(split, resolution) + self.config.calibration_images) > KEPT_BYTES:
             return None
-        calibrated: list[Tensor] = []
-        hook = first.register_forward_hook(lambda layers, given, made: calibrated.append(made))
-        recalibrate(first, calibration())
+        calibration: list[Tensor] = []
+        hook = first.register_forward_hook(lambda layers, given, made: calibration.append(made))
+        recalibrate(first, self.calibration(resolution))
         hook.remove()
         fold_norms_(first)
         with torch.inference_mode():
-            evaluated = [Batch(first(images), target) for images, target in posed()]
-        return Views(lambda: calibrated, lambda: evaluated)
+            posed = [Batch(first(images), target) for images, target in self.inputs(split, resolution, share)]
+        return Begun(calibration, posed)
 
     def _parts(self, net: Supernet, group: tuple[Subnet, ...]) -> tuple[GraphModule, GraphModule]:
         """Return a group's networks in one, in two parts, on the device."""
-        first, rest = net.extract_parts(group[0], tuple(sorted(subnet.height for subnet in group)))
+        first, rest = net.extract_parts(group[0], _heights(group))
         for part in (first, rest):
             self.runtime.place(part)
             self.runtime.use_cpu_kernels(part)
@@ -385,3 +392,8 @@ def beginning(subnet: Subnet) -> tuple[Any, ...]:
 
 def _beginning(group: tuple[Subnet, ...]) -> tuple[Any, ...]:
     return beginning(group[0])
+
+
+def _heights(group: tuple[Subnet, ...]) -> tuple[int, ...]:
+    """Return the exits that a group's networks end at, ascending."""
+    return tuple(sorted(subnet.height for subnet in group))

@@ -164,7 +164,7 @@ def _moved(start: Subnet, anchor: Subnet, model: CostModel, limits: Limits, rng:
             depth[stage] = anchor.depth[stage]
         elif block < anchor.depth[stage]:
             blocks[stage][block] = anchor.blocks(stage)[block]
-        subnet = _assembled(start, depth, blocks)
+        subnet = Subnet.of_blocks(start.resolution, blocks, depth)
     assert within(model.price(subnet), limits), "the anchor itself keeps the limits"
     return subnet
 
@@ -172,14 +172,3 @@ def _moved(start: Subnet, anchor: Subnet, model: CostModel, limits: Limits, rng:
 def _filled(own: tuple[BlockChoice, ...], anchor: tuple[BlockChoice, ...]) -> list[BlockChoice]:
     """Return a stage's choices, followed by the anchor's for further blocks."""
     return [*own, *anchor[len(own) :]]
-
-
-def _assembled(start: Subnet, depth: Sequence[int], blocks: Sequence[Sequence[BlockChoice]]) -> Subnet:
-    return Subnet(
-        resolution=start.resolution,
-        height=start.height,
-        depth=tuple(depth),
-        kernel=tuple(tuple(choice.kernel for choice in stage) for stage in blocks),
-        expand=tuple(tuple(choice.expand for choice in stage) for stage in blocks),
-        level=tuple(tuple(choice.level for choice in stage) for stage in blocks),
-    )

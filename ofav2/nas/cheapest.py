@@ -59,7 +59,7 @@ def cheapest(model: CostModel, space: Space, names: Sequence[str]) -> dict[tuple
                 head = model.part(exit, resolution)
                 whole = _front((_Partial(partial.price.then(head), partial.choices) for partial in front), names)
                 found[resolution, exit.exit] = tuple(
-                    Cheapest(partial.price, _subnet(resolution, exit.exit, partial.choices)) for partial in whole
+                    Cheapest(partial.price, Subnet.of_blocks(resolution, partial.choices)) for partial in whole
                 )
     return found
 
@@ -104,14 +104,3 @@ def _front(partials: Iterable[_Partial], names: Sequence[str]) -> list[_Partial]
         if not any(all(map(le, better, costs)) for better, _ in kept):
             kept.append((costs, partial))
     return [partial for _, partial in kept]
-
-
-def _subnet(resolution: int, exit: int, choices: Sequence[Sequence[BlockChoice]]) -> Subnet:
-    return Subnet(
-        resolution=resolution,
-        height=exit,
-        depth=tuple(len(blocks) for blocks in choices),
-        kernel=tuple(tuple(choice.kernel for choice in blocks) for blocks in choices),
-        expand=tuple(tuple(choice.expand for choice in blocks) for blocks in choices),
-        level=tuple(tuple(choice.level for choice in blocks) for blocks in choices),
-    )

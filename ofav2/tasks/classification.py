@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -33,35 +34,16 @@ class Classification:
     weights: tuple[float, ...] | None = None
     """How much each class's images weigh in the loss, 1 on average over training; None: all alike."""
 
-    @property
-    def name(self) -> str:
-        """`classification`."""
-        return NAME
+    name: ClassVar[str] = NAME
+    metrics: ClassVar[tuple[Metric, ...]] = (TOP1,)
+    distances: ClassVar[tuple[str, ...]] = ("cross_entropy", "mse")
+    mixes: ClassVar[bool] = True
+    dense: ClassVar[bool] = False
 
     @property
     def outputs(self) -> int:
         """One logit per class."""
         return self.classes
-
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        """Top-1."""
-        return (TOP1,)
-
-    @property
-    def distances(self) -> tuple[str, ...]:
-        """Soft cross-entropy, and mean squared error of logits."""
-        return ("cross_entropy", "mse")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether mixed targets are understood: they are."""
-        return True
-
-    @property
-    def dense(self) -> bool:
-        """Whether heads are dense: they pool."""
-        return False
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return images and targets as they are given."""

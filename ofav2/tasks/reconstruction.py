@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -33,10 +34,10 @@ class Reconstruction:
         """The task on what is hidden."""
         return Regression((*self.bands, *self.planes))
 
-    @property
-    def name(self) -> str:
-        """`reconstruct`."""
-        return NAME
+    name: ClassVar[str] = NAME
+    distances: ClassVar[tuple[str, ...]] = Regression.distances
+    mixes: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
 
     @property
     def outputs(self) -> int:
@@ -47,21 +48,6 @@ class Reconstruction:
     def metrics(self) -> tuple[Metric, ...]:
         """Those of a regression, of normalised bands."""
         return self.numbers.metrics
-
-    @property
-    def distances(self) -> tuple[str, ...]:
-        """Mean squared error."""
-        return self.numbers.distances
-
-    @property
-    def mixes(self) -> bool:
-        """Whether mixed targets are understood: they are not."""
-        return False
-
-    @property
-    def dense(self) -> bool:
-        """Whether heads are dense: they are."""
-        return True
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Hide a square of each image, by its mean; return the image, and what was hidden with the planes."""

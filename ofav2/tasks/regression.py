@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,10 +33,10 @@ class Regression:
     planes: tuple[str, ...]
     """Names of the planes."""
 
-    @property
-    def name(self) -> str:
-        """`regress`."""
-        return NAME
+    name: ClassVar[str] = NAME
+    distances: ClassVar[tuple[str, ...]] = ("mse",)
+    mixes: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
 
     @property
     def outputs(self) -> int:
@@ -47,21 +48,6 @@ class Regression:
         """R2, errors, the errors of two networks that look at nothing, and of several planes, each one's R2."""
         own = self.planes if len(self.planes) > 1 else ()
         return R2, RMSE, MAE, ZERO, MEAN, *(Metric(f"R2 {name}", "", True) for name in own)
-
-    @property
-    def distances(self) -> tuple[str, ...]:
-        """Mean squared error."""
-        return ("mse",)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether mixed targets are understood: they are not."""
-        return False
-
-    @property
-    def dense(self) -> bool:
-        """Whether heads are dense: they are."""
-        return True
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return images and targets as they are given."""

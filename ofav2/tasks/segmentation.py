@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -32,10 +33,10 @@ class Segmentation:
     weights: tuple[float, ...] | None = None
     """How much each class's pixels weigh in the loss, 1 on average over training; None: all alike."""
 
-    @property
-    def name(self) -> str:
-        """`segment`."""
-        return NAME
+    name: ClassVar[str] = NAME
+    distances: ClassVar[tuple[str, ...]] = ("cross_entropy", "mse")
+    mixes: ClassVar[bool] = False
+    dense: ClassVar[bool] = True
 
     @property
     def outputs(self) -> int:
@@ -46,21 +47,6 @@ class Segmentation:
     def metrics(self) -> tuple[Metric, ...]:
         """Mean IoU, pixel accuracy, the number of absent classes, and each class's IoU."""
         return MEAN_IOU, ACCURACY, ABSENT, *(Metric(f"IoU {name}", "%", True) for name in self.classes)
-
-    @property
-    def distances(self) -> tuple[str, ...]:
-        """Soft cross-entropy, and mean squared error of logits."""
-        return ("cross_entropy", "mse")
-
-    @property
-    def mixes(self) -> bool:
-        """Whether mixed targets are understood: they are not."""
-        return False
-
-    @property
-    def dense(self) -> bool:
-        """Whether heads are dense: they are."""
-        return True
 
     def pose(self, images: Tensor, targets: Tensor, rng: np.random.Generator | None) -> tuple[Tensor, Tensor]:
         """Return images and targets as they are given."""

@@ -191,26 +191,30 @@ def _start(setup: Setup, phase: Phase, updates: Updates, state: PhaseState | Non
 
 def _steps(setup: Setup, phase: Phase, objective: Objective, updates: Updates, position: Position) -> Iterator[Step]:
     """Train the steps that a phase has left: none if its patience is over."""
-    stream = Stream(setup.config.run.seed, phase.name)
-    config = setup.config.data
+    return train_steps(
+        setup.net,
+        phase_batches(setup, phase, range(position.step, position.step if position.patience.over else phase.steps)),
+        objective,
+        updates,
+        guard=position.guard,
+        stream=Stream(setup.config.run.seed, phase.name),
+        runtime=setup.runtime,
+        start_step=position.step,
+    )
+
+
+def phase_batches(setup: Setup, phase: Phase, steps: range) -> Iterator[Batch]:
+    """Yield the inputs and targets of some of a phase's steps, on the device; of several processes, this one's part."""
+    config, stream = setup.config.data, Stream(setup.config.run.seed, phase.name)
     batches = train_batches(
         setup.data,
         replace(config, resolutions=batch_resolutions(phase.sampler, config.resolutions)),
         stream,
-        range(position.step, position.step if position.patience.over else phase.steps),
+        steps,
         share=setup.runtime.processes.share,
         device=setup.runtime.device,
     )
-    return train_steps(
-        setup.net,
-        posed(batches, setup.data, setup.task, stream, setup.runtime, position.step),
-        objective,
-        updates,
-        guard=position.guard,
-        stream=stream,
-        runtime=setup.runtime,
-        start_step=position.step,
-    )
+    return posed(batches, setup.data, setup.task, stream, setup.runtime, steps.start)
 
 
 def posed(

@@ -27,10 +27,9 @@ from ofav2.training.resuming import (
     rewind,
     warn_of_known_images,
 )
-from ofav2.training.setup import Setup, prepare, refuse_disagreement
+from ofav2.training.setup import Setup, place_to_train, prepare, refuse_disagreement
 from ofav2.training.threads import settle_threads
 from ofav2.training.writer import RunWriter, new_run, old_run
-from supernets import Supernet
 
 logger = logging.getLogger(__name__)
 
@@ -141,10 +140,7 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
     logger.info(f"run folder: {writer.path}")
     for sentence in setup.plan.skipped:
         logger.info(sentence)
-    setup.runtime.place(setup.net)
-    if isinstance(setup.net, Supernet):
-        # A network with exits stays timm's own layers.
-        setup.runtime.use_cpu_kernels(setup.net)
+    place_to_train(setup.net, setup.runtime)
     record, state = rewind(setup, writer.path, record)
     with stop_requests() as stop, writer.tracker(setup.config, record, setup.plan.steps_per_epoch) as tracker:
         record = writer.keep(replace(record, status="training", wandb_run_id=tracker.run_id))

@@ -73,23 +73,15 @@ class Marginals:
 
     def _one(self, space: Space, rng: np.random.Generator) -> Subnet:
         height = _pick([one.height for one in self.networks], space.height, rng)
-        depths, blocks = [], []
+        blocks = []
         for stage in range(height):
             reaching = [one for one in self.networks if one.height > stage]
             depth = _pick([one.depth[stage] for one in reaching], space.depth, rng)
             having = [
                 [one.blocks(stage)[block] for one in reaching if one.depth[stage] > block] for block in range(depth)
             ]
-            depths.append(depth)
             blocks.append([_block(seen, space, rng) for seen in having])
-        return Subnet(
-            resolution=_pick([one.resolution for one in self.networks], space.resolution, rng),
-            height=height,
-            depth=tuple(depths),
-            kernel=tuple(tuple(block.kernel for block in stage) for stage in blocks),
-            expand=tuple(tuple(block.expand for block in stage) for stage in blocks),
-            level=tuple(tuple(block.level for block in stage) for stage in blocks),
-        )
+        return Subnet.of_blocks(_pick([one.resolution for one in self.networks], space.resolution, rng), blocks)
 
 
 def batch_resolutions(sampler: Sampler, resolutions: Sequence[int]) -> tuple[int, ...]:

@@ -23,6 +23,7 @@ from ofav2.tasks.registry import make_task, require_targets
 from ofav2.training.external import ExternalTeachers, external_teachers
 from ofav2.training.initial import adopt_initial, freeze_body
 from ofav2.training.phases import Phase, Plan, make_plan
+from supernets import Supernet
 from supernets.multi_exit import MultiExit, Network
 
 _LISTED = 8
@@ -84,6 +85,14 @@ def prepare(
     record = record_now("", "", setup)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
+
+
+def place_to_train(net: Network, runtime: Runtime) -> None:
+    """Put a network on the device; of a supernet there, use the layers that train faster on a CPU, where asked for."""
+    runtime.place(net)
+    if isinstance(net, Supernet):
+        # A network with exits stays timm's own layers.
+        runtime.use_cpu_kernels(net)
 
 
 def record_now(name: str, recipe: str, setup: Setup) -> RunRecord:

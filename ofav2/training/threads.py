@@ -6,9 +6,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from ofav2.runtime.threads import choose_threads, sample_images, training_pass
-from ofav2.training.setup import Setup
-from supernets import Supernet
-from supernets.multi_exit import MultiExit
+from ofav2.training.setup import Setup, place_to_train
 
 
 def settle_threads(setup: Setup) -> Setup:
@@ -19,10 +17,8 @@ def settle_threads(setup: Setup) -> Setup:
     config, runtime = setup.config, setup.runtime
     if config.run.threads:
         return setup
-    net = runtime.place(copy.deepcopy(setup.net)).train()
-    assert isinstance(net, Supernet | MultiExit)
-    if isinstance(net, Supernet):
-        runtime.use_cpu_kernels(net)
+    net = copy.deepcopy(setup.net).train()
+    place_to_train(net, runtime)
     subnets = net.space.largest(), net.space.smallest()
 
     def forward(images: Tensor) -> tuple[Tensor, ...]:

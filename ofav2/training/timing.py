@@ -6,19 +6,16 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from ofav2.data import train_batches
 from ofav2.progress import log_progress
 from ofav2.rng import Stream
-from ofav2.training.loop import posed
+from ofav2.training.loop import phase_batches
 from ofav2.training.objectives import Teacher
 from ofav2.training.optim import make_updates
 from ofav2.training.phase import make_objective
 from ofav2.training.phases import Phase
-from ofav2.training.samplers import batch_resolutions
-from ofav2.training.setup import Setup
+from ofav2.training.setup import Setup, place_to_train
 from ofav2.training.step import Guard, train_steps
 from ofav2.training.teacher import external_as_teacher, largest_as_teacher
-from supernets import Supernet
 
 STEPS = 10
 """Steps that are measured of each phase, after one that is not."""
@@ -45,20 +42,16 @@ def _step_seconds(setup: Setup, phase: Phase) -> float:
     """Return the mean seconds of a phase's first steps, without the very first one."""
     # The first step of every size of images would be compiled, which a whole phase does once.
     runtime, config = replace(setup.runtime, compiler=None), setup.config
-    net = runtime.place(copy.deepcopy(setup.net))
-    if isinstance(net, Supernet):
-        runtime.use_cpu_kernels(net)
+    net = copy.deepcopy(setup.net)
+    place_to_train(net, runtime)
     measured = replace(setup, net=net, runtime=runtime)
-    stream = Stream(config.run.seed, phase.name)
-    data = replace(config.data, resolutions=batch_resolutions(phase.sampler, config.data.resolutions))
-    batches = train_batches(setup.data, data, stream, range(STEPS + 1), device=runtime.device)
     steps = train_steps(
         net,
-        posed(batches, setup.data, setup.task, stream, runtime),
+        phase_batches(measured, phase, range(STEPS + 1)),
         make_objective(measured, phase, _teacher(measured, phase)),
         make_updates(net, config.optim, steps=STEPS + 1, warmup_steps=0, peak=phase.config.lr),
         guard=Guard(config.optim.loss_jump),
-        stream=stream,
+        stream=Stream(config.run.seed, phase.name),
         runtime=runtime,
     )
     seconds, before = [], 0.0

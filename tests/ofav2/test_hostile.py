@@ -29,7 +29,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import read_run, write_run
 from ofav2.runs.state import load_newest
-from supernets.architecture import architecture, variant
+from supernets.architecture import architecture
 from tests.memory import GIB, peak
 from tests.notes import Notes
 from tests.ofav2 import tiny
@@ -212,8 +212,7 @@ def widened(facts: dict[str, Any]) -> None:
     given = facts["architecture"]
     options = {name: given[name] for name in ("num_classes", "stem_stride", "in_channels")}
     choices = {name: tuple(given[name]) for name in ("kernel", "expand", "depth")}
-    flags = variant(given["variant"])._asdict()
-    wide = architecture(given["variant"], width_mult=20.0, **options, **choices, **flags)
+    wide = architecture(given["variant"], width_mult=20.0, head_width=None, **options, **choices)
     facts["architecture"] = wide.to_dict()
 
 

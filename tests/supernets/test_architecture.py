@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supernets import BRANCHES, Architecture, Space, SpaceError, create, names
-from supernets.architecture import architecture, hidden_channels, make_divisible, squeeze_channels
+from supernets.architecture import hidden_channels, make_divisible, squeeze_channels
 from tests.supernets.reference import divisible
 
 
-def arch(**changes: Any) -> Architecture:
-    given = {"early_exit": True, "dense": True, "parallel": True, "num_classes": 200} | changes
-    return architecture("ee_dp", **given)
+def arch(variant: str = "ee_dp", **changes: Any) -> Architecture:
+    return create(variant, **({"num_classes": 200} | changes)).architecture
 
 
 @given(st.integers(1, 5000) | st.floats(0.1, 5000))
@@ -57,9 +56,9 @@ def test_hidden_and_squeezed_channels() -> None:
 
 def test_exits_branches_and_strides() -> None:
     assert arch().exits == (1, 2, 3, 4, 5)
-    assert arch(early_exit=False).exits == (5,)
+    assert arch("se_dp").exits == (5,)
     assert arch().branches == BRANCHES
-    assert arch(parallel=False).branches == ("mbconv",)
+    assert arch("ee_d").branches == ("mbconv",)
     assert [arch().stride_to(exit) for exit in range(1, 6)] == [4, 8, 16, 16, 32]
     assert [arch(stem_stride=1).stride_to(exit) for exit in range(1, 6)] == [2, 4, 8, 8, 16]
     assert [arch().block_inputs(1, block) for block in range(4)] == [24, 40, 40, 40]
@@ -75,7 +74,7 @@ def test_the_space_offers_everything() -> None:
     space = arch().space((32, 64))
     assert (space.kernel, space.expand, space.depth) == ((3, 5, 7), (3, 4, 6), (2, 3, 4))
     assert (space.level, space.height, space.resolution) == ((1, 2, 3), (1, 2, 3, 4, 5), (32, 64))
-    plain = arch(early_exit=False, parallel=False).space((64,))
+    plain = arch("se_d").space((64,))
     assert (plain.level, plain.height, plain.branches) == ((1,), (5,), ("mbconv",))
 
 
