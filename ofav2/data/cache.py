@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from ofav2 import files
+from ofav2.config.schema import DataConfig
 from ofav2.data.ahead import worked_ahead
 from ofav2.data.decoding import decode, decoder_versions, read_size, shrunk_size
 from ofav2.data.digests import Digests, UnreadableError, file_content, located, root_key
@@ -177,38 +178,27 @@ class CheckedImages:
 
 
 def open_store(
-    trees: Sequence[FileImages],
-    digests: Digests,
-    *,
-    name: str,
-    root: Path,
-    cache: Path,
-    budget: int,
-    check: bool,
-    enough: int,
-    labels: str | None = None,
+    trees: Sequence[FileImages], digests: Digests, config: DataConfig, root: Path, cache: Path
 ) -> Store | None:
     """Open a data set's entry in the cache; make it first where there is none.
 
     Args:
         trees: The data set's files.
         digests: Digests of their bytes (N,).
-        name: Name of the data set.
-        root: Its folder.
+        config: Its settings. Images that need more than `cache_gib` are not kept, and decoded all the same where bad
+            ones are to be skipped.
+        root: The data set's folder.
         cache: The folder of all entries.
-        budget: Bytes that an entry may take; images of a larger data set are not kept.
-        check: Whether images that are too many to be kept are to be decoded all the same, to find those that cannot be.
-        enough: Pixels that short sides could be shrunk to, to be named where images are too large to be kept.
-        labels: The file that says which images there are; None: all of the folder.
 
     Returns:
-        The entry; None for a data set over the budget that was not to be checked.
+        The entry; None for a data set over the budget of which bad images are not to be skipped.
 
     Raises:
         UserError: The cache cannot be read or written, its disk is full, or the system refuses to read an image.
     """
+    name, budget = config.name, int(config.cache_gib * 2**30)
     key = _key(name, trees, digests)
-    origin = _origin(root, labels, trees)
+    origin = _origin(root, config.labels, trees)
     entry = cache / f"{name}-{key[:16]}"
     # An entry that is there needs no turn, and so no right to write.
     store = _load(entry, key, digests, budget)
@@ -221,15 +211,15 @@ def open_store(
             return store
         shutil.rmtree(entry, ignore_errors=True)
         expected = _needed(trees)
-        if expected > budget and not check:
-            _log_too_large(name, trees, expected, budget, enough)
+        if expected > budget and config.bad_images != "skip":
+            _log_too_large(config, trees, expected)
             return None
         # What is expected is an estimate: only decoding tells whether all images fit.
         _make(entry, trees, digests, key, origin, budget)
         _remove_stale(entry, name, root, origin, digests)
         store = _load(entry, key, digests, budget)
         if store is not None and store.kept is None:
-            _log_too_large(name, trees, store.bytes, budget, enough)
+            _log_too_large(config, trees, store.bytes)
     if store is None:
         raise CacheError(f"data.cache ({cache}): what was just written reads otherwise; check the disk")
     return store
@@ -382,11 +372,13 @@ def _pixel_bytes(tree: FileImages, index: int, shrink_to: int) -> int:
     return 3 * height * width
 
 
-def _log_too_large(name: str, trees: Sequence[FileImages], expected: int, budget: int, enough: int) -> None:
+def _log_too_large(config: DataConfig, trees: Sequence[FileImages], expected: int) -> None:
+    count = sum(len(tree.paths) for tree in trees)
     said = (
-        f"{name}: {sum(len(tree.paths) for tree in trees):,} images need about {_gib(expected)} decoded, more than"
-        f" data.cache_gib ({_gib(budget)}); they are decoded anew each time they are used"
+        f"{config.name}: {count:,} images need about {_gib(expected)} decoded, more than"
+        f" data.cache_gib ({config.cache_gib:.3g} GiB); they are decoded anew each time they are used"
     )
+    enough = 2 * max(config.resolutions)
     small = _needed(trees, enough)
     step = f"; with data.shrink_to={enough} they would need {_gib(small)}" if small < expected else ""
     logger.warning(f"{said}{step}")

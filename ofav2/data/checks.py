@@ -267,18 +267,7 @@ def _looked_at(listed: Listed, config: DataConfig, root: Path) -> tuple[Listed, 
 def _open_store(trees: Sequence[FileImages], config: DataConfig, root: Path) -> Store:
     cache = Path(config.cache).expanduser() if config.cache is not None else None
     digests = content_digests(trees, name=config.name, root=root, cache=cache)
-    found = cache and open_store(
-        trees,
-        digests,
-        name=config.name,
-        root=root,
-        cache=cache,
-        budget=int(config.cache_gib * 2**30),
-        check=config.bad_images == "skip",
-        enough=2 * max(config.resolutions),
-        labels=config.labels,
-    )
-    return found or Store(digests)
+    return (cache and open_store(trees, digests, config, root, cache)) or Store(digests)
 
 
 def _without(listed: Listed, bad: Reasons) -> tuple[Listed, tuple[str, ...]]:

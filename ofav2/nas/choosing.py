@@ -17,6 +17,7 @@ from ofav2.nas.genes import GeneSpace
 from ofav2.nas.latency_table import LatencyTable
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import MeasuredValues
+from ofav2.nas.runs_problem import RunsProblem
 from ofav2.nas.supernet_problem import SupernetProblem
 from ofav2.progress import log_progress
 from supernets import Space, Subnet
@@ -86,5 +87,5 @@ def _search(problem: SupernetProblem, drawn: tuple[Subnet, ...], measurements: i
     first = Picked(0, bodies, ("first",) * len(bodies), ())
     batch = max(1, -(-(measurements - len(drawn)) // ROUNDS))
     settings = SearchSettings(start=len(drawn), batch=batch, growth=0.0, picker="best")
-    for _ in search_events(problem, settings, seed=seed, measurements=measurements, past=(first,)):
+    for _ in search_events(RunsProblem((problem,)), settings, seed=seed, measurements=measurements, past=(first,)):
         pass

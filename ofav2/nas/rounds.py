@@ -26,7 +26,8 @@ from ofav2.nas.measured import STORE, MeasuredStore
 from ofav2.nas.plugins import SearchPlugins
 from ofav2.nas.runs_problem import RunNetwork, RunsProblem
 from ofav2.nas.search_clock import SearchClock
-from ofav2.nas.search_log import SearchLog, measured_bodies, measured_networks
+from ofav2.nas.search_log import SearchLog
+from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.nas.supernet_problem import SupernetProblem
 from ofav2.nas.tracked import track_search
 from ofav2.progress import log_progress
@@ -142,8 +143,8 @@ def _confirmed(
 ) -> FrontRecord:
     """Measure the front's networks on images that the search never saw."""
     predictor, on_main = plugins.all_predictors[record.settings.predictor], runs[0].run.runtime.processes.on_main
-    measured = on_main(lambda: sum(1 for _ in measured_bodies(place)))
-    values = on_main(lambda: {network: value for _, network, value in measured_networks(place)})
+    snapshot = on_main(lambda: read_search_snapshot(place))
+    values = {RunNetwork(one.run, one.subnet): one.value for one in snapshot.networks}
     front = on_main(lambda: front_of(problem, values, record.metric, predictor))
     confirmed: dict[RunNetwork, float] = {}
     with log_progress("confirming the front", len(front)) as advance:
@@ -160,7 +161,7 @@ def _confirmed(
         }
         finalists.append(Finalist(*network, *price, searched=searched, confirmed=confirmed[network], own=own_costs))
     finalists.sort(key=lambda one: (one.cost(record.costs[0]), -record.metric.rank(one.searched)))
-    return FrontRecord(measured, len(values), tuple(finalists), *front_optimism(record, finalists))
+    return FrontRecord(snapshot.measured, len(values), tuple(finalists), *front_optimism(record, finalists))
 
 
 def front_optimism(record: SearchRecord, finalists: Sequence[Finalist]) -> tuple[float, float | None]:

@@ -40,29 +40,29 @@ class RunsProblem:
     @property
     def choices(self) -> tuple[int, ...]:
         """How many choices each gene has."""
-        own = self.parts[0].choices
+        own = self.parts[0].genes.choices
         return (len(self.parts), *own) if self._several else own
 
     def active(self, genes: Genes) -> Mask:
         """Return which genes have an effect, (N, genes)."""
-        found = self._each(genes, lambda part, rows: part.active(rows))
+        found = self._each(genes, lambda part, rows: part.genes.active(rows))
         return np.concatenate([np.ones((len(genes), 1), bool), found], 1) if self._several else found
 
     def repair(self, genes: Genes, rng: np.random.Generator) -> Genes:
         """Return canonical networks that keep the limits, each of its run."""
-        found = self._each(genes, lambda part, rows: part.repair(rows, rng))
+        found = self._each(genes, lambda part, rows: part.genes.repair(rows, rng))
         return np.concatenate([genes[:, :1], found], 1) if self._several else found
 
     def costs(self, genes: Genes) -> Floats:
         """Return the costs to minimise, exactly, (N, costs)."""
-        return self._each(genes, lambda part, rows: part.costs(rows))
+        return self._each(genes, lambda part, rows: part.genes.costs(rows))
 
     def traits(self, genes: Genes) -> Sequence[Floats]:
         """Return what a network and each of its stages cost."""
         sizes: list[int] = []
 
         def joined(part: SupernetProblem, rows: Genes) -> Floats:
-            groups = part.traits(rows)
+            groups = part.genes.traits(rows)
             sizes[:] = [group.shape[1] for group in groups]
             return np.concatenate(groups, 1)
 
@@ -71,12 +71,12 @@ class RunsProblem:
 
     def anchors(self) -> Genes:
         """Return the cheapest and the largest networks of each run."""
-        return np.concatenate([self._of(run, part.anchors()) for run, part in enumerate(self.parts)])
+        return np.concatenate([self._of(run, part.genes.anchors()) for run, part in enumerate(self.parts)])
 
     def nested(self, body: NDArray[np.int64]) -> Genes:
         """Return the networks that measuring a body scores."""
         run, own = self._parted(body)
-        return self._of(run, self.parts[run].nested(own))
+        return self._of(run, self.parts[run].genes.nested(own))
 
     def measure(self, bodies: Genes) -> Iterator[tuple[int, Floats]]:
         """Measure bodies, run after run."""

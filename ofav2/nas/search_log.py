@@ -5,7 +5,7 @@ of kind `measured` has the networks that a measurement of a body scored. A line 
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,33 +154,3 @@ def read_network(entry: Mapping[str, Any]) -> RunNetwork:
         KeyError, TypeError, ValueError, SpaceError: If the entry is none.
     """
     return RunNetwork(int(entry["run"]), Subnet.from_dict(entry["subnet"]))
-
-
-def measured_networks(folder: Path) -> Iterator[tuple[int, RunNetwork, float]]:
-    """Yield round, network and value of everything that a search measured, each network once, in order.
-
-    Raises:
-        RunError: If the archive can't be read.
-    """
-    seen: set[RunNetwork] = set()
-    for number, networks in measured_bodies(folder):
-        for network, value in networks:
-            if network not in seen:
-                seen.add(network)
-                yield number, network, value
-
-
-def measured_bodies(folder: Path) -> Iterator[tuple[int, list[tuple[RunNetwork, float]]]]:
-    """Yield, for each measured body, the round and its networks with their values.
-
-    Raises:
-        RunError: If the archive can't be read.
-    """
-    for number, line in enumerate(whole_lines(folder / ARCHIVE), 1):
-        try:
-            entry = files.parse_json(line)
-            if entry["kind"] == "measured":
-                networks = [(read_network(one), float(one["value"])) for one in entry["networks"]]
-                yield int(entry["round"]), networks
-        except (ValueError, KeyError, TypeError, SpaceError) as error:
-            raise RunError(f"{folder / ARCHIVE}: line {number} is no line of a search: start a new one") from error

@@ -1,16 +1,15 @@
 """Measure the networks of a run for the search engine: a body at all its exits at once, none twice."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ofav2.data import Split
 from ofav2.errors import RunError
 from ofav2.evaluation.evaluator import beginning
 from ofav2.evaluation.opened_run import OpenedRun
-from ofav2.nas.engine.problem import Floats, Genes, Mask
+from ofav2.nas.engine.problem import Floats, Genes
 from ofav2.nas.genes import GeneSpace
 from ofav2.nas.measured import MeasuredValues
 from supernets import Subnet
@@ -18,7 +17,7 @@ from supernets import Subnet
 
 @dataclass(frozen=True, eq=False)
 class SupernetProblem:
-    """The networks of a run, as `ofav2.nas.engine` searches them.
+    """The networks of a run that are searched, and what measures them.
 
     Args:
         run: The opened run.
@@ -34,35 +33,6 @@ class SupernetProblem:
     store: MeasuredValues
     advance: Callable[[float], None]
 
-    @property
-    def choices(self) -> tuple[int, ...]:
-        """How many choices each gene has."""
-        return self.genes.choices
-
-    def active(self, genes: Genes) -> Mask:
-        """Return which genes have an effect, (N, genes)."""
-        return self.genes.active(genes)
-
-    def repair(self, genes: Genes, rng: np.random.Generator) -> Genes:
-        """Return canonical networks that keep the limits."""
-        return self.genes.repair(genes, rng)
-
-    def costs(self, genes: Genes) -> Floats:
-        """Return the costs to minimise, exactly, (N, costs)."""
-        return self.genes.costs(genes)
-
-    def traits(self, genes: Genes) -> Sequence[Floats]:
-        """Return what a network and each of its stages cost."""
-        return self.genes.traits(genes)
-
-    def anchors(self) -> Genes:
-        """Return the cheapest and the largest networks."""
-        return self.genes.anchors()
-
-    def nested(self, body: NDArray[np.int64]) -> Genes:
-        """Return the networks that measuring a body scores."""
-        return self.genes.nested(body)
-
     def measure(self, bodies: Genes) -> Iterator[tuple[int, Floats]]:
         """Measure bodies, those with the same first block one after the other.
 
@@ -70,7 +40,7 @@ class SupernetProblem:
             RunError: If a network has no finite score.
         """
         metric = self.run.evaluator.task.metrics[0]
-        families = [[self.genes.decode(row) for row in self.nested(body)] for body in bodies]
+        families = [[self.genes.decode(row) for row in self.genes.nested(body)] for body in bodies]
         waiting = sorted(range(len(bodies)), key=lambda place: _order(families[place][-1]))
         new = [subnet for place in waiting for subnet in families[place] if self.store.get(subnet) is None]
         scores = self.run.evaluator.scores(self.run.loaded.net, new, self.images)

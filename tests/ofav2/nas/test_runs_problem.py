@@ -47,18 +47,18 @@ def drawn(problem: RunsProblem, count: int = 40) -> Genes:
 def test_a_single_run_is_searched_as_it_was() -> None:
     own = part(0.1, limited())
     problem, genes = RunsProblem((own,)), drawn(RunsProblem((own,)))
-    assert problem.choices == own.choices
+    assert problem.choices == own.genes.choices
     canonical = problem.repair(genes, np.random.default_rng(1))
-    assert (canonical == own.repair(genes, np.random.default_rng(1))).all()
+    assert (canonical == own.genes.repair(genes, np.random.default_rng(1))).all()
     for name in ("active", "costs"):
-        assert (getattr(problem, name)(canonical) == getattr(own, name)(canonical)).all()
-    assert (problem.anchors() == own.anchors()).all()
-    assert (problem.nested(canonical[0]) == own.nested(canonical[0])).all()
+        assert (getattr(problem, name)(canonical) == getattr(own.genes, name)(canonical)).all()
+    assert (problem.anchors() == own.genes.anchors()).all()
+    assert (problem.nested(canonical[0]) == own.genes.nested(canonical[0])).all()
     assert problem.decode(canonical[0]) == RunNetwork(0, own.genes.decode(canonical[0]))
 
 
 def test_every_network_has_the_genes_and_costs_of_its_run(both: RunsProblem) -> None:
-    assert both.choices == (2, *both.parts[0].choices)
+    assert both.choices == (2, *both.parts[0].genes.choices)
     genes = both.repair(drawn(both), np.random.default_rng(2))
     assert set(genes[:, 0]) == {0, 1}
     assert (both.repair(genes, np.random.default_rng(4)) == genes).all()
@@ -68,19 +68,19 @@ def test_every_network_has_the_genes_and_costs_of_its_run(both: RunsProblem) -> 
         own = both.parts[row[0]]
         assert (network.run, network.subnet) == (row[0], own.genes.decode(row[1:]))
         assert (both.encode(network) == row).all()
-        assert (active[1:] == own.active(row[None, 1:])[0]).all()
+        assert (active[1:] == own.genes.active(row[None, 1:])[0]).all()
         assert costs.tolist() == list(own.genes.model.price(network.subnet)[1::-1])
         assert both.price(network) == own.genes.model.price(network.subnet)
         assert both.all_costs(network)["params"] <= limited().named["params"]
         nested = both.nested(row)
         assert (nested[:, 0] == row[0]).all()
-        assert (nested[:, 1:] == own.nested(row[1:])).all()
+        assert (nested[:, 1:] == own.genes.nested(row[1:])).all()
 
 
 def test_anchors_are_those_of_each_run(both: RunsProblem) -> None:
     anchors = both.anchors()
     for run, own in enumerate(both.parts):
-        assert (anchors[anchors[:, 0] == run][:, 1:] == own.anchors()).all()
+        assert (anchors[anchors[:, 0] == run][:, 1:] == own.genes.anchors()).all()
 
 
 def test_bodies_are_measured_in_their_run_and_a_part_of_them_in_the_same_order(both: RunsProblem) -> None:
@@ -97,7 +97,7 @@ def test_networks_may_all_be_of_one_run(both: RunsProblem) -> None:
     genes = both.repair(drawn(both), np.random.default_rng(6))
     wide = genes[genes[:, 0] == 1]
     assert (both.costs(wide) == both.costs(genes)[genes[:, 0] == 1]).all()
-    for group, own in zip(both.traits(wide), both.parts[1].traits(wide[:, 1:]), strict=True):
+    for group, own in zip(both.traits(wide), both.parts[1].genes.traits(wide[:, 1:]), strict=True):
         assert (group == own).all()
     assert sorted(place for place, _ in both.measure(wide)) == list(range(len(wide)))
 

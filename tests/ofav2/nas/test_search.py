@@ -30,7 +30,8 @@ from ofav2.nas.measured import STORE
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.rounds import front_optimism
 from ofav2.nas.search_clock import SECONDS
-from ofav2.nas.search_log import ARCHIVE, measured_networks
+from ofav2.nas.search_log import ARCHIVE
+from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.report import search as page
 from ofav2.runs import checkpoint
 from ofav2.runs.folder import checkpoint_path
@@ -140,10 +141,10 @@ def test_a_later_search_measures_nothing_twice(searched: Path, tmp_path: Path, m
     assert again.folder == run / "search-2"
     assert (again.folder / ARCHIVE).read_bytes() == (run / "search" / ARCHIVE).read_bytes()
     other = ofav2.search(run, measurements=MEASUREMENTS, settings=QUICK, seed=1, out=tmp_path / "other")
-    known = {network.subnet for _, network, _ in measured_networks(run / "search")}
+    known = {one.subnet for one in read_search_snapshot(run / "search").networks}
     assert measured
     assert not known & set(measured)
-    assert {network.subnet for _, network, _ in measured_networks(other.folder)} >= set(measured)
+    assert {one.subnet for one in read_search_snapshot(other.folder).networks} >= set(measured)
 
 
 def test_damaged_lines_of_what_was_measured_are_measured_again(
