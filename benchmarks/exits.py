@@ -82,7 +82,7 @@ def step_by_hand(work: Work, net: nn.Module, runtime: Runtime) -> Callable[[], o
     updates = make_updates(net.train(), OPTIM, steps=1000, warmup_steps=0, peak=1e-3)
 
     def step() -> None:
-        with runtime.training_products():
+        with runtime.tf32_for_training():
             exits = exit_logits(net(images))
             losses = [functional.cross_entropy(logits, labels) for logits in exits]
             (reduce(torch.add, losses) / len(exits)).backward()

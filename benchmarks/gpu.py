@@ -159,7 +159,7 @@ def _stock_step(module: nn.Module, runtime: Runtime, images: torch.Tensor, label
     optimizer = build_optimizer(module, OPTIM)
 
     def run() -> float:
-        with runtime.training_products():
+        with runtime.tf32_for_training():
             with runtime.autocast():
                 loss = functional.cross_entropy(module(images), labels, label_smoothing=0.1)
             loss.backward()

@@ -369,7 +369,7 @@ def _as_ours(step: Callable[[], float], runtime: Runtime) -> Callable[[], float]
     """A step of another side, its products rounded as our training loop rounds its own."""
 
     def same_products() -> float:
-        with runtime.training_products():
+        with runtime.tf32_for_training():
             return step()
 
     return same_products
@@ -399,7 +399,7 @@ def forms(work: Work, runtime: Runtime, repeats: int) -> dict[str, dict[str, Tim
 
 def _teacher_pass(teacher: Teacher, images: Tensor, runtime: Runtime) -> Callable[[], object]:
     def teach() -> object:
-        with runtime.training_products():
+        with runtime.tf32_for_training():
             return teacher(images)
 
     return teach

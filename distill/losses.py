@@ -53,8 +53,8 @@ def ensemble(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> T
     Raises:
         DistillError: Logits and weights differ in number, the logits differ in shape, or all weights are 0.
     """
-    counted = _counted_exits(logits, weights)
-    return reduce(torch.add, (weight * _wide(exit_logits) for _, weight, exit_logits in counted))
+    weighted = _weighted_exits(logits, weights)
+    return reduce(torch.add, (weight * _wide(exit_logits) for _, weight, exit_logits in weighted))
 
 
 def teacher_target(logits: Sequence[Tensor], weights: Sequence[Fraction | float]) -> Target:
@@ -166,15 +166,15 @@ def joint_loss(
         weights: One weight a_i per exit, as in `ExitWeights.losses`; an exit of weight 0 is left out.
 
     Returns:
-        `loss`, the scalar to differentiate, and `exit_1`, `exit_2`, ...: the unweighted loss of each exit that counts,
+        `loss`, the scalar to differentiate, and `exit_1`, `exit_2`, ...: the unweighted loss of each exit that is kept,
         detached.
 
     Raises:
         DistillError: As `ensemble`.
     """
-    counted = _counted_exits(outputs, weights)
-    losses = {number: loss(output) for number, _, output in counted}
-    total = reduce(torch.add, (weight * losses[number] for number, weight, _ in counted))
+    weighted = _weighted_exits(outputs, weights)
+    losses = {number: loss(output) for number, _, output in weighted}
+    total = reduce(torch.add, (weight * losses[number] for number, weight, _ in weighted))
     return {"loss": total} | {f"exit_{number}": value.detach() for number, value in losses.items()}
 
 
@@ -253,7 +253,7 @@ def _wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def _counted_exits(
+def _weighted_exits(
     logits: Sequence[Tensor], weights: Sequence[Fraction | float]
 ) -> tuple[tuple[int, float, Tensor], ...]:
     """Return (number, weight, logits) of each exit whose weight is not 0; exits are numbered from 1."""
@@ -262,19 +262,19 @@ def _counted_exits(
             f"exits ({len(logits)} tensors of logits) must be as many as weights ({len(weights)}); "
             f"ask exit_weights for {len(logits)}"
         )
-    counted = tuple(
+    weighted = tuple(
         (number, float(weight), exit_logits)
         for number, (weight, exit_logits) in enumerate(zip(weights, logits, strict=True), start=1)
         if weight != 0
     )
-    if not counted:
+    if not weighted:
         raise DistillError(f"weights ({shown(list(map(float, weights)))}) leave no exit; give one exit a weight over 0")
-    shapes = [tuple(exit_logits.shape) for _, _, exit_logits in counted]
+    shapes = [tuple(exit_logits.shape) for _, _, exit_logits in weighted]
     if len(set(shapes)) > 1 or len(shapes[0]) < 2:
         raise DistillError(
             f"logits (shapes {shapes}) must all be (N, classes), or all (N, C, H, W); give every exit the same head"
         )
-    return counted
+    return weighted
 
 
 def _check_same_shape(student_logits: Tensor, target: Target) -> None:

@@ -88,7 +88,7 @@ def test_tf32_is_for_training_steps_alone(runtime: Runtime) -> None:
             return float((conv(x).double() - exact).abs().max())
 
         assert error() < 1e-4
-        with runtime.training_products():
+        with runtime.tf32_for_training():
             assert error() > 1e-4
         assert error() < 1e-4
 

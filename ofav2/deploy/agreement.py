@@ -7,6 +7,8 @@ from torch import Tensor
 
 from ofav2.errors import RunError
 
+COMPARED = 16
+"""Real images on which two forms of a network are compared, at most."""
 TOLERANCE = 1e-4
 """Largest difference that the order of additions may make, as a share of the largest logit."""
 

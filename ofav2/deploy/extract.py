@@ -12,7 +12,7 @@ from torch.fx import GraphModule
 
 from ofav2.data import refuse_inside
 from ofav2.data.digests import Digests
-from ofav2.deploy.agreement import largest_gap, require_same
+from ofav2.deploy.agreement import COMPARED, largest_gap, require_same
 from ofav2.deploy.artifact import (
     RECORD,
     ChoiceRecord,
@@ -40,8 +40,6 @@ from supernets.outputs import exit_logits
 
 logger = logging.getLogger(__name__)
 
-COMPARED = 16
-"""Real images on which two forms of a network are compared, at most."""
 CANARY_GAP = 1e-5
 """Least difference of two networks' logits, as a share of the largest; rounding alone makes less."""
 

@@ -20,10 +20,10 @@ import distill
 from ofav2.config import recipe
 from ofav2.data import Split, refuse_inside
 from ofav2.data.digests import Digests
-from ofav2.deploy.agreement import require_same
+from ofav2.deploy.agreement import COMPARED, require_same
 from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.extract import COMPARED, take_out
+from ofav2.deploy.extract import take_out
 from ofav2.deploy.seen import read_seen, seen_sha256, write_seen
 from ofav2.deploy.write import write_description, write_network
 from ofav2.errors import UserError

@@ -3,7 +3,7 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Literal
@@ -14,26 +14,22 @@ from torch.fx import GraphModule
 
 import distill
 from ofav2.config import recipe
-from ofav2.config.schema import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
+from ofav2.config.schema import TuningConfig
 from ofav2.data import ImageData, open_data, steps_per_epoch
 from ofav2.data.digests import Digests
 from ofav2.data.seen import count_seen, seen_digests, unseen
 from ofav2.data.splits import with_test
 from ofav2.deploy.artifact import (
-    RECORD,
     ExitScores,
     FinetuningRecord,
     Provenance,
     StockProvenance,
-    SubnetRecord,
-    describe_subnet,
     input_record,
-    load_subnet,
 )
-from ofav2.deploy.extract import COMPARED
 from ofav2.deploy.seen import read_seen
+from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.deploy.write import weights_sha256
-from ofav2.errors import RunError, UserError
+from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.finetuning.stock import STOCK, StockSource, check_stock, make_stock, open_stock
 from ofav2.networks.build import build_network, with_classes, without_memory
@@ -49,18 +45,6 @@ logger = logging.getLogger(__name__)
 
 _DRAWING = ("name", "root", "val_fraction", "test_fraction", "split_seed")
 """Settings by which validation images are drawn."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """An extracted network as it was read."""
-
-    record: SubnetRecord
-    """What its `subnet.json` says."""
-    module: GraphModule
-    """The network."""
-    settings: TuningConfig
-    """The settings of a fine-tuning of which nobody changes any."""
 
 
 @dataclass(frozen=True)
@@ -300,50 +284,6 @@ def _settle_threads(config: TuningConfig, start: nn.Module, data: ImageData, run
     return replace(config, run=replace(config.run, threads=chosen))
 
 
-def open_source(directory: Path) -> Source:
-    """Read an extracted network and the settings that go with it.
-
-    They are those of the training that left its weights: a fine-tuning's own, or what the run's recipe says of data
-    and optimiser. Images are normalised as the network was trained to expect.
-
-    Raises:
-        RunError: If the folder holds no extracted network, or does not say how it was trained.
-    """
-    record, module = describe_subnet(directory), load_subnet(directory)
-    where = directory / RECORD
-    settings = kept_settings(record, where)
-    given, side = record.input, record.subnet.resolution
-    bands = given.bands if settings.data.name == "patches" else settings.data.bands
-    data = replace(settings.data, resolutions=(side,), mean=given.mean, std=given.std, bands=bands)
-    return Source(record, module, replace(settings, data=data))
-
-
-def kept_settings(record: SubnetRecord, where: Path) -> TuningConfig:
-    """Return the settings of the training that left a network's weights, see `open_source`.
-
-    Args:
-        record: The network's record.
-        where: Its file, for messages.
-
-    Raises:
-        RunError: They don't fit the record.
-    """
-    if record.finetuning:
-        kept = recipe.parse_tuning(record.finetuning[-1].recipe, f"recipe in {where}")
-        # The number may be what was fastest elsewhere.
-        return replace(kept, run=replace(kept.run, threads=0))
-    config, phase = recipe.parse(record.run.recipe, f"recipe in {where}"), record.run.phase
-    if phase not in config.phases:
-        raise RunError(f"{where}: its recipe has no phase ({phase!r}), which left the weights: extract it again")
-    return TuningConfig(
-        task=config.task,
-        run=ComputeConfig(**{field.name: getattr(config.run, field.name) for field in fields(ComputeConfig)}),
-        data=config.data,
-        finetune=FinetuneConfig(lr=config.phases[phase].lr, eval_batch_size=config.evaluation.batch_size),
-        optim=config.optim,
-    )
-
-
 def _refuse_resolutions(config: TuningConfig, source: Source | StockSource) -> None:
     given = ", ".join(map(str, config.data.resolutions))
     if isinstance(source, StockSource):
@@ -358,44 +298,6 @@ def _refuse_resolutions(config: TuningConfig, source: Source | StockSource) -> N
         )
 
 
-def refuse_bands(data: ImageData, record: SubnetRecord) -> None:
-    """Refuse images of other bands than the network was trained on, of the same in another order, or in other units.
-
-    Raises:
-        UserError: They are others.
-    """
-    channels, bands = record.architecture.in_channels, record.input.bands
-    if data.channels != channels:
-        raise UserError(
-            f"data.name ({data.name}): its images have {data.channels} channels, and the network takes {channels};"
-            " choose another data set"
-        )
-    if data.bands != bands:
-        raise UserError(
-            f"data set ({data.name}) has the bands {', '.join(data.bands)}, and the network takes {', '.join(bands)},"
-            " in this order: give such images"
-        )
-    if data.white != record.input.white and tuple(data.mean) == record.input.mean:
-        raise UserError(
-            f"data set ({data.name}) has pixels whose value {data.white:g} counts as 1, and the network was trained on"
-            f" ones where {record.input.white:g} does: give such images"
-        )
-
-
-def refuse_task(task: Task, source: Source) -> None:
-    """Refuse another task, or another metric, than the network was trained for.
-
-    Raises:
-        UserError: It is another one.
-    """
-    record = source.record
-    if (task.name, task.metrics[0]) != (record.task, record.metric):
-        raise UserError(
-            f"task ({task.name}, measured as {task.metrics[0].name}): the network was trained for {record.task},"
-            f" measured as {record.metric.name}; leave the key out, or train a supernet for the task"
-        )
-
-
 def _adopt_all_but_classifiers(module: nn.Module, source: Source) -> None:
     """Give a network the tensors of an extracted one, but for those whose shape the number of classes decides."""
     record, trained = source.record, source.module.state_dict()
@@ -404,20 +306,3 @@ def _adopt_all_but_classifiers(module: nn.Module, source: Source) -> None:
         other = build_network(arch, (record.subnet.resolution,)).extract(record.subnet, record.exits).state_dict()
     kept = {name: tensor for name, tensor in trained.items() if tensor.shape == other[name].shape}
     module.load_state_dict({**module.state_dict(), **kept})
-
-
-def open_evaluator(config: TuningConfig, data: ImageData, task: Task, runtime: Runtime) -> Evaluator:
-    """Make the evaluator of an extracted network."""
-    # Batch norms are trained, not recalibrated; calibration images are those that written files are compared on.
-    evaluation = EvaluationConfig(
-        batch_size=config.finetune.eval_batch_size, calibration_images=COMPARED, calibration_batch=COMPARED
-    )
-    return Evaluator(
-        data,
-        task,
-        evaluation,
-        eval_crop=config.data.eval_crop,
-        seed=config.data.split_seed,
-        workers=config.data.workers,
-        runtime=runtime,
-    )

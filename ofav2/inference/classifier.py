@@ -13,10 +13,10 @@ from ofav2.data.images import decode_file
 from ofav2.data.readers.folders import pictures_below
 from ofav2.data.views import evaluation_view, normalise
 from ofav2.deploy.artifact import RECORD, InputRecord, SubnetRecord, describe_subnet
+from ofav2.deploy.source import kept_settings, open_source
 from ofav2.errors import UserError
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_RECORD, load_exit_policy
-from ofav2.finetuning.setup import kept_settings, open_source
 from ofav2.messages import short
 from ofav2.tasks import classification
 from supernets.outputs import exit_logits

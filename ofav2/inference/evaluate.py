@@ -11,10 +11,10 @@ from ofav2.data import open_data
 from ofav2.data.seen import unseen
 from ofav2.data.splits import first_other_class, with_test
 from ofav2.deploy.seen import read_seen
+from ofav2.deploy.source import open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.errors import UserError
 from ofav2.exits.collect import predict_exits
 from ofav2.exits.opened import PLACE_AND_DEVICE
-from ofav2.finetuning.setup import open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images

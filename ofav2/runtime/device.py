@@ -42,7 +42,7 @@ class Runtime:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @contextmanager
-    def training_products(self) -> Iterator[None]:
+    def tf32_for_training(self) -> Iterator[None]:
         """Return the context of a training step's passes, forward and backward; outside of it, float32 is float32."""
         uses_tf32 = self.tf32 and self.device.type == "cuda"
         if uses_tf32:

@@ -79,19 +79,19 @@ def run_phase(
                 " accept it with --allow-change: --resume trains the phase again"
             )
         )
-    record = PhaseRecord(
+    end = phase.first_step + phase.steps
+    saved = writer.save_phase(net, phase.name, end, score, tracker)
+    return PhaseRecord(
         name=phase.name,
         space=phase.evaluated,
         steps=steps,
-        end=phase.first_step + phase.steps,
+        end=end,
         teacher=phase_teacher.record,
         ensemble_score=score,
         mean_corner_score=mean,
-        # Both are known once it is saved.
-        metrics_bytes=0,
-        sha256="0" * 64,
+        metrics_bytes=saved.metrics_bytes,
+        sha256=saved.sha256,
     )
-    return writer.keep_phase(record, net, tracker)
 
 
 def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, float | None]:

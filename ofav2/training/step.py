@@ -175,7 +175,7 @@ def step_gradients(
 def _backward(losses: Iterator[Losses], runtime: Runtime, weight: float) -> tuple[int, dict[str, Tensor]]:
     """Run a backward pass for every loss; return how many there were, and the sums of losses and their parts."""
     count, totals = 0, dict[str, Tensor]()
-    with runtime.training_products():
+    with runtime.tf32_for_training():
         while True:
             with runtime.autocast():
                 parts = next(losses, None)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import nn
 
@@ -18,12 +18,21 @@ from ofav2.evaluation.maps import MapsRecord, write_maps
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.initial_images import write_initial_images
 from ofav2.runs.metrics_file import flushed_bytes
-from ofav2.runs.records import PhaseRecord, RunRecord, read_run, write_run
+from ofav2.runs.records import RunRecord, read_run, write_run
 from ofav2.runs.state import PhaseState, save_state, set_aside_after, set_aside_skipped, set_aside_unlearnt, state_names
 from ofav2.runs.tracking import Tracker, open_tracker, untracked
 from ofav2.runtime.processes import Processes
 
 T = TypeVar("T")
+
+
+class SavedPhase(NamedTuple):
+    """What is known of a phase once its checkpoint is written."""
+
+    metrics_bytes: int
+    """Length of `metrics.jsonl` by then."""
+    sha256: str
+    """Checksum of the checkpoint's tensors."""
 
 
 @dataclass(frozen=True)
@@ -111,15 +120,23 @@ class RunWriter:
         """Set a diverged phase's states aside whose weights may be driven too far already."""
         self._on_main(lambda: set_aside_unlearnt(self.path, phase))
 
-    def keep_phase(self, record: PhaseRecord, net: nn.Module, tracker: Tracker) -> PhaseRecord:
-        """Save what a phase left; return its record, with what had been measured by then."""
+    def save_phase(self, net: nn.Module, phase: str, end: int, score: float, tracker: Tracker) -> SavedPhase:
+        """Save what a phase left.
 
-        def save() -> PhaseRecord:
-            target = folder.checkpoint_path(self.path, record.name)
-            described = {"phase": record.name, "steps": record.end, "ensemble_score": record.ensemble_score}
+        Args:
+            net: The supernet.
+            phase: The phase's name.
+            end: Training steps of the run up to its end.
+            score: The largest network's score as a teacher.
+            tracker: What keeps the checkpoint, too.
+        """
+
+        def save() -> SavedPhase:
+            target = folder.checkpoint_path(self.path, phase)
+            described = {"phase": phase, "steps": end, "ensemble_score": score}
             sha256 = checkpoint.save(target, net.state_dict(), described)
-            tracker.artifact(checkpoint.file_paths(target), f"{self.name}-{record.name}", "model")
-            return replace(record, metrics_bytes=flushed_bytes(self.path), sha256=sha256)
+            tracker.artifact(checkpoint.file_paths(target), f"{self.name}-{phase}", "model")
+            return SavedPhase(flushed_bytes(self.path), sha256)
 
         return self._on_main(save)
 

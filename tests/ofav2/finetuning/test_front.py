@@ -16,11 +16,11 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
 from ofav2.deploy.artifact import RECORD
+from ofav2.deploy.source import kept_settings
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import front as module
 from ofav2.finetuning import setup
 from ofav2.finetuning.front import finetune_front, read_forms
-from ofav2.finetuning.setup import kept_settings
 from ofav2.nas.found import FRONT
 from supernets import Subnet
 from tests.ofav2.finetuning.conftest import images

@@ -86,20 +86,20 @@ def test_on_cuda_float32_means_float32_outside_of_training_steps(monkeypatch: py
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     runtime = open_runtime(RunConfig(device="cuda"))
     assert tf32() == (False, False)
-    with runtime.training_products():
+    with runtime.tf32_for_training():
         assert tf32() == (True, True)
     assert tf32() == (False, False)
-    with pytest.raises(ZeroDivisionError), runtime.training_products():
+    with pytest.raises(ZeroDivisionError), runtime.tf32_for_training():
         raise ZeroDivisionError
     assert tf32() == (False, False)
-    with open_runtime(RunConfig(device="cuda", tf32=False)).training_products():
+    with open_runtime(RunConfig(device="cuda", tf32=False)).tf32_for_training():
         assert tf32() == (False, False)
 
 
 def test_on_the_cpu_tf32_has_no_effect() -> None:
     for found in (True, False):
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = found
-        with open_runtime(RunConfig(device="cpu")).training_products():
+        with open_runtime(RunConfig(device="cpu")).tf32_for_training():
             assert tf32() == (found, found)
 
 
@@ -110,7 +110,7 @@ def test_both_ways_of_asking_torch_agree_on_tf32(monkeypatch: pytest.MonkeyPatch
     runtime = open_runtime(RunConfig(device="cuda"))
     assert "tf32" not in (matmul.fp32_precision, conv.fp32_precision)
     assert torch.get_float32_matmul_precision() == "highest"
-    with runtime.training_products():
+    with runtime.tf32_for_training():
         assert (matmul.fp32_precision, conv.fp32_precision) == ("tf32", "tf32")
         assert torch.get_float32_matmul_precision() == "high"
 
