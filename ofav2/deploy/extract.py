@@ -166,8 +166,10 @@ def take_out(run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ran
         data_fingerprint=run.data.fingerprint,
         validation_is_test=run.data.validation_is_test,
     )
-    module = evaluator.calibrated(net, subnet, exits)
-    scores = _scores(run, module, subnet, exits)
+    scores = extraction.scores_before
+    if net.needs_recalibration:
+        module = evaluator.calibrated(net, subnet, exits)
+        scores = _scores(run, module, subnet, exits)
     seen = seen_by(run)
     run_record, data, indices = run.loaded.record, run.loaded.record.data, net.chosen_exits(subnet, exits)
     record = SubnetRecord(
