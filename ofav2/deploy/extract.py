@@ -1,6 +1,7 @@
 """Extract a sub-network from a run: check, recalibrate, measure and write it."""
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -223,12 +224,17 @@ def _choice(ranking: Ranking) -> ChoiceRecord:
 
 
 def _scores(run: OpenedRun, module: nn.Module, subnet: Subnet, exits: Exits) -> dict[str, dict[int, float]]:
-    """Scores by split and exit."""
-    exit_indices = run.loaded.net.chosen_exits(subnet, exits)
-    return {
+    """Return scores by split and exit; refuse them if one is not finite."""
+    exit_indices, metric = run.loaded.net.chosen_exits(subnet, exits), run.evaluator.task.metrics[0]
+    found = {
         split.name: dict(zip(exit_indices, run.evaluator.exit_scores(module, subnet.resolution, split), strict=True))
         for split in (run.data.val, run.data.test)
     }
+    for name, scores in found.items():
+        for exit_, value in scores.items():
+            if not math.isfinite(value):
+                raise RunError(f"exit {exit_} of {subnet} has no finite {metric.name} on {name}: train the run again")
+    return found
 
 
 def _check_same(net: Network, module: nn.Module, subnet: Subnet, exits: Exits, images: Tensor) -> float:

@@ -14,7 +14,7 @@ from torch import nn
 from ofav2.data import Split, count_views
 from ofav2.data.thumbnails import thumbnail
 from ofav2.errors import UserError
-from ofav2.evaluation.evaluator import Evaluator
+from ofav2.evaluation.evaluator import Evaluator, refuse_nan
 from ofav2.evaluation.opened_run import open_run, refuse_other_images
 from ofav2.output_folder import check_writable
 from ofav2.runs.records import RunRecord, read_kept
@@ -94,6 +94,7 @@ def class_answers(module: nn.Module, evaluator: Evaluator, split: Split, resolut
     with torch.inference_mode():
         for images, target in evaluator.inputs(split, resolution, processes.share):
             logits = exit_logits(module(images))[-1].float()
+            refuse_nan([logits], split)
             own = logits.softmax(1).gather(1, target[:, None])[:, 0].nan_to_num(0)
             answers.append(torch.stack([to_float64(found) for found in (predict(logits), target, own)]).cpu().numpy())
     found = (np.concatenate(numbers), np.concatenate(answers, 1)) if answers else (np.zeros(0, int), np.zeros((3, 0)))

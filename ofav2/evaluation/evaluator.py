@@ -21,6 +21,7 @@ from torch.fx import GraphModule
 import distill
 from ofav2.config.schema import Config, EvaluationConfig
 from ofav2.data import Batch, ImageData, Split, calibration_batches, count_views, eval_batches, view_bytes
+from ofav2.errors import RunError
 from ofav2.evaluation.recalibration import recalibrate
 from ofav2.runtime.device import Runtime
 from ofav2.runtime.share import WHOLE, Share
@@ -368,6 +369,16 @@ def open_evaluator(config: Config, data: ImageData, task: Task, runtime: Runtime
         workers=config.data.workers,
         runtime=runtime,
     )
+
+
+def refuse_nan(outputs: Iterable[Tensor], split: Split) -> None:
+    """Refuse logits of which no class can be told.
+
+    Raises:
+        RunError: One is NaN.
+    """
+    if any(output.isnan().any() for output in outputs):
+        raise RunError(f"network gives logits that are NaN on {split.name} images: train it again, at a lower rate")
 
 
 def nested_groups(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:

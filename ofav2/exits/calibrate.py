@@ -13,6 +13,7 @@ from torch import Tensor
 from ofav2.data import Batch, Split, count_views
 from ofav2.deploy.agreement import require_same
 from ofav2.errors import UserError
+from ofav2.evaluation.evaluator import refuse_nan
 from ofav2.exits.collect import split_inputs
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy
 from ofav2.exits.opened import OpenedExits, open_exits
@@ -211,6 +212,7 @@ def _observe(opened: OpenedExits, confidence: str, ensemble: bool) -> tuple[Thre
             own = opened.net(images)
             if not sure:
                 require_same(own, opened.module(images), "network split at its exits")
+            refuse_nan(own, opened.data.val)
             outputs = opened.net.exit_outputs(own, ensemble)
             sure.append(np.stack([confidence_of(confidence, logits).float().cpu().numpy() for logits in outputs[:-1]]))
             right.append(_right(outputs, target))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ofav2.data import Batch, Split, eval_batches
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.evaluator import Evaluator
+from ofav2.evaluation.evaluator import Evaluator, refuse_nan
 from ofav2.exits.subsets import ExitBatch
 from ofav2.tasks.base import Task
 from ofav2.tasks.classification import Classification, predict
@@ -48,7 +48,9 @@ def predict_exits(module: nn.Module, evaluator: Evaluator, split: Split, resolut
     predicted, targets = [], []
     with torch.inference_mode():
         for images, target in evaluator.inputs(split, resolution):
-            predicted.append(torch.stack([predict(logits).cpu() for logits in exit_logits(module(images))]))
+            outputs = exit_logits(module(images))
+            refuse_nan(outputs, split)
+            predicted.append(torch.stack([predict(logits).cpu() for logits in outputs]))
             targets.append(target.cpu())
     return torch.cat(predicted, 1), torch.cat(targets)
 

@@ -196,8 +196,7 @@ def prune_exits(
     _check_wishes(min_top1, cautious)
     check_formats(formats)
     with interruptible(), making(Path(out), RECORD) as staging:
-        opened = open_source(source, overrides, subnet)
-        refuse_inside(opened.evaluator.data.trees, Path(out), "output folder")
+        opened = open_source(source, overrides, subnet, out=Path(out))
         study, pruning, scores = _chosen(opened, ensemble, limits, min_top1, cautious)
         logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
         return _write(opened, study, pruning, scores, staging, formats, also)
@@ -233,8 +232,16 @@ def _chosen(
     return _Chosen(study, pruning, scores)
 
 
-def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subnet | None = None) -> Source:
+def open_source(
+    source: str | Path, overrides: Sequence[str] = (), subnet: Subnet | None = None, out: Path | None = None
+) -> Source:
     """Open a network with several exits and its data set, out of a run or from its own folder.
+
+    Args:
+        source: As for `prune_exits`.
+        overrides: As for `prune_exits`.
+        subnet: As for `prune_exits`.
+        out: A folder that is to be made, which must not lie among the images; None makes none.
 
     Raises:
         RunError, UserError, SpaceError: As for `prune_exits`.
@@ -243,11 +250,13 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
         if subnet is not None:
             raise UserError(f"network ({source}) is extracted already, so there is none to choose: leave --subnet out")
         opened = open_exits(source, overrides)
+        _refuse_among_images(opened.evaluator, out)
         return Source(opened.module, opened.record, opened.evaluator, read_seen(Path(source), opened.record))
     if overrides:
         raise UserError(f"setting ({overrides[0]}) belongs to an extracted network: change recipe.yaml in {source}")
     run = open_run(source)
     require_classes(run.evaluator.task)
+    _refuse_among_images(run.evaluator, out)
     if not run.same_data:
         raise UserError(
             f"data set ({run.data.name}) is not the one that {source} was trained on, so its validation images may be"
@@ -259,6 +268,11 @@ def open_source(source: str | Path, overrides: Sequence[str] = (), subnet: Subne
         raise UserError(f"network ({chosen}) has one exit, so none to leave out: choose one that ends later")
     taken = take_out(run, chosen, exits)
     return Source(taken.module, taken.record, run.evaluator, taken.seen)
+
+
+def _refuse_among_images(evaluator: Evaluator, out: Path | None) -> None:
+    if out is not None:
+        refuse_inside(evaluator.data.trees, out, "output folder")
 
 
 def _check_wishes(min_top1: float | None, cautious: bool) -> None:

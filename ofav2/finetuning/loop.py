@@ -31,7 +31,7 @@ def find_epochs(tuning: Tuning) -> EpochSearch:
     before them.
 
     Raises:
-        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights or scores are not finite.
     """
     module = copy.deepcopy(tuning.start.module)
     limit, patience = tuning.config.finetune.epochs, tuning.config.finetune.patience
@@ -59,7 +59,7 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[GraphModu
         The trained network, and what each epoch did.
 
     Raises:
-        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights or scores are not finite.
     """
     module = copy.deepcopy(tuning.start.module)
     done = []
@@ -85,7 +85,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
         What each epoch did, after it.
 
     Raises:
-        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights or scores are not finite.
     """
     config = tuning.config
     settings = config.finetune
@@ -136,16 +136,24 @@ def _summary(number: int, steps: Sequence[Step]) -> Epoch:
 def _validation(tuning: Tuning, module: nn.Module, epochs: int) -> Validation:
     exits = exit_scores(tuning, module, "val")
     if len(exits) == 1:
-        (score,) = exits.values()
-    else:
-        score = tuning.evaluator.ensemble_score(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
-    if not math.isfinite(score):
-        raise DivergedError(f"validation after epoch {epochs} is not finite ({score}); lower finetune.lr")
+        return Validation(epochs, exits, *exits.values())
+    score = tuning.evaluator.ensemble_score(module, tuning.weights.ensemble, tuning.resolution, tuning.data.val)
     return Validation(epochs, exits, score)
 
 
 def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[int, float]:
-    """Return the task's main metric of a network's exits by number, on `val` or `test`."""
+    """Return the task's main metric of a network's exits by number, on `val` or `test`.
+
+    Raises:
+        DivergedError: One is not finite.
+    """
     images = {"val": tuning.data.val, "test": tuning.data.test}[split]
-    found = tuning.evaluator.exit_scores(module, tuning.resolution, images)
-    return dict(zip(tuning.start.exit_indices, found, strict=True))
+    values = tuning.evaluator.exit_scores(module, tuning.resolution, images)
+    found = dict(zip(tuning.start.exit_indices, values, strict=True))
+    for exit_, value in found.items():
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"exit {exit_} has no finite {tuning.task.metrics[0].name} on {split} ({value}): lower finetune.lr, or"
+                " start from another network"
+            )
+    return found

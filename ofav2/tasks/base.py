@@ -163,13 +163,17 @@ class Task(Protocol):
         ...
 
     def tally(self, output: Tensor, target: Tensor) -> Tensor:
-        """Return sums over a batch, float64 (S,), from which the metrics are read; sums of batches are added."""
+        """Return sums over a batch, float64 (S,), from which the metrics are read; sums of batches are added.
+
+        Of outputs that are NaN, sums of the main metric must be NaN, too (`unless_nan`).
+        """
         ...
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
         """Return the metrics by name of added sums (S,), the main one first.
 
-        Any but the main one may be NaN: that of a class, for example, of which there is nothing.
+        Any but the main one may be NaN: that of a class, for example, of which there is nothing. The main one is NaN if
+        outputs were.
 
         Raises:
             UserError: If the main metric can't be told from so little; the message says what is missing.

@@ -1,6 +1,7 @@
 """Check what is asked of a run that begins: settings without effect, and weights that know its test images.
 
-A run that goes on was checked when it began, maybe by an older version of these rules, so it is not checked again.
+A run that goes on was checked when it began, maybe by an older version of these rules. It is checked again only if its
+images or first weights are exchanged before it has trained anything.
 """
 
 import logging

@@ -52,7 +52,7 @@ def run_phase(
         What the run records of it.
 
     Raises:
-        DivergedError: If too many batches had an unusable loss, or weights are not finite.
+        DivergedError: If too many batches had an unusable loss, or weights or validation scores are not finite.
         RunError: If the folder can't be written to.
         Stopped: If the run was told to stop.
     """
@@ -130,7 +130,11 @@ def make_objective(setup: Setup, phase: Phase, teacher: Teacher | None) -> Objec
 
 
 def evaluate_on_test(setup: Setup, tracker: Tracker) -> FinalScores:
-    """Evaluate corner sub-networks on the test split, which nothing before has looked at."""
+    """Evaluate corner sub-networks on the test split, which nothing before has looked at.
+
+    Raises:
+        DivergedError: A score is not finite.
+    """
     last, metric = setup.plan.phases[-1], setup.task.metrics[0]
     # A run always says what its largest and its smallest network reach.
     subnets = corners.chosen_corners(last.evaluated, "all" if setup.config.evaluation.corners == "all" else "ends")
@@ -140,6 +144,10 @@ def evaluate_on_test(setup: Setup, tracker: Tracker) -> FinalScores:
     value = {score.subnet: score.value for score in scores}
     largest, smallest = last.evaluated.largest(), last.evaluated.smallest()
     found = FinalScores(mean=corners.usable_mean(value), largest=value[largest], smallest=value[smallest])
+    if not all(map(math.isfinite, asdict(found).values())):
+        setup.runtime.processes.refuse(
+            DivergedError(f"scores on test are not finite ({found}): train again, with a lower phases.{last.name}.lr")
+        )
     tracker.log("test", global_step=setup.plan.steps, phase=last.name, **asdict(found))
     return found
 

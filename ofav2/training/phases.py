@@ -75,7 +75,7 @@ class Phase:
 
     @property
     def trains_all_exits(self) -> bool:
-        """Whether each step trains several exits of its sub-networks at once, and not only the one that they end at."""
+        """Whether a step trains all exits of its sub-networks that it can at once, and not only the one they end at."""
         return self.objective != "distill"
 
     @property
@@ -246,7 +246,8 @@ def plan_table(plan: Plan) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
 
 def _drawn(phase: Phase) -> str:
     drawn = phase.draws if phase.alone else f"{phase.config.subnets} {phase.draws}"
-    return f"{drawn}, all exits" if phase.trains_all_exits and not phase.alone else drawn
+    several = phase.trains_all_exits and len(phase.evaluated.height) > 1
+    return f"{drawn}, all exits" if several and not phase.alone else drawn
 
 
 def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, first: bool) -> str:

@@ -108,8 +108,7 @@ def resume(
                 logger.info(f"{path} is finished already")
                 return Run(path, before)
             record = processes.on_main(lambda: next_record(before, config, setup))
-            if began is None:
-                # The first weights may be others than those that the run was started with.
+            if began is None and (has_other_images or setup.initial != before.initial):
                 writer.keep_initial_images(processes.on_main(lambda: check_beginning(setup)))
             elif has_other_images:
                 processes.on_main(lambda: warn_of_known_images(path, setup.data))
@@ -154,10 +153,10 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
             last = record.phases[-1]
             writer.keep_classes(largest_by_class(setup.net, setup.evaluator, last.name, last.sha256))
             writer.keep_maps(largest_maps(setup.net, setup.evaluator, last.name, last.sha256))
+            return Run(writer.path, writer.keep(record))
         except Stopped as stopped:
             writer.keep_status("stopped")
             raise Stopped(str(stopped), str(writer.path)) from stopped
         except Exception as error:
             writer.keep_failure(error)
             raise
-    return Run(writer.path, writer.keep(record))

@@ -16,9 +16,12 @@ from ofav2.data import statistics
 from ofav2.data.checks import below_root
 from ofav2.data.splits import SplitRecord
 from ofav2.errors import UserError
-from ofav2.tasks.registry import make_task, require_targets
+from ofav2.tasks import registry
+from ofav2.tasks.classification import Classification
+from ofav2.tasks.registry import make_task, measuring_task, require_targets
 from tests.notes import Notes
 from tests.ofav2.patches import CODES, write_patches
+from tests.ofav2.tiny import tiny_data
 
 
 def checked(name: str, given: data.ImageData) -> None:
@@ -304,3 +307,14 @@ def test_messages_about_a_runs_patches_are_about_patches(tmp_path: Path, notes: 
     notes()
     patches(tmp_path, "cover", split=fewer)
     assert "patches: patches that the run was not trained with, left out: 2 (the first: train.npy:4)" in notes()
+
+
+def test_measuring_counts_no_classes_for_weights_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, optim = tiny_data(), OptimConfig(class_weights="log")
+    trained = make_task("classification", data, optim)
+    assert isinstance(trained, Classification)
+    assert trained.weights is not None
+    monkeypatch.setattr(registry, "class_shares", None)
+    assert measuring_task("classification", data, optim) == replace(trained, weights=None)
+    with pytest.raises(TypeError):
+        make_task("classification", data, optim)

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
 import ofav2
 from ofav2.data import open_data
 from ofav2.data.decoding import decode
+from ofav2.errors import RunError
 from ofav2.evaluation.by_class import CLASSES, class_answers, read_classes
+from ofav2.exits.collect import predict_exits
 from ofav2.runs.records import Run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.share import Share
@@ -42,6 +45,15 @@ def test_training_leaves_what_its_largest_network_confuses(tiny_run: Run, run_co
     (run_copy / CLASSES).unlink()
     assert ofav2.measure_classes(run_copy) == kept.results
     assert read_classes(run_copy, tiny_run.record) == kept
+
+
+def test_logits_that_are_nan_are_no_class() -> None:
+    data = tiny.tiny_data()
+    broken = nn.Module()
+    broken.forward = lambda images: images.new_full((len(images), 5), torch.nan)  # type: ignore[method-assign]
+    for measure in (class_answers, predict_exits):
+        with pytest.raises(RunError, match="logits that are NaN on test images"):
+            measure(broken, tiny.tiny_evaluator(data), data.test, 12)
 
 
 def test_results_of_other_weights_are_not_shown(tiny_run: Run) -> None:

@@ -345,15 +345,18 @@ def test_impossible_wishes_are_one_line_and_nothing_is_written(
 
 
 def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(
-    source: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+    source: Path, tiny_run: Run, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune, "score_fixed", None)
     assert "/proc/pruned" in refused(capsys, str(source), "--out", "/proc/pruned")
-    taken: list[Path] = []
-    monkeypatch.setattr(prune, "refuse_inside", lambda trees, path, name: taken.append(path))
-    with pytest.raises(TypeError):
-        ofav2.prune_exits(source, out=tmp_path / "out")
-    assert taken == [tmp_path / "out"]
+    monkeypatch.setattr(prune, "take_out", None)
+
+    def refuse(trees: object, path: Path, name: str) -> None:
+        raise UserError(f"{name} ({path}) lies among the images")
+
+    monkeypatch.setattr(prune, "refuse_inside", refuse)
+    for network in (source, tiny_run.folder):
+        assert "out) lies among the images" in refused(capsys, str(network), "--out", str(tmp_path / "out"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -325,8 +325,13 @@ def test_a_loss_that_is_not_finite_stops_fine_tuning_with_the_step(extracted: Pa
 def test_a_validation_that_is_not_finite_chooses_no_epoch(
     extracted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Evaluator, "exit_scores", lambda *_: (math.nan,))
-    with pytest.raises(DivergedError, match=r"^validation after epoch \d+ is not finite \(nan\); lower finetune\.lr"):
+    measured, calls = Evaluator.exit_scores, iter(range(9))
+
+    def broken_in_the_second_epoch(self: Evaluator, *given: Any) -> tuple[float, ...]:
+        return (math.nan,) if next(calls) == 2 else measured(self, *given)
+
+    monkeypatch.setattr(Evaluator, "exit_scores", broken_in_the_second_epoch)
+    with pytest.raises(DivergedError, match=r"^exit \d has no finite top-1 on val \(nan\): lower finetune\.lr"):
         finetune(extracted, ["finetune.epochs=3"], out=tmp_path / "out")
     assert files_below(tmp_path) == []
 

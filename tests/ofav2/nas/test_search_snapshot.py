@@ -10,7 +10,8 @@ import pytest
 import ofav2
 from ofav2.errors import RunError
 from ofav2.nas.found import FRONT
-from ofav2.nas.search_log import ARCHIVE, measured_networks
+from ofav2.nas.runs_problem import RunNetwork
+from ofav2.nas.search_log import ARCHIVE, read_network
 from ofav2.nas.search_snapshot import is_search, read_search_snapshot
 from tests.ofav2.conftest import MEASUREMENTS
 
@@ -25,8 +26,13 @@ def test_a_finished_search_is_read_whole(searched: Path) -> None:
     assert snapshot.state == "finished"
     assert snapshot.measured == MEASUREMENTS
     assert sum(sum(one.picked.values()) for one in snapshot.rounds) == MEASUREMENTS
-    expected = list(measured_networks(searched / "search"))
-    assert [(one.round, (one.run, one.subnet), one.value) for one in snapshot.networks] == expected
+    lines = map(json.loads, (searched / "search" / ARCHIVE).read_text(encoding="utf-8").splitlines())
+    expected: dict[RunNetwork, tuple[int, float]] = {}
+    for line in lines:
+        for one in line["networks"] if line["kind"] == "measured" else ():
+            expected.setdefault(read_network(one), (line["round"], one["value"]))
+    found_there = {RunNetwork(one.run, one.subnet): (one.round, one.value) for one in snapshot.networks}
+    assert [*found_there.items()] == [*expected.items()]
     assert [snapshot.networks[index].subnet for index in snapshot.best()] == [
         one.subnet for one in found.front.finalists
     ]

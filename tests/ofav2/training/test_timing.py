@@ -31,4 +31,5 @@ def test_a_plan_needs_no_data_where_counts_are_given(tmp_path: Path, capsys: pyt
     assert re.search(r"about \S+ s of training here, validations not counted:\nfull \S+ s, kernel \S+ s$", shown, re.M)
     assert max(map(len, shown.splitlines()[-2:])) <= 80
     assert main(["plan", own, "--images", "200"]) == 2
+    assert main(["plan", own, "--images", "200", "--classes", "4", "--json", "--latency"]) == 2
     assert "give both" in capsys.readouterr().err
