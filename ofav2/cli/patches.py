@@ -106,7 +106,7 @@ def _add_common(parser: argparse.ArgumentParser, side_help: str) -> None:
     parser.add_argument(
         "--offset",
         default="0",
-        metavar="N",
+        metavar="N|product_id",
         help="subtract N from all bands, or with product_id 1000 where the product's baseline is 04.00 or later",
     )
     parser.add_argument(

@@ -49,7 +49,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapt", action="store_true", help="adapt the supernet to the front; keep it if it helps")
     parser.add_argument("--adapt-epochs", metavar="E", type=float, help="epochs of that (default: the last phase's)")
     parser.add_argument("--adapt-lr", metavar="LR", type=float, help="peak learning rate (default: a third of its)")
-    parser.add_argument("--out", metavar="DIR", help="folder to make (default: `search` in the run folder)")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder to make (default: `search`, `search-2`, … in the run folder)"
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
