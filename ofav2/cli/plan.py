@@ -61,7 +61,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from supernets.multi_exit import MultiExit
 
     if arguments.json and arguments.latency:
-        raise UserError("--latency is a table for people: leave out --json, or --latency")
+        raise UserError("--latency adds times to the table, which --json does not print: leave one of them out")
     setup = prepare(config, data=_imagined(config, arguments.images, arguments.classes))
     check_beginning(setup)
     if arguments.time:

@@ -243,8 +243,7 @@ class TeacherConfig:
     """Arithmetic of the teacher's forward pass, as in `run.precision`, which null takes; its target is float32."""
     exit_weights: Any = "ascending"
     """`ascending`, `descending`, `mixed`, `uniform`, `last`, `ascending_paper`, or one number per exit; weighs the
-    joint
-    loss and the ensemble."""
+    joint loss and the ensemble."""
     distance: Literal["cross_entropy", "mse"] = "cross_entropy"
     """Distance of the student's output to the teacher's: soft cross-entropy, or mean squared error of logits."""
     kd_ratio: float = 1.0
@@ -322,8 +321,7 @@ class FinetuneConfig:
 
     lr: float
     """Peak learning rate; it falls to zero as half a cosine over `epochs`, in both trainings. By default that of the
-    run's
-    last phase; of timm's networks 0.0003, with fresh weights 0.002."""
+    run's last phase; of timm's networks 0.0003, with fresh weights 0.002."""
     epochs: int = 30
     """Epochs of the first training, of which the best one on validation is looked for."""
     patience: int = 10
@@ -334,8 +332,7 @@ class FinetuneConfig:
     """Dropout probability before each exit's classifier; 0 turns it off."""
     exit_weights: Any = "ascending"
     """`ascending`, `descending`, `mixed`, `uniform`, `last`, `ascending_paper`, or one number per exit; weighs the
-    exits'
-    losses and their ensemble."""
+    exits' losses and their ensemble."""
     eval_batch_size: int = 200
     """Images per batch of evaluation; by default the run's `evaluation.batch_size`."""
 

@@ -378,7 +378,9 @@ def refuse_nan(outputs: Iterable[Tensor], split: Split) -> None:
         RunError: One is NaN.
     """
     if any(output.isnan().any() for output in outputs):
-        raise RunError(f"network gives logits that are NaN on {split.name} images: train it again, at a lower rate")
+        raise RunError(
+            f"network gives logits that are NaN on {split.name} images: train again with a lower learning rate"
+        )
 
 
 def nested_groups(subnets: Iterable[Subnet]) -> list[tuple[Subnet, ...]]:

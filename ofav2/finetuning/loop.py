@@ -59,7 +59,7 @@ def train_final(tuning: Tuning, data: ImageData, epochs: int) -> tuple[GraphModu
         The trained network, and what each epoch did.
 
     Raises:
-        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights or scores are not finite.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
     module = copy.deepcopy(tuning.start.module)
     done = []
@@ -85,7 +85,7 @@ def train(tuning: Tuning, module: nn.Module, data: ImageData, name: str, epochs:
         What each epoch did, after it.
 
     Raises:
-        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights or scores are not finite.
+        DivergedError: If more steps than `optim.skip_limit` had an unusable loss, or weights are not finite.
     """
     config = tuning.config
     settings = config.finetune

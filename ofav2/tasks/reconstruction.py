@@ -29,15 +29,15 @@ class Reconstruction:
     planes: tuple[str, ...] = ()
     """Names of the target's planes, such as elevation."""
 
-    @property
-    def numbers(self) -> Regression:
-        """The task on what is hidden."""
-        return Regression((*self.bands, *self.planes))
-
     name: ClassVar[str] = NAME
     distances: ClassVar[tuple[str, ...]] = Regression.distances
     mixes: ClassVar[bool] = False
     dense: ClassVar[bool] = True
+
+    @property
+    def numbers(self) -> Regression:
+        """The task on what is hidden."""
+        return Regression((*self.bands, *self.planes))
 
     @property
     def outputs(self) -> int:

@@ -54,8 +54,6 @@ class Phase:
     """Networks that are measured after it: those, and after joint training the same at every exit."""
     objective: str
     """`joint`, `distill`, `distill_exits` or `in_place`, as `PhaseConfig.objective`."""
-    alone: bool
-    """Whether it trains the largest network alone."""
     sampler: Sampler
     """How a step's sub-networks are drawn."""
     choices_before: Mapping[str, tuple[int, ...]]
@@ -74,8 +72,13 @@ class Phase:
     """Steps of all phases before it."""
 
     @property
+    def alone(self) -> bool:
+        """Whether it trains the largest network alone."""
+        return self.sampler == Largest()
+
+    @property
     def trains_all_exits(self) -> bool:
-        """Whether a step trains all exits of its sub-networks that it can at once, and not only the one they end at."""
+        """Whether a step trains several exits of each sub-network at once, and not just the one that it ends at."""
         return self.objective != "distill"
 
     @property
@@ -212,7 +215,6 @@ def _planned(
         space=grown,
         evaluated=evaluated,
         objective=objective,
-        alone=alone,
         sampler=Largest() if alone else _sampler(name, config, grown),
         choices_before={dimension: getattr(current, dimension) for dimension in _named(config)},
         weights=_weights(config, objective, teacher, space.height, unlocked=grown.height, trained=sorted(trained)),
