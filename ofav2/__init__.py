@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from ofav2.errors import RunError, UserError
 
 if TYPE_CHECKING:
+    from distill import DistillError
     from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_ensemble, load_subnet
     from ofav2.deploy.extract import extract
     from ofav2.evaluation.by_class import measure_classes
-    from ofav2.evaluation.measure import measure
+    from ofav2.evaluation.measure import MeasuredSubnet, measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
     from ofav2.exits.calibrate import calibrate_exits
     from ofav2.exits.early import EarlyExits, ExitPolicy, Prediction, early_exits
@@ -38,15 +39,17 @@ if TYPE_CHECKING:
     from ofav2.nas.plugins import SearchPlugins
     from ofav2.nas.search import resume_search, search
     from ofav2.networks.backbone import attach_exits
+    from ofav2.networks.cost import network_cost, network_layers, network_parts
     from ofav2.report.compare import compare_runs
     from ofav2.report.comparison import Comparison
     from ofav2.report.report import write_report
     from ofav2.runs.records import Run, RunRecord
+    from ofav2.runtime.signals import Lost, Stopped
     from ofav2.tasks.class_results import ClassResults
     from ofav2.training.import_ofa import import_ofa
     from ofav2.training.run import resume, train
+    from supernets import GraphError, SpaceError
     from supernets.cost import Cost
-    from supernets.subnet_cost import layer_costs, stage_costs, subnet_cost
 
 __all__ = (
     "AdaptSettings",
@@ -58,13 +61,17 @@ __all__ = (
     "Classifier",
     "Comparison",
     "Cost",
+    "DistillError",
     "EarlyExits",
     "ExitPolicy",
     "Finalist",
     "Found",
+    "GraphError",
     "Latency",
     "LatencyTable",
     "Limits",
+    "Lost",
+    "MeasuredSubnet",
     "OpenedRun",
     "Prediction",
     "PruneStudy",
@@ -74,6 +81,8 @@ __all__ = (
     "RunRecord",
     "SearchPlugins",
     "SearchSettings",
+    "SpaceError",
+    "Stopped",
     "SubnetRecord",
     "Transform",
     "TunedFront",
@@ -90,7 +99,6 @@ __all__ = (
     "finetune",
     "finetune_front",
     "import_ofa",
-    "layer_costs",
     "load_classifier",
     "load_early_exits",
     "load_ensemble",
@@ -104,6 +112,9 @@ __all__ = (
     "measure_exits",
     "measure_latency",
     "measure_table",
+    "network_cost",
+    "network_layers",
+    "network_parts",
     "open_run",
     "parse_limits",
     "predict_latency",
@@ -112,8 +123,6 @@ __all__ = (
     "resume_search",
     "save_table",
     "search",
-    "stage_costs",
-    "subnet_cost",
     "train",
     "transform",
     "write_report",
@@ -137,9 +146,14 @@ _HOMES = MappingProxyType(
         "Ranking": "ofav2.nas.candidates",
         "choose": "ofav2.nas.choosing",
         "Cost": "supernets.cost",
-        "layer_costs": "supernets.subnet_cost",
-        "stage_costs": "supernets.subnet_cost",
-        "subnet_cost": "supernets.subnet_cost",
+        "DistillError": "distill",
+        "GraphError": "supernets",
+        "SpaceError": "supernets",
+        "Lost": "ofav2.runtime.signals",
+        "Stopped": "ofav2.runtime.signals",
+        "network_cost": "ofav2.networks.cost",
+        "network_layers": "ofav2.networks.cost",
+        "network_parts": "ofav2.networks.cost",
         "Latency": "ofav2.nas.latency",
         "measure_latency": "ofav2.nas.latency",
         "LatencyTable": "ofav2.nas.latency_table",
@@ -160,6 +174,7 @@ _HOMES = MappingProxyType(
         "attach_exits": "ofav2.networks.backbone",
         "OpenedRun": "ofav2.evaluation.opened_run",
         "extract": "ofav2.deploy.extract",
+        "MeasuredSubnet": "ofav2.evaluation.measure",
         "measure": "ofav2.evaluation.measure",
         "open_run": "ofav2.evaluation.opened_run",
         "EarlyExits": "ofav2.exits.early",

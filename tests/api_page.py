@@ -12,6 +12,9 @@ HEAD = """\
 Every public name of `ofav2`, with the first sentence of its docstring. `help(ofav2.train)` prints the whole docstring:
 arguments with shapes and units, what is returned, and what is raised. `python -m tests.api_page` writes this page.
 
+What a user can mend is a `ValueError`: `UserError` with `RunError`, and of the packages below `SpaceError`,
+`GraphError` and `DistillError`.
+
 The packages `supernets` and `distill` can be used alone; `help(supernets)` and `help(distill)` list their names.
 """
 

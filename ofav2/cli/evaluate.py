@@ -55,12 +55,22 @@ def _evaluate_run(arguments: argparse.Namespace) -> None:
     corners = run.loaded.net.space.corners()
     kept = usable(corners)
     subnets = [read_subnet(arguments.subnet)] if arguments.subnet else kept
-    columns, rows = measure(run, subnets, arguments.split)
+    measured, metrics = measure(run, subnets, arguments.split), run.evaluator.task.metrics
+    columns = ("sub-network", "parameters", "multiply-adds", *(metric.name for metric in metrics))
+    rows = [
+        (
+            str(one.subnet),
+            f"{one.cost.params:,}",
+            f"{one.cost.macs:,}",
+            *(metric.show_from(one.metrics[metric.name], one.images, 2) for metric in metrics),
+        )
+        for one in measured
+    ]
     console.show(table(f"{arguments.run}, phase {run.loaded.phase}, {arguments.split}", columns, rows))
     if not arguments.subnet and len(kept) < len(corners):
         console.say(f"{len(corners) - len(kept)} corners without MBConv are left out: they are not meant to be used")
-    images = {"val": run.data.val, "test": run.data.test}[arguments.split]
-    if grain := run.evaluator.task.metrics[0].grain(count_views(images, subnets[0].resolution), arguments.split):
+    images = count_views(run.data.held_out(arguments.split), subnets[0].resolution)
+    if grain := run.evaluator.task.metrics[0].grain(images, arguments.split):
         console.say(grain)
     console.say(f"next: ofav2 extract {shlex.quote(arguments.run)} --subnet FILE.json --out DIR")
 

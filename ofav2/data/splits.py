@@ -227,6 +227,16 @@ class ImageData:
         """Names of the classes, or of the target's planes."""
         return self.target.names
 
+    def held_out(self, split: str) -> Split:
+        """Return the images of `val` or `test`.
+
+        Raises:
+            UserError: It is neither.
+        """
+        if split not in ("val", "test"):
+            raise UserError(f"split ({show(split)}) must be val or test")
+        return self.val if split == "val" else self.test
+
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) as they are in batches as a network's normalised input."""
         return normalise(images, self.mean, self.std, white=self.white, nodata=self.nodata)

@@ -1,47 +1,54 @@
-"""Measure chosen sub-networks of a run, as a table."""
+"""Measure chosen sub-networks of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.networks.cost import network_cost
 from ofav2.progress import log_progress
 from supernets import Subnet
+from supernets.cost import Cost
 
 
-def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[tuple[str, ...], list[tuple[object, ...]]]:
-    """Return columns and rows of measured sub-networks, batch norm recalibrated, the most expensive first.
+@dataclass(frozen=True)
+class MeasuredSubnet:
+    """A sub-network of a run, measured with recalibrated batch norm."""
 
-    Shares of images have one standard error beside them.
+    subnet: Subnet
+    """The network."""
+    cost: Cost
+    """What it costs, with its own exit."""
+    metrics: Mapping[str, float | None]
+    """The task's metrics by name, the main one first, such as `{"top-1": 0.98}`; None where one means nothing here."""
+    images: int
+    """Images, or windows of patches, that it was measured on."""
+
+
+def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[MeasuredSubnet, ...]:
+    """Measure sub-networks, batch norm recalibrated.
 
     Args:
         run: The opened run.
-        subnets: Networks of the run's space.
+        subnets: Networks of the run's space; equal ones are measured once.
         split: `val` or `test`.
+
+    Returns:
+        The networks, from the most expensive to the cheapest by multiply-adds.
 
     Raises:
         SpaceError: If a sub-network is outside the space that was trained.
+        UserError: If there is no such split.
     """
-    net, (metric, *others) = run.loaded.net, run.evaluator.task.metrics
-    chosen = tuple(subnets)
+    net, (main, *others) = run.loaded.net, run.evaluator.task.metrics
+    chosen, images = tuple(dict.fromkeys(subnets)), run.data.held_out(split)
     for subnet in chosen:
         net.space.check(subnet)
-    images = {"val": run.data.val, "test": run.data.test}[split]
-    with log_progress(f"measuring on {split}", len(set(chosen))) as advance:
-        scores = []
+    measured = []
+    with log_progress(f"measuring on {split}", len(chosen)) as advance:
         for score in run.evaluator.scores(net, chosen, images):
-            scores.append(score)
-            advance(**{metric.name: metric.show(score.value)})
-    ordered = sorted(
-        ((network_cost(net.architecture, score.subnet), score) for score in scores), key=lambda pair: -pair[0].macs
-    )
-    rows: list[tuple[object, ...]] = [
-        (
-            str(score.subnet),
-            f"{cost.params:,}",
-            f"{cost.macs:,}",
-            metric.show_from(score.value, score.images, 2),
-            *(other.show_from(value, score.images, 2) for other, value in zip(others, score.others, strict=True)),
-        )
-        for cost, score in ordered
-    ]
-    return ("sub-network", "parameters", "multiply-adds", metric.name, *(other.name for other in others)), rows
+            named = zip((main.name, *(other.name for other in others)), (score.value, *score.others), strict=True)
+            cost = network_cost(net.architecture, score.subnet)
+            measured.append(MeasuredSubnet(score.subnet, cost, MappingProxyType(dict(named)), score.images))
+            advance(**{main.name: main.show(score.value)})
+    return tuple(sorted(measured, key=lambda one: -one.cost.macs))

@@ -147,8 +147,7 @@ def exit_scores(tuning: Tuning, module: nn.Module, split: str) -> dict[int, floa
     Raises:
         DivergedError: One is not finite.
     """
-    images = {"val": tuning.data.val, "test": tuning.data.test}[split]
-    values = tuning.evaluator.exit_scores(module, tuning.resolution, images)
+    values = tuning.evaluator.exit_scores(module, tuning.resolution, tuning.data.held_out(split))
     found = dict(zip(tuning.start.exit_indices, values, strict=True))
     for exit_, value in found.items():
         if not math.isfinite(value):

@@ -91,7 +91,7 @@ def evaluate_network(
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
     refuse_bands(data, source.record)
-    images_of = data.test if split == "test" else data.val
+    images_of = data.held_out(split)
     same_images = data.fingerprint == source.record.measured_fingerprint
     if not same_images:
         images_of = unseen(images_of, read_seen(Path(directory), source.record))

@@ -6,13 +6,14 @@ from itertools import combinations
 import torch
 from torch.fx import GraphModule
 
+from ofav2.errors import UserError
 from supernets import Architecture, Exits, Subnet
 from supernets.backbone import AnyArchitecture, Backbone
-from supernets.cost import Cost, graph_cost, graph_steps
+from supernets.cost import Cost, LayerCost, graph_cost, graph_layers, graph_steps
 from supernets.graphs import alone, keep
 from supernets.mobilenetv3 import choose_exits
 from supernets.output_costs import output_costs
-from supernets.subnet_cost import PartCost, stage_costs, subnet_cost
+from supernets.subnet_cost import PartCost, layer_costs, stage_costs, subnet_cost
 from supernets.taps import HEADS
 
 
@@ -20,11 +21,15 @@ def network_cost(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -
     """Return the cost of a sub-network as it is extracted.
 
     Args:
-        arch: The supernet, or network with exits.
+        arch: The supernet, or network with exits: a loaded network's `architecture`.
         subnet: A network of its space.
         exits: Exits that it is extracted with: `last`, `all`, or exits by number.
 
+    Returns:
+        Parameters, and multiply-adds and memory in bytes per image.
+
     Raises:
+        SpaceError: If the sub-network has no such exit.
         GraphError: If a network with exits can't be priced.
     """
     if isinstance(arch, Architecture):
@@ -53,13 +58,47 @@ def subset_costs(arch: Backbone, resolution: int) -> dict[tuple[int, ...], Cost]
     return dict(sorted(priced, key=lambda found: (found[1].macs, found[1].params, found[0])))
 
 
-def network_parts(arch: AnyArchitecture, subnet: Subnet) -> tuple[PartCost, ...]:
-    """Return the cost of each part of a sub-network with its own exit: stem, stages and exit.
+def network_layers(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -> tuple[LayerCost, ...]:
+    """Return the cost of each layer with weights, in the order in which they run, named as in the extracted network.
 
-    A network with exits has no stem apart, and its own head is a part of its last stage.
+    Args:
+        arch: As for `network_cost`.
+        subnet: A network of its space.
+        exits: As for `network_cost`.
+
+    Returns:
+        For each layer its name, parameters and multiply-adds per image.
+
+    Raises:
+        SpaceError, GraphError: As `network_cost` raises them.
     """
     if isinstance(arch, Architecture):
-        return stage_costs(arch, subnet)
+        return layer_costs(arch, subnet, exits)
+    part = _part(arch, choose_exits(arch.exits, subnet, exits), exits == "last")
+    return graph_layers(part, (arch.in_channels, subnet.resolution, subnet.resolution))
+
+
+def network_parts(arch: AnyArchitecture, subnet: Subnet, exits: Exits = "last") -> tuple[PartCost, ...]:
+    """Return the cost of each part of a sub-network: stem, stages and exits.
+
+    A network of timm has no stem apart, and its own head is a part of its last stage.
+
+    Args:
+        arch: As for `network_cost`.
+        subnet: A network of its space.
+        exits: As for `network_cost`; of a network of timm, `last` alone.
+
+    Returns:
+        For each part its name and cost, in the order in which they run.
+
+    Raises:
+        UserError: If other exits of a network of timm are asked for.
+        SpaceError, GraphError: As `network_cost` raises them.
+    """
+    if isinstance(arch, Architecture):
+        return stage_costs(arch, subnet, exits)
+    if exits != "last":
+        raise UserError(f"exits ({exits}) of a network of timm are not priced part by part: take last, or network_cost")
     parts, before = [PartCost("stem", Cost(0, 0))], Cost(0, 0)
     for exit in range(1, subnet.height + 1):
         head = _head(arch, subnet.resolution, exit)
@@ -82,9 +121,12 @@ def _head(arch: Backbone, resolution: int, exit: int) -> Cost:
 
 @lru_cache(maxsize=4096)
 def _cost(arch: Backbone, resolution: int, exits: tuple[int, ...], single: bool) -> Cost:
+    return graph_cost(_part(arch, exits, single), (arch.in_channels, resolution, resolution))
+
+
+def _part(arch: Backbone, exits: tuple[int, ...], single: bool) -> GraphModule:
     network = _graph(arch)
-    part = alone(network, exits[0] - 1) if single else keep(network, [exit - 1 for exit in exits])
-    return graph_cost(part, (arch.in_channels, resolution, resolution))
+    return alone(network, exits[0] - 1) if single else keep(network, [exit - 1 for exit in exits])
 
 
 @lru_cache(maxsize=8)

@@ -77,9 +77,7 @@ def new_folder(parent: Path, name: str) -> Path:
         parent.mkdir(parents=True, exist_ok=True)
         return next(path for path in _candidates(parent, name) if _claim(path))
     except OSError as error:
-        raise RunError(
-            f"run folder ({parent / name}) cannot be made ({error.strerror}); give a folder that you may write to"
-        ) from error
+        raise _unusable(parent / name, error) from error
 
 
 def _candidates(parent: Path, name: str) -> Iterator[Path]:
@@ -101,8 +99,6 @@ def _claim(path: Path) -> bool:
 def take_folder(path: Path) -> Path:
     """Make the folder that a run was given, or take it if it is vacant.
 
-    It is vacant if it is empty, or holds only what a run left that was killed before it began.
-
     Returns:
         The folder.
 
@@ -112,11 +108,24 @@ def take_folder(path: Path) -> Path:
     _require_printable(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lying = [entry.name for entry in path.iterdir()]
     except OSError as error:
-        raise RunError(
-            f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to"
-        ) from error
+        raise _unusable(path, error) from error
+    require_vacant(path)
+    return path
+
+
+def require_vacant(path: Path) -> None:
+    """Refuse a run folder that something lies in, before work is put into what shall lie there.
+
+    It is vacant if it does not exist, is empty, or holds only what a run left that was killed before it began.
+
+    Raises:
+        RunError: Something lies in it, or it is no folder.
+    """
+    try:
+        lying = [entry.name for entry in path.iterdir()] if path.exists() else []
+    except OSError as error:
+        raise _unusable(path, error) from error
     foreign = [name for name in lying if name not in _BEFORE_RECORD and not _TEMPORARY.fullmatch(name)]
     if RECORD in foreign:
         raise RunError(f"run folder ({path}) holds a run: go on with it by --resume {path}, or give a new folder")
@@ -124,7 +133,10 @@ def take_folder(path: Path) -> Path:
         raise RunError(
             f"run folder ({path}) is not empty ({short(min(foreign))}) and holds no run: give a new or empty folder"
         )
-    return path
+
+
+def _unusable(path: Path, error: OSError) -> RunError:
+    return RunError(f"run folder ({path}) cannot be made ({error.strerror}); give a folder that you may write to")
 
 
 def _require_printable(path: Path) -> None:

@@ -55,6 +55,8 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
     """
     with process_group() as processes:
         config = processes.on_all(lambda: with_own_input(recipe.load(recipe_name, overrides)))
+        if run_dir is not None:
+            processes.on_main(lambda: folder.require_vacant(Path(run_dir).expanduser()))
         setup = prepare(config, processes)
         initial_images = processes.on_main(lambda: check_beginning(setup))
         setup = settle_threads(setup)

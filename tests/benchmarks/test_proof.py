@@ -192,7 +192,7 @@ def test_rows_are_trained_measured_and_shown(
     (score,) = opened.evaluator.scores(net, [middle], opened.data.test)
     assert found["ofav2"]["sizes"]["middle"]["top1"] == score.value
     whole = found["ofav2"]["chosen"]["100"]
-    assert whole["macs"] <= ofav2.subnet_cost(net.architecture, net.space.largest()).macs
+    assert whole["macs"] <= ofav2.network_cost(net.architecture, net.space.largest()).macs
 
     proof_tables.show([row.name for row in CIFAR10], results)
     shown = capsys.readouterr().out

@@ -17,7 +17,6 @@ from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
 from ofav2.evaluation.opened_run import OpenedRun
-from ofav2.tasks.class_results import share_error
 from supernets import SpaceError, Subnet
 from supernets.layers import ElasticConv2d, ElasticDepthwise
 from supernets.subnet_cost import subnet_cost
@@ -203,17 +202,15 @@ def test_a_slice_that_is_wrong_in_extraction_alone_is_found(
 def test_networks_are_measured_from_the_most_expensive_to_the_cheapest(opened: OpenedRun) -> None:
     space = opened.loaded.net.space
     subnets = [space.smallest(), space.largest(), space.uniform(height=2), space.largest()]
-    columns, rows = ofav2.measure(opened, subnets, "val")
-    assert len({len(columns), *map(len, rows)}) == 1
-    macs = [int(str(row[2]).replace(",", "")) for row in rows]
+    measured = ofav2.measure(opened, subnets, "val")
+    macs = [one.cost.macs for one in measured]
     assert macs == sorted(macs, reverse=True)
-    assert len(rows) == 3, "equal ones once"
+    assert len(measured) == 3, "equal ones once"
+    assert {one.images for one in measured} == {len(opened.data.val)}
     scores = {
         score.subnet: score.value for score in opened.evaluator.scores(opened.loaded.net, subnets, opened.data.val)
     }
-    error = {s: share_error(top1, len(opened.data.val)) for s, top1 in scores.items()}
-    expected = {str(s): f"{100 * top1:.2f} ± {100 * error[s]:.2f} %" for s, top1 in scores.items()}
-    assert {row[0]: row[3] for row in rows} == expected
+    assert {one.subnet: one.metrics for one in measured} == {s: {"top-1": top1} for s, top1 in scores.items()}
 
 
 def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
@@ -221,15 +218,20 @@ def test_validation_and_test_are_different_images(opened: OpenedRun) -> None:
     subnet = opened.loaded.net.space.largest()
     for split in (opened.data.val, opened.data.test):
         (score,) = opened.evaluator.scores(opened.loaded.net, [subnet], split)
-        _, rows = ofav2.measure(opened, [subnet], split.name)
-        assert str(rows[0][3]).startswith(f"{100 * score.value:.2f} ± ")
-        assert score.images == len(split)
+        (measured,) = ofav2.measure(opened, [subnet], split.name)
+        assert (measured.metrics["top-1"], measured.images) == (score.value, len(split))
 
 
 def test_measuring_outside_the_space_is_refused(opened: OpenedRun) -> None:
     foreign = tiny.tiny_net(resolutions=(16,)).space.uniform(depth=3)
     with pytest.raises(SpaceError, match=r"^depth\[0\] \(3\)"):
         ofav2.measure(opened, [opened.loaded.net.space.largest(), foreign], "val")
+
+
+@pytest.mark.parametrize("split", ["validation", "train", ""])
+def test_a_split_of_another_name_is_refused(split: str, opened: OpenedRun) -> None:
+    with pytest.raises(UserError, match=r"^split \(.*\) must be val or test"):
+        ofav2.measure(opened, [opened.loaded.net.space.smallest()], split)
 
 
 @pytest.mark.parametrize(

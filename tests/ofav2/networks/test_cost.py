@@ -5,10 +5,11 @@ from itertools import combinations
 
 import pytest
 
+from ofav2.errors import UserError
 from ofav2.networks.build import build_network
-from ofav2.networks.cost import network_cost, network_parts, subset_costs
+from ofav2.networks.cost import network_cost, network_layers, network_parts, subset_costs
 from supernets.backbone import Backbone
-from supernets.cost import graph_cost
+from supernets.cost import graph_cost, graph_layers
 from supernets.multi_exit import MultiExit
 from supernets.output_costs import exit_macs
 from tests.ofav2 import tiny
@@ -31,6 +32,25 @@ def test_costs_are_those_of_the_extracted_network(arch: Backbone, net: MultiExit
     for subnet in net.space.corners():
         assert network_cost(arch, subnet) == graph_cost(net.extract(subnet), (3, 32, 32))
         assert network_cost(arch, subnet, "all") == graph_cost(net.extract(subnet, "all"), (3, 32, 32))
+
+
+def test_layers_are_those_of_the_extracted_network(arch: Backbone, net: MultiExit) -> None:
+    for subnet in net.space.corners():
+        assert network_layers(arch, subnet) == graph_layers(net.extract(subnet), (3, 32, 32))
+        assert network_layers(arch, subnet, "all") == graph_layers(net.extract(subnet, "all"), (3, 32, 32))
+    supernet = tiny.tiny_net()
+    extracted = supernet.extract(supernet.space.largest())
+    largest = network_layers(supernet.architecture, supernet.space.largest())
+    side = supernet.space.largest().resolution
+    assert largest == graph_layers(extracted, (3, side, side))
+
+
+def test_parts_of_several_exits_are_of_supernets_alone(arch: Backbone, net: MultiExit) -> None:
+    with pytest.raises(UserError, match=r"^exits \(all\) of a network of timm"):
+        network_parts(arch, net.space.largest(), "all")
+    supernet = tiny.tiny_net("ee_d")
+    names = [part.name for part in network_parts(supernet.architecture, supernet.space.largest(), "all")]
+    assert sum(name.startswith("exit") for name in names) == len(supernet.architecture.exits)
 
 
 def test_all_subsets_are_priced_without_what_comes_after_their_last_exit(arch: Backbone, net: MultiExit) -> None:

@@ -88,8 +88,7 @@ def test_fine_tuning_starts_with_the_rate_of_the_recipes_last_phase(run: Path, r
 def test_sub_networks_of_an_imported_run_are_measured_and_extracted(run: Path, tmp_path: Path) -> None:
     opened = open_run(run)
     assert opened.same_data
-    _, rows = measure(opened, [opened.loaded.net.space.smallest()], "test")
-    assert len(rows) == 1
+    assert len(measure(opened, [opened.loaded.net.space.smallest()], "test")) == 1
     record = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=("onnx",))
     assert record.provenance.phase == "imported"
     assert ofav2.load_subnet(tmp_path / "out")(torch.zeros(1, 3, 32, 32)).shape == (1, 10)

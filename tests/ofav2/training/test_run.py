@@ -385,6 +385,8 @@ def test_a_folder_that_holds_something_is_left_alone(entry: str, words: str, tmp
     held.write_text("mine")
     with pytest.raises(RunError, match=rf"run folder \(.*run\) {words}"):
         train_two(tmp_path)
+    with pytest.raises(RunError, match=rf"run folder \(.*run\) {words}"):
+        ofav2.train("photos", ["data.root=/nowhere"], tmp_path / "run")
     assert held.read_text() == "mine"
     assert [path.name for path in (tmp_path / "run").iterdir()] == [held.relative_to(tmp_path / "run").parts[0]]
 
