@@ -50,6 +50,12 @@ def subnet_cost(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> Co
         arch: The supernet's architecture.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
+
+    Returns:
+        Trainable parameters, and of one image multiply-adds and peak activation memory, in bytes of float32.
+
+    Raises:
+        SpaceError: If an exit is not on the sub-network's way.
     """
     return reduce(add, (part.cost for part in stage_costs(arch, subnet, exits)))
 
@@ -61,6 +67,13 @@ def stage_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
         arch: The supernet's architecture.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
+
+    Returns:
+        The parts with their costs, as for `subnet_cost`. Parameters and multiply-adds add up to the network's; the
+        largest peak of memory is the network's.
+
+    Raises:
+        SpaceError: If an exit is not on the sub-network's way.
     """
     chosen, resolution = choose_exits(arch.exits, subnet, exits), subnet.resolution
     parts = [PartCost("stem", part_cost(arch, StemPart(), resolution))]
@@ -124,6 +137,12 @@ def layer_costs(arch: Architecture, subnet: Subnet, exits: Exits = "last") -> tu
         arch: The supernet's architecture.
         subnet: A network of its space.
         exits: Exits that it is extracted with, as in `Supernet.extract`.
+
+    Returns:
+        The layers with their trainable parameters, and multiply-adds of one image.
+
+    Raises:
+        SpaceError: If an exit is not on the sub-network's way.
     """
     layers = _named_layers(arch, StemPart(), subnet.resolution, "")
     for stage in range(subnet.height):

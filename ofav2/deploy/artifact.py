@@ -436,6 +436,9 @@ def describe_subnet(directory: str | Path) -> SubnetRecord:
     Args:
         directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote.
 
+    Returns:
+        What `subnet.json` holds: the network's choices, input and classes, costs per image, and scores by exit.
+
     Raises:
         RunError: `subnet.json` is missing, damaged or foreign.
     """

@@ -168,9 +168,12 @@ def measure_classes(run: str | Path) -> ClassResults:
     Args:
         run: A run folder with at least one finished phase; its data set must be at hand.
 
+    Returns:
+        Numbers of images by class: all, rightly classified ones, and those that are taken for each other class.
+
     Raises:
-        RunError: If the folder is no run, or has no finished phase.
-        UserError: If its task has no classes, or its data set can't be opened.
+        RunError: If the folder is no run, has no finished phase or can't be written to, or logits are NaN.
+        UserError: If its task has no classes, or its data set can't be opened or holds other images now.
     """
     opened = open_run(run)
     check_writable(Path(run) / CLASSES)

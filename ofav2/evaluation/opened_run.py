@@ -108,9 +108,13 @@ class OpenedRun:
     """A run with its data, ready to evaluate and extract sub-networks."""
 
     loaded: LoadedSupernet
+    """The supernet, with the phase that left its weights and the run's record."""
     data: ImageData
+    """The data set, with the run's split."""
     evaluator: Evaluator
+    """Recalibrates sub-networks and scores them on that data set."""
     runtime: Runtime
+    """The device and precision to compute with."""
     same_data: bool
     """Whether the data set is, by its fingerprint, the one that the run was trained on."""
     recipe: str
@@ -122,8 +126,17 @@ def open_run(run: str | Path, phase: str | None = None) -> OpenedRun:
 
     The split is the run's: images that were added since are left out. Changed images give a warning.
 
+    Args:
+        run: A run folder.
+        phase: The phase whose weights to take; None takes the last one that is finished.
+
+    Returns:
+        The run with its supernet in evaluation mode, on the recipe's device. `loaded.net.space` holds the networks that
+        were trained up to that phase.
+
     Raises:
-        RunError: If the folder is no run, or its task, classes or normalisation are others than it was trained with.
+        RunError: If the folder is no run, the phase has left no weights, or task, classes or normalisation are others
+            than the run was trained with.
         UserError: If its data set can't be opened, has other classes, or lacks images that the run was trained with.
     """
     return open_loaded(load_run(run, phase))

@@ -122,9 +122,16 @@ def calibrate_exits(
             `ofav2 prune` have.
         timed: Whether to measure times.
 
+    Returns:
+        `record` is what `early_exits.json` holds: the policy, and its top-1 (0..1) and mean multiply-adds per image on
+        validation and test. `curve` has all thresholds, on validation. `own` and `last` compare the policy with the
+        last exit alone, with times in nanoseconds per image where they were measured.
+
     Raises:
-        RunError: If the folder is none of these, or damaged.
-        UserError: If its data set can't be opened or is another one, or no threshold keeps the target.
+        RunError: If the folder holds no network with several exits, a file is damaged or can't be written, or logits
+            are NaN.
+        UserError: If an argument can't be used, the network was fine-tuned, its data set can't be opened or is another
+            one, or no threshold keeps the target.
     """
     ExitPolicy(0.0, confidence, bool(ensemble))
     _check_target(max_macs, min_top1)

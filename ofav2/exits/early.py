@@ -201,6 +201,10 @@ def early_exits(
         exits: The exits' indices, ascending, from 1 up; None counts them from 1.
         weights: Weights of the exits in the ensemble, as for `EarlyExits`.
 
+    Returns:
+        The network, in training or evaluation mode as `module` is. A call returns the logits of all exits; `predict`
+        and `decide` let images exit early.
+
     Raises:
         UserError: If it has only one exit, or exits or weights don't fit it.
         GraphError: If it can't be split (see `split`).

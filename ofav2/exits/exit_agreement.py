@@ -21,7 +21,7 @@ FORMAT = "ofav2-exits/2"
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the exits of the largest network compare on the validation split."""
+    """How the exits of a network compare on the validation split."""
 
     phase: str
     """The phase whose weights were measured."""
@@ -60,9 +60,14 @@ def measure_exits(run: str | Path) -> Agreement:
     Args:
         run: A run folder with at least one finished phase; its data set must be at hand.
 
+    Returns:
+        Shares (0..1) of validation images: for each pair of exits those that both give the same class, and for each
+        exit those that it classifies rightly.
+
     Raises:
-        RunError: If the folder is no run, or has no finished phase.
-        UserError: If the supernet has one exit only, or its data set can't be opened.
+        RunError: If the folder is no run, has no finished phase or can't be written to, or logits are NaN.
+        UserError: If the network has one exit only, its task has no classes, or its data set can't be opened or holds
+            other images now.
     """
     opened = open_run(run)
     check_writable(Path(run) / EXITS)

@@ -175,9 +175,8 @@ def prune_exits(
         out: Folder to make; it must not exist, or be empty.
         subnet: Which sub-network of a run; None takes the largest that was trained.
         ensemble: A scheme of `distill.schemes()`, one number per exit of the network, or of all that it was trained
-            with, or `learned`: weights of least cross-entropy,
-            each half of the validation images scored with weights learned on the other half. None takes the network's
-            own weights, or else those of its recipe.
+            with, or `learned`: weights of least cross-entropy, each half of the validation images scored with weights
+            learned on the other half. None takes the network's own weights, or else those of its recipe.
         max_macs: Multiply-adds per image, at most.
         max_params: Parameters, at most.
         min_top1: Validation top-1 (0..1), at least: the cheapest subset that reaches it is taken.
@@ -189,7 +188,8 @@ def prune_exits(
         All subsets, and the written network's record.
 
     Raises:
-        RunError: If the folder holds no network with several exits, or a written file does not compute what it should.
+        RunError: If the folder holds no run and no network with several exits, logits are not finite, or a written file
+            does not compute what it should.
         UserError, DistillError, SpaceError: If something given can't be used; the message says what and why.
     """
     limits = Limits(params=max_params, macs=max_macs)

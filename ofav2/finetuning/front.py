@@ -108,8 +108,9 @@ def finetune_front(
         The networks before and after, on test.
 
     Raises:
-        UserError: If something given can't be used, or the folder holds another fine-tuning.
-        RunError: If the search is not finished, or its run has other weights now.
+        UserError, DistillError: If something given can't be used, the search is not finished, or the folder to make
+            holds another fine-tuning.
+        RunError: If `search` is no search, its run has other weights now, or a network fails as in `finetune`.
     """
     check_formats(formats)
     forms = read_forms(",".join(forms))

@@ -91,7 +91,7 @@ class Tuning:
     data: ImageData
     """The data set."""
     weights: distill.ExitWeights
-    """Their weights."""
+    """Weights of the network's exits, in the loss and in the ensemble."""
     task: Task
     """What is learnt."""
     runtime: Runtime

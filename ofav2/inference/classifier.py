@@ -134,9 +134,12 @@ def load_classifier(directory: str | Path) -> Classifier:
         directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote. With the policy of `ofav2 calibrate` in
             it, confident images exit early.
 
+    Returns:
+        The classifier, on the CPU. Called with image files or tensors, it returns a `Classified` for each.
+
     Raises:
         RunError: A file is missing, damaged or foreign.
-        UserError: The network does something else than to classify.
+        UserError: The network does something else than to classify, or takes no RGB pictures.
     """
     source = open_source(Path(directory))
     record, module = source.record, source.module
@@ -157,9 +160,12 @@ def transform(directory: str | Path) -> Transform:
     Args:
         directory: The folder that `ofav2 extract` or `ofav2 finetune` wrote.
 
+    Returns:
+        The transform. Called with one RGB image, it returns the normalised one, without a batch dimension.
+
     Raises:
         RunError: `subnet.json` is missing, damaged or foreign.
-        UserError: The network takes no pictures.
+        UserError: The network takes no RGB pictures.
     """
     record = describe_subnet(directory)
     _require_pictures(record.input, directory)

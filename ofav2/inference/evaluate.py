@@ -74,8 +74,9 @@ def evaluate_network(
         Results by class; of another task than classification, its metrics by exit.
 
     Raises:
-        RunError: The folder holds no extracted network.
-        UserError: The data set can't be opened, or has other classes.
+        RunError: The folder holds no extracted network, or its logits are NaN.
+        UserError: A setting can't be used, or the data set can't be opened, has other classes, or holds images that the
+            network may have been trained on. So a fine-tuned network can't be evaluated on `val`.
     """
     for text in overrides:
         if text.partition("=")[0] not in _CHANGEABLE:

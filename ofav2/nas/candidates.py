@@ -45,7 +45,8 @@ class Ranking:
     limits: Limits
     """The most that a network may cost."""
     ranked: tuple[Candidate, ...]
-    """All candidates, the most accurate first; of equals, the one with the fewest multiply-adds."""
+    """The chosen network, then the others. Those that `choose` measured are sorted by score, the best first, and equal
+    ones by multiply-adds; those of a search's front by its first cost, the cheapest first."""
     space: Space
     """The part of the run's space that they are from."""
     seed: int

@@ -52,8 +52,13 @@ def choose(
         seed: Seed of the draw and the search.
         table: The latency table, needed for a limit of latency.
 
+    Returns:
+        All measured networks with their costs and validation scores, the best first; `best` is the chosen one.
+
     Raises:
-        UserError: If no network can keep the limits; the message says what can be kept.
+        UserError: If no network can keep the limits, the run has no supernet, or an argument can't be used; the message
+            says what can be kept, or used.
+        SpaceError: If a network that is drawn from `space` is outside the run's space.
         RunError: If a network has no finite score.
     """
     net = require_supernet(run.loaded.net, "`ofav2 plan` lists what its exits cost")

@@ -303,9 +303,15 @@ def located_from(path: Path, folder: Path, run: Path) -> str:
 def load_search(folder: str | Path) -> Found:
     """Read a finished search.
 
+    Args:
+        folder: The search's folder.
+
+    Returns:
+        The search. `final.finalists` is its front, the cheapest first; `best` and `knee` pick a network of it.
+
     Raises:
-        RunError: If the folder is no search.
-        UserError: If it has not finished.
+        RunError: If the folder is no search, or a file in it is damaged.
+        UserError: If the search, or its adaptation, has not finished.
     """
     found = read_found(Path(folder))
     if found.adapted is None and read_adaptation(found.folder):

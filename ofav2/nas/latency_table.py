@@ -59,7 +59,7 @@ class LatencyTable:
     supernet: Architecture
     """The supernet."""
     entries: Mapping[str, Count]
-    """Nanoseconds by part."""
+    """Nanoseconds of a call by part."""
     factor: float
     """What the entries were multiplied by, as in a network caches are colder than where a part is timed alone."""
     error: PredictionError
@@ -100,6 +100,9 @@ def predict_latency(table: LatencyTable, arch: Architecture, subnet: Subnet) -> 
         table: The supernet's table.
         arch: The supernet's architecture.
         subnet: A network of its space.
+
+    Returns:
+        Nanoseconds of a call with `table.batch` images.
 
     Raises:
         UserError: If the table lacks one of its parts.
@@ -153,11 +156,14 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
     Args:
         run: A run folder.
         batch: Images per call.
-        threads: Threads on the CPU; None takes the recipe's.
+        threads: Threads on the CPU; None takes the recipe's, or torch's own where it names none.
+
+    Returns:
+        Nanoseconds by part, for a call with `batch` images, and how well their sums predict whole networks.
 
     Raises:
-        RunError: If the folder is no run.
-        UserError: If a number is out of range.
+        RunError: If the folder is no run, or has no finished phase.
+        UserError: If a number is out of range, the recipe's device is not there, or the run has no supernet.
     """
     loaded = load_run(run)
     net = require_supernet(loaded.net, "`ofav2 plan RECIPE --latency` times its exits")
@@ -168,6 +174,10 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
 
 def save_table(table: LatencyTable, path: str | Path) -> None:
     """Write a table as JSON, whole or not at all.
+
+    Args:
+        table: The table.
+        path: The file; one that is there is replaced.
 
     Raises:
         RunError: If the file can't be written.
@@ -181,6 +191,9 @@ def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
     Args:
         path: The file.
         arch: The supernet that it must be of.
+
+    Returns:
+        The table: nanoseconds by part, the images per call that they are for, and the machine.
 
     Raises:
         RunError: If the file is no table.

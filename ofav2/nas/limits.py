@@ -30,7 +30,7 @@ Method = Literal["random", "search", "front"]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a network may cost per image; None sets no limit.
+    """The most that a network may cost; None sets no limit.
 
     Raises:
         UserError: If a limit is no whole number of at least 1.
@@ -39,11 +39,11 @@ class Limits:
     params: int | None = None
     """Trainable parameters."""
     macs: int | None = None
-    """Multiply-adds."""
+    """Multiply-adds of one image."""
     memory: int | None = None
-    """Peak activation memory in bytes."""
+    """Peak activation memory of one image in bytes."""
     latency: int | None = None
-    """Predicted latency in nanoseconds."""
+    """Predicted latency in nanoseconds, of a call with as many images as the latency table is for."""
 
     def __post_init__(self) -> None:
         """Check the limits."""
@@ -71,6 +71,17 @@ def parse_limits(
     *, params: str | None = None, macs: str | None = None, memory: str | None = None, latency: str | None = None
 ) -> Limits:
     """Read limits such as `params="2M"`, `macs="1.5G"`, `memory="512KiB"`, `latency="8ms"`.
+
+    A limit that is not given is None: there is none.
+
+    Args:
+        params: Trainable parameters, alone or with k, M or G (1e3, 1e6, 1e9).
+        macs: Multiply-adds of one image, likewise.
+        memory: Peak activation memory of one image, with B, kB, MB or GB (powers of 1000), KiB, MiB or GiB.
+        latency: Predicted latency of a call, with ns, us, ms or s.
+
+    Returns:
+        The limits in whole numbers, rounded down: parameters, multiply-adds, bytes and nanoseconds.
 
     Raises:
         UserError: If one is no number with a unit that there is, or is not over zero.

@@ -86,9 +86,16 @@ def search(
             the adapted weights are used only if the confirmed front covers more with them.
         out: Folder to make; None takes `search`, `search-2` and so on in the first run folder.
 
+    Returns:
+        The search. `final.finalists` is its front, the cheapest first; `best` and `knee` pick a network of it.
+
     Raises:
-        UserError: If an argument is out of range, or no network keeps the limits; the message says what can be kept.
-        RunError: If the folder is no run, or a file can't be written.
+        UserError: If an argument can't be used, the runs don't fit together, a data set can't be opened, or no network
+            keeps the limits; the message says what can be kept.
+        RunError: If a folder is no run, a network has no finite score, or a file can't be written.
+        DistillError: If an adaptation needs a teacher that can't be loaded.
+        Stopped: If a signal told an adaptation to stop; `resume_search` goes on with it.
+        Lost: If another process failed with an error message, or is gone.
     """
     plugins = plugins or SearchPlugins()
     _check_budget(measurements, minutes, seed)
@@ -280,9 +287,16 @@ def resume_search(
         plugins: Those that it was begun with.
         adapt: How the supernet is adapted to the front at the end; None does what was asked for before.
 
+    Returns:
+        The finished search, as `search` returns it.
+
     Raises:
-        RunError: If the folder is no search, or a measurement would not be now what it was when the search was begun.
-        UserError: If a plugin is missing.
+        RunError: If the folder is no search or in use, a measurement would not be now what it was when the search was
+            begun, a network has no finite score, or a file can't be written.
+        UserError: If a plugin is missing, a data set can't be opened, or another adaptation was asked for before.
+        DistillError: If an adaptation needs a teacher that can't be loaded.
+        Stopped: If a signal told an adaptation to stop; it goes on when this is called again.
+        Lost: If another process failed with an error message, or is gone.
     """
     path, plugins = Path(place), plugins or SearchPlugins()
     with process_group() as processes:

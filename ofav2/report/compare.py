@@ -21,6 +21,9 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
         out: The page to write, replaced if it is there; None is `compare.html` in the working folder, or where that is
             there `compare-2.html`, and so on.
 
+    Returns:
+        What the page shows, as text: settings that differ, key results, and warnings; and the page's path.
+
     Raises:
         RunError: If a folder is no run or search, or damaged.
         UserError: If there are fewer than two different ones, they can't be compared, or the page can't be written.

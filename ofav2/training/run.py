@@ -87,7 +87,10 @@ def resume(
         The finished run; one that was finished already is left as it is.
 
     Raises:
-        RunError: If the folder is no run or in use, or if recipe, data or classes changed; the message shows how.
+        UserError, SpaceError, DistillError: If something given can't be used, or the recipe's data set or teacher is
+            gone; the message says what and why.
+        RunError: If the folder is no run or in use, if recipe, data or classes changed, or if too many batches had an
+            unusable loss; the message shows how.
         Stopped: If a signal told the run to stop; it can be resumed.
         Lost: If another process failed with an error message, or is gone.
     """
