@@ -98,7 +98,7 @@ def _run(arguments: argparse.Namespace) -> None:
 
 
 def _run_front(arguments: argparse.Namespace) -> None:
-    from ofav2.finetuning.front import FORMS, TUNED_COLUMNS, finetune_front, read_forms, tuned_rows
+    from ofav2.finetuning.front import FORMS, TUNED_COLUMNS, check_forms, finetune_front, tuned_rows
 
     if arguments.weights is not None:
         raise UserError(f"--weights ({arguments.weights}) is of timm:NAME: leave it out, a front has its own weights")
@@ -111,7 +111,7 @@ def _run_front(arguments: argparse.Namespace) -> None:
         arguments.from_search,
         [text for text in given if "=" in text],
         out=arguments.out,
-        forms=FORMS[:1] if arguments.forms is None else read_forms(arguments.forms),
+        forms=FORMS[:1] if arguments.forms is None else check_forms(arguments.forms.split(",")),
         file=files[0] if files else None,
         formats=() if arguments.formats is None else read_formats(arguments.formats),
     )

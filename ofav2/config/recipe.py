@@ -77,7 +77,7 @@ def header(recipe: str) -> str:
     return "".join(takewhile(lambda line: line.startswith("#"), lines))
 
 
-def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe, merge it over its base and overrides over both, and check the result.
 
     Args:
@@ -92,7 +92,7 @@ def load(recipe: str, overrides: Sequence[str] = ()) -> Config:
         UserError: The recipe cannot be found or read, or a setting is unknown, missing, of the wrong type or out of
             range. The message names the key in full, the value, the rule and the next step.
     """
-    values = _resolved(_find(recipe, Path()), recipe, ())
+    values = _resolved(_find(str(recipe), Path()), str(recipe), ())
     merged = reduce(_merge, _overrides(overrides), values)
     _refuse_unknown_phases(values, merged)
     return fit(Config, merged)
@@ -135,7 +135,7 @@ def parse_tuning(text: str, where: str) -> TuningConfig:
     return fit(TuningConfig, _parse(text, where))
 
 
-def adjust_tuning(base: TuningConfig, file: str | None, overrides: Sequence[str] = ()) -> TuningConfig:
+def adjust_tuning(base: TuningConfig, file: str | Path | None, overrides: Sequence[str] = ()) -> TuningConfig:
     """Merge a YAML file, which may hold a part of the settings, and then overrides over those of a fine-tuning.
 
     Args:
@@ -148,8 +148,8 @@ def adjust_tuning(base: TuningConfig, file: str | None, overrides: Sequence[str]
     """
     values = _plain_values(base)
     if file is not None:
-        text = _text(Path(file), file, "give the path of a .yaml file")
-        values = _merge(values, _parse(text, f"recipe {short(file)}"))
+        text = _text(Path(file), str(file), "give the path of a .yaml file")
+        values = _merge(values, _parse(text, f"recipe {short(str(file))}"))
     return fit(TuningConfig, reduce(_merge, _overrides(overrides), values))
 
 

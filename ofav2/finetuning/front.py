@@ -18,6 +18,7 @@ from ofav2.deploy.extract import extract
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import OpenedRun, open_run
 from ofav2.finetuning.run import finetune
+from ofav2.messages import short, show
 from ofav2.nas.found import Found, Source, load_search
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Positive, Sha256, read_record, write_record
@@ -90,7 +91,7 @@ def finetune_front(
     *,
     out: str | Path,
     forms: Sequence[Form] = ("single",),
-    file: str | None = None,
+    file: str | Path | None = None,
     formats: Sequence[str] = (),
 ) -> TunedFront:
     """Fine-tune the networks of a search's front, each as `finetune` does; go on where an earlier call stopped.
@@ -113,7 +114,7 @@ def finetune_front(
         RunError: If `search` is no search, its run has other weights now, or a network fails as in `finetune`.
     """
     check_formats(formats)
-    forms = read_forms(",".join(forms))
+    forms = check_forms(forms)
     found, path = load_search(search), Path(out)
     finalists = found.final.finalists
     runs = {place: _opened(found, found.sources[place]) for place in sorted({one.run for one in finalists})}
@@ -149,15 +150,16 @@ def _opened(found: Found, source: Source) -> OpenedRun:
     return run
 
 
-def read_forms(text: str) -> tuple[Form, ...]:
-    """Read forms such as `single,joint`; their order changes nothing.
+def check_forms(names: Sequence[str]) -> tuple[Form, ...]:
+    """Return forms in their own order, whatever order they are given in.
 
     Raises:
-        UserError: If one is unknown, or given twice.
+        UserError: If one is unknown, or given twice, or there is none.
     """
-    names = text.split(",")
-    if len(set(names)) < len(names) or not set(names) <= set(FORMS):
-        raise UserError(f"forms ({text[:40]}) must be single, joint or single,joint")
+    if isinstance(names, str):
+        raise UserError(f"forms ({show(names)}) must be a list: pass [{show(names)}]")
+    if not names or len(set(names)) < len(names) or not set(names) <= set(FORMS):
+        raise UserError(f"forms ({short(','.join(names))}) must be single, joint or single,joint")
     return tuple(form for form in FORMS if form in names)
 
 
@@ -187,7 +189,7 @@ def _tuned(
     form: Form,
     path: Path,
     overrides: Sequence[str],
-    file: str | None,
+    file: str | Path | None,
     formats: Sequence[str],
 ) -> TunedNetwork:
     taken, done = path / f"{number}-{form}" / "extracted", path / f"{number}-{form}" / "tuned"

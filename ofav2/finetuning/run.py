@@ -57,7 +57,7 @@ def finetune(
     overrides: Sequence[str] = (),
     *,
     out: str | Path,
-    file: str | None = None,
+    file: str | Path | None = None,
     weights: str | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:

@@ -108,7 +108,7 @@ class Tuning:
 
 
 def prepare(
-    network: str | Path, overrides: Sequence[str] = (), file: str | None = None, weights: str | None = None
+    network: str | Path, overrides: Sequence[str] = (), file: str | Path | None = None, weights: str | None = None
 ) -> Tuning:
     """Open what a fine-tuning needs, and refuse what can't be done.
 

@@ -40,7 +40,7 @@ class Reopened(NamedTuple):
 
 
 def reopen(
-    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
+    path: Path, record: RunRecord, recipe_name: str | Path | None, overrides: Sequence[str], allow: Sequence[str]
 ) -> Reopened:
     """Return what a run is to go on with.
 
@@ -60,11 +60,11 @@ def reopen(
 
 
 def _same_recipe(
-    path: Path, record: RunRecord, recipe_name: str | None, overrides: Sequence[str], allow: Sequence[str]
+    path: Path, record: RunRecord, recipe_name: str | Path | None, overrides: Sequence[str], allow: Sequence[str]
 ) -> Config:
     """Return the recipe to go on with. `run.json` holds it as well, so a `recipe.yaml` that was edited is a change."""
     kept = trained_recipe(path, record)
-    config = recipe.load(recipe_name or str(path / folder.RECIPE), overrides)
+    config = recipe.load(recipe_name or path / folder.RECIPE, overrides)
     if kept.data.mean is not None:
         # As it was when the run began; runs from before that was so kept null.
         config = with_own_input(config)

@@ -10,6 +10,7 @@ from ofav2.data import refuse_inside
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import largest_by_class
 from ofav2.evaluation.maps import largest_maps
+from ofav2.messages import show
 from ofav2.networks.build import with_own_input
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
@@ -34,7 +35,7 @@ from ofav2.training.writer import RunWriter, new_run, old_run
 logger = logging.getLogger(__name__)
 
 
-def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path | None = None) -> Run:
+def train(recipe_name: str | Path, overrides: Sequence[str] = (), run_dir: str | Path | None = None) -> Run:
     """Train a supernet through all phases of a recipe.
 
     Under torchrun, all processes train it together: each takes a part of every batch. Only the first logs and writes.
@@ -71,7 +72,7 @@ def train(recipe_name: str, overrides: Sequence[str] = (), run_dir: str | Path |
 
 
 def resume(
-    run_dir: str | Path, recipe_name: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
+    run_dir: str | Path, recipe_name: str | Path | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> Run:
     """Go on with a run from its newest saved state, as if it had not stopped.
 
@@ -95,8 +96,12 @@ def resume(
         Lost: If another process failed with an error message, or is gone.
     """
     path = Path(run_dir).expanduser()
+    if isinstance(allow, str):
+        raise UserError(f"allowed changes ({show(allow)}) must be a list of keys: pass [{show(allow)}]")
     with process_group() as processes:
-        refuse_disagreement(processes, {"RECIPE": recipe_name, "settings": overrides, "--allow-change": allow})
+        refuse_disagreement(
+            processes, {"RECIPE": recipe_name and str(recipe_name), "settings": overrides, "--allow-change": allow}
+        )
         with old_run(path, processes) as writer:
             before = writer.read()
             if not processes.on_main((path / folder.RECIPE).exists):
@@ -125,7 +130,7 @@ def resume(
 
 
 def train_or_resume(
-    run_dir: str | Path, recipe_name: str | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
+    run_dir: str | Path, recipe_name: str | Path | None = None, overrides: Sequence[str] = (), allow: Sequence[str] = ()
 ) -> Run:
     """Go on with the run in a folder, or start it there where there is none: for jobs that are started again.
 

@@ -170,7 +170,9 @@ class RunWriter:
 
 
 @contextmanager
-def new_run(config: Config, recipe_name: str, run_dir: str | Path | None, processes: Processes) -> Iterator[RunWriter]:
+def new_run(
+    config: Config, recipe_name: str | Path, run_dir: str | Path | None, processes: Processes
+) -> Iterator[RunWriter]:
     """Make a run folder, which is this run's while the body runs.
 
     Args:
@@ -220,7 +222,7 @@ def _locked(path: Path, processes: Processes) -> Iterator[folder.Lock | None]:
         yield locks[0] if locks else None
 
 
-def _new_folder(config: Config, recipe_name: str, run_dir: str | Path | None) -> Path:
+def _new_folder(config: Config, recipe_name: str | Path, run_dir: str | Path | None) -> Path:
     if run_dir is None:
         source = Path(recipe_name)
         # The recipe that a run has kept lies in that run's folder, and the new run takes its name.

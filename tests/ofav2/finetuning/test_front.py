@@ -20,7 +20,7 @@ from ofav2.deploy.source import kept_settings
 from ofav2.errors import RunError, UserError
 from ofav2.finetuning import front as module
 from ofav2.finetuning import setup
-from ofav2.finetuning.front import finetune_front, read_forms
+from ofav2.finetuning.front import check_forms, finetune_front
 from ofav2.nas.found import FRONT
 from supernets import Subnet
 from tests.ofav2.finetuning.conftest import images
@@ -142,9 +142,11 @@ def test_what_cannot_be_done_is_refused_first(
     (tmp_path / "full" / "file").touch()
     with pytest.raises(UserError, match="is not empty"):
         finetune_front(short_search, out=tmp_path / "full")
-    with pytest.raises(UserError, match=r"forms \(all\) must be single, joint or single,joint"):
-        read_forms("all")
-    assert read_forms("joint,single") == ("single", "joint")
+    wrong: tuple[Any, ...] = (["all"], ["joint", "joint"], [], "joint", "")
+    for forms in wrong:
+        with pytest.raises(UserError, match=r"^forms \(.*\) must be (a list|single, joint or single,joint)"):
+            finetune_front(short_search, out=tmp_path / "new", forms=forms)
+    assert check_forms(["joint", "single"]) == ("single", "joint")
     other = Path(shutil.copytree(short_search.parent, tmp_path / "other")) / "search"
     change_json(other / "search.json", lambda record: record["runs"][0].update(weights="0" * 64))
     with pytest.raises(RunError, match="is of other weights than run"):

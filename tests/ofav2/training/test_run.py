@@ -41,7 +41,7 @@ def metrics(run: Run, kind: str) -> list[dict[str, Any]]:
 
 def train_two(folder: Path, *overrides: str, name: str = "two") -> Run:
     """The least of all runs."""
-    return ofav2.train(tiny.written(folder / "recipes", tiny.TWO, name), overrides, folder / "run")
+    return ofav2.train(Path(tiny.written(folder / "recipes", tiny.TWO, name)), overrides, folder / "run")
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +389,13 @@ def test_a_folder_that_holds_something_is_left_alone(entry: str, words: str, tmp
         ofav2.train("photos", ["data.root=/nowhere"], tmp_path / "run")
     assert held.read_text() == "mine"
     assert [path.name for path in (tmp_path / "run").iterdir()] == [held.relative_to(tmp_path / "run").parts[0]]
+
+
+def test_allowed_changes_are_a_list(tmp_path: Path) -> None:
+    with pytest.raises(
+        ofav2.UserError, match=r'^allowed changes \("data.root"\) must be a list of keys: pass \["data.root"\]'
+    ):
+        ofav2.resume(tmp_path, allow="data.root")
 
 
 def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
