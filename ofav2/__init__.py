@@ -16,7 +16,7 @@ from ofav2.errors import RunError, UserError
 if TYPE_CHECKING:
     from distill import DistillError
     from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_ensemble, load_subnet
-    from ofav2.deploy.extract import extract
+    from ofav2.deploy.extract import extract, extract_finalist
     from ofav2.evaluation.by_class import measure_classes
     from ofav2.evaluation.measure import MeasuredSubnet, measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
@@ -96,6 +96,7 @@ __all__ = (
     "early_exits",
     "evaluate_network",
     "extract",
+    "extract_finalist",
     "finetune",
     "finetune_front",
     "import_ofa",
@@ -174,6 +175,7 @@ _HOMES = MappingProxyType(
         "attach_exits": "ofav2.networks.backbone",
         "OpenedRun": "ofav2.evaluation.opened_run",
         "extract": "ofav2.deploy.extract",
+        "extract_finalist": "ofav2.deploy.extract",
         "MeasuredSubnet": "ofav2.evaluation.measure",
         "measure": "ofav2.evaluation.measure",
         "open_run": "ofav2.evaluation.opened_run",

@@ -57,7 +57,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--subnet", metavar="FILE", help="the one that this JSON file describes")
     which.add_argument("--from-search", metavar="DIR", help="one of the front that `ofav2 search` found")
     front = parser.add_mutually_exclusive_group()
-    front.add_argument("--knee", action="store_true", help="with --from-search: the best compromise of the front")
+    front.add_argument(
+        "--knee", action="store_const", const=True, help="with --from-search: the best compromise of the front"
+    )
     front.add_argument("--number", metavar="N", type=int, help="with --from-search: number of the front's table")
     _add_choice(parser)
     parser.add_argument("--phase", metavar="NAME", help="weights of this phase (default: the last one)")
@@ -164,7 +166,7 @@ def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Rankin
     """
     from ofav2.nas.found import front_ranking, latency_table, load_search, load_source, pick_finalist
 
-    picks = [name for name in ("knee", "number") if getattr(arguments, name)]
+    picks = [name for name in ("knee", "number") if getattr(arguments, name) is not None]
     if arguments.from_search is None:
         if picks:
             raise UserError(f"{_option(picks[0])} takes a network from a search: name it with --from-search DIR")
@@ -176,7 +178,7 @@ def _from_search(arguments: argparse.Namespace) -> "tuple[LoadedSupernet, Rankin
         raise UserError(f"{_option(unused[0])} has no effect on a search that is done: leave it out")
     found = load_search(arguments.from_search)
     limits, number = read_limits(arguments), arguments.number
-    chosen = pick_finalist(found, limits, knee=arguments.knee, number=number)
+    chosen = pick_finalist(found, limits, knee=bool(arguments.knee), number=number)
     rule = f"number {number}" if number is not None else "knee" if arguments.knee else "best"
     table = latency_table(found.folder, found.record.runs[chosen.run]) if limits.latency is not None else None
     if limits.latency is not None and table is None:

@@ -29,8 +29,9 @@ from ofav2.deploy.seen import seen_by, seen_sha256, write_seen
 from ofav2.deploy.write import weights_sha256, write_description, write_network
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
-from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.evaluation.opened_run import OpenedRun, open_loaded
 from ofav2.nas.candidates import Ranking
+from ofav2.nas.found import Finalist, Found, front_ranking, load_source
 from ofav2.nas.limits import Limits
 from ofav2.networks.cost import network_cost
 from ofav2.output_folder import making
@@ -79,6 +80,44 @@ def extract(
     refuse_inside(run.data.trees, Path(out), "output folder")
     with interruptible(), making(Path(out), RECORD) as staging:
         return extract_into(staging, run, subnet, exits, ranking=ranking, formats=formats)
+
+
+def extract_finalist(
+    found: Found,
+    chosen: Finalist,
+    out: str | Path,
+    exits: Exits = "last",
+    *,
+    limits: Limits | None = None,
+    rule: str = "best",
+    formats: Sequence[str] = FORMATS,
+) -> SubnetRecord:
+    """Write a network of a search's front as files, as `extract` does, out of the run that the search names.
+
+    After an adaptation that helped, it has the adapted weights.
+
+    Args:
+        found: The search.
+        chosen: The network, such as `found.best(limits)` or `found.knee()`.
+        out: As for `extract`.
+        exits: As for `extract`.
+        limits: The limits that it was chosen under, to be kept in `subnet.json`; None for none.
+        rule: How it was chosen, likewise.
+        formats: As for `extract`.
+
+    Returns:
+        What `subnet.json` holds.
+
+    Raises:
+        UserError: If the network is not of the search's front, or the run has other weights now than those that were
+            searched; and as `extract` raises it.
+        SpaceError, RunError: As `extract` raises them.
+    """
+    if chosen not in found.final.finalists:
+        raise UserError(f"network ({chosen.subnet}) is not on the front of {found.folder}: take one that is")
+    ranking = front_ranking(found, chosen, limits or Limits(), rule)
+    run = open_loaded(load_source(found, chosen))
+    return extract(run, chosen.subnet, out, exits, ranking=ranking, formats=formats)
 
 
 def refuse_limited_exits(limits: Limits, exits: Exits) -> None:

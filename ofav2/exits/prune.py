@@ -166,8 +166,8 @@ def prune_exits(
     """Score every subset of a network's exits on validation, and write the best one as `ofav2 extract` writes networks.
 
     A subset's logits are the weighted mean of its exits'. AEP's winner is taken, the subset of most top-1, then top-5;
-    of equals, the one of fewest multiply-adds. Test images are looked at once, with the chosen subset, all exits, and
-    the last exit alone.
+    of equals, the one of fewest multiply-adds. Test images choose nothing: the chosen subset is measured on them, all
+    exits, and the last exit alone.
 
     Args:
         source: A run folder, or a folder of `ofav2 extract` with several exits.

@@ -529,6 +529,14 @@ def test_the_command_searches_goes_on_and_extracts(
     measured = ofav2.load_search(out).front.networks
     assert (record.choice.method, record.choice.rule, record.choice.candidates) == ("front", "knee", measured)
     assert record.choice.ranked_on == "confirmation"
+    found, limits = ofav2.load_search(out), Limits(params=60_000)
+    python = ofav2.extract_finalist(found, found.knee(), tmp_path / "python", limits=limits, rule="knee", formats=())
+    assert python.choice == replace(record.choice, limits=limits)
+    assert (python.subnet, python.scores) == (record.subnet, record.scores)
+    with pytest.raises(UserError, match="is not on the front of"):
+        ofav2.extract_finalist(found, replace(found.knee(), params=1), tmp_path / "none")
+    assert main(["extract", str(run), "--number", "0", "--out", str(tmp_path / "none")]) == 2
+    assert "--number takes a network from a search" in capsys.readouterr().err
     assert main([*extract[:-3], "--formats", "card", "--out", str(tmp_path / "first"), "--number", "1"]) == 0
     card = (tmp_path / "first" / "model_card.md").read_text(encoding="utf-8")
     assert f"number 1 of the front of a search that measured {measured} networks (seed 0)" in card
