@@ -1,6 +1,7 @@
 """`ofav2 prune`: keep the exits of a network that are worth it."""
 
 import argparse
+from pathlib import Path
 
 from ofav2.cli import console
 from ofav2.cli.arguments import add_formats, read_formats, read_subnet
@@ -63,8 +64,8 @@ def _run(arguments: argparse.Namespace) -> None:
         min_top1=None if arguments.min_top1 is None else parse_share("top-1", arguments.min_top1),
         cautious=arguments.cautious,
         formats=read_formats(arguments.formats),
-        also=lambda study, folder: write_subsets_page(study, folder / PAGE),
     )
+    write_subsets_page(study, Path(arguments.out) / PAGE)
     console.show(table(f"{study.name}, validation", prune_columns(study), prune_rows(study)))
     test = study.pruning.test
     console.show(

@@ -22,4 +22,4 @@ class Verb:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     """Adds the verb's arguments to its parser."""
     run: Callable[[argparse.Namespace], None]
-    """Calls one public function, shows its result, and says what to run next."""
+    """Calls public functions, shows what they return, and says what to run next."""

@@ -6,7 +6,7 @@ does not need. Here the front of subsets is kept as well, limits can be set, and
 
 import logging
 import os.path
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -42,7 +42,6 @@ from ofav2.nas.machine import this_machine
 from ofav2.output_folder import making
 from ofav2.runtime.signals import interruptible
 from supernets import Subnet
-from supernets.cost import Cost
 from supernets.ensembles import with_ensemble
 from supernets.graphs import alone, keep
 from supernets.output_costs import output_costs
@@ -161,7 +160,6 @@ def prune_exits(
     min_top1: float | None = None,
     cautious: bool = False,
     formats: Sequence[str] = FORMATS,
-    also: Callable[[PruneStudy, Path], None] | None = None,
 ) -> PruneStudy:
     """Score every subset of a network's exits on validation, and write the best one as `ofav2 extract` writes networks.
 
@@ -182,7 +180,6 @@ def prune_exits(
         min_top1: Validation top-1 (0..1), at least: the cheapest subset that reaches it is taken.
         cautious: Whether to take the cheapest subset within one standard error of the best one.
         formats: Which files to write beside weights and description: `onnx`, `pt2` and `card`, all by default.
-        also: Writes further files into the folder, before it is there; None writes none.
 
     Returns:
         All subsets, and the written network's record.
@@ -199,7 +196,7 @@ def prune_exits(
         opened = open_source(source, overrides, subnet, out=Path(out))
         study, pruning, scores = _chosen(opened, ensemble, limits, min_top1, cautious)
         logger.info(f"writing exits {', '.join(map(str, pruning.chosen.exits))} and checking the files")
-        return _write(opened, study, pruning, scores, staging, formats, also)
+        return _write(opened, study, pruning, scores, staging, formats)
 
 
 class _Chosen(NamedTuple):
@@ -222,7 +219,9 @@ def _chosen(
     logger.info(f"scoring {2 ** len(opened.exits) - 1} subsets of exits on {len(val)} validation images")
     batches = opened.batches(val)
     scored = score_learned(batches, len(opened.exits)) if weights is None else score_fixed(batches, weights)
-    table = SubsetTable(opened.exits, scored.choices, scored.weights, scored.tally, _costs(opened, scored))
+    input_shape = (opened.record.input.channels, opened.resolution, opened.resolution)
+    costs = output_costs(opened.module, input_shape, scored.choices)
+    table = SubsetTable(opened.exits, scored.choices, scored.weights, scored.tally, costs)
     choice = choose(table, limits, min_top1=min_top1, cautious=cautious)
     study = _study(opened, table, scored, choice)
     singles = [table.choices.index((i,)) for i in table.choices[choice.index]]
@@ -330,14 +329,6 @@ def _trained_scheme(record: SubnetRecord) -> Any:
     return config.teacher.exit_weights if own is None else own
 
 
-def _costs(source: Source, scored: Scored) -> tuple[Cost, ...]:
-    return output_costs(source.module, _shape(source), scored.choices)
-
-
-def _shape(source: Source) -> tuple[int, int, int]:
-    return source.record.input.channels, source.resolution, source.resolution
-
-
 def _study(source: Source, table: SubsetTable, scored: Scored, choice: Choice) -> PruneStudy:
     predicted, targets = torch.from_numpy(scored.predicted), torch.from_numpy(scored.targets)
     return PruneStudy(
@@ -432,7 +423,6 @@ def _write(
     scores: Mapping[str, Sequence[float]],
     staging: Path,
     formats: Sequence[str],
-    also: Callable[[PruneStudy, Path], None] | None,
 ) -> PruneStudy:
     """Write the pruned network into an empty folder, and read it back."""
     exits, evaluator = pruning.chosen.exits, source.evaluator
@@ -465,7 +455,4 @@ def _write(
         kept = exit_logits(source.module(images))
         expected = [kept[i] for i in study.table.choices[study.choice.index]]
         require_same(loaded, expected, "pruned network, beside the one with all exits,")
-    found = replace(study, record=record)
-    if also:
-        also(found, staging)
-    return found
+    return replace(study, record=record)

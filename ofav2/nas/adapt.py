@@ -25,6 +25,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, load_run, open_loaded
 from ofav2.messages import show
 from ofav2.nas.engine.fronts import hypervolume
+from ofav2.nas.engine.loop import MARGIN
 from ofav2.nas.engine.problem import Floats
 from ofav2.nas.found import (
     ADAPTATION,
@@ -58,8 +59,6 @@ logger = logging.getLogger(__name__)
 PHASE = "adapt"
 SLOWER = 3.0
 """By how much the peak learning rate is lower than the last phase's (NATv2: 7.5e-3, then 2.5e-3)."""
-MARGIN = 0.01
-"""Share of an objective's range by which the reference point is worse than the worst network."""
 
 
 def ask_adaptation(place: Path, settings: AdaptSettings) -> None:

@@ -39,7 +39,7 @@ class Setup:
     data: ImageData
     """The data set."""
     net: Network
-    """The supernet, or network with exits, with the weights that it starts from, on the CPU."""
+    """The supernet, or network with exits: at first with its first weights, on the CPU; then it is trained in place."""
     initial: InitialWeights | None
     """Where these weights come from; None if they are fresh."""
     plan: Plan

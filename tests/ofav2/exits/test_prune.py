@@ -60,16 +60,11 @@ def whole(source: Path) -> Source:
 def pruned(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PruneStudy]:
     """Several exits, with all files; to look at only."""
     path = tmp_path_factory.mktemp("pruned") / "net"
-
-    def note(found: PruneStudy, folder: Path) -> None:
-        assert not path.exists(), "the folder is there once all of it is"
-        (folder / "page.html").write_text(found.record.sha256)
-
     weights = {1: 0.1, 2: 0.2, 4: 0.7}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prune, "ROUNDS", 1)
         patch.setattr(prune, "choose", lambda table, *_, **__: prune.Choice(table.choices.index((0, 1, 2)), "made up"))
-        study = ofav2.prune_exits(source, out=path, ensemble=[*weights.values(), 0.0], also=note)
+        study = ofav2.prune_exits(source, out=path, ensemble=[*weights.values(), 0.0])
     return path, study
 
 
@@ -108,9 +103,8 @@ def test_logits_are_the_masked_ones_to_the_bit(
 
 def test_every_file_returns_the_exits_and_their_ensemble(pruned: tuple[Path, PruneStudy], whole: Source) -> None:
     path, study = pruned
-    names = ["model.onnx", "model.pt2", "model.safetensors", "model_card.md", "page.html", "subnet.json"]
+    names = ["model.onnx", "model.pt2", "model.safetensors", "model_card.md", "subnet.json"]
     assert sorted(entry.name for entry in path.iterdir()) == [*names, "trained_images.bin"]
-    assert (path / "page.html").read_text() == study.record.sha256
     images = inputs(whole, "test")[0][:3]
     session = onnxruntime.InferenceSession(str(path / "model.onnx"))
     outputs = [output.name for output in session.get_outputs()]
