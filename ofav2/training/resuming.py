@@ -35,7 +35,7 @@ class Reopened(NamedTuple):
     """Its recipe: the one that it kept, but for allowed changes."""
     split: SplitRecord | None
     """Its split; None if it has to be drawn, as its file is lost, other images are accepted, or it is to change."""
-    began: RunRecord | None
+    resumed: RunRecord | None
     """Its record, if it has something to go on from; None if it begins once more."""
 
 

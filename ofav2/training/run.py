@@ -107,8 +107,8 @@ def resume(
             if not processes.on_main((path / folder.RECIPE).exists):
                 logger.warning(f"{path / folder.RECIPE} is missing: it is written again, from {folder.RECORD}")
                 writer.write(folder.RECIPE, before.recipe)
-            config, split, began = processes.on_main(lambda: reopen(path, before, recipe_name, overrides, allow))
-            setup = settle_threads(prepare(config, processes, split, began=began))
+            config, split, resumed = processes.on_main(lambda: reopen(path, before, recipe_name, overrides, allow))
+            setup = settle_threads(prepare(config, processes, split, resumed=resumed))
             processes.on_main(lambda: refuse_another(before, setup, allow))
             has_other_images = setup.data.fingerprint != before.data.fingerprint
             if processes.on_main(lambda: is_whole(path, before)):
@@ -118,7 +118,7 @@ def resume(
                 logger.info(f"{path} is finished already")
                 return Run(path, before)
             record = processes.on_main(lambda: next_record(before, config, setup))
-            if began is None and (has_other_images or setup.initial != before.initial):
+            if resumed is None and (has_other_images or setup.initial != before.initial):
                 writer.keep_initial_images(processes.on_main(lambda: check_beginning(setup)))
             elif has_other_images:
                 processes.on_main(lambda: warn_of_known_images(path, setup.data))

@@ -61,7 +61,7 @@ def prepare(
     processes: Processes = SINGLE_PROCESS,
     split: SplitRecord | None = None,
     data: ImageData | None = None,
-    began: RunRecord | None = None,
+    resumed: RunRecord | None = None,
 ) -> Setup:
     """Build what a recipe describes, and refuse what can't be trained.
 
@@ -70,7 +70,7 @@ def prepare(
         processes: The processes that are to train it together.
         split: The split of a run that goes on; None draws one.
         data: Images to take instead of the recipe's; None opens those.
-        began: The record of a run that goes on from what it trained, so that its first weights are no longer needed,
+        resumed: The record of a run that goes on from what it trained, so that its first weights are no longer needed,
             and may be gone; None loads those that the recipe names.
 
     Raises:
@@ -78,10 +78,10 @@ def prepare(
         RunError: If processes have different recipes, data or versions; the message shows how.
     """
     check_tracking(config.tracking)
-    processes.on_all(lambda: check_network(_to_build(config, began), count_channels(config.data)))
+    processes.on_all(lambda: check_network(_first_network(config, resumed), count_channels(config.data)))
     opened = processes.local_main_first if config.data.download else processes.on_all
     found = data or opened(lambda: open_data(config.data, split))
-    setup = processes.on_all(lambda: _build(config, found, processes, began))
+    setup = processes.on_all(lambda: _build(config, found, processes, resumed))
     record = record_now("", "", setup)
     refuse_disagreement(processes, {"recipe": asdict(config), **lasting(record), "versions": record.versions})
     return setup
@@ -117,15 +117,17 @@ def record_now(name: str, recipe: str, setup: Setup) -> RunRecord:
     )
 
 
-def _build(config: Config, data: ImageData, processes: Processes, began: RunRecord | None) -> Setup:
+def _build(config: Config, data: ImageData, processes: Processes, resumed: RunRecord | None) -> Setup:
     _check_parts(config.data.batch_size, processes.count)
     runtime = open_runtime(config.run, processes)
     task = make_task(config.task, data, config.optim)
-    if began is None:
+    if resumed is None:
         require_targets(task, data)
     refuse_mixing(task, config.data)
-    net = recipe_network(_to_build(config, began), outputs=task.outputs, channels=data.channels, dense=task.dense)
-    initial = began.initial if began else adopt_initial(net, config.supernet, data, task)
+    net = recipe_network(
+        _first_network(config, resumed), outputs=task.outputs, channels=data.channels, dense=task.dense
+    )
+    initial = resumed.initial if resumed else adopt_initial(net, config.supernet, data, task)
     if config.supernet.frozen:
         freeze_body(net)
     steps = steps_per_epoch(len(data.train), config.data.batch_size)
@@ -140,16 +142,16 @@ def _build(config: Config, data: ImageData, processes: Processes, began: RunReco
         initial=initial,
         plan=plan,
         external=external_teachers(plan, config, data, task, runtime),
-        weights_sha256=began.weights_sha256 if began else _weights_sha256(config.network.weights, net),
+        weights_sha256=resumed.weights_sha256 if resumed else _weights_sha256(config.network.weights, net),
         runtime=runtime,
         task=task,
         evaluator=open_evaluator(config, data, task, runtime),
     )
 
 
-def _to_build(config: Config, began: RunRecord | None) -> Config:
+def _first_network(config: Config, resumed: RunRecord | None) -> Config:
     """Return the recipe of the network that is made: of a run that goes on, one without first weights."""
-    return config if began is None else replace(config, network=replace(config.network, weights=None))
+    return config if resumed is None else replace(config, network=replace(config.network, weights=None))
 
 
 def _weights_sha256(weights: str | None, net: Network) -> str | None:
