@@ -10,4 +10,8 @@ class UserError(ValueError):
 
 
 class RunError(UserError):
-    """A run folder cannot be used: missing, foreign, in use, or damaged."""
+    """Something on disk cannot be used: missing, foreign, in use, damaged, or of other content than it must have.
+
+    That is a run folder, an extracted network or a file. A training that diverged is such an error, too, and a written
+    file that does not compute what its network does.
+    """
