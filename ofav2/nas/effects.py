@@ -90,23 +90,45 @@ def choice_effects(
         shares = np.concatenate([np.array([[float(run == name) for name in names] for run in runs]), shares], 1)
     varied = np.ptp(shares, axis=0) > 0
     design = (shares - shares.mean(0))[:, varied]
-    effects, errors, explained = _ridge(design, target - target.mean(), groups)
-    found: dict[str, list[tuple[str, float, float, Floats]]] = {}
+    effects, parts, explained = _ridge(design, target - target.mean(), groups)
+    found: dict[str, list[_Fitted]] = {}
     kept = [column for column, varies in zip(columns, varied, strict=True) if varies]
-    for (name, choice), effect, error, share in zip(kept, effects, errors, shares[:, varied].T, strict=True):
-        found.setdefault(name, []).append((choice, float(effect), float(error), share))
+    for (name, choice), effect, own, share in zip(kept, effects, parts, shares[:, varied].T, strict=True):
+        found.setdefault(name, []).append(_Fitted(choice, float(effect), own, share))
     factors = [_factor(name, choices) for name, choices in found.items() if len(choices) > 1]
     return Effects(tuple(sorted(factors, key=lambda factor: -factor.span)), explained)
 
 
-def _factor(name: str, choices: Sequence[tuple[str, float, float, Floats]]) -> Factor:
-    mixes = np.array([share.mean() for *_, share in choices])
-    level = float(np.dot(mixes, [effect for _, effect, *_ in choices]) / mixes.sum())
+@dataclass(frozen=True, eq=False)
+class _Fitted:
+    """A choice's column of the regression, and what was fitted to it."""
+
+    choice: str
+    """The choice."""
+    coefficient: float
+    """Its coefficient."""
+    parts: Floats
+    """What each group adds to the coefficient's error (G,)."""
+    share: Floats
+    """Its column (N,), not centred."""
+
+
+def _factor(name: str, choices: Sequence[_Fitted]) -> Factor:
+    """Return a decision's effects: its coefficients less their mean over the measured mix.
+
+    Errors are those of what is shown, so parts are centred like coefficients: a choice that almost all networks make
+    is almost the mean, and its effect is surer than that of a rare one.
+    """
+    weights = np.array([choice.share.mean() for choice in choices])
+    weights = weights / weights.sum()
+    effects = np.array([choice.coefficient for choice in choices])
+    parts = np.stack([choice.parts for choice in choices])
+    errors = np.sqrt(((parts - weights @ parts) ** 2).sum(1))
     return Factor(
         name,
         tuple(
-            ChoiceEffect(choice, effect - level, error, int((share > 0).sum()))
-            for choice, effect, error, share in choices
+            ChoiceEffect(choice.choice, float(effect), float(error), int((choice.share > 0).sum()))
+            for choice, effect, error in zip(choices, effects - weights @ effects, errors, strict=True)
         ),
     )
 
@@ -140,7 +162,8 @@ def _ridge(design: Floats, target: Floats, groups: NDArray[np.int64]) -> tuple[F
         groups: What each row belongs to (N,), from 0 up, two groups or more.
 
     Returns:
-        Effects (F,), their standard errors (F,), and the explained share of the squared errors on groups left out.
+        Coefficients (F,), what each group adds to their errors (F, G), and the explained share of the squared errors on
+        groups left out. The standard error of a sum of coefficients is the root of its squared parts' sum.
     """
     left, scales, right = np.linalg.svd(design, full_matrices=False)
     rows = [np.flatnonzero(groups == group) for group in range(groups.max() + 1)]
@@ -148,10 +171,10 @@ def _ridge(design: Floats, target: Floats, groups: NDArray[np.int64]) -> tuple[F
     by_mean = float((_left_out(left, np.zeros_like(scales), target, rows) ** 2).sum())
     fits = [(_left_out(left, scales**2 / (scales**2 + penalty), target, rows), penalty) for penalty in _PENALTIES]
     missed, penalty = min(fits, key=lambda fit: float((fit[0] ** 2).sum()))
-    gain = right.T * (scales / (scales**2 + penalty)) @ left.T  # (F, N): effects are gain @ target
+    gain = right.T * (scales / (scales**2 + penalty)) @ left.T  # (F, N): coefficients are gain @ target
     # As the jackknife that leaves groups out estimates them.
-    errors = np.sqrt(sum((gain[:, own] @ missed[own]) ** 2 for own in rows))
-    return gain @ target, np.asarray(errors), 1 - float((missed**2).sum()) / by_mean
+    parts = np.stack([gain[:, own] @ missed[own] for own in rows], 1)
+    return gain @ target, parts, 1 - float((missed**2).sum()) / by_mean
 
 
 def _left_out(left: Floats, shrunk: Floats, target: Floats, rows: Sequence[NDArray[np.int64]]) -> Floats:

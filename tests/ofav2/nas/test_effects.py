@@ -131,3 +131,21 @@ def test_errors_are_those_of_repeated_noise(space: Space, subnets: list[Subnet])
         seen.append(resolution.choices[1].effect)
         stated.append(resolution.choices[1].error)
     assert np.std(seen) == pytest.approx(np.mean(stated), rel=0.5)
+
+
+def test_errors_of_rare_and_frequent_choices_are_those_of_the_effects_shown(space: Space) -> None:
+    """Nine of ten bodies have one resolution: its effect is near the mean, so its error is nine times smaller."""
+    rng = np.random.default_rng(7)
+    sides = rng.permutation([space.resolution[0]] * 90 + [space.resolution[1]] * 10)
+    drawn = [replace(space.sample(rng), resolution=int(side)) for side in sides]
+    effect, stated = [], []
+    for seed in range(40):
+        noise = np.random.default_rng(seed).normal(size=len(drawn)).tolist()
+        found = choice_effects(space, drawn, noise, range(len(drawn)))
+        assert found is not None
+        resolution = next(factor for factor in found.factors if factor.name == "resolution")
+        effect.append([choice.effect for choice in resolution.choices])
+        stated.append([choice.error for choice in resolution.choices])
+    spread, error = np.std(effect, 0), np.sqrt(np.mean(np.square(stated), 0))
+    assert spread[1] == pytest.approx(9 * spread[0])
+    np.testing.assert_allclose(error, spread, rtol=0.4)
