@@ -18,6 +18,8 @@ from supernets import Space, Subnet
 
 LEAST_BODIES = 8
 """Bodies from which effects are estimated."""
+NOISE = 7.0
+"""Effects of pure noise explain less than this divided by the number of bodies, in 19 of 20 draws (8 to 160 bodies)."""
 _PENALTIES = np.logspace(-3, 3, 25)
 
 
@@ -58,8 +60,21 @@ class Effects:
     factors: tuple[Factor, ...]
     """The decisions, the one with the largest span first."""
     explained: float
-    """Share of the variance of bodies left out that all effects together explain; below 0, none of it. That variance is
-    around the mean of the others."""
+    """Share of the variance of bodies left out that all effects together explain, at most; below 0, none of it. That
+    variance is around the mean of the others. The best of several penalties is taken by this share, which flatters it.
+    """
+    bodies: int
+    """Bodies that were measured."""
+
+    @property
+    def floor(self) -> float:
+        """Share that pure noise rarely reaches: with fewer bodies, the best of several penalties gains more by luck."""
+        return min(1.0, NOISE / self.bodies)
+
+    @property
+    def reliable(self) -> bool:
+        """Whether the effects explain more than noise would."""
+        return self.explained > self.floor
 
 
 def choice_effects(
@@ -96,7 +111,7 @@ def choice_effects(
     for (name, choice), effect, own, share in zip(kept, effects, parts, shares[:, varied].T, strict=True):
         found.setdefault(name, []).append(_Fitted(choice, float(effect), own, share))
     factors = [_factor(name, choices) for name, choices in found.items() if len(choices) > 1]
-    return Effects(tuple(sorted(factors, key=lambda factor: -factor.span)), explained)
+    return Effects(tuple(sorted(factors, key=lambda factor: -factor.span)), explained, len(places))
 
 
 @dataclass(frozen=True, eq=False)

@@ -37,6 +37,7 @@ def test_additive_effects_are_found_with_their_names_and_order(space: Space, sub
     assert [choice.choice for choice in first.choices] == ["1", "2", "3"]
     assert all(factor.span < 0.01 for factor in found.factors[2:])
     assert found.explained > 0.99
+    assert found.reliable
 
 
 def test_a_choice_that_only_comes_with_another_is_not_credited_for_it(space: Space, subnets: list[Subnet]) -> None:
@@ -68,6 +69,18 @@ def test_noise_explains_nothing_however_few_networks_there_are(space: Space, cou
     assert found is not None
     # The best of 25 penalties, so a little above what one has.
     assert found.explained < 0.35
+
+
+def test_noise_is_rarely_taken_for_effects_that_can_be_relied_on(space: Space) -> None:
+    taken, above = 0, 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        few = [space.sample(rng) for _ in range(20)]
+        found = choice_effects(space, few, rng.normal(size=20).tolist(), range(20))
+        assert found is not None
+        taken, above = taken + found.reliable, above + (found.explained > 0.1)
+    assert taken <= 3
+    assert above > 10, "what is explained is above 0 of noise, so 0 can't be the floor"
 
 
 @pytest.mark.parametrize("count", [20, 40, 100])

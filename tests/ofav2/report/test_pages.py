@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ofav2
@@ -15,8 +16,10 @@ from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import CLASSES, read_classes
 from ofav2.nas.latency_table import TABLE
+from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.report.networks import Measured, Table, tables
 from ofav2.report.page import count, percent, when
+from ofav2.report.search import _effects
 from ofav2.report.several import RESULT_COLUMNS
 from ofav2.report.single import _drawn, _unlocks
 from ofav2.runs.records import Run
@@ -390,3 +393,20 @@ def test_numbers_as_people_read_them() -> None:
     assert [count(n) for n in (7, 1_500, 10_255_760, 2.5e9, 1.5e32)] == ["7", "1.5 k", "10.3 M", "2.5 G", "1.5 × 10³²"]
     assert (percent(0.9888), percent(None)) == ("98.9 %", "–")
     assert (when("2026-11-22T17:50:45+00:00"), when("once")) == ("22 Nov 2026, 17:50 UTC", "once")
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_the_page_of_a_search_warns_of_effects_that_noise_could_have(
+    searched: Path, tmp_path: Path, noise: float
+) -> None:
+    folder, rng = Path(shutil.copytree(searched / "search", tmp_path / "search")), np.random.default_rng(0)
+    lines = [json.loads(line) for line in (folder / "archive.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for network in line.get("networks", ()) if line["kind"] == "measured" else ():
+            network["value"] = 0.1 * network["subnet"]["height"] + noise * float(rng.random())
+    (folder / "archive.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    found, told = _effects(read_search_snapshot(folder)), Markup(ofav2.write_report(folder)).text
+    assert found is not None
+    assert found.explained > 0
+    assert f"explain at most {percent(found.explained)} of the variance" in told
+    assert ("Don't rely on them" in told) == bool(noise) == (found.explained < found.floor)
