@@ -18,9 +18,9 @@ class PhaseSpan:
     name: str
     """Its name."""
     first: int
-    """Training steps before it."""
+    """Training steps that are planned before it."""
     end: int
-    """Training steps when it is over."""
+    """Training steps that are planned up to its end."""
     finished: bool
     """Whether the run has finished it."""
 

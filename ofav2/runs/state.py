@@ -46,7 +46,7 @@ class Progress:
     step: Count
     """Steps taken in it."""
     global_step: Count
-    """Steps taken in the run."""
+    """Steps that the recipe plans up to here: an earlier phase may have ended before its last one."""
     metrics_bytes: Count
     """Length of `metrics.jsonl`; what was written after is written again."""
     best_score: float | None = None

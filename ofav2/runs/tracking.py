@@ -80,7 +80,8 @@ class Tracker:
 
         Args:
             kind: What was measured, such as `train` or `validation`.
-            global_step: Training steps since the run's first phase began.
+            global_step: Training steps that the recipe plans up to here. A phase that its patience ends early leaves a
+                gap before the next one, which begins where it was planned.
             phase: Name of the phase.
             metrics: Values by name; scalars of numpy and torch too.
         """

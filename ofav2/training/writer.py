@@ -126,7 +126,7 @@ class RunWriter:
         Args:
             net: The supernet.
             phase: The phase's name.
-            end: Training steps of the run up to its end.
+            end: Training steps of the run that are planned up to its end.
             score: The largest network's score as a teacher.
             tracker: What keeps the checkpoint, too.
         """
