@@ -44,7 +44,7 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
         "commands": _commands(run),
         "phases": [_phase_row(run, span, measured) for span in planned],
         "unusable": unusable_steps(run),
-        "fall": _fall(run),
+        "fall": _fall(run, measured),
         "grains": _grains(run),
         "opened": measured.index(opened) if opened else None,
         "tables": measured,
@@ -131,22 +131,33 @@ def _last_step(run: RunSnapshot) -> int:
     return max((*measured, *saved), default=0)
 
 
-def _fall(run: RunSnapshot) -> str | None:
+def _fall(run: RunSnapshot, measured: Sequence[Table]) -> str | None:
     """Say why the largest network got worse after the first phase; None where it did not."""
-    phases, metric = run.record.phases, run.record.metric
-    scores = {phase.name: phase.ensemble_score for phase in phases if phase.ensemble_score is not None}
-    if len(scores) < 2 or not metric.counts_images:
+    metric = run.record.metric
+    together = {phase.name: phase.ensemble_score for phase in run.record.phases if phase.ensemble_score is not None}
+    if len(together) < 2 or not metric.counts_images:
         return None
-    (first, best), (last, now) = next(iter(scores.items())), list(scores.items())[-1]
+    (first, best), (last, now) = next(iter(together.items())), list(together.items())[-1]
+    own = [_corner_scores(measured, phase).get(run.record.space.largest()) for phase in (first, last)]
+    if own[0] is not None and own[1] is not None:
+        what, best, now = "The largest network", own[0], own[1]
+    else:
+        what = "The largest network, all exits together,"
     if metric.rank(now) > metric.rank(best) - 0.01:
         return None
     return (
-        f"The largest network fell from {metric.show(best, 1)} after {first} to {metric.show(now, 1)} after {last}: it"
+        f"{what} fell from {metric.show(best, 1)} after {first} to {metric.show(now, 1)} after {last}: it"
         " shares its weights with all networks that later phases train. More epochs in those phases win some of it"
         f" back. If only the largest is wanted, ofav2 extract {shlex.quote(str(run.folder))} --phase"
         f" {shlex.quote(first)} --largest --out DIR takes it as {first} left it; ofav2 finetune trains any extracted"
         " one on."
     )
+
+
+def _corner_scores(measured: Sequence[Table], phase: str) -> dict[Subnet, float]:
+    """Return the validation scores of the corners that were measured after a phase."""
+    corners = next((table.networks for table in measured if table.name == f"{phase}/corners"), ())
+    return {network.subnet: network.score for network in corners}
 
 
 def _grains(run: RunSnapshot) -> list[str]:
@@ -213,11 +224,11 @@ def _teacher(run: RunSnapshot, phase: str) -> Mapping[str, Any] | None:
 
 def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> dict[str, Any]:
     record = next((record for record in run.record.phases if record.name == span.name), None)
-    corners = next((table.networks for table in measured if table.name == f"{span.name}/corners"), ())
-    scores = {network.subnet: network.score for network in corners}
+    scores = _corner_scores(measured, span.name)
     return {
         "name": span.name,
-        "steps": span.end - span.first,
+        # With patience a phase may have taken fewer steps than planned.
+        "steps": record.steps if record else span.end - span.first,
         "record": record,
         "seconds": phase_seconds(run).get(span.name),
         "begun": any(line.get("phase") == span.name for line in run.metrics),
@@ -227,7 +238,7 @@ def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> 
         "smallest": scores.get(record.space.smallest()) if record else None,
         "mean": usable_mean(scores) if scores else None,
         "worst": run.record.metric.worst(*(scores[subnet] for subnet in usable(scores))) if scores else None,
-        "corners": len(corners),
+        "corners": len(scores),
     }
 
 

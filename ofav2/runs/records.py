@@ -271,7 +271,8 @@ class Run:
                 f"network: {record.architecture.variant}, {record.space.size():.2g} sub-networks",
                 f"data: {record.data.name}, {classes} classes; {images.train:,} training, {images.val:,} validation,"
                 f" {images.test:,} test images",
-                f"validation {metric.name} after phases: {', '.join(phases) or 'none is finished'}",
+                f"validation {metric.name} of all exits together, after phases:"
+                f" {', '.join(phases) or 'none is finished'}",
                 f"test {metric.name}: {', '.join(test) or 'not measured'}",
             )
         )

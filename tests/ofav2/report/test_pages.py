@@ -28,7 +28,7 @@ from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import share_error
 from supernets import Supernet
 from supernets.cost import Cost
-from tests.ofav2.changes import change_facts
+from tests.ofav2.changes import change_facts, change_lines
 from tests.ofav2.nas.made_up import made_up_table
 from tests.ofav2.tiny import SIX_PHASES, tiny_net
 
@@ -156,13 +156,36 @@ def test_a_phase_is_not_said_to_unlock_what_the_supernet_has_no_choice_of(tiny_r
 
 
 def test_a_fall_after_the_first_phase_is_explained_with_the_step_that_helps(run_copy: Path) -> None:
+    def fall(lines: list[dict[str, Any]]) -> None:
+        for line in lines:
+            if line["kind"] == "table" and line["name"].endswith("/corners"):
+                largest = max(line["rows"], key=lambda row: int(row[line["columns"].index("macs")]))
+                largest[-1] = 0.9 if line["name"] == "full/corners" else 0.8
+
+    change_lines(run_copy, fall)
+    told = Markup(ofav2.write_report(run_copy)).text
+    assert "The largest network fell from 90.0 % after full to 80.0 % after expand" in told
+    assert f"ofav2 extract {run_copy} --phase full --largest" in told
+
+
+def test_a_fall_of_all_exits_together_is_not_called_one_of_the_largest_network_alone(run_copy: Path) -> None:
     def fall(facts: dict[str, Any]) -> None:
-        facts["phases"][0]["ensemble_score"], facts["phases"][-1]["ensemble_score"] = 0.9, 0.8
+        facts["phases"][0]["ensemble_score"], facts["phases"][-1]["ensemble_score"] = 0.99, 0.01
 
     change_facts(run_copy, fall)
+    assert "fell from 99.0 %" not in Markup(ofav2.write_report(run_copy)).text
+    change_lines(run_copy, lambda lines: drop(lines, lambda line: "/corners" in str(line.get("name"))))
     told = Markup(ofav2.write_report(run_copy)).text
-    assert "fell from 90.0 % after full to 80.0 % after expand" in told
-    assert f"ofav2 extract {run_copy} --phase full --largest" in told
+    assert "The largest network, all exits together, fell from 99.0 % after full to 1.0 % after expand" in told
+
+
+def test_steps_of_a_phase_that_its_patience_ended_are_those_that_it_took(run_copy: Path) -> None:
+    change_facts(run_copy, lambda facts: facts["phases"][0].update(steps=12_345))
+    assert "12,345" in Markup(ofav2.write_report(run_copy)).text
+
+
+def drop(lines: list[dict[str, Any]], unwanted: Callable[[dict[str, Any]], bool]) -> None:
+    lines[:] = [line for line in lines if not unwanted(line)]
 
 
 def test_a_run_that_has_only_begun_has_a_page(half_run: Path) -> None:

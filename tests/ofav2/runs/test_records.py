@@ -60,6 +60,7 @@ def test_a_run_says_in_five_lines_what_it_is_and_reached(tiny_run: Run) -> None:
     assert first == f"run {tiny_run.folder}: finished"
     assert network.startswith("network: ee_dp, ")
     assert data.startswith("data: digits, 10 classes; ")
+    assert validation.startswith("validation top-1 of all exits together, after phases: full ")
     assert all(phase.name in validation for phase in tiny_run.record.phases)
     assert re.fullmatch(r"test top-1: largest \S+ ± \S+ %, smallest \S+ ± \S+ %", test)
     assert len(repr(tiny_run)) < 300
