@@ -75,7 +75,10 @@ class Regression:
         return torch.stack([values.sum((0, 2, 3)) for values in sums]).flatten()
 
     def read(self, sums: Tensor) -> Mapping[str, float]:
-        """Return the metrics; R2 of a plane whose targets are all equal is NaN, and left out of the mean."""
+        """Return the metrics; R2 of a plane whose targets are all equal is NaN, and left out of the mean.
+
+        Of outputs that are NaN in any plane, the mean is NaN, too.
+        """
         count, squared, absolute, truth, truth_squared = sums.view(_SUMS, -1)
         # Without a value this is NaN.
         spread = truth_squared - truth.square() / count
@@ -88,5 +91,7 @@ class Regression:
         values = count.sum()
         means = (squared.sum(), truth_squared.sum(), spread.nansum())
         rmse, zero, mean = (float((total / values).clamp(min=0).sqrt()) for total in means)
-        found = (float(r2.nanmean()), rmse, float(absolute.sum() / values), zero, mean, *r2.tolist())
+        # A plane that does not vary has no R2 to show that its outputs are NaN.
+        mean_r2 = math.nan if bool(squared.isnan().any()) else float(r2[varies].mean())
+        found = (mean_r2, rmse, float(absolute.sum() / values), zero, mean, *r2.tolist())
         return {metric.name: value for metric, value in zip(self.metrics, found, strict=False)}

@@ -56,6 +56,20 @@ def test_a_plane_of_one_value_is_left_out_of_r2() -> None:
     assert found["R2"] == found["R2 height"]
 
 
+@pytest.mark.parametrize("varies", [True, False])
+def test_outputs_that_are_nan_in_one_plane_have_no_r2(varies: bool) -> None:
+    output, target = made_up()
+    output[:, 0] = math.nan
+    if not varies:
+        target[:, 0] = 0.2
+    found = TASK.read(TASK.tally(output, target))
+    assert math.isnan(found["R2"])
+    assert found["R2 height"] > 0
+    # What does not count may be anything.
+    target[:, 0] = math.nan
+    assert TASK.read(TASK.tally(output, target))["R2"] == found["R2 height"]
+
+
 @pytest.mark.parametrize("value", [math.nan, 0.2, 0.0])
 def test_targets_without_any_variance_are_refused(value: float) -> None:
     output, target = made_up()
