@@ -110,7 +110,8 @@ def calibrate_exits(
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
     without a target, the cheapest one that loses no image which the last exit has right, and lets so few exit early
-    that at most a point may be lost unseen. Test images are looked at once, with it.
+    that at most a point may be lost unseen. Test images are looked at once it is chosen, with it and with the last exit
+    alone.
 
     Args:
         directory: A folder of `ofav2 extract` with several exits.
@@ -153,7 +154,8 @@ def calibrate_exits(
         macs=opened.macs,
         val=_on_curve(curve, index),
         test=evaluate_policy(opened, opened.data.test, policy),
-        last_exit_test_top1=opened.record.scores["test"][opened.net.exits[-1]],
+        # Not the extraction's record, which may be of other test images.
+        last_exit_test_top1=evaluate_policy(opened, opened.data.test, ExitPolicy(NEVER)).top1,
         measured=TimesRecord(
             machine=this_machine(opened.runtime.device),
             batches=batches,
@@ -283,10 +285,18 @@ def _call_times(
     found = []
     with log_progress("measuring times of networks", len(sizes) * ROUNDS * len(calls)) as advance:
         for size in sizes:
-            batches = [images for images, _ in _inputs(opened, split, size)]
-            found.append(stream_times(calls, batches, ROUNDS, advance))
-    count = count_views(split, opened.record.subnet.resolution)
-    return [tuple(round(time / count) for time in times) for times in zip(*found, strict=True)]
+            batches = _whole_batches([images for images, _ in _inputs(opened, split, size)], size)
+            count = size * len(batches)
+            found.append([round(time / count) for time in stream_times(calls, batches, ROUNDS, advance)])
+    return list(zip(*found, strict=True))
+
+
+def _whole_batches(batches: Sequence[Tensor], size: int) -> Sequence[Tensor]:
+    """Return batches of the given size, the last one filled up with the first images: smaller ones take longer each."""
+    images = torch.cat([*batches])
+    total = -(-len(images) // size) * size
+    # Joining keeps the layout in memory, which times depend on.
+    return torch.cat([images] * -(-total // len(images)))[:total].split(size)
 
 
 def _timed_images(val: Split) -> Split:

@@ -55,7 +55,7 @@ class TimesRecord:
     batches: tuple[Positive, ...]
     """Images per call."""
     images: Positive
-    """Images whose classification was timed."""
+    """Images whose classification was timed; the first ones again, where they don't fill a batch."""
     rounds: Positive
     """How often each call was timed; its median counts."""
     rows: tuple[Timed, ...]
@@ -97,7 +97,7 @@ class EarlyExitsRecord:
     test: Outcome
     """The policy on test."""
     last_exit_test_top1: float
-    """Test top-1 (0..1) of the last exit, as it was extracted."""
+    """Top-1 (0..1) of the last exit alone, on the same test images."""
     measured: TimesRecord
     """Measured times."""
     curve: CurveRecord

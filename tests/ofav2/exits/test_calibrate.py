@@ -3,7 +3,7 @@
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -112,16 +112,16 @@ def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch, calibrated: tuple[Path, Study, OpenedExits]
 ) -> None:
     shutil.copy(calibrated[0] / EARLY_RECORD, directory)
-    looked: list[str] = []
+    looked: list[tuple[str, float]] = []
     evaluated = evaluate_policy
 
     def noted(opened: Any, split: Any, policy: Any) -> Any:
-        looked.append(split.name)
+        looked.append((split.name, policy.threshold))
         return evaluated(opened, split, policy)
 
     monkeypatch.setattr(calibrate, "evaluate_policy", noted)
     study = ofav2.calibrate_exits(directory, min_top1=0.0)
-    assert looked == ["test"]
+    assert looked == [("test", study.record.policy.threshold), ("test", NEVER)]
     assert ofav2.load_exit_policy(directory) == study.record.policy
     assert study.record.policy.confidence == "max_softmax"
     assert study.record.val.shares == (1.0, 0.0, 0.0)
@@ -282,6 +282,39 @@ def test_what_is_missing_is_named(key: str, directory: Path) -> None:
     edited(directory / RECORD, lambda facts: facts.pop(key))
     with pytest.raises(RunError, match=f"{key} is missing"):
         ofav2.calibrate_exits(directory)
+
+
+def test_the_last_exit_is_scored_on_the_images_of_the_policy_whatever_its_extraction_measured(directory: Path) -> None:
+    def change(facts: dict[str, Any]) -> None:
+        facts["scores"]["test"] = dict.fromkeys(facts["scores"]["test"], 0.0)
+
+    edited(directory / RECORD, change)
+    assert set(ofav2.describe_subnet(directory).scores["test"].values()) == {0.0}
+    study, opened = ofav2.calibrate_exits(directory, timed=False), open_exits(directory)
+    assert study.record.last_exit_test_top1 == opened.evaluator.exit_scores(opened.module, 16, opened.data.test)[-1]
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 7, 64])
+def test_each_batch_that_is_timed_has_as_many_images_as_it_is_said_to(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    opened, seen = open_exits(directory), []
+    measured = calibrate.stream_times
+
+    def noted(calls: Any, batches: Sequence[torch.Tensor], *more: Any) -> tuple[float, ...]:
+        seen.extend(batches)
+        return measured(calls, batches, *more)
+
+    monkeypatch.setattr(calibrate, "stream_times", noted)
+    (((time,)),) = calibrate._call_times(opened, [opened.module], [size])
+    assert time > 0
+    assert {len(images) for images in seen} == {size}
+    assert len(seen) == -(-5 // size)
+    first = next(iter(calibrate._inputs(opened, calibrate._timed_images(opened.data.val), 5)))
+    given = torch.cat(seen)
+    for place, image in enumerate(given):
+        torch.testing.assert_close(image, first.images[place % 5])
+    assert seen[0].stride() == next(iter(calibrate._inputs(opened, opened.data.val, size))).images.stride()
 
 
 def test_calibrate_shows_the_policy_that_it_chose(directory: Path, capsys: Capture) -> None:
