@@ -1,7 +1,7 @@
 """Hold what several runs, or several searches, have in common, and what not."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,26 @@ def folder_names(folders: Sequence[Path]) -> tuple[str, ...]:
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], ...]:
     """Return the settings that differ: the full key, then each value as a recipe has it; a dash for none."""
-    flat = [{key: _written(value) for key, value in flat_settings(values)} for values in settings]
+    flat = [dict(flat_settings(values)) for values in settings]
     keys = dict.fromkeys(key for values in flat for key in values)
-    rows = ((key, *(values.get(key, "–") for values in flat)) for key in keys)
-    return tuple(row for row in rows if len(set(row[1:])) > 1)
+    rows = ((key, [values.get(key, "–") for values in flat]) for key in keys)
+    return tuple((key, *_told_apart(values)) for key, values in rows if len({*map(_exact, values)}) > 1)
 
 
-def _written(value: object) -> str:
-    """Return a setting as a recipe has it."""
+def _told_apart(values: Sequence[object]) -> list[str]:
+    """Return values as a recipe has them: with six digits, or with all where six make different ones alike."""
+    short, exact = [_written(value, "{:g}".format) for value in values], [_exact(value) for value in values]
+    return short if len({*short}) == len({*exact}) else exact
+
+
+def _exact(value: object) -> str:
+    return _written(value, lambda number: f"{number:g}" if float(f"{number:g}") == number else repr(number))
+
+
+def _written(value: object, number: Callable[[float], str]) -> str:
+    """Return a setting as a recipe has it, its floats written by a function."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_written, value))}]"
+        return f"[{', '.join(_written(one, number) for one in value)}]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)

@@ -17,6 +17,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import CLASSES, read_classes
 from ofav2.nas.latency_table import TABLE
 from ofav2.nas.search_snapshot import read_search_snapshot
+from ofav2.report.comparison import differing
 from ofav2.report.networks import Measured, Table, tables
 from ofav2.report.page import count, percent, when
 from ofav2.report.search import _effects
@@ -231,6 +232,16 @@ def test_comparing_says_what_differs(tiny_run: Run, run_copy: Path, tmp_path: Pa
     assert row["largest on test"] == f"{100 * test.largest:.1f} ± {100 * error:.1f} %"
     (kept,) = (t for t in tables(read_snapshot(tiny_run.folder)) if t.name == f"{SIX_PHASES[-1]}/corners")
     assert row["largest"].split(" ±")[0] == f"{100 * kept.networks[-1].score:.1f}", "choose on validation"
+
+
+def test_values_that_differ_beyond_six_digits_are_told_apart() -> None:
+    before = {"optim": {"lr": 0.1234567, "warmup": 1 / 3, "same": 0.1234567, "whole": 1.0}, "mean": (0.5, 0.1234567)}
+    after = {"optim": {"lr": 0.1234568, "warmup": 0.25, "same": 0.1234567, "whole": 1}, "mean": (0.5, 0.1234568)}
+    assert differing([before, after]) == (
+        ("optim.lr", "0.1234567", "0.1234568"),
+        ("optim.warmup", "0.333333", "0.25"),
+        ("mean", "[0.5, 0.1234567]", "[0.5, 0.1234568]"),
+    )
 
 
 def test_a_phase_that_only_one_run_has_is_a_difference(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
