@@ -172,7 +172,7 @@ def _summary(run: RunSnapshot) -> str:
     arch, data = run.record.architecture, run.record.data
     seconds = sum(phase_seconds(run).values())
     hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
-    took = f", trained{hours}" if run.state == "finished" and seconds else ""
+    took = f", trained{hours} by the clock, pauses included" if run.state == "finished" and seconds else ""
     if isinstance(arch, Backbone):
         what = f"{arch.name} with {len(arch.exits)} exits"
     else:
