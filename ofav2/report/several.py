@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,29 @@ def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot], measured: Seque
     if len(corners) > 1:
         seen = ", ".join(f"{name}: {which}" for which, name in corners.items())
         yield f"evaluation.corners differs ({seen}), so the mean of corners is of other networks."
+    for key, values in _evaluation(runs).items():
+        if len(set(values)) > 1:
+            seen = ", ".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+            yield f"{key} differs ({seen}), so the runs were evaluated in different ways."
     for name, run, own in zip(names, runs, measured, strict=True):
+        if run.record.test and not run.config.data.test_fraction:
+            yield (
+                f"{name}: test images are the validation images that chose its epochs (data.test_fraction=0), so its"
+                " test scores flatter."
+            )
         if own and _of_validation(own) is None:
             yield f"{name} measured no sub-networks on validation: its front is of test, other columns are empty."
         if run.state != "finished":
             yield f"{name} is not finished ({run.state}): its front is of validation after its last finished phase."
+
+
+def _evaluation(runs: Sequence[RunSnapshot]) -> dict[str, list[float]]:
+    """Return the settings that scores depend on, by their key: the value of each run."""
+    keys = ["data.eval_crop", "data.shrink_to"]
+    if not all(isinstance(run.record.architecture, Backbone) for run in runs):
+        # Only sub-networks of a supernet are recalibrated.
+        keys += ["evaluation.calibration_images", "evaluation.calibration_batch"]
+    return {key: [attrgetter(key)(run.config) for run in runs] for key in keys}
 
 
 def _data(run: RunSnapshot) -> str:

@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import shutil
 from collections.abc import Callable
@@ -257,6 +258,38 @@ def test_different_data_and_unfinished_runs_are_said(tiny_run: Run, half_run: Pa
     assert "different data" in found.warnings[0]
     assert "copy is not finished" in found.warnings[1]
     assert all(warning in Markup(found.page).text for warning in found.warnings)
+
+
+def test_test_images_that_chose_epochs_are_told_of_each_run_that_has_them(
+    tiny_run: Run, run_copy: Path, tmp_path: Path
+) -> None:
+    change_recipe(run_copy, "test_fraction: 0.03", "test_fraction: 0.0")
+    (told,) = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html").warnings
+    assert told.startswith("copy: test images are the validation images that chose its epochs (data.test_fraction=0)")
+    change_facts(run_copy, lambda facts: facts.update(test=None, status="stopped"))
+    warnings = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html").warnings
+    assert not any("flatter" in warning for warning in warnings), "it has no score on test"
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("eval_crop", "1.0"), ("shrink_to", "32"), ("calibration_images", "25"), ("calibration_batch", "10")],
+)
+def test_runs_that_were_evaluated_in_different_ways_are_told(
+    tiny_run: Run, run_copy: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    (line,) = re.findall(rf"^  {key}: .*$", tiny_run.record.recipe, re.MULTILINE)
+    change_recipe(run_copy, line, f"  {key}: {value}")
+    found = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html")
+    (told,) = found.warnings
+    before, section = line.split(": ")[1], "evaluation" if key.startswith("calibration") else "data"
+    assert told.startswith(f"{section}.{key} differs (six: {before}, copy: {value}), so the runs were evaluated in")
+
+
+def test_times_are_said_to_hold_pauses(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
+    assert "pauses included" in Markup(ofav2.write_report(run_copy)).text.split("Begun")[0]
+    page = ofav2.compare_runs([tiny_run.folder, run_copy], tmp_path / "both.html").page
+    assert "Times are by the clock, with pauses" in Markup(page).text
 
 
 def test_scores_of_test_do_not_stand_beside_those_of_validation(tiny_run: Run, run_copy: Path, tmp_path: Path) -> None:
