@@ -114,7 +114,7 @@ class Learned:
     """The worst objectives that count; fixed after round 0."""
     tau: float | None
     """Kendall's rank correlation of predicted and measured losses, of the round's networks that no earlier round
-    measured; None where there are none."""
+    measured, each once; None where there are none."""
 
 
 Event = Picked | Measured | Learned
@@ -165,15 +165,14 @@ def search(
         if losses is None:
             return
         nested = [problem.nested(body) for body in picked.bodies]
-        # A predictor is judged by networks that it was not fitted on: shorter ones may have been measured before.
-        new = [archive.lacks(genes) for genes in nested]
-        archive = archive.plus(
-            problem, np.concatenate(nested), np.concatenate([losses[body] for body in range(len(nested))])
-        )
+        genes, measured = np.concatenate(nested), np.concatenate([losses[body] for body in range(len(nested))])
+        # A predictor is judged by networks that it was not fitted on, each once: shorter ones may have been measured
+        # before, or by another body of the round.
+        new = archive.lacks(genes)
+        archive = archive.plus(problem, genes, measured)
         guessed, found = np.zeros(0), np.zeros(0)
         if picked.predicted:
-            guessed = np.concatenate([losses[unknown] for losses, unknown in zip(picked.predicted, new, strict=True)])
-            found = np.concatenate([losses[body][unknown] for body, unknown in enumerate(new)])
+            guessed, found = np.concatenate(picked.predicted)[new], measured[new]
             predicted, real = (np.concatenate(pair)[-RECENT:] for pair in ((predicted, guessed), (real, found)))
         reference = reference if number else first_reference(archive, settings.worst_loss)
         if not _old(old, Learned):
