@@ -40,7 +40,7 @@ function roundMarker(own, node, more) {
 
 function costAxis(values, node) {
   const {title, name} = costs[chosen.cost];
-  return axis(title + ({memory: ", bytes", latency: ", ns"}[name] ?? " per image"), costScale(values, node));
+  return axis(title + ({macs: " per image", memory: ", bytes", latency: ", ns"}[name] ?? ""), costScale(values, node));
 }
 
 function scatterFigure(node) {
