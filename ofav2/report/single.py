@@ -219,7 +219,8 @@ def _teacher(run: RunSnapshot, phase: str) -> Mapping[str, Any] | None:
     teacher = next((record.teacher for record in run.record.phases if record.name == phase), None)
     if teacher is None or teacher.name is None:
         return None
-    return {"name": teacher.name, "score": teacher.score, "reason": teacher.reason or ""}
+    of_run = teacher.phase is not None
+    return {"name": teacher.name, "score": teacher.score, "reason": teacher.reason or "", "exits": of_run}
 
 
 def _phase_row(run: RunSnapshot, span: PhaseSpan, measured: Sequence[Table]) -> dict[str, Any]:

@@ -139,7 +139,9 @@ function curvesFigure(node) {
     x: withTeacher.flatMap(phase => [phase.first, (phase.first + phase.end) / 2, phase.end, null]),
     y: withTeacher.flatMap(phase => [...Array(3).fill(phase.teacher.score), null]),
     text: withTeacher.flatMap(phase => [...Array(3).fill(plain(phase.teacher.name)), ""]),
-    hovertemplate: `teacher: %{text}, %{y:${metricFormat()}} with all exits<extra></extra>`,
+    // A teacher from elsewhere has one output.
+    customdata: withTeacher.flatMap(phase => [...Array(3).fill(phase.teacher.exits ? " with all exits" : ""), ""]),
+    hovertemplate: `teacher: %{text}, %{y:${metricFormat()}}%{customdata}<extra></extra>`,
   });
   const band = (phase, index) => ({
     type: "rect", xref: "x", yref: "paper", x0: phase.first, x1: phase.end, y0: 0, y1: 1, layer: "below",

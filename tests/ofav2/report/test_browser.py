@@ -239,6 +239,24 @@ def test_printing_is_light_and_unfolds_the_recipe(browser: webdriver.Chrome, pag
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "screen"})
 
 
+def test_a_teacher_from_elsewhere_is_not_said_to_have_exits(browser: webdriver.Chrome, run_copy: Path) -> None:
+    def outside(facts: dict[str, Any]) -> None:
+        taught = [phase["teacher"] for phase in facts["phases"] if phase["teacher"]["name"]]
+        assert len(taught) > 1
+        taught[0].update(policy="timm:resnet18", name="timm:resnet18", phase=None, score=0.9)
+
+    change_facts(run_copy, outside)
+    show(browser, ofav2.write_report(run_copy))
+    told = browser.execute_script(
+        "const trace = document.getElementById('curves').data.find(trace => trace.name === 'teacher');"
+        "return trace.text.map((name, point) => name + trace.customdata[point])"
+    )
+    assert "timm:resnet18" in told
+    assert "timm:resnet18 with all exits" not in told
+    assert any(text.endswith(" largest network with all exits") for text in told)
+    assert browser.get_log("browser") == []
+
+
 def test_a_run_under_way_has_its_charts(browser: webdriver.Chrome, training_run: Path) -> None:
     show(browser, ofav2.write_report(training_run))
     assert drawn(browser) == ["scatter", "cost", "curves", "corners"]
@@ -398,6 +416,8 @@ def test_costs_of_zero_or_less_are_drawn(
         show(browser, path)
         assert drawn(browser)[: len(charts)] == charts
         assert {browser.execute_script(scale, chart) for chart in charts} == {"linear"}
+        titles = "return document.getElementById(arguments[0]).layout.xaxis.title.text"
+        assert {browser.execute_script(titles, chart) for chart in charts} == {"over"}
         assert browser.get_log("browser") == []
     show(browser, ofav2.write_report(searched / "search", tmp_path / "page.html"))
     assert browser.execute_script(scale, "scatter") == "log", "costs over zero"
@@ -420,6 +440,8 @@ def test_the_front_of_a_search_can_be_walked(browser: webdriver.Chrome, search_p
     Select(browser.find_element(By.ID, "cost-menu")).select_by_visible_text("multiply-adds")
     title = "return document.getElementById('scatter').layout.xaxis.title.text"
     assert browser.execute_script(title) == "multiply-adds per image"
+    Select(browser.find_element(By.ID, "cost-menu")).select_by_visible_text("parameters")
+    assert browser.execute_script(title) == "parameters"
 
 
 def test_a_search_that_has_only_begun_has_no_complaint(
