@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ofav2.evaluation.by_class import measure_classes
     from ofav2.evaluation.measure import MeasuredSubnet, measure
     from ofav2.evaluation.opened_run import OpenedRun, load_supernet, open_run
-    from ofav2.exits.calibrate import calibrate_exits
+    from ofav2.exits.calibrate import CalibrationStudy, calibrate_exits
     from ofav2.exits.early import EarlyExits, ExitPolicy, Prediction, early_exits
     from ofav2.exits.exit_agreement import Agreement, measure_exits
     from ofav2.exits.policy_file import load_early_exits, load_exit_policy
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ofav2.finetuning.front import TunedFront, TunedNetwork, finetune_front
     from ofav2.finetuning.run import finetune
     from ofav2.inference.classifier import Classified, Classifier, Transform, load_classifier, transform
-    from ofav2.inference.evaluate import ClassReport, evaluate_network
+    from ofav2.inference.evaluate import ClassReport, MetricsReport, evaluate_network
     from ofav2.nas.candidates import Candidate, Ranking
     from ofav2.nas.choosing import choose
     from ofav2.nas.engine.loop import SearchSettings
@@ -49,11 +49,13 @@ if TYPE_CHECKING:
     from ofav2.training.import_ofa import import_ofa
     from ofav2.training.run import resume, train
     from supernets import GraphError, SpaceError
-    from supernets.cost import Cost
+    from supernets.cost import Cost, LayerCost
+    from supernets.subnet_cost import PartCost
 
 __all__ = (
     "AdaptSettings",
     "Agreement",
+    "CalibrationStudy",
     "Candidate",
     "ClassReport",
     "ClassResults",
@@ -69,10 +71,13 @@ __all__ = (
     "GraphError",
     "Latency",
     "LatencyTable",
+    "LayerCost",
     "Limits",
     "Lost",
     "MeasuredSubnet",
+    "MetricsReport",
     "OpenedRun",
+    "PartCost",
     "Prediction",
     "PruneStudy",
     "Ranking",
@@ -147,6 +152,8 @@ _HOMES = MappingProxyType(
         "Ranking": "ofav2.nas.candidates",
         "choose": "ofav2.nas.choosing",
         "Cost": "supernets.cost",
+        "LayerCost": "supernets.cost",
+        "PartCost": "supernets.subnet_cost",
         "DistillError": "distill",
         "GraphError": "supernets",
         "SpaceError": "supernets",
@@ -183,6 +190,7 @@ _HOMES = MappingProxyType(
         "ExitPolicy": "ofav2.exits.early",
         "Prediction": "ofav2.exits.early",
         "early_exits": "ofav2.exits.early",
+        "CalibrationStudy": "ofav2.exits.calibrate",
         "calibrate_exits": "ofav2.exits.calibrate",
         "load_early_exits": "ofav2.exits.policy_file",
         "load_exit_policy": "ofav2.exits.policy_file",
@@ -196,6 +204,7 @@ _HOMES = MappingProxyType(
         "finetune": "ofav2.finetuning.run",
         "finetune_front": "ofav2.finetuning.front",
         "ClassReport": "ofav2.inference.evaluate",
+        "MetricsReport": "ofav2.inference.evaluate",
         "ClassResults": "ofav2.tasks.class_results",
         "measure_classes": "ofav2.evaluation.by_class",
         "evaluate_network": "ofav2.inference.evaluate",

@@ -50,7 +50,7 @@ HIDDEN = 0.01
 
 
 @dataclass(frozen=True)
-class Study:
+class CalibrationStudy:
     """A calibrated network: the policy, and what it and others cost and reach."""
 
     name: str
@@ -76,13 +76,13 @@ class Study:
         return next(row for row in self.record.measured.rows if row.name == name)
 
 
-def study_columns(study: Study) -> tuple[str, ...]:
+def study_columns(study: CalibrationStudy) -> tuple[str, ...]:
     """Return the columns of `study_rows`."""
     times = (f"ms per image, batch {size}" for size in study.record.measured.batches)
     return ("", "mean multiply-adds", "top-1 %", "% of images per exit", *times)
 
 
-def study_rows(study: Study) -> list[tuple[object, ...]]:
+def study_rows(study: CalibrationStudy) -> list[tuple[object, ...]]:
     """Return what was measured on validation as rows of a table; an arrow marks the chosen threshold."""
     return [
         (
@@ -105,7 +105,7 @@ def calibrate_exits(
     confidence: str = "max_softmax",
     ensemble: bool | None = None,
     timed: bool = True,
-) -> Study:
+) -> CalibrationStudy:
     """Find the threshold of an extracted network that keeps a target, measure it, and write `early_exits.json`.
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
@@ -166,7 +166,7 @@ def calibrate_exits(
         curve=_kept(curve),
     )
     write_early_record(opened.folder, record)
-    return Study(opened.record.name, opened.data.name, record, curve, indices.index(index))
+    return CalibrationStudy(opened.record.name, opened.data.name, record, curve, indices.index(index))
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:

@@ -3,14 +3,14 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from ofav2.exits.calibrate import Study
+from ofav2.exits.calibrate import CalibrationStudy
 from ofav2.report.page import write_page
 
 PAGE = "early_exits.html"
 _POINTS = 400
 
 
-def write_early_page(study: Study, out: Path) -> None:
+def write_early_page(study: CalibrationStudy, out: Path) -> None:
     """Write the page.
 
     Args:

@@ -19,7 +19,7 @@ from ofav2.data import count_views, eval_batches, open_data
 from ofav2.deploy.artifact import RECORD, EpochSearch, FinetuningRecord, Validation, write_subnet_record
 from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate
-from ofav2.exits.calibrate import OpenedExits, Study, evaluate_policy, open_exits
+from ofav2.exits.calibrate import CalibrationStudy, OpenedExits, evaluate_policy, open_exits
 from ofav2.exits.early import NEVER
 from ofav2.exits.policy_file import EARLY_RECORD
 from ofav2.report.early import PAGE, write_early_page
@@ -54,7 +54,7 @@ def edited(path: Path, change: Callable[[dict[str, Any]], object]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Study, OpenedExits]:
+def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, CalibrationStudy, OpenedExits]:
     """A copy that was calibrated so that some images exit early and some late; to look at only."""
     path = Path(shutil.copytree(taken, tmp_path_factory.mktemp("calibrated") / "net"))
     opened = open_exits(path)
@@ -66,7 +66,7 @@ def calibrated(taken: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     return path, study, opened
 
 
-def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, CalibrationStudy, OpenedExits]) -> None:
     _, study, opened = calibrated
     for split, outcome in ((opened.data.val, study.record.val), (opened.data.test, study.record.test)):
         assert evaluate_policy(opened, split, study.record.policy) == outcome
@@ -87,7 +87,9 @@ def test_what_a_calibration_says_can_be_measured_again(calibrated: tuple[Path, S
     assert all(len(row.nanoseconds) == 2 and min(row.nanoseconds) > 0 for row in study.record.measured.rows)
 
 
-def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_every_threshold_of_the_table_is_what_predict_does(
+    calibrated: tuple[Path, CalibrationStudy, OpenedExits],
+) -> None:
     _, study, opened = calibrated
     for row in study.record.measured.rows:
         if row.threshold is not None:
@@ -96,7 +98,7 @@ def test_every_threshold_of_the_table_is_what_predict_does(calibrated: tuple[Pat
             assert (outcome.mean_macs, outcome.top1, outcome.shares) == (row.mean_macs, row.top1, row.shares)
 
 
-def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, CalibrationStudy, OpenedExits]) -> None:
     directory, study, _ = calibrated
     assert ofav2.load_exit_policy(directory) == study.record.policy
     net = ofav2.load_early_exits(str(directory))
@@ -109,7 +111,7 @@ def test_the_rule_is_read_back_with_the_network(calibrated: tuple[Path, Study, O
 
 
 def test_calibrating_again_replaces_the_rule_and_test_images_choose_nothing(
-    directory: Path, monkeypatch: pytest.MonkeyPatch, calibrated: tuple[Path, Study, OpenedExits]
+    directory: Path, monkeypatch: pytest.MonkeyPatch, calibrated: tuple[Path, CalibrationStudy, OpenedExits]
 ) -> None:
     shutil.copy(calibrated[0] / EARLY_RECORD, directory)
     looked: list[tuple[str, float]] = []
@@ -144,7 +146,7 @@ def test_without_timing_all_is_found_but_times(directory: Path, capsys: Capture)
     assert "h-time" not in (directory / PAGE).read_text(encoding="utf-8")
 
 
-def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_the_file_holds_the_study(calibrated: tuple[Path, CalibrationStudy, OpenedExits]) -> None:
     directory, study, _ = calibrated
     facts = json.loads((directory / EARLY_RECORD).read_text(encoding="utf-8"))
     assert facts["policy"] == {"threshold": study.record.policy.threshold, "confidence": "margin", "ensemble": True}
@@ -154,7 +156,7 @@ def test_the_file_holds_the_study(calibrated: tuple[Path, Study, OpenedExits]) -
     assert [entry.name for entry in directory.iterdir() if entry.name.startswith(".")] == []
 
 
-def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, OpenedExits]) -> None:
+def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, CalibrationStudy, OpenedExits]) -> None:
     directory, found, _ = calibrated
     study = replace(found, name="<script>x</script>", data="<b>y</b>")
     write_early_page(study, directory / PAGE)
@@ -181,7 +183,7 @@ def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, Study, Opene
     ],
 )
 def test_a_rule_that_was_tampered_with_is_refused(
-    change: Any, words: str, calibrated: tuple[Path, Study, OpenedExits], tmp_path: Path
+    change: Any, words: str, calibrated: tuple[Path, CalibrationStudy, OpenedExits], tmp_path: Path
 ) -> None:
     copy = Path(shutil.copytree(calibrated[0], tmp_path / "copy"))
     assert ofav2.load_exit_policy(copy) == calibrated[1].record.policy
