@@ -2,8 +2,10 @@
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+
+from torch.fx import GraphModule
 
 import distill
 import supernets
@@ -66,7 +68,10 @@ def run_phase(
     objective = make_objective(setup, phase, phase_teacher.teacher)
     steps = learn(setup, phase, objective, writer=writer, tracker=tracker, state=state, stop=stop)
 
-    score, mean = _evaluate(setup, phase, tracker)
+    networks = largest_networks(net, setup.evaluator)
+    if isinstance(net, supernets.Supernet):
+        adopt_statistics(net, networks[max(networks)])
+    score, mean = _evaluate(setup, phase, networks, tracker)
     broken = not_finite(net)
     if broken is None and not all(math.isfinite(value) for value in (score, mean) if value is not None):
         broken = "validation scores"
@@ -94,12 +99,21 @@ def run_phase(
     )
 
 
-def _evaluate(setup: Setup, phase: Phase, tracker: Tracker) -> tuple[float, float | None]:
-    """Return validation scores after a phase: the largest network's as a teacher, and the mean over corners, if any."""
+def _evaluate(
+    setup: Setup, phase: Phase, networks: Mapping[int, GraphModule], tracker: Tracker
+) -> tuple[float, float | None]:
+    """Return and track validation scores after a phase: the largest network's as a teacher, and the mean over corners.
+
+    Args:
+        setup: What is trained, on what.
+        phase: The phase.
+        networks: The largest network by resolution.
+        tracker: What keeps the measurements.
+
+    Returns:
+        The teacher's score, and the mean over corners; None where none are measured.
+    """
     net, evaluator = setup.net, setup.evaluator
-    networks = largest_networks(net, evaluator)
-    if isinstance(net, supernets.Supernet):
-        adopt_statistics(net, networks[max(networks)])
     score = teaching_score(prepare_teachers(networks, setup.runtime), phase.weights.teaching, evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
