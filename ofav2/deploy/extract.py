@@ -25,8 +25,8 @@ from ofav2.deploy.artifact import (
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.seen import seen_by, seen_sha256, write_seen
-from ofav2.deploy.write import weights_sha256, write_description, write_network
+from ofav2.deploy.seen import seen_by, seen_sha256
+from ofav2.deploy.write import complete_folder, weights_sha256, write_network
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.opened_run import OpenedRun, open_loaded
@@ -159,8 +159,7 @@ def extract_into(
     about = usage(taken.input, taken.task, taken.classes, taken.exports.outputs)
     exports, sha256 = write_network(staging, module, images, about, formats)
     record = replace(taken, formats=tuple(formats), exports=exports, sha256=sha256)
-    write_seen(staging, seen)
-    write_description(staging, record)
+    complete_folder(staging, record, seen, module, images, run.runtime)
     return record
 
 

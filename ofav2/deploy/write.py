@@ -5,15 +5,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ofav2 import files
-from ofav2.deploy.artifact import WEIGHTS, ExportRecord, SubnetRecord, write_subnet_record
+from ofav2.data.digests import Digests
+from ofav2.deploy.agreement import require_same
+from ofav2.deploy.artifact import WEIGHTS, ExportRecord, SubnetRecord, load_subnet, write_subnet_record
 from ofav2.deploy.card import CARD, model_card
 from ofav2.deploy.export import FORMATS, write_exports
+from ofav2.deploy.seen import write_seen
 from ofav2.runs import checkpoint
+from ofav2.runtime.device import Runtime
 from supernets.ensembles import with_ensemble
+from supernets.outputs import exit_logits
 
 
 def write_network(
@@ -52,12 +58,26 @@ def weights_sha256(module: GraphModule) -> str:
     return hashlib.sha256(checkpoint.tensor_bytes(module.state_dict())).hexdigest()
 
 
-def write_description(staging: Path, record: SubnetRecord) -> None:
-    """Write a network's record, and its model card where that is among the record's formats.
+def complete_folder(
+    staging: Path, record: SubnetRecord, seen: Digests, module: GraphModule, images: Tensor, runtime: Runtime
+) -> None:
+    """Write all but the network itself: its record, the model card if asked for, what it has seen; then read it back.
+
+    Args:
+        staging: The folder, with what `write_network` wrote.
+        record: What the network is.
+        seen: Digests of all images that it has seen, ascending.
+        module: The network, on the device.
+        images: Real, normalised images (N, C, H, W), on the device.
+        runtime: The device.
 
     Raises:
-        RunError: If a file can't be written.
+        RunError: If a file can't be written, or what is read back does not compute what the network does.
     """
+    write_seen(staging, seen)
     write_subnet_record(staging, record)
     if "card" in record.formats:
         files.write_text(staging / CARD, model_card(record))
+    with torch.inference_mode():
+        loaded = runtime.place(load_subnet(staging))
+        require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")

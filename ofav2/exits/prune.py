@@ -21,11 +21,11 @@ from ofav2.config import recipe
 from ofav2.data import Split, refuse_inside
 from ofav2.data.digests import Digests
 from ofav2.deploy.agreement import COMPARED, require_same
-from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, load_subnet, usage
+from ofav2.deploy.artifact import RECORD, Accuracy, PruningRecord, SubnetRecord, SubsetRecord, usage
 from ofav2.deploy.export import FORMATS, check_formats, output_names
 from ofav2.deploy.extract import take_out
-from ofav2.deploy.seen import read_seen, seen_sha256, write_seen
-from ofav2.deploy.write import write_description, write_network
+from ofav2.deploy.seen import read_seen, seen_sha256
+from ofav2.deploy.write import complete_folder, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.evaluator import Evaluator
@@ -427,8 +427,11 @@ def _write(
     """Write the pruned network into an empty folder, and read it back."""
     exits, evaluator = pruning.chosen.exits, source.evaluator
     single = len(exits) == 1
-    network = _network(source.module, study.table.choices[study.choice.index])
-    images = evaluator.sample_inputs(source.resolution)[:COMPARED]
+    kept = study.table.choices[study.choice.index]
+    network, images = _network(source.module, kept), evaluator.sample_inputs(source.resolution)[:COMPARED]
+    with torch.inference_mode():
+        found, whole = exit_logits(network(images)), exit_logits(source.module(images))
+        require_same(found, [whole[i] for i in kept], "pruned network, beside the one with all exits,")
     weights = None if single else pruning.chosen.weights
     names = output_names(exits, single=single, ensemble=not single)
     about = usage(source.record.input, source.record.task, source.record.classes, names)
@@ -448,11 +451,5 @@ def _write(
         sha256=sha256,
         seen_sha256=seen_sha256(source.seen),
     )
-    write_seen(staging, source.seen)
-    write_description(staging, record)
-    with torch.inference_mode():
-        loaded = exit_logits(evaluator.runtime.place(load_subnet(staging))(images))
-        kept = exit_logits(source.module(images))
-        expected = [kept[i] for i in study.table.choices[study.choice.index]]
-        require_same(loaded, expected, "pruned network, beside the one with all exits,")
+    complete_folder(staging, record, source.seen, network, images, evaluator.runtime)
     return replace(study, record=record)

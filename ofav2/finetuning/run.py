@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from torch.fx import GraphModule
 
 from ofav2 import files
 from ofav2.config import recipe
 from ofav2.data import join, refuse_inside
-from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import (
     RECORD,
     WEIGHTS,
@@ -27,12 +25,11 @@ from ofav2.deploy.artifact import (
     StockProvenance,
     SubnetRecord,
     input_record,
-    load_subnet,
     usage,
 )
 from ofav2.deploy.export import FORMATS, check_formats, output_names
-from ofav2.deploy.seen import seen_sha256, write_seen
-from ofav2.deploy.write import write_description, write_network
+from ofav2.deploy.seen import seen_sha256
+from ofav2.deploy.write import complete_folder, write_network
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.finetuning.loop import exit_scores, find_epochs, train_final
@@ -47,7 +44,6 @@ from ofav2.runtime.signals import interruptible
 from ofav2.tasks.base import Metric
 from supernets.backbone import Backbone
 from supernets.ensembles import with_ensemble
-from supernets.outputs import exit_logits
 
 logger = logging.getLogger(__name__)
 
@@ -195,12 +191,8 @@ def _write(
         sha256=sha256,
         seen_sha256=seen_sha256(tuning.seen),
     )
-    write_seen(staging, tuning.seen)
-    write_description(staging, written)
     files.write_text(staging / folder.RECIPE, done.recipe)
     if isinstance(start.provenance, StockProvenance):
         write_teacher(staging, _teacher(written))
-    with torch.inference_mode():
-        loaded = tuning.runtime.place(load_subnet(staging))
-        require_same(exit_logits(loaded(images)), exit_logits(module(images)), "network that was read back")
+    complete_folder(staging, written, tuning.seen, module, images, tuning.runtime)
     return written

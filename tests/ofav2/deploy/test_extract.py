@@ -1,6 +1,7 @@
 """A sub-network is taken out whole, checked, with facts that can be measured again, or not at all."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from ofav2.deploy.seen import SEEN
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation import opened_run
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.runs import checkpoint
 from supernets import SpaceError, Subnet
 from supernets.layers import ElasticConv2d, ElasticDepthwise
 from supernets.subnet_cost import subnet_cost
@@ -192,6 +194,20 @@ def test_a_slice_that_is_wrong_in_extraction_alone_is_found(
 
     monkeypatch.setattr(layer, "plain", wrong)
     with pytest.raises(RunError, match="extracted network"):
+        ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
+    assert files_below(tmp_path) == []
+
+
+def test_weights_that_are_written_wrongly_are_found(
+    opened: OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = checkpoint.tensor_bytes
+
+    def wrong(tensors: Mapping[str, torch.Tensor]) -> bytes:
+        return plain({name: tensor.flip(0) if tensor.ndim == 4 else tensor for name, tensor in tensors.items()})
+
+    monkeypatch.setattr(checkpoint, "tensor_bytes", wrong)
+    with pytest.raises(RunError, match="network that was read back does not compute what it should"):
         ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "out", formats=())
     assert files_below(tmp_path) == []
 
