@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from ofav2.nas.engine.loop import SearchSettings
     from ofav2.nas.found import AdaptSettings, Finalist, Found, load_search
     from ofav2.nas.latency import Latency, measure_latency
-    from ofav2.nas.latency_table import LatencyTable, load_table, measure_table, predict_latency, save_table
+    from ofav2.nas.latency_table import (
+        LatencyTable,
+        load_latency_table,
+        measure_latency_table,
+        predict_latency,
+        save_latency_table,
+    )
     from ofav2.nas.limits import Limits, parse_limits
     from ofav2.nas.plugins import SearchPlugins
     from ofav2.nas.search import resume_search, search
@@ -109,15 +115,15 @@ __all__ = (
     "load_early_exits",
     "load_ensemble",
     "load_exit_policy",
+    "load_latency_table",
     "load_search",
     "load_subnet",
     "load_supernet",
-    "load_table",
     "measure",
     "measure_classes",
     "measure_exits",
     "measure_latency",
-    "measure_table",
+    "measure_latency_table",
     "network_cost",
     "network_layers",
     "network_parts",
@@ -127,7 +133,7 @@ __all__ = (
     "prune_exits",
     "resume",
     "resume_search",
-    "save_table",
+    "save_latency_table",
     "search",
     "train",
     "transform",
@@ -165,10 +171,10 @@ _HOMES = MappingProxyType(
         "Latency": "ofav2.nas.latency",
         "measure_latency": "ofav2.nas.latency",
         "LatencyTable": "ofav2.nas.latency_table",
-        "load_table": "ofav2.nas.latency_table",
-        "measure_table": "ofav2.nas.latency_table",
+        "load_latency_table": "ofav2.nas.latency_table",
+        "measure_latency_table": "ofav2.nas.latency_table",
         "predict_latency": "ofav2.nas.latency_table",
-        "save_table": "ofav2.nas.latency_table",
+        "save_latency_table": "ofav2.nas.latency_table",
         "AdaptSettings": "ofav2.nas.found",
         "Finalist": "ofav2.nas.found",
         "Found": "ofav2.nas.found",

@@ -25,14 +25,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from ofav2.nas.latency_table import TABLE, measure_table, save_table
+    from ofav2.nas.latency_table import TABLE, measure_latency_table, save_latency_table
     from ofav2.runs.records import read_run
 
     path = Path(arguments.table) if arguments.table else Path(arguments.run) / TABLE
     read_run(Path(arguments.run))
     check_writable(path)
-    timed = measure_table(arguments.run, batch=arguments.batch, threads=arguments.threads)
-    save_table(timed, path)
+    timed = measure_latency_table(arguments.run, batch=arguments.batch, threads=arguments.threads)
+    save_latency_table(timed, path)
     error, machine = timed.error, timed.machine
     console.show(str(path))
     console.say(

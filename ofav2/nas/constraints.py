@@ -6,7 +6,7 @@ from pathlib import Path
 from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, require_supernet
 from ofav2.nas.candidates import Ranking, feasible
 from ofav2.nas.cost_model import CostModel
-from ofav2.nas.latency_table import TABLE, LatencyTable, load_table, measure_subnet
+from ofav2.nas.latency_table import TABLE, LatencyTable, load_latency_table, measure_subnet
 from ofav2.nas.limits import Limits, narrowed, show
 from supernets import Space
 
@@ -51,7 +51,7 @@ def constrain(
     net = require_supernet(run.net, "name a network, with --largest or --subnet FILE")
     space = narrowed(net.space, exits, resolutions)
     path = table or (run.folder / TABLE if limits.latency is not None else None)
-    loaded = load_table(path, net.architecture) if path else None
+    loaded = load_latency_table(path, net.architecture) if path else None
     feasible(CostModel(net.architecture, loaded), space, limits)
     return Constraints(limits, space, loaded)
 

@@ -54,7 +54,7 @@ class CostModel:
         Raises:
             UserError: If the latency table lacks one of its parts.
         """
-        latency = predict_latency(self.table, self.architecture, subnet) if self.table else 0
+        latency = predict_latency(self.table, subnet) if self.table else 0
         return _price(self.cost(subnet), latency)
 
     def part(self, part: StemPart | ExitPart, resolution: int) -> Price:

@@ -15,7 +15,7 @@ from ofav2.nas.candidates import Candidate, Ranking
 from ofav2.nas.cheapest import within
 from ofav2.nas.cost_model import Price
 from ofav2.nas.engine.loop import SearchSettings
-from ofav2.nas.latency_table import LatencyTable, load_table
+from ofav2.nas.latency_table import LatencyTable, load_latency_table
 from ofav2.nas.limits import Limits, show
 from ofav2.runs.folder import RECORD as RUN_RECORD
 from ofav2.tasks.base import Metric
@@ -415,7 +415,7 @@ def latency_table(folder: Path, run: SearchedRun) -> LatencyTable | None:
     path = located(run.latency_table, folder) if run.latency_table else None
     if path is None or not path.is_file() or files.sha256(path) != run.latency_sha256:
         return None
-    return load_table(path, run.architecture)
+    return load_latency_table(path, run.architecture)
 
 
 def run_names(runs: Sequence[Path]) -> tuple[str, ...]:

@@ -93,13 +93,12 @@ def part_latency(table: LatencyTable, part: Part, side: int) -> int:
     return table.entries[key]
 
 
-def predict_latency(table: LatencyTable, arch: Architecture, subnet: Subnet) -> int:
+def predict_latency(table: LatencyTable, subnet: Subnet) -> int:
     """Return the predicted latency of a sub-network with its own exit, in nanoseconds.
 
     Args:
         table: The supernet's table.
-        arch: The supernet's architecture.
-        subnet: A network of its space.
+        subnet: A network of the supernet's space.
 
     Returns:
         Nanoseconds of a call with `table.batch` images.
@@ -107,7 +106,7 @@ def predict_latency(table: LatencyTable, arch: Architecture, subnet: Subnet) -> 
     Raises:
         UserError: If the table lacks one of its parts.
     """
-    return sum(part_latency(table, part, side) for part, side in subnet_parts(arch, subnet))
+    return sum(part_latency(table, part, side) for part, side in subnet_parts(table.supernet, subnet))
 
 
 def build_table(
@@ -147,10 +146,10 @@ def build_table(
         measured = _time_networks(net, subnets, runtime, batch, rounds, repeats)
         machine = this_machine(runtime.device)
     table = LatencyTable(machine, batch, arch, entries, 1.0, PredictionError(0, 0.0, 0.0))
-    return _fitted(table, arch, subnets, measured)
+    return _fitted(table, subnets, measured)
 
 
-def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None) -> LatencyTable:
+def measure_latency_table(run: str | Path, *, batch: int = 1, threads: int | None = None) -> LatencyTable:
     """Time the parts of a run's supernet, on the device that its recipe names.
 
     Args:
@@ -172,7 +171,7 @@ def measure_table(run: str | Path, *, batch: int = 1, threads: int | None = None
     return build_table(net, runtime, batch=batch, threads=threads)
 
 
-def save_table(table: LatencyTable, path: str | Path) -> None:
+def save_latency_table(table: LatencyTable, path: str | Path) -> None:
     """Write a table as JSON, whole or not at all.
 
     Args:
@@ -185,7 +184,7 @@ def save_table(table: LatencyTable, path: str | Path) -> None:
     write_record(Path(path), table, FORMAT)
 
 
-def load_table(path: str | Path, arch: Architecture) -> LatencyTable:
+def load_latency_table(path: str | Path, arch: Architecture) -> LatencyTable:
     """Read a table of a supernet.
 
     Args:
@@ -264,11 +263,9 @@ def _calm(times: Sequence[int]) -> float:
     return float(np.quantile(times, 0.25))
 
 
-def _fitted(
-    table: LatencyTable, arch: Architecture, subnets: Sequence[Subnet], measured: Sequence[float]
-) -> LatencyTable:
+def _fitted(table: LatencyTable, subnets: Sequence[Subnet], measured: Sequence[float]) -> LatencyTable:
     """Fit one factor to half of the networks, and measure the error on the other half."""
-    ratios = [real / predict_latency(table, arch, subnet) for subnet, real in zip(subnets, measured, strict=True)]
+    ratios = [real / predict_latency(table, subnet) for subnet, real in zip(subnets, measured, strict=True)]
     half = len(subnets) // 2
     factor = float(np.median(ratios[:half]))
     errors = [abs(factor / ratio - 1) for ratio in ratios[half:]]

@@ -21,7 +21,7 @@ from ofav2.nas.engine.loop import search as search_events
 from ofav2.nas.engine.predictors import Predictor
 from ofav2.nas.found import FRONT, FRONT_FORMAT, Finalist, Found, FrontRecord, SearchedRun, SearchRecord, located
 from ofav2.nas.genes import GeneSpace
-from ofav2.nas.latency_table import load_table
+from ofav2.nas.latency_table import load_latency_table
 from ofav2.nas.measured import STORE, MeasuredStore
 from ofav2.nas.plugins import SearchPlugins
 from ofav2.nas.runs_problem import RunNetwork, RunsProblem
@@ -116,7 +116,7 @@ def _problem(
 ) -> SupernetProblem:
     """Return one of the runs as a problem."""
     path = searched.latency_table
-    table = load_table(located(path, place), searched.architecture) if path else None
+    table = load_latency_table(located(path, place), searched.architecture) if path else None
     model = CostModel(searched.architecture, table)
     genes = GeneSpace(record.space, model, record.limits, record.costs, plugins.costs)
     store = MeasuredStore(run.run.loaded.folder / STORE, searched.measurement, run.run.runtime.processes)

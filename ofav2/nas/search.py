@@ -28,7 +28,7 @@ from ofav2.nas.found import (
     read_found,
     read_search,
 )
-from ofav2.nas.latency_table import TABLE, load_table
+from ofav2.nas.latency_table import TABLE, load_latency_table
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import measurement_key
 from ofav2.nas.objectives import read_objectives
@@ -211,7 +211,7 @@ def _constrain(
 def _require_one_unit(runs: Sequence[LoadedSupernet], tables: Sequence[Path | None]) -> None:
     """Refuse latency tables of another machine, or of other images per call: their numbers can't stand on one front."""
     units = [
-        (table, load_table(table, require_supernet(one.net, "extract it").architecture))
+        (table, load_latency_table(table, require_supernet(one.net, "extract it").architecture))
         for one, table in zip(runs, tables, strict=True)
         if table
     ]

@@ -38,5 +38,5 @@ def test_a_model_without_a_table_knows_no_latency() -> None:
     plain, timed = CostModel(net.architecture), CostModel(net.architecture, table)
     cost = subnet_cost(net.architecture, largest)
     assert plain.price(largest) == Price(cost.params, cost.macs, cost.memory, 0)
-    assert timed.price(largest).latency == predict_latency(table, net.architecture, largest) > 0
+    assert timed.price(largest).latency == predict_latency(table, largest) > 0
     assert plain.cost(largest, "all") == timed.cost(largest, "all") == subnet_cost(net.architecture, largest, "all")

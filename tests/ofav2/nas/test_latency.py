@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from ofav2.errors import UserError
 from ofav2.nas.latency import measure_latency, stream_times, using_threads
-from ofav2.nas.latency_table import LatencyTable, PredictionError, build_table, load_table, predict_latency, save_table
+from ofav2.nas.latency_table import (
+    LatencyTable,
+    PredictionError,
+    build_table,
+    load_latency_table,
+    predict_latency,
+    save_latency_table,
+)
 from ofav2.nas.machine import Machine, this_machine
 from supernets import Supernet
 from tests.ofav2.tiny import CPU, cut, tiny_net
@@ -74,7 +81,7 @@ def test_numbers_are_checked(name: str, value: int) -> None:
 def test_a_table_knows_every_network(net: Supernet, table: LatencyTable) -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
-        assert predict_latency(table, net.architecture, net.space.sample(rng)) > 0
+        assert predict_latency(table, net.space.sample(rng)) > 0
     assert table.machine == this_machine(CPU.device)
     assert (table.error.networks, table.batch) == (2, 1)
     assert 0 <= table.error.median <= table.error.largest
@@ -90,9 +97,9 @@ def test_a_prediction_is_the_sum_of_its_parts(net: Supernet) -> None:
     fields["level"][0] = [["conv"], ["mbconv"], ["mbconv", "conv", "transform"]]
     subnet = type(net.space.largest()).from_dict(fields)
     # The third block of a dense stage is followed by the one sum with the first block's output.
-    assert predict_latency(table, net.architecture, cut(subnet, 1)) == 1 + 1000 + 20_000 + 30_000 + 10 + 100
+    assert predict_latency(table, cut(subnet, 1)) == 1 + 1000 + 20_000 + 30_000 + 10 + 100
     with pytest.raises(UserError, match="stage 2"):
-        predict_latency(table, net.architecture, cut(subnet, 2))
+        predict_latency(table, cut(subnet, 2))
 
 
 def test_the_factor_fits_networks_made_of_their_parts(net: Supernet, table: LatencyTable) -> None:
@@ -100,10 +107,9 @@ def test_the_factor_fits_networks_made_of_their_parts(net: Supernet, table: Late
 
     rng = np.random.default_rng(2)
     subnets = [net.space.sample(rng) for _ in range(6)]
-    predicted = [predict_latency(table, net.architecture, subnet) for subnet in subnets]
+    predicted = [predict_latency(table, subnet) for subnet in subnets]
     fitted = _fitted(
         table,
-        net.architecture,
         subnets,
         [1.5 * value for value in predicted[:3]] + [3.0 * value for value in predicted[3:]],
     )
@@ -113,8 +119,8 @@ def test_the_factor_fits_networks_made_of_their_parts(net: Supernet, table: Late
 
 
 def test_a_table_is_read_back_as_it_was(net: Supernet, table: LatencyTable, tmp_path: Path) -> None:
-    save_table(table, tmp_path / "t.json")
-    assert load_table(tmp_path / "t.json", net.architecture) == table
+    save_latency_table(table, tmp_path / "t.json")
+    assert load_latency_table(tmp_path / "t.json", net.architecture) == table
 
 
 @pytest.mark.parametrize(
@@ -136,13 +142,13 @@ def test_a_bad_table_is_one_line(net: Supernet, tmp_path: Path, text: str | None
     if text is not None:
         path.write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=message) as caught:
-        load_table(path, net.architecture)
+        load_latency_table(path, net.architecture)
     assert "\n" not in str(caught.value)
 
 
 def test_a_table_of_another_supernet_is_refused(table: LatencyTable, tmp_path: Path) -> None:
-    save_table(table, tmp_path / "t.json")
+    save_latency_table(table, tmp_path / "t.json")
     with pytest.raises(UserError, match="another supernet"):
-        load_table(tmp_path / "t.json", tiny_net("se_b").architecture)
+        load_latency_table(tmp_path / "t.json", tiny_net("se_b").architecture)
     facts = json.loads((tmp_path / "t.json").read_text(encoding="utf-8"))
     assert facts["supernet"]["variant"] == "ee_dp"

@@ -346,12 +346,12 @@ def test_a_search_with_latencies_goes_on_with_the_same_table_only(searched: Path
     net = ofav2.load_supernet(run)
     assert isinstance(net, Supernet)
     table = made_up_table(net.architecture, net.space)
-    ofav2.save_table(table, run / TABLE)
+    ofav2.save_latency_table(table, run / TABLE)
     found = ofav2.search(run, objectives=("top-1", "latency"), measurements=3, settings=QUICK)
     assert found.record.runs[0].latency_table == f"../{TABLE}"
     (found.folder / FRONT).unlink()
     faster = {key: value // 2 for key, value in table.entries.items()}
-    ofav2.save_table(replace(table, entries=faster), run / TABLE)
+    ofav2.save_latency_table(replace(table, entries=faster), run / TABLE)
     with pytest.raises(RunError, match="is of other latencies than run"):
         ofav2.resume_search(found.folder)
 
@@ -362,7 +362,7 @@ def test_a_network_under_a_limit_of_latency_is_timed_when_it_is_extracted(
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     net = ofav2.load_supernet(run)
     assert isinstance(net, Supernet)
-    ofav2.save_table(made_up_table(net.architecture, net.space), run / TABLE)
+    ofav2.save_latency_table(made_up_table(net.architecture, net.space), run / TABLE)
     found = ofav2.search(run, objectives=("top-1", "latency"), measurements=3, settings=QUICK)
     slowest = max(one.latency for one in found.front.finalists)
     command = ["extract", "--from-search", str(found.folder), "--formats", "none", "--max-latency", f"{slowest}ns"]

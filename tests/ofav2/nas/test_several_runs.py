@@ -211,7 +211,7 @@ def test_latency_tables_of_other_batches_are_no_one_front(both: Path, tmp_path: 
     runs = [folder / "narrow", folder / "wide"]
     for run, batch in zip(runs, (1, 2), strict=True):
         net = ofav2.open_run(run).loaded.net
-        ofav2.save_table(replace(made_up_table(net.architecture, net.space), batch=batch), run / TABLE)
+        ofav2.save_latency_table(replace(made_up_table(net.architecture, net.space), batch=batch), run / TABLE)
     with pytest.raises(UserError, match=r"latency tables .* are of different machines, threads or batches"):
         ofav2.search(runs, objectives=["top1", "latency"], out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

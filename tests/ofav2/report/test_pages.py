@@ -434,7 +434,7 @@ def test_latencies_of_two_machines_are_told(searched: Path, tmp_path: Path) -> N
     folders = []
     for name, batch in (("one", table.batch), ("two", table.batch + 1)):
         run = Path(shutil.copytree(searched, tmp_path / name))
-        ofav2.save_table(replace(table, batch=batch), run / TABLE)
+        ofav2.save_latency_table(replace(table, batch=batch), run / TABLE)
         out = tmp_path / f"search-{name}"
         settings = ofav2.SearchSettings(start=2, batch=1, population=8, generations=2)
         ofav2.search(run, objectives=("top-1", "latency"), measurements=2, settings=settings, out=out)
