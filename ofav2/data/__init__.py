@@ -6,7 +6,8 @@ Reading order: `catalogue` (names, opening), `splits` (what a data set is), `rea
 a batch), `loaders` (batches).
 """
 
-from ofav2.data.catalogue import count_channels, names, open_data, refuse_inside
+from ofav2.data.catalogue import Entry, count_channels, names, open_data, refuse_inside
+from ofav2.data.images import ArrayImages, file_images
 from ofav2.data.loaders import (
     Batch,
     Request,
@@ -18,12 +19,15 @@ from ofav2.data.loaders import (
     train_batches,
     view_bytes,
 )
-from ofav2.data.splits import ImageData, Split, SplitRecord, join, read_split, split_record, write_split
+from ofav2.data.splits import ImageData, Listed, Split, SplitRecord, join, read_split, split_record, write_split
 from ofav2.data.views import normalise
 
 __all__ = [
+    "ArrayImages",
     "Batch",
+    "Entry",
     "ImageData",
+    "Listed",
     "Request",
     "Split",
     "SplitRecord",
@@ -32,6 +36,7 @@ __all__ = [
     "count_channels",
     "count_views",
     "eval_batches",
+    "file_images",
     "join",
     "names",
     "normalise",

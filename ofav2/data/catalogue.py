@@ -1,10 +1,18 @@
-"""List the data sets by name, and open one."""
+"""List the data sets by name, and open one: those of this package, and those of installed packages.
+
+Another package adds a data set by an entry point of the group `ofav2.data`, an `Entry`, as in its `setup.cfg`:
+
+    [options.entry_points]
+    ofav2.data =
+        flowers = my_package.flowers:FLOWERS
+"""
 
 import difflib
 import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from ofav2.config.ranges import check_data
@@ -36,22 +44,27 @@ from ofav2.messages import setting, show
 
 logger = logging.getLogger(__name__)
 
+GROUP = "ofav2.data"
+"""Group of entry points that other packages add data sets to."""
 Colour = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One data set: how it is read, its colours, and which settings it takes.
-
-    Without colours it is one of patches, whose bands are measured.
-    """
+    """One data set: how it is read, its colours, and which settings it takes."""
 
     name: str
+    """Its name in recipes."""
     read: Callable[[DataConfig], Listed]
+    """Lists its images with their labels, and splits of its own where it has any."""
     mean: Colour | None = None
+    """Mean of each colour (0..1); None of a data set of patches, whose bands are measured."""
     std: Colour | None = None
+    """Standard deviation of each colour, likewise."""
     rooted: bool = True
+    """Whether it lies in a folder that the user names (`data.root`)."""
     downloads: bool = False
+    """Whether it can be downloaded (`data.download`)."""
     labelled: bool = False
     """Whether a file may give the labels (`data.labels`)."""
     trees: tuple[str, ...] = ()
@@ -92,8 +105,9 @@ PICTURE_SETTINGS = ("jitter", "randaugment", "mixup", "cutmix", "crop_scale", "c
 
 
 def names() -> tuple[str, ...]:
-    """List the data sets that `data.name` may name."""
-    return tuple(entry.name for entry in ENTRIES)
+    """List the data sets that `data.name` may name, this package's own first."""
+    own = tuple(entry.name for entry in ENTRIES)
+    return (*own, *sorted({point.name for point in entry_points(group=GROUP)} - set(own)))
 
 
 def count_channels(config: DataConfig) -> int:
@@ -293,6 +307,11 @@ def _entry(name: str) -> Entry:
     for entry in ENTRIES:
         if entry.name == name:
             return entry
+    if found := tuple(entry_points(group=GROUP, name=name)):
+        brought = found[0].load()
+        if not isinstance(brought, Entry):
+            raise UserError(f"data.name ({name}): {found[0].value} of an installed package is no Entry of ofav2.data")
+        return brought
     close = difflib.get_close_matches(name, names(), n=1)
     step = f"did you mean {close[0]}?" if close else "choose one of them, imagefolder for images of your own"
     raise UserError(f"data.name ({name}): data sets are {', '.join(names())}; {step}")
