@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from torch.fx import GraphModule
+
 from ofav2.config import recipe
-from ofav2.data import open_data
+from ofav2.config.schema import DataConfig
+from ofav2.data import ImageData, Split, open_data
 from ofav2.data.seen import unseen
 from ofav2.data.splits import first_other_class, with_test
+from ofav2.deploy.artifact import SubnetRecord
 from ofav2.deploy.seen import read_seen
-from ofav2.deploy.source import open_evaluator, open_source, refuse_bands, refuse_task
+from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task
 from ofav2.errors import UserError
+from ofav2.evaluation.evaluator import Evaluator
 from ofav2.exits.collect import predict_exits
 from ofav2.exits.opened import PLACE_AND_DEVICE
 from ofav2.messages import show
@@ -92,38 +97,61 @@ def evaluate_network(
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
     refuse_bands(data, source.record)
-    images_of = data.held_out(split)
-    same_images = data.fingerprint == source.record.measured_fingerprint
+    images, same_images = _unknown_images(source, Path(directory), data, split)
     if not same_images:
-        images_of = unseen(images_of, read_seen(Path(directory), source.record))
-        # A fine-tuning on another split tests on what is left of it.
-        same_images = split == "test" and with_test(data, images_of).fingerprint == source.record.measured_fingerprint
-    if not same_images and not any(text.startswith("data.") for text in overrides):
-        raise UserError(
-            f"data set ({data.name}) holds other images than the network was trained and tested on, so those drawn for"
-            " test now may be ones that it knows: restore it, or name images that it never saw by data.root=PATH"
-        )
-    origin = data.origins.get(split)
-    if not same_images and origin is not None and origin.listed != split:
-        total = len(data.train) + len(data.val) + len(data.test)
-        share = f"data.{split}_fraction ({getattr(config.data, f'{split}_fraction'):g})"
-        logger.info(f"{data.name} brings no images for {split}: {len(images_of)} of {total} are drawn by {share}")
-    module, resolution = runtime.place(source.module), source.record.subnet.resolution
+        if not any(text.startswith("data.") for text in overrides):
+            raise UserError(
+                f"data set ({data.name}) holds other images than the network was trained and tested on, so those drawn"
+                " for test now may be ones that it knows: restore it, or name images that it never saw by"
+                " data.root=PATH"
+            )
+        _tell_share(config.data, data, split, len(images))
+    module = runtime.place(source.module)
     if not config.run.threads:
-        images = runtime.send(sample_images(config.finetune.eval_batch_size, data.channels, resolution))
-        choose_threads(forward_pass(module, images), "a forward pass", runtime.device)
+        some = sample_images(config.finetune.eval_batch_size, data.channels, source.record.subnet.resolution)
+        choose_threads(forward_pass(module, runtime.send(some)), "a forward pass", runtime.device)
     evaluator = open_evaluator(config, data, task, runtime)
-    weights, exits = source.record.ensemble, source.record.exit_indices
-    if not isinstance(task, Classification):
-        metrics = evaluator.exit_metrics(module, resolution, images_of)
-        return MetricsReport(task.metrics, dict(zip(exits, metrics, strict=True)), same_images)
-    form = with_ensemble(module, weights) if weights else module
-    predicted, targets = (found.numpy() for found in predict_exits(form, evaluator, images_of, resolution))
-    results = count_classes(predicted[-1].tolist(), targets.tolist(), len(data.classes), split)
+    if isinstance(task, Classification):
+        return _class_report(source.record, module, evaluator, images, split, same_images)
+    metrics = evaluator.exit_metrics(module, source.record.subnet.resolution, images)
+    return MetricsReport(task.metrics, dict(zip(source.record.exit_indices, metrics, strict=True)), same_images)
+
+
+def _unknown_images(source: Source, directory: Path, data: ImageData, split: str) -> tuple[Split, bool]:
+    """Return the images of a split that the network has not seen, and whether they are those that it was tested on."""
+    images, fingerprint = data.held_out(split), source.record.measured_fingerprint
+    if data.fingerprint == fingerprint:
+        return images, True
+    images = unseen(images, read_seen(directory, source.record))
+    # A fine-tuning on another split tests on what is left of it.
+    return images, split == "test" and with_test(data, images).fingerprint == fingerprint
+
+
+def _tell_share(config: DataConfig, data: ImageData, split: str, count: int) -> None:
+    """Log that a data set brings no images for a split, so that a share of all is drawn."""
+    origin = data.origins.get(split)
+    if origin is not None and origin.listed != split:
+        total = len(data.train) + len(data.val) + len(data.test)
+        share = f"data.{split}_fraction ({getattr(config, f'{split}_fraction'):g})"
+        logger.info(f"{data.name} brings no images for {split}: {count} of {total} are drawn by {share}")
+
+
+def _class_report(
+    record: SubnetRecord,
+    module: GraphModule,
+    evaluator: Evaluator,
+    images: Split,
+    split: Literal["val", "test"],
+    same_images: bool,
+) -> ClassReport:
+    form = with_ensemble(module, record.ensemble) if record.ensemble else module
+    predicted, targets = (one.numpy() for one in predict_exits(form, evaluator, images, record.subnet.resolution))
+    results = count_classes(predicted[-1].tolist(), targets.tolist(), len(evaluator.data.classes), split)
+    exits = record.exit_indices
     top1 = (predicted == targets).mean(1)[: len(exits)].tolist()
     return ClassReport(
         results=results,
-        classes=results.scores(source.record.classes),
+        classes=results.scores(record.classes),
         top1=dict(zip(exits, top1, strict=True)),
         same_images=same_images,
     )
