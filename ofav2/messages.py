@@ -5,6 +5,8 @@ import re
 import shlex
 from typing import Any
 
+from ofav2.errors import UserError
+
 MAX_SHOWN = 120
 """Characters of a value that a message shows at the most."""
 KEY = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -20,6 +22,16 @@ def join(key: str, name: Any) -> str:
 def show(value: Any) -> str:
     """Return a value as YAML would have it, short and on one line."""
     return short(json.dumps(value, ensure_ascii=False))
+
+
+def refuse_text(what: str, given: object) -> None:
+    """Refuse a text where a list of texts belongs: it would be read letter by letter.
+
+    Raises:
+        UserError: It is a text.
+    """
+    if isinstance(given, str):
+        raise UserError(f"{what} ({show(given)}) must be a list: pass [{show(given)}]")
 
 
 def setting(key: str, value: str) -> str:

@@ -17,7 +17,8 @@ examples:
   ofav2 calibrate exits data.root=/data/cifar10    where the images are now
 
 DIR is what `ofav2 extract RUN --largest --exits all --out exits` makes, or the same with some exits such as 2,4.
-It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the chosen threshold.
+It writes early_exits.json and early_exits.html into DIR. Validation chooses; test is measured for the
+chosen threshold and for the last exit alone.
 
 next: ofav2 predict DIR IMAGE; in Python, ofav2.load_classifier(DIR)
 """

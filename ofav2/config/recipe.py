@@ -27,7 +27,7 @@ from ofav2.config.fit import fit
 from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config, TuningConfig
 from ofav2.errors import UserError
-from ofav2.messages import KEY, one_line, short, show
+from ofav2.messages import KEY, one_line, refuse_text, short, show
 
 SECTIONS = tuple(section.name for section in dataclasses.fields(Config))
 """The sections of a recipe in the order in which recipes are written."""
@@ -304,8 +304,7 @@ def _parse(text: str, where: str) -> dict[Any, Any]:
 
 
 def _overrides(texts: Sequence[str]) -> list[dict[Any, Any]]:
-    if isinstance(texts, str):
-        raise UserError(f"overrides ({show(texts)}): must be a list of texts; pass [{show(texts)}]")
+    refuse_text("overrides", texts)
     return [_override(text) for text in texts]
 
 

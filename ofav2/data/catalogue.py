@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from ofav2.config.ranges import check_data
@@ -40,7 +40,7 @@ from ofav2.data.splits import (
 )
 from ofav2.data.statistics import measure_bands
 from ofav2.errors import UserError
-from ofav2.messages import setting, show
+from ofav2.messages import first_line, setting, show
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +142,12 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     trees = _trees(entry, config)
     if config.cache is not None:
         refuse_inside(trees, Path(config.cache), "data.cache")
-    listed = labels.read_labels(config, Path(config.labels).expanduser()) if config.labels else entry.read(config)
+    try:
+        listed = labels.read_labels(config, Path(config.labels).expanduser()) if config.labels else entry.read(config)
+    except OSError as error:
+        raise UserError(
+            f"data.name ({config.name}): {error.filename or config.root} can't be read ({error.strerror})"
+        ) from error
     skipped: tuple[str, ...] = ()
     if split:
         listed, skipped = _known(entry, listed, split, config)
@@ -307,19 +312,45 @@ def _entry(name: str) -> Entry:
     for entry in ENTRIES:
         if entry.name == name:
             return entry
-    if found := tuple(entry_points(group=GROUP, name=name)):
-        brought = found[0].load()
-        if not isinstance(brought, Entry):
-            raise UserError(f"data.name ({name}): {found[0].value} of an installed package is no Entry of ofav2.data")
-        return brought
+    if points := tuple(entry_points(group=GROUP, name=name)):
+        return _brought(name, points)
     close = difflib.get_close_matches(name, names(), n=1)
-    step = f"did you mean {close[0]}?" if close else "choose one of them, imagefolder for images of your own"
+    step = (
+        f"did you mean {close[0]}?"
+        if close
+        else "choose one of them, imagefolder for images of your own, or install the package that brings it"
+    )
     raise UserError(f"data.name ({name}): data sets are {', '.join(names())}; {step}")
+
+
+def _brought(name: str, points: Sequence[EntryPoint]) -> Entry:
+    """Return the data set that an installed package brings.
+
+    Raises:
+        UserError: There are several, or the package does not bring what it should.
+    """
+    where = ", ".join(point.value for point in points)
+    if len(points) > 1:
+        raise UserError(f"data.name ({name}): several installed packages bring it ({where}); remove all but one")
+    try:
+        brought = points[0].load()
+    except Exception as error:
+        raise UserError(
+            f"data.name ({name}): {where} can't be imported ({first_line(error)}); repair its package"
+        ) from error
+    if not isinstance(brought, Entry) or brought.name != name or (brought.mean is None) != (brought.std is None):
+        raise UserError(
+            f"data.name ({name}): {where} must be an Entry of ofav2.data with this name, and with mean and std or"
+            " neither; repair its package"
+        )
+    return brought
 
 
 def _refuse_idle_settings(entry: Entry, config: DataConfig) -> None:
     _refuse_patch_settings(entry, config)
-    if config.root is not None and not entry.rooted:
+    if entry.rooted:
+        folders.root_of(config)
+    elif config.root is not None:
         raise UserError(
             f"data.root ({config.root}): {entry.name} comes with a package; for images of your own add"
             " data.name=imagefolder, else set data.root=null"

@@ -233,13 +233,22 @@ class ImageData:
         Raises:
             UserError: It is neither.
         """
-        if split not in ("val", "test"):
-            raise UserError(f"split ({show(split)}) must be val or test")
+        check_split(split)
         return self.val if split == "val" else self.test
 
     def normalise(self, images: Tensor) -> Tensor:
         """Return images (N, C, H, W) as they are in batches as a network's normalised input."""
         return normalise(images, self.mean, self.std, white=self.white, nodata=self.nodata)
+
+
+def check_split(split: str) -> None:
+    """Refuse a split that is neither `val` nor `test`.
+
+    Raises:
+        UserError: It is neither.
+    """
+    if split not in ("val", "test"):
+        raise UserError(f"split ({show(split)}) must be val or test")
 
 
 def divide(listed: Listed, *, val_fraction: float, test_fraction: float, seed: int) -> Parts:

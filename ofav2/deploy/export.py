@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ofav2.deploy.agreement import require_same
 from ofav2.deploy.artifact import ExportRecord
 from ofav2.errors import RunError, UserError
+from ofav2.messages import refuse_text
 from supernets.outputs import exit_logits
 
 PROGRAM = "model.pt2"
@@ -52,6 +53,7 @@ def check_formats(formats: Sequence[str]) -> None:
     Raises:
         UserError: Naming it, and those that exist.
     """
+    refuse_text("formats", formats)
     for name in formats:
         if name not in FORMATS:
             raise UserError(f"formats ({name}): must be out of {', '.join(FORMATS)}, or none; leave it out for all")

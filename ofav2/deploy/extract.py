@@ -31,10 +31,11 @@ from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.opened_run import OpenedRun, open_loaded
 from ofav2.nas.candidates import Ranking
-from ofav2.nas.found import Finalist, Found, front_ranking, load_source
+from ofav2.nas.cheapest import within
+from ofav2.nas.found import Finalist, Found, front_ranking, load_source, pick_rule
 from ofav2.nas.limits import Limits
 from ofav2.networks.cost import network_cost
-from ofav2.output_folder import making
+from ofav2.output_folder import check_free, making
 from ofav2.runtime.signals import interruptible
 from supernets import Exits, Subnet
 from supernets.multi_exit import Network
@@ -89,7 +90,6 @@ def extract_finalist(
     exits: Exits = "last",
     *,
     limits: Limits | None = None,
-    rule: str = "best",
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:
     """Write a network of a search's front as files, as `extract` does, out of the run that the search names.
@@ -102,20 +102,24 @@ def extract_finalist(
         out: As for `extract`.
         exits: As for `extract`.
         limits: The limits that it was chosen under, to be kept in `subnet.json`; None for none.
-        rule: How it was chosen, likewise.
         formats: As for `extract`.
 
     Returns:
         What `subnet.json` holds.
 
     Raises:
-        UserError: If the network is not of the search's front, or the run has other weights now than those that were
-            searched; and as `extract` raises it.
+        UserError: If the network is not of the search's front, or not within the limits, or the run has other weights
+            now than those that were searched; and as `extract` raises it.
         SpaceError, RunError: As `extract` raises them.
     """
     if chosen not in found.final.finalists:
         raise UserError(f"network ({chosen.subnet}) is not on the front of {found.folder}: take one that is")
-    ranking = front_ranking(found, chosen, limits or Limits(), rule)
+    if limits and not within(chosen.price, limits):
+        raise UserError(f"network ({chosen.subnet}) does not keep {limits}: take another one, or leave the limits out")
+    ranking = front_ranking(found, chosen, limits or Limits(), pick_rule(found, chosen, limits))
+    check_free(Path(out))
+    check_formats(formats)
+    refuse_limited_exits(ranking.limits, exits)
     run = open_loaded(load_source(found, chosen))
     return extract(run, chosen.subnet, out, exits, ranking=ranking, formats=formats)
 

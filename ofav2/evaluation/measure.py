@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.networks.cost import network_cost
@@ -49,6 +48,6 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[Meas
         for score in run.evaluator.scores(net, chosen, images):
             named = zip((main.name, *(other.name for other in others)), (score.value, *score.others), strict=True)
             cost = network_cost(net.architecture, score.subnet)
-            measured.append(MeasuredSubnet(score.subnet, cost, MappingProxyType(dict(named)), score.images))
+            measured.append(MeasuredSubnet(score.subnet, cost, dict(named), score.images))
             advance(**{main.name: main.show(score.value)})
     return tuple(sorted(measured, key=lambda one: -one.cost.macs))

@@ -15,11 +15,11 @@ from ofav2.data import refuse_inside
 from ofav2.deploy.artifact import RECORD, describe_subnet
 from ofav2.deploy.export import check_formats
 from ofav2.deploy.extract import extract
-from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import OpenedRun, open_run
+from ofav2.errors import UserError
+from ofav2.evaluation.opened_run import OpenedRun, open_loaded
 from ofav2.finetuning.run import finetune
-from ofav2.messages import short, show
-from ofav2.nas.found import Found, Source, load_search
+from ofav2.messages import refuse_text, short
+from ofav2.nas.found import load_search, load_source
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import Positive, Sha256, read_record, write_record
 from supernets import Subnet
@@ -111,13 +111,14 @@ def finetune_front(
     Raises:
         UserError, DistillError: If something given can't be used, the search is not finished, or the folder to make
             holds another fine-tuning.
-        RunError: If `search` is no search, its run has other weights now, or a network fails as in `finetune`.
+        RunError: If `search` is no search, or a network fails as in `finetune`.
     """
     check_formats(formats)
     forms = check_forms(forms)
     found, path = load_search(search), Path(out)
     finalists = found.final.finalists
-    runs = {place: _opened(found, found.sources[place]) for place in sorted({one.run for one in finalists})}
+    first_of = {one.run: one for one in reversed(finalists)}
+    runs = {place: open_loaded(load_source(found, one)) for place, one in sorted(first_of.items())}
     for run in runs.values():
         refuse_inside(run.data.trees, path, "output folder")
     networks = tuple(one.subnet for one in finalists)
@@ -143,21 +144,13 @@ def finetune_front(
     return result
 
 
-def _opened(found: Found, source: Source) -> OpenedRun:
-    run = open_run(source.run, source.phase)
-    if run.loaded.sha256 != source.weights:
-        raise RunError(f"search ({found.folder}) is of other weights than run {source.run} has now: search it again")
-    return run
-
-
 def check_forms(names: Sequence[str]) -> tuple[Form, ...]:
     """Return forms in their own order, whatever order they are given in.
 
     Raises:
         UserError: If one is unknown, or given twice, or there is none.
     """
-    if isinstance(names, str):
-        raise UserError(f"forms ({show(names)}) must be a list: pass [{show(names)}]")
+    refuse_text("forms", names)
     if not names or len(set(names)) < len(names) or not set(names) <= set(FORMS):
         raise UserError(f"forms ({short(','.join(names))}) must be single, joint or single,joint")
     return tuple(form for form in FORMS if form in names)

@@ -54,7 +54,7 @@ def finetune(
     *,
     out: str | Path,
     file: str | Path | None = None,
-    weights: str | None = None,
+    weights: str | Path | None = None,
     formats: Sequence[str] = FORMATS,
 ) -> SubnetRecord:
     """Fine-tune an extracted network, or any network of timm; write the result as an extracted network is written.

@@ -108,7 +108,10 @@ class Tuning:
 
 
 def prepare(
-    network: str | Path, overrides: Sequence[str] = (), file: str | Path | None = None, weights: str | None = None
+    network: str | Path,
+    overrides: Sequence[str] = (),
+    file: str | Path | None = None,
+    weights: str | Path | None = None,
 ) -> Tuning:
     """Open what a fine-tuning needs, and refuse what can't be done.
 
@@ -174,9 +177,9 @@ def prepare(
     )
 
 
-def _open(network: str | Path, weights: str | None) -> Source | StockSource:
+def _open(network: str | Path, weights: str | Path | None) -> Source | StockSource:
     if str(network).startswith(STOCK):
-        return open_stock(str(network), weights)
+        return open_stock(str(network), None if weights is None else str(weights))
     if weights is not None:
         raise UserError(f"weights ({weights}) are for a network of timm: an extracted one ({network}) has its own")
     return open_source(Path(network))

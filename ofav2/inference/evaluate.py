@@ -12,7 +12,7 @@ from ofav2.config import recipe
 from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData, Split, open_data
 from ofav2.data.seen import unseen
-from ofav2.data.splits import first_other_class, with_test
+from ofav2.data.splits import check_split, first_other_class, with_test
 from ofav2.deploy.artifact import SubnetRecord
 from ofav2.deploy.seen import read_seen
 from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task
@@ -86,6 +86,7 @@ def evaluate_network(
     for text in overrides:
         if text.partition("=")[0] not in _CHANGEABLE:
             raise UserError(f"setting ({show(text)}) does not belong here: change {', '.join(_CHANGEABLE)}")
+    check_split(split)
     source = open_source(Path(directory))
     if split == "val" and source.record.finetuning:
         raise UserError(f"network ({directory}) was fine-tuned on its validation images: evaluate it on test")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ofav2.errors import UserError
 from ofav2.nas.latency_table import LatencyTable, part_latency, predict_latency
 from supernets import Architecture, Exits, Subnet
 from supernets.cost import Cost
@@ -39,10 +40,18 @@ class CostModel:
     Args:
         architecture: The supernet's architecture.
         table: Latencies of its parts, where latency counts.
+
+    Raises:
+        UserError: If the table is of another supernet.
     """
 
     architecture: Architecture
     table: LatencyTable | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse another supernet's table, whose parts may have the same names."""
+        if self.table is not None and self.table.supernet != self.architecture:
+            raise UserError("latency table is of another supernet: measure one with `ofav2 latency RUN`")
 
     def cost(self, subnet: Subnet, exits: Exits = "last") -> Cost:
         """Return the cost of a network as it is extracted with these exits."""

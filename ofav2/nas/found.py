@@ -367,6 +367,13 @@ def pick_finalist(found: Found, limits: Limits, *, knee: bool = False, number: i
     return finalists[number - 1] if number is not None else found.knee() if knee else found.best(limits)
 
 
+def pick_rule(found: Found, chosen: Finalist, limits: Limits | None = None) -> str:
+    """Return how a network of a front may have been picked: `best`, `knee`, or `number N` of its table."""
+    if chosen == found.best(limits):
+        return "best"
+    return "knee" if chosen == found.knee() else f"number {found.final.finalists.index(chosen) + 1}"
+
+
 def front_ranking(found: Found, chosen: Finalist, limits: Limits, rule: str) -> Ranking:
     """Return the choice of a network as an extraction records it: the network, then the front's others.
 
@@ -377,7 +384,7 @@ def front_ranking(found: Found, chosen: Finalist, limits: Limits, rule: str) -> 
         rule: How it was picked, such as `knee`.
     """
     record = found.record
-    ordered = (chosen, *(one for one in found.final.finalists if one is not chosen))
+    ordered = (chosen, *(one for one in found.final.finalists if one != chosen))
     candidates = tuple(Candidate(one.subnet, one.price, one.confirmed) for one in ordered)
     return Ranking(
         limits, candidates, record.space, record.seed, record.metric, "front", rule, measured=found.front.networks

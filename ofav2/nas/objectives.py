@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from ofav2.errors import UserError
+from ofav2.messages import refuse_text
 from ofav2.nas.cost_model import Price
 from ofav2.tasks.base import Metric
 
@@ -21,6 +22,7 @@ def read_objectives(
     Raises:
         UserError: If a name is unknown, given twice, or one is missing.
     """
+    refuse_text("objectives", names)
     if metric.name in own:
         raise UserError(f"cost ({metric.name}) has the metric's name: give it another one")
     known = (metric.name, *Price._fields, *own)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofav2.errors import UserError
+from ofav2.messages import refuse_text
 from ofav2.nas.search_snapshot import is_search, read_search_snapshot
 from ofav2.report.comparison import Comparison
 from ofav2.report.searches import compare_searches
@@ -28,6 +29,7 @@ def compare_runs(runs: Sequence[str | Path], out: str | Path | None = None) -> C
         RunError: If a folder is no run or search, or damaged.
         UserError: If there are fewer than two different ones, they can't be compared, or the page can't be written.
     """
+    refuse_text("runs", runs)
     different = {Path(run).resolve(): run for run in runs}
     if len(different) < 2:
         raise UserError(f"runs ({', '.join(map(str, runs))}): comparing takes two different run folders or more")

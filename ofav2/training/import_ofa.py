@@ -34,7 +34,7 @@ PHASE = "imported"
 """Name of the one phase that an imported run has."""
 
 
-def import_ofa(path: str | Path, recipe_name: str, overrides: Sequence[str] = (), *, out: str | Path) -> Run:
+def import_ofa(path: str | Path, recipe_name: str | Path, overrides: Sequence[str] = (), *, out: str | Path) -> Run:
     """Make a run folder out of an official OFA MobileNetV3 checkpoint.
 
     Args:

@@ -10,7 +10,7 @@ from ofav2.data import refuse_inside
 from ofav2.errors import UserError
 from ofav2.evaluation.by_class import largest_by_class
 from ofav2.evaluation.maps import largest_maps
-from ofav2.messages import show
+from ofav2.messages import refuse_text
 from ofav2.networks.build import with_own_input
 from ofav2.runs import folder
 from ofav2.runs.records import Run, RunRecord
@@ -96,8 +96,7 @@ def resume(
         Lost: If another process failed with an error message, or is gone.
     """
     path = Path(run_dir).expanduser()
-    if isinstance(allow, str):
-        raise UserError(f"allowed changes ({show(allow)}) must be a list of keys: pass [{show(allow)}]")
+    refuse_text("allowed changes", allow)
     with process_group() as processes:
         refuse_disagreement(
             processes, {"RECIPE": recipe_name and str(recipe_name), "settings": overrides, "--allow-change": allow}

@@ -1,6 +1,8 @@
 """A data set that another package brings works as the page shows it, in a whole run."""
 
 import json
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 import ofav2
 from ofav2.config.schema import DataConfig
-from ofav2.data import names, open_data
+from ofav2.data import ImageData, names, open_data
 from ofav2.errors import UserError
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
@@ -33,6 +35,9 @@ def installed(tmp_path: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
         yield
+    # Other tests write other modules of this name.
+    for name in ("my_package", "my_package.flowers"):
+        sys.modules.pop(name, None)
 
 
 @pytest.fixture
@@ -45,9 +50,13 @@ def root(tmp_path: Path) -> Path:
     return root
 
 
+def open_flowers(root: Path) -> ImageData:
+    return open_data(DataConfig(name="flowers", root=str(root), resolutions=(16,), batch_size=8))
+
+
 def test_it_is_listed_and_opened_by_its_name(installed: None, root: Path) -> None:
     assert names()[-1] == "flowers"
-    data = open_data(DataConfig(name="flowers", root=str(root), resolutions=(16,), batch_size=8))
+    data = open_flowers(root)
     found = Counter(data.classes[label] for split in (data.train, data.val, data.test) for label in split.targets)
     assert found == COUNTS
 
@@ -63,13 +72,45 @@ def test_a_run_on_it_is_trained_resumed_and_extracted(installed: None, root: Pat
         ofav2.extract(opened, opened.loaded.net.space.smallest(), root / "out", formats=())
 
 
-def test_what_is_no_data_set_is_refused(installed: None, root: Path, tmp_path: Path) -> None:
-    entry = "[ofav2.data]\nflowers = my_package.flowers:read\n"
-    (tmp_path / "site-packages" / "my_package-1.0.dist-info" / "entry_points.txt").write_text(entry, encoding="utf-8")
-    with pytest.raises(UserError, match=r"my_package.flowers:read of an installed package is no Entry"):
-        open_data(DataConfig(name="flowers", root=str(root), resolutions=(16,), batch_size=8))
+@pytest.mark.parametrize(
+    ("end", "entry", "words"),
+    [
+        ("", "flowers:read", "my_package.flowers:read must be an Entry of ofav2.data"),
+        ("", "missing:FLOWERS", "my_package.missing:FLOWERS can't be imported .No module named 'my_package.missing'"),
+        ("", "flowers:ROSES", "my_package.flowers:ROSES can't be imported"),
+        ("import sys; sys.nowhere", "flowers:FLOWERS", "can't be imported .module 'sys' has no attribute 'nowhere'"),
+        ("FLOWERS = Entry('tulips', read)", "flowers:FLOWERS", "must be an Entry of ofav2.data with this name"),
+        ("FLOWERS = Entry('flowers', read, mean=(0, 0, 0))", "flowers:FLOWERS", "and with mean and std or neither"),
+    ],
+)
+def test_a_package_that_is_wrong_is_refused_in_a_line(
+    end: str, entry: str, words: str, installed: None, root: Path, tmp_path: Path
+) -> None:
+    site = tmp_path / "site-packages"
+    with (site / "my_package" / "flowers.py").open("a", encoding="utf-8") as module:
+        module.write(f"\n{end}\n")
+    text = f"[ofav2.data]\nflowers = my_package.{entry}\n"
+    (site / "my_package-1.0.dist-info" / "entry_points.txt").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=rf"^data.name \(flowers\): .*{words}"):
+        open_flowers(root)
+
+
+def test_a_folder_that_is_missing_is_refused_in_a_line(installed: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^data.root \(null\): flowers is read from a folder"):
+        open_data(DataConfig(name="flowers", resolutions=(16,), batch_size=8))
+    with pytest.raises(UserError, match=r"^data.name \(flowers\): .*index.json can't be read \(No such file"):
+        open_flowers(tmp_path / "nowhere")
+
+
+def test_two_packages_of_one_data_set_are_refused(installed: None, root: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    second = site / "another-1.0.dist-info"
+    shutil.copytree(site / "my_package-1.0.dist-info", second)
+    (second / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"^data.name \(flowers\): several installed packages bring it"):
+        open_flowers(root)
 
 
 def test_without_the_package_the_run_says_what_is_missing(root: Path) -> None:
-    with pytest.raises(UserError, match=r"^data.name \(flowers\): data sets are digits, cifar10, "):
-        open_data(DataConfig(name="flowers", root=str(root), resolutions=(16,), batch_size=8))
+    with pytest.raises(UserError, match=r"^data.name \(flowers\): data sets are .* install the package that brings it"):
+        open_flowers(root)

@@ -17,7 +17,7 @@ from ofav2.config.schema import DataConfig
 from ofav2.data import ImageData
 from ofav2.deploy.artifact import RECORD
 from ofav2.deploy.source import kept_settings
-from ofav2.errors import RunError, UserError
+from ofav2.errors import UserError
 from ofav2.finetuning import front as module
 from ofav2.finetuning import setup
 from ofav2.finetuning.front import check_forms, finetune_front
@@ -149,7 +149,7 @@ def test_what_cannot_be_done_is_refused_first(
     assert check_forms(["joint", "single"]) == ("single", "joint")
     other = Path(shutil.copytree(short_search.parent, tmp_path / "other")) / "search"
     change_json(other / "search.json", lambda record: record["runs"][0].update(weights="0" * 64))
-    with pytest.raises(RunError, match="is of other weights than run"):
+    with pytest.raises(UserError, match="is of other weights than run"):
         finetune_front(other, out=tmp_path / "out")
     for arguments in (["--forms", "single"], []):
         assert main(["finetune", *arguments, "--out", str(tmp_path / "out")]) == 2
@@ -160,13 +160,13 @@ def test_what_cannot_be_done_is_refused_first(
 def test_nothing_is_written_among_images(short_search: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images = tmp_path / "images"
     images.mkdir()
-    run = module.open_run
+    run = module.open_loaded
 
     def beside_images(*given: Any) -> Any:
         opened = run(*given)
         return replace(opened, data=replace(opened.data, trees=(images,)))
 
-    monkeypatch.setattr(module, "open_run", beside_images)
+    monkeypatch.setattr(module, "open_loaded", beside_images)
     with pytest.raises(UserError, match="output folder"):
         finetune_front(short_search, QUICK, out=images / "tuned")
     assert not any(images.iterdir())

@@ -297,7 +297,7 @@ def test_the_same_fine_tuning_gives_the_same_bytes(extracted: Path, tmp_path: Pa
     names = files_below(tmp_path / "one")
     assert {"subnet.json", "model.safetensors", "recipe.yaml"} <= set(names)
     assert all((tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes() for name in names)
-    repeated = finetune(extracted, out=tmp_path / "three", file=str(tmp_path / "one/recipe.yaml"))
+    repeated = finetune(extracted, out=tmp_path / "three", file=tmp_path / "one" / "recipe.yaml")
     assert repeated.sha256 == ofav2.describe_subnet(tmp_path / "one").sha256
 
 

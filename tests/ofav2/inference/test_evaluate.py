@@ -24,6 +24,14 @@ def test_the_results_are_those_of_the_extraction(extracted: Path) -> None:
     assert ofav2.evaluate_network(extracted, split="val").top1 == pytest.approx(dict(record.scores["val"]))
 
 
+def test_a_split_of_another_name_is_refused_before_images_are_opened(
+    extracted: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ofav2.inference.evaluate.open_data", None)
+    with pytest.raises(UserError, match=r'^split \("validation"\) must be val or test'):
+        ofav2.evaluate_network(extracted, split="validation")  # type: ignore[arg-type]
+
+
 def test_other_classes_are_refused_with_the_first_difference(extracted: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(extracted, tmp_path / "other"))
 

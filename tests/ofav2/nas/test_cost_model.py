@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import supernets
+from ofav2.errors import UserError
 from ofav2.nas.cost_model import CostModel, Price
 from ofav2.nas.latency_table import predict_latency
 from supernets.parts import BlockPart, ExitPart, StemPart
@@ -29,6 +30,12 @@ def test_the_parts_prices_are_the_networks(variant: str, head_width: int | None)
                 prices.append(model.block(part, Position(block, len(choices)), subnet.resolution))
         prices.append(model.part(ExitPart(subnet.height), subnet.resolution))
         assert reduce(Price.then, prices) == model.price(subnet)
+
+
+def test_the_table_of_another_supernet_is_refused() -> None:
+    net, wider = (supernets.create("se_b", num_classes=3, width_mult=width) for width in (0.1, 0.2))
+    with pytest.raises(UserError, match="latency table is of another supernet"):
+        CostModel(wider.architecture, made_up_table(net.architecture, net.space))
 
 
 def test_a_model_without_a_table_knows_no_latency() -> None:

@@ -23,7 +23,7 @@ from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.nas import adapt, rounds
 from ofav2.nas import search as search_module
 from ofav2.nas.cost_model import CostModel, Price
-from ofav2.nas.found import FRONT, front_ranking, pick_finalist
+from ofav2.nas.found import FRONT, front_ranking, pick_finalist, pick_rule
 from ofav2.nas.latency_table import TABLE
 from ofav2.nas.limits import Limits
 from ofav2.nas.measured import STORE
@@ -530,8 +530,16 @@ def test_the_command_searches_goes_on_and_extracts(
     assert (record.choice.method, record.choice.rule, record.choice.candidates) == ("front", "knee", measured)
     assert record.choice.ranked_on == "confirmation"
     found, limits = ofav2.load_search(out), Limits(params=60_000)
-    python = ofav2.extract_finalist(found, found.knee(), tmp_path / "python", limits=limits, rule="knee", formats=())
-    assert python.choice == replace(record.choice, limits=limits)
+    python = ofav2.extract_finalist(found, found.knee(), tmp_path / "python", limits=limits, formats=())
+    rule = "best" if found.knee() == found.best() else "knee"
+    assert python.choice == replace(record.choice, limits=limits, rule=rule)
+    least = min(found.final.finalists, key=lambda one: one.macs)
+    assert pick_rule(found, found.best(limits), limits) == "best"
+    assert pick_rule(found, least) in ("best", "knee", f"number {found.final.finalists.index(least) + 1}")
+    with pytest.raises(UserError, match=r"does not keep params .*: take another one"):
+        ofav2.extract_finalist(found, found.knee(), tmp_path / "none", limits=Limits(params=1))
+    again = replace(found.knee())
+    assert len(front_ranking(found, again, Limits(), "knee").ranked) == len(found.final.finalists)
     assert (python.subnet, python.scores) == (record.subnet, record.scores)
     with pytest.raises(UserError, match="is not on the front of"):
         ofav2.extract_finalist(found, replace(found.knee(), params=1), tmp_path / "none")
