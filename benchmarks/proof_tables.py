@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from scipy import stats
+
 from benchmarks.plots import Panel, Series, chart
 from benchmarks.sides import mean_and_error
 from ofav2.cli import console
@@ -53,8 +55,8 @@ FIGURES: MappingProxyType[str, Callable[[Result], float | None]] = MappingProxyT
     }
 )
 """What rows are compared by, over their seeds: shares in 0..1; None where nothing was found."""
-SURE = 3
-"""Standard errors that a difference must exceed; with three seeds a row, 95 % of chance stays within 2.8."""
+SURE = 0.95
+"""Share of chance that a difference must be beyond, by Student's t: with three pairs of runs 4.3 standard errors."""
 
 
 def show(names: Iterable[str], results: Path) -> None:
@@ -200,29 +202,27 @@ def seeds_table(found: Iterable[Result]) -> str:
 
 
 def claims_table(found: Iterable[Result]) -> str:
-    """Whether claims hold, which takes a difference of means over `SURE` standard errors."""
+    """Whether claims hold: differences of runs of one seed, which begin alike and see the same images."""
     grouped = by_row(found)
     rows = []
     for claim, names in CLAIMS.items():
-        better, worse = (grouped.get(name, []) for name in names)
-        cells = [
-            _verdict([figure(result) for result in better], [figure(result) for result in worse])
-            for figure in FIGURES.values()
-        ]
-        rows.append((claim, *cells))
+        better, worse = ({seed_of(one["name"]): one for one in grouped.get(name, [])} for name in names)
+        pairs = [(better[seed], worse[seed]) for seed in sorted(better.keys() & worse.keys())]
+        rows.append((claim, *(_verdict([(figure(a), figure(b)) for a, b in pairs]) for figure in FIGURES.values())))
     return _markdown(("claim", *FIGURES), rows)
 
 
-def _verdict(*rows: Sequence[float | None]) -> str:
-    better, worse = ([value for value in values if value is not None] for values in rows)
-    if not better or not worse:
+def _verdict(pairs: Sequence[tuple[float | None, float | None]]) -> str:
+    points = [100 * (better - worse) for better, worse in pairs if better is not None and worse is not None]
+    if not points:
         return "not measured"
-    points = 100 * (statistics.mean(better) - statistics.mean(worse))
-    if min(len(better), len(worse)) < 2:
-        return f"{points:+.1f}, too few seeds"
-    error = 100 * math.hypot(*(statistics.stdev(values) / math.sqrt(len(values)) for values in (better, worse)))
-    word = "within the error" if abs(points) <= SURE * error else "yes" if points > 0 else "no"
-    return f"{word}: {points:+.1f} ± {error:.1f}"
+    mean = statistics.mean(points)
+    if len(points) < 2:
+        return f"{mean:+.1f}, too few seeds"
+    error = statistics.stdev(points) / math.sqrt(len(points))
+    sure = float(stats.t.ppf((1 + SURE) / 2, len(points) - 1))
+    word = "within the error" if abs(mean) <= sure * error else "yes" if mean > 0 else "no"
+    return f"{word}: {mean:+.1f} ± {error:.1f}"
 
 
 def _mean_and_error(values: Sequence[float | None]) -> str:

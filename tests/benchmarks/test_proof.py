@@ -222,6 +222,25 @@ def test_rows_of_other_lengths_and_rates_have_plots_of_their_own_and_further_see
     }
 
 
+@pytest.mark.parametrize(
+    ("fixed", "verdict"),
+    [
+        ((0.68, 0.70), "yes: +2.0 ± 0.0"),
+        # Of two pairs, chance stays within 12.7 standard errors in 95 % of the cases; of three, within 4.3.
+        ((0.68, 0.704), "within the error: +1.8 ± 0.2"),
+        ((0.68, 0.704, 0.88), "yes: +1.9 ± 0.1"),
+        ((0.71, 0.70, 0.88), "within the error: +1.0 ± 1.0"),
+        ((0.68,), "+2.0, too few seeds"),
+    ],
+)
+def test_runs_of_one_seed_are_compared(fixed: tuple[float, ...], verdict: str) -> None:
+    names = ("ofav2", "ofav2-seed1", "ofav2-seed2")
+    found = [result(name, top1) for name, top1 in zip(names, (0.70, 0.72, 0.90), strict=True)]
+    others = [name.replace("ofav2", "ofav2-fixed") for name in names]
+    found += [result(name, top1) for name, top1 in zip(others, fixed, strict=False)]
+    assert f"| a progressive teacher beats a fixed one | {verdict} |" in proof_tables.claims_table(found)
+
+
 def test_claims_are_yes_no_or_within_the_error_of_the_seeds() -> None:
     found = [
         *(result(name, top1) for name, top1 in (("ofav2", 0.70), ("ofav2-seed1", 0.72))),
@@ -234,11 +253,11 @@ def test_claims_are_yes_no_or_within_the_error_of_the_seeds() -> None:
     assert "| OFA | 2 | 51.0 ± 1.0 | 50.0 ± 1.0 | – | 52.0 |" in table
     beats, teachers, *_ = proof_tables.claims_table(found).splitlines()[2:]
     assert beats.startswith(
-        "| OFAv2 beats OFA | yes: +20.0 ± 1.4 | yes: +20.0 ± 1.4 | not measured | +19.0, too few seeds |"
+        "| OFAv2 beats OFA | yes: +20.0 ± 0.0 | yes: +20.0 ± 0.0 | not measured | +20.0, too few seeds |"
     )
-    assert "within the error: +0.5 ± 1.1" in teachers
+    assert "within the error: +0.5 ± 0.5" in teachers
     swapped = [
         {**one, "name": one["name"].replace("ofav2", "x").replace("ofa", "ofav2").replace("x", "ofa")} for one in found
     ]
-    assert "| no: -20.0 ± 1.4 |" in proof_tables.claims_table(swapped)
+    assert "| no: -20.0 ± 0.0 |" in proof_tables.claims_table(swapped)
     assert "not measured" in proof_tables.claims_table(found[:2])
