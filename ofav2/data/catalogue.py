@@ -145,9 +145,8 @@ def open_data(config: DataConfig, split: SplitRecord | None = None) -> ImageData
     try:
         listed = labels.read_labels(config, Path(config.labels).expanduser()) if config.labels else entry.read(config)
     except OSError as error:
-        raise UserError(
-            f"data.name ({config.name}): {error.filename or config.root} can't be read ({error.strerror})"
-        ) from error
+        what, why = error.filename or config.root, error.strerror or first_line(error)
+        raise UserError(f"data.name ({config.name}): {what} can't be read ({why})") from error
     skipped: tuple[str, ...] = ()
     if split:
         listed, skipped = _known(entry, listed, split, config)
@@ -338,10 +337,11 @@ def _brought(name: str, points: Sequence[EntryPoint]) -> Entry:
         raise UserError(
             f"data.name ({name}): {where} can't be imported ({first_line(error)}); repair its package"
         ) from error
-    if not isinstance(brought, Entry) or brought.name != name or (brought.mean is None) != (brought.std is None):
+    # Without colours it would be taken for patches, which have a form of their own.
+    if not isinstance(brought, Entry) or brought.name != name or brought.mean is None or brought.std is None:
         raise UserError(
-            f"data.name ({name}): {where} must be an Entry of ofav2.data with this name, and with mean and std or"
-            " neither; repair its package"
+            f"data.name ({name}): {where} must be an Entry of ofav2.data with this name, and with mean and std; repair"
+            " its package"
         )
     return brought
 

@@ -117,6 +117,7 @@ def extract_finalist(
     if limits and not within(chosen.price, limits):
         raise UserError(f"network ({chosen.subnet}) does not keep {limits}: take another one, or leave the limits out")
     ranking = front_ranking(found, chosen, limits or Limits(), pick_rule(found, chosen, limits))
+    # `extract` checks these, too, but only once the images are opened.
     check_free(Path(out))
     check_formats(formats)
     refuse_limited_exits(ranking.limits, exits)

@@ -117,8 +117,8 @@ def finetune_front(
     forms = check_forms(forms)
     found, path = load_search(search), Path(out)
     finalists = found.final.finalists
-    first_of = {one.run: one for one in reversed(finalists)}
-    runs = {place: open_loaded(load_source(found, one)) for place, one in sorted(first_of.items())}
+    one_of = {one.run: one for one in finalists}
+    runs = {place: open_loaded(load_source(found, one)) for place, one in sorted(one_of.items())}
     for run in runs.values():
         refuse_inside(run.data.trees, path, "output folder")
     networks = tuple(one.subnet for one in finalists)

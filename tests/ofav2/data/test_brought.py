@@ -1,7 +1,6 @@
 """A data set that another package brings works as the page shows it, in a whole run."""
 
 import json
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -16,8 +15,10 @@ from ofav2.errors import UserError
 from tests.ofav2 import tiny
 from tests.ofav2.data.conftest import write_classes
 from tests.ofav2.deploy.test_page import block
+from tests.ofav2.packages import describe_package
 
 COUNTS = {"rose": 24, "tulip": 20}
+FLOWERS = "[ofav2.data]\nflowers = my_package.flowers:FLOWERS"
 
 
 @pytest.fixture
@@ -27,11 +28,7 @@ def installed(tmp_path: Path) -> Iterator[None]:
     (site / "my_package").mkdir(parents=True)
     (site / "my_package" / "__init__.py").touch()
     (site / "my_package" / "flowers.py").write_text(block("own_data.md", "ofav2.data import Entry"), encoding="utf-8")
-    described = site / "my_package-1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n", encoding="utf-8")
-    entry = "[ofav2.data]\nflowers = my_package.flowers:FLOWERS\n"
-    (described / "entry_points.txt").write_text(entry, encoding="utf-8")
+    describe_package(site, "my_package", FLOWERS)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(site))
         yield
@@ -80,7 +77,8 @@ def test_a_run_on_it_is_trained_resumed_and_extracted(installed: None, root: Pat
         ("", "flowers:ROSES", "my_package.flowers:ROSES can't be imported"),
         ("import sys; sys.nowhere", "flowers:FLOWERS", "can't be imported .module 'sys' has no attribute 'nowhere'"),
         ("FLOWERS = Entry('tulips', read)", "flowers:FLOWERS", "must be an Entry of ofav2.data with this name"),
-        ("FLOWERS = Entry('flowers', read, mean=(0, 0, 0))", "flowers:FLOWERS", "and with mean and std or neither"),
+        ("FLOWERS = Entry('flowers', read, mean=(0, 0, 0))", "flowers:FLOWERS", "and with mean and std; repair"),
+        ("FLOWERS = Entry('flowers', read)", "flowers:FLOWERS", "and with mean and std; repair"),
     ],
 )
 def test_a_package_that_is_wrong_is_refused_in_a_line(
@@ -89,8 +87,7 @@ def test_a_package_that_is_wrong_is_refused_in_a_line(
     site = tmp_path / "site-packages"
     with (site / "my_package" / "flowers.py").open("a", encoding="utf-8") as module:
         module.write(f"\n{end}\n")
-    text = f"[ofav2.data]\nflowers = my_package.{entry}\n"
-    (site / "my_package-1.0.dist-info" / "entry_points.txt").write_text(text, encoding="utf-8")
+    describe_package(site, "my_package", f"[ofav2.data]\nflowers = my_package.{entry}")
     with pytest.raises(UserError, match=rf"^data.name \(flowers\): .*{words}"):
         open_flowers(root)
 
@@ -102,11 +99,18 @@ def test_a_folder_that_is_missing_is_refused_in_a_line(installed: None, tmp_path
         open_flowers(tmp_path / "nowhere")
 
 
+def test_a_reader_that_fails_without_a_number_of_the_system_is_told(
+    installed: None, root: Path, tmp_path: Path
+) -> None:
+    with (tmp_path / "site-packages" / "my_package" / "flowers.py").open("a", encoding="utf-8") as module:
+        module.write("\ndef broken(config):\n    raise OSError('not of this kind')\n")
+        module.write("FLOWERS = Entry('flowers', broken, mean=(0, 0, 0), std=(1, 1, 1))\n")
+    with pytest.raises(UserError, match=r"^data.name \(flowers\): .* can't be read \(not of this kind\)"):
+        open_flowers(root)
+
+
 def test_two_packages_of_one_data_set_are_refused(installed: None, root: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site-packages"
-    second = site / "another-1.0.dist-info"
-    shutil.copytree(site / "my_package-1.0.dist-info", second)
-    (second / "METADATA").write_text("Metadata-Version: 2.1\nName: another\nVersion: 1.0\n", encoding="utf-8")
+    describe_package(tmp_path / "site-packages", "another", FLOWERS)
     with pytest.raises(UserError, match=r"^data.name \(flowers\): several installed packages bring it"):
         open_flowers(root)
 

@@ -7,6 +7,7 @@ import pytest
 import ofav2
 from ofav2.runs.records import Run
 from tests.ofav2 import tiny
+from tests.ofav2.packages import describe_package
 from tests.ofav2.tasks.recipes import RECIPE
 
 
@@ -14,11 +15,7 @@ from tests.ofav2.tasks.recipes import RECIPE
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Make the entry point known as an installed package does."""
     folder = tmp_path_factory.mktemp("site-packages")
-    described = folder / "digit_value-1.0.dist-info"
-    described.mkdir()
-    (described / "METADATA").write_text("Metadata-Version: 2.1\nName: digit-value\nVersion: 1.0\n", encoding="utf-8")
-    entry = "[ofav2.tasks]\ndigit_value = tests.ofav2.tasks.digit_value:make\n"
-    (described / "entry_points.txt").write_text(entry, encoding="utf-8")
+    describe_package(folder, "digit_value", "[ofav2.tasks]\ndigit_value = tests.ofav2.tasks.digit_value:make")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         yield
