@@ -4,10 +4,11 @@ import operator
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 from supernets.graphs import GraphError, is_layer, output_nodes
+from supernets.taps import trace
 
 JOINED = "ensemble"
 """Name of the layer that `fold_classifiers` makes."""
@@ -39,7 +40,7 @@ def ensemble_alone(module: GraphModule, weights: Sequence[float]) -> GraphModule
     return GraphModule(module, graph, class_name="Ensemble").train(module.training)
 
 
-def fold_classifiers(module: GraphModule, weights: Sequence[float]) -> GraphModule:
+def fold_classifiers(module: GraphModule, weights: Sequence[float], classes: int) -> GraphModule:
     """Return the weighted sum of a network's outputs as one linear layer on the joined features of all exits.
 
     A weighted sum of linear layers is a linear layer. It adds in another order, so its logits differ by rounding. An
@@ -48,12 +49,10 @@ def fold_classifiers(module: GraphModule, weights: Sequence[float]) -> GraphModu
     Args:
         module: A network that returns a tuple of logits, one per exit, or the logits of one exit.
         weights: One weight per exit.
+        classes: Logits per exit.
 
     Returns:
         Images -> logits (N, classes). Its last layer is called `ensemble`; all other layers are shared.
-
-    Raises:
-        GraphError: If no exit ends in a linear layer.
     """
     graph, outputs = _copied(module)
     graph.output(outputs)
@@ -61,7 +60,8 @@ def fold_classifiers(module: GraphModule, weights: Sequence[float]) -> GraphModu
     (end,) = graph.find_nodes(op="output")
     with graph.inserting_before(end):
         opened = [_opened(made, node, f"{JOINED}_features_{index}") for index, node in enumerate(outputs)]
-        made.add_submodule(JOINED, _joined([layer for _, layer in opened], weights))
+        like = next(made.parameters(), torch.empty(0))
+        made.add_submodule(JOINED, _joined([layer for _, layer in opened], weights, classes, like))
         joined = graph.call_function(torch.cat, ([features for features, _ in opened], 1))
         end.args = (graph.call_module(JOINED, (joined,)),)
     graph.eliminate_dead_code()
@@ -85,10 +85,34 @@ def _opened(module: GraphModule, node: Node, name: str) -> tuple[Node, nn.Linear
     (given, *_) = node.args or (None,)
     if isinstance(layer, nn.Linear) and isinstance(given, Node):
         return given, layer
-    if isinstance(layer, nn.Sequential) and isinstance(layer[-1], nn.Linear):
-        module.add_submodule(name, layer[:-1])
-        return module.graph.call_module(name, node.args), layer[-1]
-    return node, None
+    features, linear = _without_classifier(layer) if layer is not None else (None, None)
+    if features is None:
+        return node, None
+    module.add_submodule(name, features)
+    return module.graph.call_module(name, node.args), linear
+
+
+def _without_classifier(head: nn.Module) -> tuple[nn.Module, nn.Linear] | tuple[None, None]:
+    """Return a head up to the linear layer that it ends in, and that layer; Nones where it ends in something else."""
+    if isinstance(head, nn.Sequential) and isinstance(head[-1], nn.Linear):
+        return head[:-1], head[-1]
+    linear = {name: layer for name, layer in head.named_modules() if name and isinstance(layer, nn.Linear)}
+    try:
+        # timm's heads are modules of their own, with a classifier inside.
+        traced = trace(head, [*linear][-1:])
+    except GraphError:
+        return None, None
+    (end,) = traced.graph.find_nodes(op="output")
+    last = end.args[0]
+    while is_layer(last) and isinstance(traced.get_submodule(str(last.target)), nn.Identity):
+        last = last.args[0]
+    if not is_layer(last) or str(last.target) not in linear:
+        return None, None
+    end.args = last.args
+    traced.graph.eliminate_dead_code()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced, linear[str(last.target)]
 
 
 def _weighted_sum(graph: Graph, outputs: Sequence[Node], weights: Sequence[float]) -> Node:
@@ -100,20 +124,16 @@ def _weighted_sum(graph: Graph, outputs: Sequence[Node], weights: Sequence[float
     return total
 
 
-def _joined(layers: Sequence[nn.Linear | None], weights: Sequence[float]) -> nn.Linear:
+def _joined(layers: Sequence[nn.Linear | None], weights: Sequence[float], classes: int, like: Tensor) -> nn.Linear:
     """Return the linear layer that equals the weighted sum of some, on their joined inputs; None stands for logits."""
-    linear = next((layer for layer in layers if layer is not None), None)
-    if linear is None:
-        raise GraphError("no exit ends in a linear layer, so exits don't fold into one product")
-    example, classes = linear.weight, linear.out_features
-    blocks, bias = [], example.new_zeros(classes)
+    blocks, bias = [], like.new_zeros(classes)
     for layer, weight in zip(layers, weights, strict=True):
-        own = torch.eye(classes, dtype=example.dtype, device=example.device) if layer is None else layer.weight
+        own = torch.eye(classes, dtype=like.dtype, device=like.device) if layer is None else layer.weight
         blocks.append(own.detach() * weight)
         if layer is not None and layer.bias is not None:
             bias = bias + layer.bias.detach() * weight
     merged = torch.cat(blocks, 1)
-    joined = nn.Linear(merged.shape[1], classes, device="meta", dtype=example.dtype).to_empty(device=example.device)
+    joined = nn.Linear(merged.shape[1], classes, device="meta", dtype=like.dtype).to_empty(device=like.device)
     with torch.no_grad():
         joined.weight.copy_(merged)
         joined.bias.copy_(bias)

@@ -131,7 +131,6 @@ def open_subnet(directory: str | Path, drop_rate: float, overlay: Mapping[str, A
     Raises:
         RunError: If the folder holds no extracted network.
         UserError: If the network returns the logits of several exits, and has no weights for their ensemble.
-        GraphError: If no exit ends in a linear layer.
     """
     record = describe_subnet(directory)
     if record.ensemble is not None:
@@ -266,7 +265,7 @@ def _folded(
     module: GraphModule, record: SubnetRecord, weights: Sequence[float], overlay: Mapping[str, Any], drop_rate: float
 ) -> TimmSubnet:
     """Return a network with one classifier, which is on the joined features of all exits."""
-    folded = fold_classifiers(module, weights)
+    folded = fold_classifiers(module, weights, len(record.classes))
     (end,) = folded.graph.find_nodes(op="call_module", target=JOINED)
     (images,) = folded.graph.find_nodes(op="placeholder")
     classifier = folded.get_submodule(JOINED)

@@ -5,10 +5,9 @@ from itertools import combinations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule, symbolic_trace
+from torch.fx import GraphModule, Tracer, symbolic_trace
 
 import distill
-from supernets import GraphError
 from supernets.ensembles import JOINED, ensemble_alone, fold_classifiers, with_ensemble
 from supernets.graphs import keep
 from tests.supernets.randomise import images_for, small_net
@@ -41,7 +40,7 @@ def test_every_kept_subset_has_the_whole_networks_logits_and_their_ensemble_to_t
 @pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-5), (torch.float64, 1e-13)], ids=str)
 def test_linear_exits_fold_into_one_product(dtype: torch.dtype, least: float) -> None:
     module, images = network(dtype)
-    folded = fold_classifiers(module, WEIGHTS)
+    folded = fold_classifiers(module, WEIGHTS, 7)
     with torch.no_grad():
         expected = distill.ensemble(module(images), WEIGHTS)
         assert float((folded(images) - expected).abs().max() / expected.abs().max()) < least
@@ -63,14 +62,14 @@ class Heads(nn.Module):
 def test_layers_without_bias_fold_too() -> None:
     module = symbolic_trace(Heads(nn.Linear(3, 4, bias=False), nn.Linear(3, 4), nn.Linear(3, 4, bias=False)))
     images, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), (0.5, 0.2, 0.3)
-    torch.testing.assert_close(fold_classifiers(module, weights)(images), distill.ensemble(module(images), weights))
+    torch.testing.assert_close(fold_classifiers(module, weights, 4)(images), distill.ensemble(module(images), weights))
 
 
 def test_heads_of_several_layers_fold_their_last_one_and_other_exits_join_with_their_logits() -> None:
     head, other = nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 3), nn.Tanh())
     module = symbolic_trace(Heads(head, nn.Linear(3, 3), other))
     images, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), (0.5, 0.2, 0.3)
-    folded = fold_classifiers(module, weights)
+    folded = fold_classifiers(module, weights, 3)
     torch.testing.assert_close(folded(images), distill.ensemble(module(images), weights))
     assert {type(layer) for layer in folded.children()} <= {nn.Linear, nn.Sequential, nn.Module}
     assert folded.get_submodule(JOINED).in_features == 9
@@ -79,9 +78,37 @@ def test_heads_of_several_layers_fold_their_last_one_and_other_exits_join_with_t
 def test_a_single_exit_folds_into_itself() -> None:
     module = symbolic_trace(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 4)))
     images = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(fold_classifiers(module, (1.0,))(images), module(images))
+    torch.testing.assert_close(fold_classifiers(module, (1.0,), 4)(images), module(images))
 
 
-def test_exits_without_any_linear_layer_are_refused() -> None:
-    with pytest.raises(GraphError, match="no exit ends in a linear layer"):
-        fold_classifiers(symbolic_trace(Heads(nn.ReLU(), nn.ReLU())), (0.5, 0.5))
+def test_exits_without_any_linear_layer_join_with_their_logits() -> None:
+    module, weights = symbolic_trace(Heads(nn.ReLU(), nn.Tanh())), (0.25, 0.75)
+    images = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fold_classifiers(module, weights, 3)(images), distill.ensemble(module(images), weights))
+
+
+class OwnHead(nn.Module):
+    """A head in timm's manner: dropout as a function, and a way around the classifier."""
+
+    def __init__(self, after: nn.Module) -> None:
+        super().__init__()
+        self.norm, self.fc, self.after = nn.LayerNorm(3), nn.Linear(3, 4), after
+
+    def forward(self, images: Tensor, pre_logits: bool = False) -> Tensor:
+        found = nn.functional.dropout(self.norm(images), 0.5, self.training)
+        return found if pre_logits else self.after(self.fc(found))
+
+
+class LeafHeads(Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("after", "read"), [(nn.Identity(), 3), (nn.Tanh(), 4)], ids=["linear", "logits"])
+def test_a_head_that_is_a_module_of_its_own_folds_the_classifier_inside(after: nn.Module, read: int) -> None:
+    net = Heads(OwnHead(after), nn.Linear(3, 4)).eval()
+    module = GraphModule(net, LeafHeads().trace(net)).eval()
+    images, weights = torch.randn(5, 3, generator=torch.Generator().manual_seed(0)), (0.75, 0.25)
+    folded = fold_classifiers(module, weights, 4)
+    torch.testing.assert_close(folded(images), distill.ensemble(module(images), weights))
+    assert folded.get_submodule(JOINED).in_features == read + 3

@@ -14,15 +14,16 @@ from ofav2.deploy.artifact import (
     SubnetRecord,
     write_subnet_record,
 )
+from ofav2.networks.cost import network_cost
 from ofav2.runs import checkpoint
 from ofav2.tasks.class_results import ClassResults
 from ofav2.tasks.classification import NAME, TOP1
-from supernets import Exits, Subnet, Supernet
-from supernets.subnet_cost import subnet_cost
+from supernets import Exits, Subnet
+from supernets.multi_exit import Network
 from tests.ofav2 import tiny
 
 
-def written(folder: Path, net: Supernet, subnet: Subnet, exits: Exits = "last") -> Path:
+def written(folder: Path, net: Network, subnet: Subnet, exits: Exits = "last") -> Path:
     """Writes `subnet.json` and `model.safetensors`; returns their folder."""
     folder.mkdir(parents=True)
     weights = checkpoint.tensor_bytes(net.extract(subnet, exits).state_dict())
@@ -38,7 +39,7 @@ def results_of(classes: int) -> ClassResults:
     return ClassResults("test", (10,) * classes, right, confused)
 
 
-def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRecord:
+def described(net: Network, subnet: Subnet, exits: Exits = "last") -> SubnetRecord:
     """A record of a network that never was trained: all but what it is made of is invented."""
     arch, indices = net.architecture, net.chosen_exits(subnet, exits)
     scores = {"val": {exit: 0.7 + exit / 100 for exit in indices}, "test": {exit: 0.6 + exit / 100 for exit in indices}}
@@ -53,7 +54,7 @@ def described(net: Supernet, subnet: Subnet, exits: Exits = "last") -> SubnetRec
         input=InputRecord(RGB, subnet.resolution, 255.0, (0.5, 0.4, 0.3), (0.25, 0.3, 0.2), None, 0.875),
         data="digits",
         classes=tuple(f"class {number}" for number in range(arch.num_classes)),
-        cost=subnet_cost(arch, subnet, exits),
+        cost=network_cost(arch, subnet, exits),
         scores=scores,
         by_class=results_of(arch.num_classes),
         extraction=ExtractionRecord(before, 30, 0, 16, 1e-7, None, None, "cd" * 32, validation_is_test=False),

@@ -20,6 +20,8 @@ import ofav2
 import ofav2.timm_plugin
 import ofav2.timm_plugin.model
 from ofav2.errors import RunError, UserError
+from ofav2.networks.backbone import describe_backbone, make_backbone
+from supernets.multi_exit import MultiExit
 from tests.ofav2 import tiny
 from tests.ofav2.deploy.written import written
 from tests.supernets.variants import VARIANTS
@@ -227,6 +229,21 @@ def test_features_of_a_network_of_timm_itself_are_refused(tmp_path: Path, monkey
     monkeypatch.setattr(ofav2.timm_plugin.model, "describe_subnet", lambda _: found)
     with pytest.raises(UserError, match=r"is timm's resnet18 with exits, .*: load it with ofav2\.load_subnet"):
         create(tmp_path, features_only=True)
+
+
+@pytest.mark.parametrize(("name", "read"), [("test_convnext", 64), ("test_byobnet", 256)])
+def test_a_network_of_timm_with_its_own_head_keeps_its_logits(name: str, read: int, tmp_path: Path) -> None:
+    arch = describe_backbone(
+        name, classes=5, channels=3, resolution=64, exits="stages", head="norm_linear", drop_rate=0.0
+    )
+    net = MultiExit(make_backbone(arch)[0], arch, (64,)).eval()
+    model = create(written(tmp_path / "net", net, net.space.largest())).eval()
+    with torch.no_grad():
+        seen = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(model(seen), net(seen, net.space.largest()))
+        assert model.forward_head(model.forward_features(seen), pre_logits=True).shape == (2, read)
+    model.reset_classifier(3)
+    assert model(seen).shape == (2, 3)
 
 
 def test_several_exits_are_refused(tmp_path: Path) -> None:
