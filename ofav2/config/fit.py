@@ -122,7 +122,8 @@ def _phases(kind: type[Any], value: Any, key: str) -> dict[str, Any]:
         if not isinstance(name, str) or not PHASE_NAME.fullmatch(name):
             raise UserError(
                 f"{join(key, name)} ({show(phase)}): a phase's name is text of 1 to 64 letters, digits, '_' or '-', "
-                "and not state-N or aside-N, as states are called; rename it, with quotes around a number"
+                "and not state-N or aside-N, as states are called, or test, as the scores at the end are; rename it,"
+                " with quotes around a number"
             )
     return {name: _phase(kind, name, value, key) for name in value}
 

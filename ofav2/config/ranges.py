@@ -290,5 +290,6 @@ def _values(value: Any, names: Sequence[str], key: str) -> Iterator[tuple[str, A
         yield from _values(getattr(value, names[0]), names[1:], join(key, names[0]))
 
 
-PHASE_NAME = re.compile(r"(?!(?:state|aside)-\d)[A-Za-z0-9_-]{1,64}")
-"""Names that a phase may have: its checkpoint's file is called so, beside those of states."""
+PHASE_NAME = re.compile(r"(?!(?:state|aside)-\d|test\Z)[A-Za-z0-9_-]{1,64}")
+"""Names that a phase may have: its checkpoint's file is called so, beside those of states, and its table of scores
+too, beside the one on test."""

@@ -61,6 +61,9 @@ class Progress:
     """Lowest joint loss of a validation so far, of a phase with patience; None before the first."""
     stale: Count = 0
     """Validations in a row since then."""
+    validated: str | None = None
+    """Checksum of what its validations depend on beside the weights, such as the images and how they are cropped; None
+    of states from before it was kept."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Training one phase: steps, measurements, validations, saved states, and a stop on request."""
 
+import hashlib
 import logging
 import math
 import time
@@ -130,7 +131,7 @@ def learn(
     """
     config, net = setup.config, setup.net
     updates = make_updates(net, config.optim, steps=phase.steps, warmup_steps=phase.warmup_steps, peak=phase.config.lr)
-    position = _start(setup, phase, updates, state)
+    position, validated_as = _start(setup, phase, updates, state), _validated(setup, phase)
     saved_at, overdue = time.monotonic(), False
     net.set_dropout(phase.config.dropout)
     logger.info(phase.sentence)
@@ -157,7 +158,7 @@ def learn(
             if position.sound is None and (stopping or saving):
                 _refuse_ruined(setup, phase, writer, step.number)
                 saved_at = time.monotonic()
-                make = partial(_state, net, phase, position, updates.optimizer, writer.path)
+                make = partial(_state, net, phase, position, updates.optimizer, writer.path, validated_as)
                 writer.keep_state(make, config.run.keep_states)
             if stopping:
                 if position.sound is not None:
@@ -180,13 +181,31 @@ def _start(setup: Setup, phase: Phase, updates: Updates, state: PhaseState | Non
         return Position(0, Guard(loss_jump), 0, None, Patience(limit))
     setup.runtime.processes.on_all(partial(_take_up, state, phase, setup.net, updates.optimizer))
     progress = state.progress
-    return Position(
+    found = Position(
         step=progress.step,
         guard=Guard(loss_jump, progress.first_loss, progress.usual_loss),
         skipped=progress.skipped,
         best=None if progress.best_score is None else Best(progress.best_score, dict(state.best)),
         patience=Patience(limit, progress.lowest_loss, progress.stale),
     )
+    # After the last step nothing is validated any more.
+    if found.best is None or progress.step == phase.steps or progress.validated in (None, _validated(setup, phase)):
+        return found
+    logger.warning(
+        f"{phase.name}: its validations until now were of other images or settings, so the best one is looked for anew"
+    )
+    return replace(found, best=None, patience=Patience(limit))
+
+
+def _validated(setup: Setup, phase: Phase) -> str:
+    """Return a checksum of what a phase's validations depend on beside the weights."""
+    data, optim, evaluation = setup.config.data, setup.config.optim, setup.config.evaluation
+    facts = (
+        *(setup.data.fingerprint, setup.data.mean, setup.data.std, data.eval_crop, data.shrink_to),
+        *(evaluation.calibration_images, evaluation.calibration_batch, setup.task.metrics[0].name),
+        *(phase.evaluated, phase.weights.joint, optim.label_smoothing, optim.class_weights),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()
 
 
 def _steps(setup: Setup, phase: Phase, objective: Objective, updates: Updates, position: Position) -> Iterator[Step]:
@@ -243,7 +262,14 @@ def _take_up(state: PhaseState, phase: Phase, net: Network, optimizer: torch.opt
     restore_optimizer(optimizer, state.optimizer)
 
 
-def _state(net: Network, phase: Phase, position: Position, optimizer: torch.optim.Optimizer, path: Path) -> PhaseState:
+def _state(
+    net: Network,
+    phase: Phase,
+    position: Position,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    validated: str,
+) -> PhaseState:
     best = position.best
     here = Progress(
         phase=phase.name,
@@ -256,6 +282,7 @@ def _state(net: Network, phase: Phase, position: Position, optimizer: torch.opti
         usual_loss=position.guard.usual,
         lowest_loss=position.patience.lowest,
         stale=position.patience.stale,
+        validated=validated,
     )
     kept = {} if best is None else best.weights
     return PhaseState(here, net.state_dict(), optimizer_tensors(optimizer), kept)

@@ -314,7 +314,8 @@ def test_any_description_of_a_network_loads_or_is_refused(data: st.DataObject, e
 
 
 @pytest.mark.parametrize(
-    "name", ["../../elsewhere/kernel", "/etc/passwd", "a/b", "..", "", "a\x00b", "a\nb", "state-1", 7, None, ["full"]]
+    "name",
+    ["../../elsewhere/kernel", "/etc/passwd", "a/b", "..", "", "a\x00b", "a\nb", "state-1", "test", 7, None, ["full"]],
 )
 def test_phases_do_not_lead_out_of_the_run_folder(name: Any, run: Path) -> None:
     elsewhere = run.parent / "elsewhere"

@@ -36,6 +36,7 @@ from ofav2.errors import RunError, UserError
 from ofav2.networks.build import with_own_input
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.records import Run, read_run
+from ofav2.runs.state import load_newest
 from ofav2.runtime.processes import SINGLE_PROCESS
 from ofav2.runtime.signals import Stopped
 from ofav2.training import resuming
@@ -481,6 +482,24 @@ def test_before_anything_is_saved_a_run_may_begin_with_other_weights_and_is_judg
     assert ofav2.resume(run, overrides=[other], allow=["supernet.init"]).record.status == "finished"
     with pytest.raises(UserError, match=r"^supernet\.init was of a part of the run that is over"):
         ofav2.resume(run, overrides=["supernet.init=null"], allow=["supernet"])
+
+
+@pytest.mark.parametrize("changed", [[], ["data.eval_crop=0.5"]], ids=["unchanged", "changed"])
+def test_the_best_validation_of_other_images_or_settings_is_not_compared(
+    changed: list[str], recipes: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validating = ["run.save_steps=1", "evaluation.every_epochs=0.01"]
+    monkeypatch.setattr(ofav2.training.loop, "_ends", lambda *_: ({}, 0.9))
+    with stopped_after(at("kernel", 2)):
+        ofav2.train(recipes["short"], validating, tmp_path / "run")
+    state = load_newest(tmp_path / "run", "kernel")
+    assert state is not None
+    assert (state.progress.step, state.progress.best_score) == (2, 0.9)
+    monkeypatch.setattr(ofav2.training.loop, "_ends", lambda *_: ({}, 0.1))
+    run = ofav2.resume(tmp_path / "run", overrides=changed, allow=["data.eval_crop"])
+    kept, _ = checkpoint.load(folder.checkpoint_path(run.folder, "kernel"))
+    parameters = [name for name, tensor in state.best.items() if "running" not in name and tensor.is_floating_point()]
+    assert all(torch.equal(kept[name], state.best[name]) for name in parameters) != bool(changed)
 
 
 def test_what_a_run_saw_before_its_split_was_changed_is_known_to_what_begins_with_it(
