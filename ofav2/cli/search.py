@@ -105,7 +105,7 @@ def _show(found: "Found") -> None:
     from ofav2.nas.found import describe_adaptation, front_columns, front_rows
 
     front, record = found.final, found.record
-    title = f"front of {front.networks} networks, {front.measured} measurements: {record.limits}"
+    title = f"finalists of {front.networks} networks, {front.measured} measurements: {record.limits}"
     console.show(table(title, front_columns(found), front_rows(found)))
     show = record.metric.show
     error = "" if front.optimism_error is None else f" ± {show(front.optimism_error)}"

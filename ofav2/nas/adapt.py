@@ -22,7 +22,14 @@ from ofav2.config import recipe
 from ofav2.config.schema import Config, UnlockConfig
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
-from ofav2.evaluation.opened_run import LoadedSupernet, OpenedRun, load_run, open_loaded
+from ofav2.evaluation.opened_run import (
+    LoadedSupernet,
+    OpenedRun,
+    load_run,
+    open_loaded,
+    recipe_to_measure,
+    refuse_other_images,
+)
 from ofav2.messages import show
 from ofav2.nas.engine.fronts import hypervolume
 from ofav2.nas.engine.loop import MARGIN
@@ -49,10 +56,12 @@ from ofav2.runs.records import RunRecord, read_run, write_run
 from ofav2.runtime.processes import Processes
 from ofav2.runtime.signals import Stopped
 from ofav2.tasks.class_results import share_error
-from ofav2.training.phases import ALL_EXITS
+from ofav2.training.phases import ALL_EXITS, Phase, make_plan
+from ofav2.training.resuming import refuse_another
 from ofav2.training.run import resume
+from ofav2.training.setup import prepare
 from ofav2.typed_json import write_record
-from supernets import Subnet
+from supernets import Space, Subnet
 
 logger = logging.getLogger(__name__)
 
@@ -80,8 +89,8 @@ def ask_adaptation(place: Path, settings: AdaptSettings) -> None:
 def adapt_found(found: Found, processes: Processes) -> Found:
     """Adapt the supernet to a search's front if that was asked for; go on where an earlier call stopped.
 
-    The phase takes teacher, objective and all other settings from the one that was searched. Its sub-networks are drawn
-    by `ofav2.training.samplers.Marginals` of the front.
+    The phase takes its settings from the one that was searched, as `adapted_recipe` says. Its sub-networks are drawn by
+    `ofav2.training.samplers.Marginals` of the front.
 
     Args:
         found: What was found.
@@ -129,26 +138,65 @@ def _train_copy(found: Found, run: int, settings: AdaptSettings, processes: Proc
     return AdaptedRun(run, phase.name, phase.sha256, phase.steps)
 
 
-def require_drawable(loaded: LoadedSupernet) -> None:
-    """Refuse to adapt weights of a phase that trained the largest network alone.
+def check_adaptation(run: OpenedRun, settings: AdaptSettings, processes: Processes) -> None:
+    """Refuse an adaptation that its training would refuse, whatever the front will be.
+
+    Args:
+        run: The run that is to be searched and adapted.
+        settings: How.
+        processes: The processes that are to train it together.
 
     Raises:
-        UserError: They are.
+        UserError: If the phase trained the largest network alone, a setting is out of range or impossible, a file is
+            missing, or the data set holds other images than the run was trained on.
+        RunError: If the run can't go on.
+        DistillError: If its teacher can't be loaded.
+        Lost: If it was refused in another process.
     """
-    phases = kept_recipe(loaded.folder, loaded.record).phases
-    names = list(phases)
-    if all(phases[name].unlock == UnlockConfig() for name in names[: names.index(loaded.phase) + 1]):
+    loaded = run.loaded
+
+    def planned() -> Config:
+        refuse_other_images(run)
+        _require_drawable(loaded)
+        # Any networks will do to check the settings; those two end at the last exit and at the first one.
+        ends = [loaded.net.space.largest(), loaded.net.space.smallest()]
+        # Without a number of threads, which would change how the search computes.
+        return adapted_recipe(recipe_to_measure(loaded), loaded.record.space, loaded.phase, settings, ends)
+
+    config = processes.on_all(planned)
+    begun = _begun_record(loaded.record, loaded.phase, config)
+    setup = prepare(config, processes, data=run.data, resumed=begun)
+    processes.on_all(lambda: refuse_another(begun, setup, ()))
+
+
+def _require_drawable(loaded: LoadedSupernet) -> None:
+    config = kept_recipe(loaded.folder, loaded.record)
+    if _planned_phase(config, loaded.record.space, loaded.phase).alone:
         raise UserError(
             f"--adapt: phase {loaded.phase} of {loaded.folder} trained the largest network alone, so there are no"
             " sub-networks to draw; train its elastic phases first, or search without --adapt"
         )
 
 
-def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks: Sequence[Subnet]) -> Config:
+def _planned_phase(config: Config, space: Space, phase: str) -> Phase:
+    """Return a phase of a recipe as it is planned; its length doesn't matter here."""
+    names = list(config.phases)
+    phases = {name: config.phases[name] for name in names[: names.index(phase) + 1]}
+    return make_plan(phases, config.teacher, space, steps_per_epoch=1).phases[-1]
+
+
+def adapted_recipe(
+    config: Config, space: Space, phase: str, settings: AdaptSettings, networks: Sequence[Subnet]
+) -> Config:
     """Return a run's recipe up to a phase, with one more that draws what some networks are made of.
+
+    The new phase has the settings of the repeated one, but for its length, its learning rate, and what follows from its
+    networks: each is at one exit, so it trains that one alone. After the objective `joint` it learns from the labels
+    alone as well, and may end at each exit that `joint` trained.
 
     Args:
         config: The recipe.
+        space: The run's whole space.
         phase: The phase to repeat.
         settings: What differs in the new one.
         networks: The networks.
@@ -158,16 +206,17 @@ def adapted_recipe(config: Config, phase: str, settings: AdaptSettings, networks
     """
     names = list(config.phases)
     phases = {name: config.phases[name] for name in names[: names.index(phase) + 1]}
-    last = phases[phase]
+    last, planned = phases[phase], _planned_phase(config, space, phase)
+    is_joint, heights = planned.objective == "joint", planned.evaluated.height
     candidates = (f"{PHASE}{number or ''}" for number in range(len(phases) + 1))
     phases[next(name for name in candidates if name not in phases)] = replace(
         last,
         epochs=last.epochs if settings.epochs is None else settings.epochs,
         lr=last.lr / SLOWER if settings.lr is None else settings.lr,
         warmup_epochs=0.0,
-        unlock=UnlockConfig(),
-        # Each network of the front is at one exit.
-        objective="distill" if last.objective in ALL_EXITS else last.objective,
+        unlock=UnlockConfig(height=heights if heights != planned.space.height else ()),
+        objective="distill" if is_joint or planned.objective in ALL_EXITS else last.objective,
+        teacher="none" if is_joint else last.teacher,
         sampler="marginals",
         networks=tuple(network.to_json() for network in networks),
     )
@@ -183,7 +232,7 @@ def _copy_run(found: Found, number: int, settings: AdaptSettings, networks: Sequ
     if load_run(run, searched.phase).sha256 != searched.weights:
         raise RunError(f"search ({found.folder}) is of other weights than run {run} has now: search it again")
     record, staging = read_run(run), copy.with_name(f".{copy.name}.tmp")
-    config = adapted_recipe(kept_recipe(run, record), searched.phase, settings, networks)
+    config = adapted_recipe(kept_recipe(run, record), record.space, searched.phase, settings, networks)
     if (copy / folder.RECORD).exists():
         _require_same_phases(copy, config)
         return
@@ -215,14 +264,19 @@ def _copy_files(run: Path, target: Path, record: RunRecord, phase: str, config: 
     for name in (folder.SPLIT, folder.INITIAL_IMAGES, folder.METRICS):
         if (run / name).exists():
             shutil.copyfile(run / name, target / name)
-    phases = record.phases[: [one.name for one in record.phases].index(phase) + 1]
-    for one in phases:
+    begun = _begun_record(record, phase, config)
+    for one in begun.phases:
         for source in (run / folder.CHECKPOINTS).glob(f"{one.name}.*"):
             shutil.copyfile(source, target / folder.CHECKPOINTS / source.name)
-    text = recipe.dump(config)
-    files.write_text(target / folder.RECIPE, text)
-    begun = replace(record, status="stopped", recipe=text, phases=phases, test=None, wandb_run_id=None, states={})
+    files.write_text(target / folder.RECIPE, begun.recipe)
     write_run(target, begun)
+
+
+def _begun_record(record: RunRecord, phase: str, config: Config) -> RunRecord:
+    """Return the record of a copy of a run that has come as far as a phase, and goes on with another recipe."""
+    phases = record.phases[: [one.name for one in record.phases].index(phase) + 1]
+    text = recipe.dump(config)
+    return replace(record, status="stopped", recipe=text, phases=phases, test=None, wandb_run_id=None, states={})
 
 
 def _measured_anew(found: Found, processes: Processes) -> FrontRecord:

@@ -238,7 +238,7 @@ class Found:
 
     @property
     def final(self) -> FrontRecord:
-        """The front as it is with these weights."""
+        """The finalists, with the values that they have with the weights that were kept; one may beat another now."""
         return self.adapted.front if self.adapted and self.adapted.kept else self.front
 
     def best(self, limits: Limits | None = None) -> Finalist:
@@ -307,7 +307,7 @@ def load_search(folder: str | Path) -> Found:
         folder: The search's folder.
 
     Returns:
-        The search. `final.finalists` is its front, the cheapest first; `best` and `knee` pick a network of it.
+        The search. `final.finalists` are the networks of its front, the cheapest first; `best` and `knee` pick one.
 
     Raises:
         RunError: If the folder is no search, or a file in it is damaged.

@@ -16,6 +16,8 @@ from supernets import SpaceError, Subnet
 
 logger = logging.getLogger(__name__)
 
+IDLE_PACKAGES = ("omegaconf", "wandb")
+"""Packages that versions are recorded of, and that no measured value depends on."""
 STORE = "measured.jsonl"
 """Name of the file in a run folder: a line per network, appended to."""
 
@@ -75,7 +77,8 @@ def measurement_key(run: OpenedRun, images: Split) -> str:
         *(evaluator.config.calibration_images, evaluator.config.calibration_batch, evaluator.seed),
         *(evaluator.eval_crop, run.runtime.device.type),
     )
-    digest.update(json.dumps([*facts, versions()]).encode())
+    packages = {name: one for name, one in versions().items() if name not in IDLE_PACKAGES}
+    digest.update(json.dumps([*facts, packages]).encode())
     return digest.hexdigest()
 
 

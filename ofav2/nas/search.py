@@ -12,7 +12,7 @@ from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.opened_run import LoadedSupernet, load_run, open_loaded, require_supernet
 from ofav2.messages import show
-from ofav2.nas.adapt import adapt_found, adapted_recipe, ask_adaptation, require_drawable
+from ofav2.nas.adapt import adapt_found, ask_adaptation, check_adaptation
 from ofav2.nas.constraints import Constraints, constrain
 from ofav2.nas.engine.loop import SearchSettings
 from ofav2.nas.found import (
@@ -25,18 +25,19 @@ from ofav2.nas.found import (
     SearchRecord,
     located,
     located_from,
+    read_adaptation,
     read_found,
     read_search,
 )
 from ofav2.nas.latency_table import TABLE, load_latency_table
 from ofav2.nas.limits import Limits
-from ofav2.nas.measured import measurement_key
+from ofav2.nas.measured import IDLE_PACKAGES, measurement_key
 from ofav2.nas.objectives import read_objectives
 from ofav2.nas.plugins import SearchPlugins, check_settings, require_costs
 from ofav2.nas.rounds import LEAST_KNOWN, Halved, run_search
 from ofav2.output_folder import check_free
 from ofav2.runs import folder
-from ofav2.runs.kept_recipe import kept_recipe, trained_recipe
+from ofav2.runs.kept_recipe import trained_recipe
 from ofav2.runs.records import versions
 from ofav2.runtime.processes import Processes, process_group
 from ofav2.typed_json import to_plain, write_record
@@ -44,6 +45,8 @@ from supernets import DIMENSIONS
 
 MOST_MEASUREMENTS = 100_000
 """More measurements than anyone would wait for are a slip."""
+ENGINE_PACKAGES = ("scikit-learn", "scipy", "pymoo", "moocore")
+"""Packages that decide what a search measures next, beside those that decide its values."""
 
 
 def search(
@@ -87,7 +90,7 @@ def search(
         out: Folder to make; None takes `search`, `search-2` and so on in the first run folder.
 
     Returns:
-        The search. `final.finalists` is its front, the cheapest first; `best` and `knee` pick a network of it.
+        The search. `final.finalists` are the networks of its front, the cheapest first; `best` and `knee` pick one.
 
     Raises:
         UserError: If an argument can't be used, the runs don't fit together, a data set can't be opened, or no network
@@ -116,8 +119,6 @@ def search(
             )
         if out is not None:
             check_free(Path(out))
-        if adapt is not None:
-            _check_adaptation(loaded, adapt)
         opened = _open_runs(loaded, processes)
         if out is not None:
             refuse_inside(opened[0].run.data.trees, Path(out), "output folder")
@@ -125,6 +126,8 @@ def search(
 
     with process_group() as processes:
         constraints, costs, tables, opened = processes.on_all(lambda: begin(processes))
+        if adapt is not None:
+            _check_adaptation(opened, adapt, processes)
         place = processes.on_main(
             lambda: folder.take_folder(Path(out)) if out is not None else folder.new_folder(folders[0], "search")
         )
@@ -143,7 +146,7 @@ def search(
             settings=settings,
             search_images=len(opened[0].halves.search),
             confirmation_images=len(opened[0].halves.confirmation),
-            versions=versions(),
+            versions=versions(ENGINE_PACKAGES),
         )
         if adapt is not None:
             # First, so that a search that can be resumed knows of it.
@@ -301,37 +304,45 @@ def resume_search(
     path, plugins = Path(place), plugins or SearchPlugins()
     with process_group() as processes:
         record = processes.on_all(lambda: read_search(path))
-        if adapt is not None:
-            runs = [(located(one.run, path), one.phase) for one in record.runs]
-            processes.on_all(lambda: _check_adaptation([load_run(*one) for one in runs], adapt))
-            processes.on_main(lambda: ask_adaptation(path, adapt))
+        asked = processes.on_main(lambda: read_adaptation(path))
+
+        def open_again() -> list[Halved]:
+            return _open_runs([load_run(located(one.run, path), one.phase) for one in record.runs], processes)
+
         if processes.on_main(lambda: os.path.exists(path / FRONT)):
+            if adapt is not None:
+                if asked is None:
+                    _check_adaptation(processes.on_all(open_again), adapt, processes)
+                processes.on_main(lambda: ask_adaptation(path, adapt))
             return adapt_found(processes.on_all(lambda: read_found(path)), processes)
         check_settings(record.settings, plugins)
         require_costs(record.costs, plugins)
 
         def begin() -> list[Halved]:
-            opened = _open_runs([load_run(located(one.run, path), one.phase) for one in record.runs], processes)
+            opened = open_again()
             for searched, one in zip(record.runs, opened, strict=True):
                 _require_same(path, record, searched, one)
             return opened
 
         opened = processes.on_all(begin)
+        if wanted := adapt or (asked and asked.settings):
+            # Also if it was asked for before: there may be another number of processes now.
+            _check_adaptation(opened, wanted, processes)
+        if adapt is not None:
+            processes.on_main(lambda: ask_adaptation(path, adapt))
         return adapt_found(run_search(path, record, opened, plugins), processes)
 
 
-def _check_adaptation(runs: Sequence[LoadedSupernet], adapt: AdaptSettings) -> None:
-    for one in runs:
-        require_drawable(one)
-        # Any network of the space will do to check the settings.
-        adapted_recipe(kept_recipe(one.folder, one.record), one.phase, adapt, [one.net.space.largest()])
+def _check_adaptation(opened: Sequence[Halved], adapt: AdaptSettings, processes: Processes) -> None:
+    for one in opened:
+        check_adaptation(one.run, adapt, processes)
 
 
 def _require_same(path: Path, record: SearchRecord, searched: SearchedRun, one: Halved) -> None:
     """Refuse to go on where a search would end otherwise than if it had not stopped."""
     opened, table = one.run, located(searched.latency_table, path) if searched.latency_table else None
-    now = versions()
-    packages = sorted({*record.versions, *now})
+    now = versions(ENGINE_PACKAGES)
+    packages = sorted({*record.versions, *now}.difference(IDLE_PACKAGES))
     for what, before, after in (
         ("weights", searched.weights, opened.loaded.sha256),
         ("images", record.data_fingerprint, opened.data.fingerprint),

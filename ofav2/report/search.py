@@ -99,10 +99,11 @@ def _summary(search: SearchSnapshot) -> str:
 def _keys(search: SearchSnapshot) -> list[tuple[str, str, str]]:
     """Return value, name and remark of the key results."""
     record, front = search.record, search.final
+    name, of = ("finalists", "the front of the search") if front else ("on the front", "as measured until now")
     keys = [
         (f"{search.measured:,}", "measurements", f"of {record.measurements:,}, all exits of a body in each"),
         (f"{len(search.networks):,}", "networks measured", f"on {record.search_images:,} validation images"),
-        (f"{len(search.best()):,}", "on the front", "confirmed" if front else "as measured until now"),
+        (f"{len(search.best()):,}", name, of),
     ]
     if front:
         best = record.metric.best(*(one.confirmed for one in front.finalists))
@@ -115,7 +116,7 @@ def _optimism(record: SearchRecord, front: FrontRecord) -> str:
     metric = record.metric
     error = "" if front.optimism_error is None else f" ± {metric.show(front.optimism_error)}"
     return (
-        f"{metric.show(front.optimism)}{error}: by so much, on average, {metric.name} of the front is better on the"
+        f"{metric.show(front.optimism)}{error}: by so much, on average, {metric.name} of the finalists is better on the"
         f" {record.search_images:,} images that guided the search than on {record.confirmation_images:,} others."
     )
 

@@ -170,6 +170,7 @@ def _grains(run: RunSnapshot) -> list[str]:
 
 def _summary(run: RunSnapshot) -> str:
     arch, data = run.record.architecture, run.record.data
+    targets = f", {run.record.targets}" if run.record.targets else ""
     seconds = sum(phase_seconds(run).values())
     hours = f" in {seconds / 60:.0f} minutes" if seconds < 7200 else f" in {seconds / 3600:.1f} hours"
     took = f", trained{hours} by the clock, pauses included" if run.state == "finished" and seconds else ""
@@ -177,7 +178,7 @@ def _summary(run: RunSnapshot) -> str:
         what = f"{arch.name} with {len(arch.exits)} exits"
     else:
         what = f"{arch.variant.upper()} supernet, width {arch.width_mult:g}"
-    return f"{what}, on {data.name}: {data.images.train:,} training images, {len(data.classes)} classes{took}."
+    return f"{what}, on {data.name}: {data.images.train:,} training images{targets}{took}."
 
 
 def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str, str, str]]:

@@ -1,7 +1,7 @@
 """Record a run in `run.json`: one typed value for writers and readers."""
 
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,7 @@ from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
+from ofav2.tasks import reconstruction, regression
 from ofav2.tasks.base import Metric, Task
 from ofav2.typed_json import Count, Form, Positive, Sha256, Within, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Space, SpaceError
@@ -232,6 +233,14 @@ class RunRecord:
     states: Mapping[str, Sha256]
     """Checksums of its saved states' tensors by name; some may be of states that are no more."""
 
+    @property
+    def targets(self) -> str:
+        """What its data set says of images: its number of classes, or of planes of numbers; empty for nothing."""
+        count = len(self.data.classes)
+        planes = self.task in (regression.NAME, reconstruction.NAME)
+        one, several = ("plane", "planes") if planes else ("class", "classes")
+        return f"{count} {one if count == 1 else several}" if count else ""
+
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other."""
         try:
@@ -261,7 +270,7 @@ class Run:
     def __str__(self) -> str:
         """Say in five lines what the run is, and what it reached."""
         record, metric = self.record, self.record.metric
-        classes, images = len(record.data.classes), record.data.images
+        images, targets = record.data.images, f", {record.targets}" if record.targets else ""
         phases = [f"{phase.name} {metric.show(phase.ensemble_score, 1)}" for phase in record.phases]
         scores = {"largest": record.test.largest, "smallest": record.test.smallest} if record.test else {}
         test = [f"{name} {metric.show_from(score, images.test)}" for name, score in scores.items()]
@@ -269,7 +278,7 @@ class Run:
             (
                 f"run {self.folder}: {record.status}",
                 f"network: {record.architecture.variant}, {record.space.size():.2g} sub-networks",
-                f"data: {record.data.name}, {classes} classes; {images.train:,} training, {images.val:,} validation,"
+                f"data: {record.data.name}{targets}; {images.train:,} training, {images.val:,} validation,"
                 f" {images.test:,} test images",
                 f"validation {metric.name} of all exits together, after phases:"
                 f" {', '.join(phases) or 'none is finished'}",
@@ -345,9 +354,13 @@ def new_record(
     )
 
 
-def versions() -> dict[str, str | None]:
-    """Return versions of Python and of the packages that results may depend on; None for what is not installed."""
-    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
+def versions(more: Sequence[str] = ()) -> dict[str, str | None]:
+    """Return versions of Python and of the packages that results may depend on; None for what is not installed.
+
+    Args:
+        more: Names of packages that these results depend on, beside `PACKAGES`.
+    """
+    return {"python": platform.python_version(), **{package: _version(package) for package in (*PACKAGES, *more)}}
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:

@@ -10,20 +10,24 @@ import numpy as np
 import pytest
 
 import ofav2
+from distill import DistillError
 from ofav2.cli.main import STOPPED, main
 from ofav2.config import recipe
+from ofav2.config.schema import TeacherConfig
 from ofav2.data.halves import halve
 from ofav2.errors import RunError, UserError
 from ofav2.nas import adapt as module
-from ofav2.nas.adapt import adapted_recipe, confirmed_volumes
+from ofav2.nas.adapt import adapted_recipe, ask_adaptation, confirmed_volumes
 from ofav2.nas.found import ADAPTATION, ADAPTED, AdaptSettings
 from ofav2.nas.limits import Limits
 from ofav2.runs.records import read_run, write_run
 from ofav2.runtime.signals import Lost, Stopped
+from ofav2.training.phases import make_plan
 from supernets import Subnet
 from tests.ofav2.conftest import SHORT, volumes
 from tests.ofav2.crew import Ended, run_apart
 from tests.ofav2.test_torchrun import at_step, signal_oneself
+from tests.ofav2.tiny import ALL_CORNERS, NO_CORNERS, SIX, written
 
 
 def stopped(run: Path) -> Any:
@@ -229,6 +233,62 @@ def test_weights_of_the_largest_network_alone_are_not_adapted(searched: Path, tm
     assert not out.exists()
 
 
+def test_a_first_phase_that_was_skipped_does_not_count_as_elastic(tmp_path: Path) -> None:
+    text = SIX[: SIX.index("phases:")].replace(ALL_CORNERS, NO_CORNERS).replace("ee_dp", "ee_d")
+    text += "phases: {level: {epochs: 1, lr: 0.003, unlock: {level: [1, 2]}}, full: {epochs: 0.02, lr: 0.003}}\n"
+    run, out = tmp_path / "run", tmp_path / "out"
+    ofav2.train(written(tmp_path, text), run_dir=run)
+    with pytest.raises(UserError, match=r"--adapt: phase full of .* trained the largest network alone"):
+        ofav2.search(run, measurements=8, adapt=AdaptSettings(), out=out)
+    assert not out.exists()
+
+
+def test_a_teacher_that_is_gone_is_refused_before_anything_is_measured(searched: Path, tmp_path: Path) -> None:
+    run, out = Path(shutil.copytree(searched, tmp_path / "run")), tmp_path / "out"
+    record = read_run(run)
+    config = recipe.parse(record.recipe, "run")
+    gone = TeacherConfig(checkpoint=str(tmp_path / "gone.safetensors"), mean=(0.5,) * 3, std=(0.2,) * 3)
+    phases = dict(config.phases) | {"expand": replace(config.phases["expand"], teacher="timm:test_resnet")}
+    text = recipe.dump(replace(config, teacher=gone, phases=phases))
+    write_run(run, replace(record, recipe=text))
+    (run / "recipe.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(DistillError, match=r"gone\.safetensors"):
+        ofav2.search(run, measurements=8, adapt=AdaptSettings(), out=out)
+    with pytest.raises(DistillError, match=r"gone\.safetensors"):
+        ofav2.resume_search(run / "search", adapt=AdaptSettings())
+    assert not out.exists()
+    assert not (run / "search" / ADAPTATION).exists()
+
+
+def test_a_batch_that_processes_cannot_share_is_refused_before_anything_is_measured(
+    searched: Path, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    search = run / "search"
+    ask_adaptation(search, SHORT)
+    (search / "front.json").unlink()
+    before = contents(search)
+    ended = run_apart(3, lambda: ofav2.resume_search(search))
+    assert isinstance(ended[0].error, UserError)
+    assert "can't be shared out evenly to 3 processes" in str(ended[0].error)
+    assert contents(search) == before
+
+
+def test_after_joint_training_each_network_is_trained_from_labels_alone(searched: Path) -> None:
+    record = read_run(searched)
+    config = recipe.parse(record.recipe, "run")
+    phases = {
+        "full": config.phases["full"],
+        "depth": replace(config.phases["depth"], objective="joint", teacher=None),
+    }
+    ends = [record.space.uniform(height=1), record.space.largest()]
+    made = adapted_recipe(replace(config, phases=phases), record.space, "depth", SHORT, ends)
+    phase = make_plan(made.phases, made.teacher, record.space, 10).phases[-1]
+    assert (phase.objective, phase.teacher) == ("distill", "none")
+    # `joint` trains all exits though none is unlocked.
+    assert phase.space.height == record.space.height
+
+
 def test_settings_without_the_option_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "run", "--adapt-lr", "0.1"]) == 2
     assert "give it as well" in capsys.readouterr().err
@@ -239,10 +299,11 @@ def test_only_phases_up_to_the_searched_one_are_repeated(searched: Path) -> None
     config = replace(config, evaluation=replace(config.evaluation, every_epochs=1.0))
     network = ofav2.load_search(searched / "search").front.finalists[0].subnet
     names = list(config.phases)
-    made = adapted_recipe(config, names[-2], AdaptSettings(), [network])
+    space = read_run(searched).space
+    made = adapted_recipe(config, space, names[-2], AdaptSettings(), [network])
     assert list(made.phases) == [*names[:-1], "adapt"]
     assert made.evaluation.every_epochs == 0, "no epoch is chosen by images that confirm the gain"
-    again = adapted_recipe(made, "adapt", AdaptSettings(), [network])
+    again = adapted_recipe(made, space, "adapt", AdaptSettings(), [network])
     assert list(again.phases) == [*names[:-1], "adapt", "adapt1"]
 
 

@@ -33,7 +33,7 @@ from ofav2.nas.search_clock import SECONDS
 from ofav2.nas.search_log import ARCHIVE
 from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.report import search as page
-from ofav2.runs import checkpoint
+from ofav2.runs import checkpoint, records
 from ofav2.runs.folder import checkpoint_path
 from ofav2.runs.records import Run, read_run, write_run
 from ofav2.tasks.base import Metric
@@ -332,6 +332,24 @@ def test_a_search_goes_on_only_where_measurements_are_the_same(
     assert (unfinished / ARCHIVE).read_bytes() == before
 
 
+@pytest.mark.parametrize("package", ["scikit-learn", "scipy", "pymoo", "moocore"])
+def test_a_search_goes_on_only_with_the_packages_that_choose_its_networks(
+    package: str, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = records._version
+    monkeypatch.setattr(records, "_version", lambda name: "0.0.1" if name == package else now(name))
+    with pytest.raises(RunError, match=rf"is of other {package} \([0-9.]+\) than run"):
+        ofav2.resume_search(unfinished)
+
+
+def test_packages_that_no_number_depends_on_may_differ(
+    searched: Path, unfinished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = records._version
+    monkeypatch.setattr(records, "_version", lambda name: "0.0.1" if name in ("wandb", "omegaconf") else now(name))
+    assert ofav2.resume_search(unfinished).front == ofav2.load_search(searched / "search").front
+
+
 @pytest.mark.parametrize("name", ["params", "macs", "memory"])
 def test_a_search_goes_on_only_with_the_costs_that_it_measured(name: str, unfinished: Path) -> None:
     text = (unfinished / ARCHIVE).read_text(encoding="utf-8")
@@ -516,7 +534,7 @@ def test_the_command_searches_goes_on_and_extracts(
     run, out = Path(shutil.copytree(searched, tmp_path / "run")), tmp_path / "out"
     assert main(["search", str(run), "--measurements", "5", "--max-params", "60k", "--out", str(out)]) == 0
     said = capsys.readouterr()
-    assert "front of" in said.out
+    assert "finalists of" in said.out
     assert "optimism: top-1 is" in said.err
     assert f"next: ofav2 extract --from-search {out} --knee --out knee" in said.err
     assert main(["search", "--resume", str(out)]) == 0

@@ -66,6 +66,20 @@ def test_a_run_says_in_five_lines_what_it_is_and_reached(tiny_run: Run) -> None:
     assert len(repr(tiny_run)) < 300
 
 
+@pytest.mark.parametrize(
+    ("task", "classes", "said"),
+    [
+        ("classification", ("a", "b"), "2 classes"),
+        ("segment", ("water",), "1 class"),
+        ("regress", ("mean", "top"), "2 planes"),
+        ("reconstruct", (), ""),
+    ],
+)
+def test_planes_of_numbers_are_not_called_classes(task: str, classes: tuple[str, ...], said: str) -> None:
+    record = recorded()
+    assert replace(record, task=task, data=replace(record.data, classes=classes)).targets == said
+
+
 def test_the_file_starts_with_its_format(tmp_path: Path) -> None:
     write_run(tmp_path, recorded())
     assert next(iter(json.loads((tmp_path / "run.json").read_text()).items())) == ("format", "ofav2-run/6")
