@@ -4,10 +4,12 @@ The record is plain numbers and names. `supernets.taps` attaches the exits to a 
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from difflib import get_close_matches
+from numbers import Real
+from typing import Literal, get_args
 
 from supernets.architecture import Architecture
-from supernets.space import FIXED, Space, SpaceError
+from supernets.space import FIXED, Space, SpaceError, shown
 
 MOST_EXITS = 12
 """Exits that a network may have: choosing among all their subsets looks at 2^n of them."""
@@ -67,9 +69,17 @@ class Backbone:
 
     def __post_init__(self) -> None:
         """Refuse fields that contradict each other, or make no network."""
-        for name in ("num_classes", "in_channels", "resolution"):
-            if not 1 <= getattr(self, name) <= 1_000_000:
-                raise SpaceError(f"{name} ({getattr(self, name)}) must be a whole number from 1 to 1000000")
+        sizes = {"classes": self.num_classes, "channels": self.in_channels, "resolution": self.resolution}
+        for name, value in sizes.items():
+            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1_000_000:
+                raise SpaceError(f"{name} ({shown(value)}) must be a whole number from 1 to 1000000")
+        if isinstance(self.drop_rate, bool) or not isinstance(self.drop_rate, Real) or not 0 <= self.drop_rate < 1:
+            raise SpaceError(f"drop_rate ({shown(self.drop_rate)}) must be a number, 0 or more and below 1")
+        kinds = get_args(HeadKind)
+        if self.head not in kinds:
+            near = get_close_matches(str(self.head), kinds, 1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise SpaceError(f"head ({shown(self.head)}) is unknown{hint}: choose one of {', '.join(kinds)}")
         if len(self.taps) >= MOST_EXITS:
             raise SpaceError(f"exits ({len(self.taps) + 1}) must be {MOST_EXITS} at most, the last one included")
         if len({(tap.module, tap.item) for tap in self.taps}) < len(self.taps):

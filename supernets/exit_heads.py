@@ -1,5 +1,7 @@
 """Make the heads that exits of a network end in (AEP, notebook): features -> logits, of stock torch layers."""
 
+from typing import assert_never
+
 from torch import nn
 
 from supernets.backbone import HeadKind
@@ -33,6 +35,8 @@ def exit_head(kind: HeadKind, channels: int, classes: int) -> nn.Sequential:
             wide = 4 * channels
             convolved = _convolved(channels, wide, nn.SiLU())
             return nn.Sequential(*convolved, *_pooled(), nn.Dropout(0.4), nn.Linear(wide, classes))
+        case _:
+            assert_never(kind)
 
 
 def reads_maps(head: nn.Module) -> bool:

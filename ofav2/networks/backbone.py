@@ -1,8 +1,11 @@
 """Attach exits to networks of timm (AEP): describe such a network, make it, and check its images and its weights."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.fx import GraphModule
@@ -17,8 +20,8 @@ from ofav2.networks.timm_models import (
     image_shape,
     refusal,
     timm_version,
-    too_small,
     traced,
+    wrong_size,
 )
 from ofav2.networks.timm_weights import fitting_weights, load_weights
 from ofav2.rng import Stream
@@ -53,7 +56,8 @@ def attach_exits(
         resolution: Side of the square images in pixels; networks of a fixed size are made for it.
         exits: `stages`: an exit behind each stage, or behind each quarter of a network whose features have one size.
             Shares of its multiply-adds, such as `(0.25, 0.5)`, or numbers of timm's features from 1, such as `(2, 3)`;
-            its own head comes after them in any case.
+            its own head is the exit behind the last feature in any case. A share is that of the nearest feature before
+            the last one.
         weights: `timm` loads timm's pretrained weights, which may need a network connection; a path those of a
             .safetensors or .pth file; None leaves it untrained. Heads of other classes start anew, exits always.
         channels: Channels of the images.
@@ -66,7 +70,8 @@ def attach_exits(
         earliest exit first.
 
     Raises:
-        UserError: If the name is unknown, exits can't be attached so, or the weights don't fit; the message says why.
+        UserError: If an argument can't be used, exits can't be attached so, or the weights don't fit; the message says
+            why.
     """
     found = describe_backbone(
         name, classes=classes, channels=channels, resolution=resolution, exits=exits, head=head, drop_rate=drop_rate
@@ -82,8 +87,7 @@ def describe_backbone(
 
     The result's `behaviour` is empty until the network is made.
     """
-    fixed = check_name(name)
-    bare = Backbone(name, classes, channels, resolution, not fixed, drop_rate, head, (Tap("", 1, "NCHW", 0, 1),), ())
+    bare = _bare(name, classes, channels, resolution, drop_rate, head, (Tap("", 1, "NCHW", 0, 1),))
     with torch.device("meta"):
         net = create_model(bare).eval()
     features = listed_features(net, name)
@@ -92,7 +96,7 @@ def describe_backbone(
     any_size = bare.any_size and takes_any_size(net, bare, taps)
     try:
         found = replace(bare, any_size=any_size, taps=taps)
-        found.space((resolution,))
+        found.space((bare.resolution,))
     except SpaceError as error:
         raise UserError(str(error)) from error
     return found
@@ -109,15 +113,31 @@ def describe_plain(name: str, *, classes: int, channels: int, resolution: int, d
         drop_rate: Dropout probability in its head.
 
     Raises:
-        UserError: If the name is unknown, or the network can't look at such images.
+        UserError: If the name is unknown, a number can't be used, or the network can't look at such images.
     """
-    fixed = check_name(name)
-    bare = Backbone(name, classes, channels, resolution, not fixed, drop_rate, "norm_linear", (), ())
+    bare = _bare(name, classes, channels, resolution, drop_rate, "norm_linear", ())
     with torch.device("meta"):
         net = create_model(bare).eval()
-        check_logits(net, bare, torch.empty(2, channels, resolution, resolution))
+        check_logits(net, bare, torch.empty(2, *image_shape(bare)))
     traced(net, bare, ())
     return replace(bare, any_size=bare.any_size and takes_any_size(net, bare, ()))
+
+
+def _bare(
+    name: str, classes: int, channels: int, resolution: int, drop_rate: float, head: HeadKind, taps: tuple[Tap, ...]
+) -> Backbone:
+    """Check what is given of a network, and describe it as far as that goes without making it."""
+    any_size = not check_name(name)
+    classes, channels, resolution, drop_rate = map(_plain, (classes, channels, resolution, drop_rate))
+    try:
+        return Backbone(name, classes, channels, resolution, any_size, drop_rate, head, taps, ())
+    except SpaceError as error:
+        raise UserError(str(error)) from error
+
+
+def _plain(number: Any) -> Any:
+    """Return a number of numpy as Python's own, which a record can hold; all else as it is."""
+    return number.item() if isinstance(number, np.generic) else number
 
 
 def make_backbone(arch: Backbone, weights: str | Path | None = None, seed: int = 0) -> tuple[GraphModule, Backbone]:
@@ -132,7 +152,7 @@ def make_backbone(arch: Backbone, weights: str | Path | None = None, seed: int =
         The network in evaluation mode, and what it is with its behaviour.
 
     Raises:
-        UserError: If the network can't be made, or the weights don't fit.
+        UserError: If the network can't be made, overflows with weights of ordinary size, or the weights don't fit.
         RunError: If timm makes another network of that name than it was.
     """
     check_name(arch.name)
@@ -176,18 +196,19 @@ def _forget(module: nn.Module, _: object) -> None:
     module.train(mode)
 
 
-def check_size(arch: Backbone, resolution: int) -> None:
-    """Check that a network takes images of a size.
+def check_sizes(arch: Backbone, resolutions: Sequence[int]) -> None:
+    """Check that a network takes images of these sizes: some networks take two, and none between them.
 
     Raises:
-        UserError: If it doesn't.
+        UserError: If it doesn't; the message names the first one.
     """
     with torch.device("meta"):
         network = trace_backbone(arch)
-    try:
-        graph_steps(network, (arch.in_channels, resolution, resolution))
-    except (RuntimeError, AssertionError, GraphError) as error:
-        raise too_small(arch.name, resolution, error) from error
+    for side in resolutions:
+        try:
+            graph_steps(network, (arch.in_channels, side, side))
+        except (RuntimeError, AssertionError, GraphError) as error:
+            raise wrong_size(arch.name, side, error) from error
 
 
 def check_weights(arch: Backbone, weights: str | Path | None) -> None:

@@ -1,20 +1,26 @@
 """Tell networks of one name apart by what they compute: another version of timm may make another one."""
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from ofav2.networks.timm_models import refusal
 from supernets.backbone import Backbone
 
 SAME = 1e-3
-"""Largest difference of two networks' behaviour, as a share: rounding alone makes less."""
+"""Largest difference of an exit's logit, as a share of it, or of 1 if it is smaller: rounding alone makes less."""
 
 
 def behaviour_of(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
-    """Return the first logit of each exit, of a fixed image and fixed weights; the network keeps its own."""
+    """Return the first logit of each exit, of a fixed image and fixed weights; the network keeps its own.
+
+    Raises:
+        UserError: If one is not finite, so that it tells no networks apart.
+    """
     # Not torch.func.functional_call: of a layer with several names it leaves the fixed weights behind.
     network = copy.deepcopy(network)
     side = arch.resolution
@@ -23,14 +29,17 @@ def behaviour_of(network: GraphModule, arch: Backbone) -> tuple[float, ...]:
         for name, tensor in network.state_dict().items():
             tensor.copy_(_fixed(name, tensor))
         outputs = network(images)
-    # A record holds finite numbers only.
-    return tuple(float(output[0, 0].nan_to_num()) for output in outputs)
+    found = tuple(float(output[0, 0]) for output in outputs)
+    if not all(map(math.isfinite, found)):
+        raise refusal(arch.name, "its logits for a fixed image and fixed weights are not finite")
+    return found
 
 
 def same_behaviour(before: Sequence[float], now: Sequence[float]) -> bool:
     """Return whether two behaviours are those of the same network."""
-    scale = max(map(abs, before))
-    return len(before) == len(now) and all(abs(a - b) <= SAME * scale for a, b in zip(before, now, strict=True))
+    return len(before) == len(now) and all(
+        abs(a - b) <= SAME * max(1.0, abs(a)) for a, b in zip(before, now, strict=True)
+    )
 
 
 def _fixed(name: str, tensor: Tensor) -> Tensor:

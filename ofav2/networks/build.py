@@ -75,11 +75,11 @@ def check_network(config: Config, channels: int) -> None:
     if config.network.kind == "supernet":
         return
     # Supernets are trained without timm, which takes seconds to import.
-    from ofav2.networks.backbone import check_size, check_weights
+    from ofav2.networks.backbone import check_sizes, check_weights
 
     found, sides = _described(config, _SOME_CLASSES, channels), config.data.resolutions
     found.space(sides)
-    check_size(found, min(sides))
+    check_sizes(found, sides)
     check_weights(found, config.network.weights)
 
 

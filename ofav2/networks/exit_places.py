@@ -3,13 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ofav2.errors import UserError
-from ofav2.messages import short, show
+from ofav2.messages import show
 from ofav2.networks.behaviour import scaled
 from ofav2.networks.timm_models import check_logits, create_model, image_shape, looking, refusal, traced
 from supernets import GraphError
@@ -17,6 +19,7 @@ from supernets.backbone import MOST_EXITS, Backbone, Tap
 from supernets.cost import graph_steps
 from supernets.exit_heads import exit_head
 from supernets.graphs import split
+from supernets.space import shown
 from supernets.taps import AmbiguousLayoutError, Output, attach, find_outputs, layout_of, tap_values, trace
 
 ExitPlaces = str | Sequence[float]
@@ -51,17 +54,16 @@ def listed_features(net: nn.Module, name: str) -> tuple[Features, ...]:
 
 def chosen_features(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: ExitPlaces) -> tuple[int, ...]:
     """Return the indices of the features behind which there are exits; the own head follows the last feature."""
+    if len(features) < 2:
+        raise refusal(arch.name, "timm lists one feature of it, behind which is its own head")
     if isinstance(exits, str):
         if exits != "stages":
             raise UserError(
                 f"exits ({show(exits)}) must be stages, shares such as [0.25,0.5], or numbers such as [2,3]"
             )
-        indices = _stage_ends(features)
+        chosen = _stage_ends(features)[:-1]
     else:
-        indices = _listed(net, arch, features, exits)
-    chosen = tuple(index for index in indices if index < len(features) - 1)
-    if not chosen:
-        raise UserError(f"exits ({show(exits)}) leave {arch.name} with its own head alone: name an earlier one")
+        chosen = _listed(net, arch, features, exits)
     if len(chosen) >= MOST_EXITS:
         raise UserError(f"exits ({len(chosen) + 1} with the network's own) must be at most {MOST_EXITS}: name fewer")
     return chosen
@@ -78,26 +80,36 @@ def _stage_ends(features: Sequence[Features]) -> tuple[int, ...]:
 
 
 def _listed(net: nn.Module, arch: Backbone, features: Sequence[Features], exits: Sequence[float]) -> tuple[int, ...]:
-    values = list(exits) if isinstance(exits, Sequence) else []
-    numeric = all(
-        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) for value in values
-    )
-    if not values or not numeric or values != sorted(set(values)):
-        raise UserError(f"exits ({short(show(values))}) must be ascending numbers, each once, such as [2,3]")
+    values = _numbers(exits)
+    if not values or values != sorted(set(values)):
+        raise UserError(f"exits ({shown(values or exits)}) must be ascending numbers, each once, such as [2,3]")
     if all(0 < value < 1 for value in values):
         return _by_share(net, arch, features, values)
+    if values == [len(features)]:
+        raise UserError(f"exits ({shown(values)}) leave {arch.name} with its own head alone: name an earlier one")
     for value in values:
-        if value != int(value) or not 1 <= value <= len(features):
+        if not isinstance(value, int) or not 1 <= value < len(features):
             raise UserError(
-                f"exits ({show(value)}) is no feature of {arch.name}: it has those from 1 to {len(features)}, or give"
-                " shares between 0 and 1"
+                f"exits ({shown(value)}) must be whole numbers from 1 to {len(features) - 1}, {arch.name}'s features"
+                " before the last one, or shares between 0 and 1: its own head is the last exit in any case"
             )
     return tuple(int(value) - 1 for value in values)
 
 
+def _numbers(exits: Any) -> list[float]:
+    """Return numbers as Python's own, whole ones as such; none of what holds something else or is endless."""
+    values = exits.tolist() if isinstance(exits, np.ndarray) else exits
+    numeric = isinstance(values, Sequence) and all(
+        isinstance(value, Real) and not isinstance(value, bool) for value in values
+    )
+    if not numeric or not all(-math.inf < value < math.inf for value in values):
+        return []
+    return [int(value) if value == int(value) else float(value) for value in values]
+
+
 def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shares: Sequence[float]) -> tuple[int, ...]:
-    """Return the features that come nearest to shares of the network's multiply-adds."""
-    taps = find_taps(net, arch, features, range(len(features)))
+    """Return the features, of those before the last one, that come nearest to shares of the network's multiply-adds."""
+    taps = find_taps(net, arch, features, range(len(features) - 1))
     macs, total = dict.fromkeys((tap.module for tap in taps), 0), 0
     for step in graph_steps(traced(net, arch, tuple(macs)), image_shape(arch)):
         total += step.macs
@@ -107,8 +119,8 @@ def _by_share(net: nn.Module, arch: Backbone, features: Sequence[Features], shar
     indices = [min(range(len(reached)), key=lambda index: abs(reached[index] - share)) for share in shares]
     if len(set(indices)) < len(indices):
         raise UserError(
-            f"exits ({show(list(shares))}) fall on the same features of {arch.name}, which come at"
-            f" {', '.join(f'{value:.2f}' for value in reached)}: give other shares"
+            f"exits ({shown(list(shares))}) fall on the same features of {arch.name}: those before its last one come at"
+            f" {', '.join(f'{value:.2f}' for value in reached)}, give shares near different ones"
         )
     return tuple(indices)
 

@@ -4,6 +4,7 @@ Of the packages below `timm_plugin`, this module alone has timm.
 """
 
 import difflib
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from ofav2.errors import UserError
 from ofav2.messages import one_line, short, show, typed_line
 from supernets import GraphError
 from supernets.backbone import Backbone
+from supernets.space import shown
 from supernets.taps import trace
 
 
@@ -25,6 +27,8 @@ def check_name(name: str) -> bool:
     Raises:
         UserError: If there is none of that name.
     """
+    if not isinstance(name, str):
+        raise UserError(f"network ({shown(name)}) must be a name in timm, such as resnet18")
     # timm takes seconds to import, which only networks of its own should pay for.
     import timm
 
@@ -80,14 +84,15 @@ def create_model(arch: Backbone, pretrained: bool = False) -> nn.Module:
     if check_name(arch.name):
         options["img_size"] = arch.resolution
     try:
-        try:
-            net: nn.Module = timm.create_model(arch.name, pretrained=pretrained, **options)
-        except TypeError as error:
-            if "img_size" not in str(error):
-                raise
-            del options["img_size"]
-            net = timm.create_model(arch.name, pretrained=pretrained, **options)
-            _check_only_size(arch)
+        with _quiet_hub():
+            try:
+                net: nn.Module = timm.create_model(arch.name, pretrained=pretrained, **options)
+            except TypeError as error:
+                if "img_size" not in str(error):
+                    raise
+                del options["img_size"]
+                net = timm.create_model(arch.name, pretrained=pretrained, **options)
+                _check_only_size(arch)
     except UserError:
         raise
     except Exception as error:
@@ -99,6 +104,18 @@ def create_model(arch: Backbone, pretrained: bool = False) -> nn.Module:
             ) from error
         raise refusal(arch.name, typed_line(error)) from error
     return net
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Hold back the hub client's warnings of retries, a page of them: an error follows if the last one fails."""
+    retries = logging.getLogger("huggingface_hub.utils._http")
+    before = retries.level
+    retries.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        retries.setLevel(before)
 
 
 def _check_only_size(arch: Backbone) -> None:
@@ -148,7 +165,7 @@ def looking(arch: Backbone) -> Iterator[None]:
     except (RuntimeError, AssertionError) as error:
         if "on meta tensors" in str(error):
             raise refusal(arch.name, "its forward decides by numbers, so it is no graph") from error
-        raise too_small(arch.name, arch.resolution, error) from error
+        raise wrong_size(arch.name, arch.resolution, error) from error
     except Exception as error:
         # Each model of timm has code of its own, with errors of its own.
         raise refusal(arch.name, typed_line(error)) from error
@@ -159,9 +176,9 @@ def refusal(name: str, reason: str) -> UserError:
     return UserError(f"network ({name}) can't be used here: {one_line(reason)}; choose another")
 
 
-def too_small(name: str, resolution: int, error: Exception) -> UserError:
+def wrong_size(name: str, resolution: int, error: Exception) -> UserError:
     """Return the error of a network that failed at images of a size."""
     return UserError(
         f"resolution ({resolution}) is none that {name} can look at ({typed_line(error)}): use larger images, or"
-        " another network"
+        " another size, or another network"
     )

@@ -61,7 +61,10 @@ def fitting_weights(net: nn.Module, arch: Backbone, path: Path) -> Fitting:
     if wrong or missing or foreign:
         first = (wrong or missing or foreign)[0]
         kind = "has another shape" if wrong else "is missing" if missing else "is foreign"
-        raise UserError(f"weights ({path}) don't fit {arch.name}: {short(first)} {kind}; name the network of the file")
+        raise UserError(
+            f"weights ({path}) don't fit {arch.name}: {short(first)} {kind}; name the network of the file, or give its"
+            " tensors timm's names"
+        )
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise UserError(f"weights ({path}) have values in {short(name)} that are not finite: take another file")
@@ -73,14 +76,16 @@ def _renamed(
 ) -> dict[str, Tensor]:
     """Return a state with a network's names; with other ones, tensors are taken in their order if all shapes agree.
 
+    Shapes don't tell blocks of one kind apart, so names that both have must stand at the same positions, too.
+
     Args:
         state: What the file holds.
         expected: The network's own state.
         resized: Tensors that may have another number of classes, their first dimension.
     """
     agree = len(state) == len(expected) and all(
-        given.shape[name in resized :] == own.shape[name in resized :]
-        for given, (name, own) in zip(state.values(), expected.items(), strict=True)
+        (named == name or named not in expected) and given.shape[name in resized :] == own.shape[name in resized :]
+        for (named, given), (name, own) in zip(state.items(), expected.items(), strict=True)
     )
     if state.keys() == expected.keys() or not agree:
         return dict(state)

@@ -66,9 +66,8 @@ def external_teachers(plan: Plan, config: Config, data: ImageData, task: Task, r
         name: runtime.place(distill.external_teacher(name, classes=classes, images=images, file=found and found.file))
         for name in names
     }
-    resolutions = config.data.resolutions
     for name, module in teachers.items():
-        for resolution in sorted({min(resolutions), max(resolutions)}):
+        for resolution in config.data.resolutions:
             _try(name, module, torch.zeros(2, data.channels, resolution, resolution, device=runtime.device))
     if found is None:
         return ExternalTeachers(teachers, checkpoint.networks_sha256(teachers[name] for name in sorted(teachers)))

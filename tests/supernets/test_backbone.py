@@ -54,6 +54,9 @@ def test_an_image_smaller_than_a_feature_is_refused() -> None:
         ("num_classes", 0),
         ("in_channels", 0),
         ("resolution", -1),
+        ("resolution", 32.5),
+        ("drop_rate", 1.0),
+        ("head", "foo"),
     ],
 )
 def test_impossible_networks_are_refused(field: str, value: object) -> None:

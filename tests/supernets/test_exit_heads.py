@@ -1,5 +1,7 @@
 """Heads are AEP's, layer by layer, or a linear layer behind a norm."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,12 @@ def test_heads_are_made_of_these_layers_and_give_logits(kind: HeadKind) -> None:
     assert reads_maps(head) == (kind in ("relu_linear", "mobilenetv3", "efficientnet"))
     given = torch.zeros(2, 24, 3, 3) if reads_maps(head) else torch.zeros(2, 24)
     assert head(given).shape == (2, 7)
+
+
+def test_another_kind_is_a_bug() -> None:
+    unknown: Any = "foo"
+    with pytest.raises(AssertionError, match="foo"):
+        exit_head(unknown, 24, 7)
 
 
 def test_widths_are_those_of_aep() -> None:

@@ -1,6 +1,7 @@
 """Networks of timm with exits are timm's networks, and what can't have exits is refused in one line."""
 
 import inspect
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -20,8 +22,10 @@ from torch import Tensor, nn
 import ofav2
 from ofav2.config import recipe
 from ofav2.errors import RunError, UserError
-from ofav2.networks.backbone import check_size, describe_backbone, make_backbone
-from ofav2.networks.build import with_own_input
+from ofav2.networks import behaviour
+from ofav2.networks.backbone import check_sizes, describe_backbone, describe_plain, make_backbone
+from ofav2.networks.behaviour import same_behaviour
+from ofav2.networks.build import check_network, with_own_input
 from supernets.backbone import Backbone, Tap
 from supernets.graphs import keep, split
 from supernets.multi_exit import MultiExit
@@ -107,10 +111,24 @@ def test_the_last_exit_is_timms_model_and_each_other_one_reads_timms_features(
 def test_exits_can_be_shares_of_the_cost_or_numbers_of_features() -> None:
     stages = described().taps
     assert described(exits=(2, 3, 4)).taps == stages
-    assert described(exits=(2.0, 3.0, 4.0, 5.0)).taps == stages, "the last features are the own head's"
+    assert described(exits=(2.0, 3.0, 4.0)).taps == stages
     assert described(exits=(1,)).taps[0].module == "act1"
     early, late = described(exits=(0.1,)).taps, described(exits=(0.9,)).taps
     assert (early[0].module, late[0].module) == ("act1", "layer2")
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    sizes = {"classes": np.int64(CLASSES), "resolution": np.int32(32), "drop_rate": np.float32(0.5)}
+    found = described(exits=np.array([2, 3]), **sizes)
+    assert found == described(exits=list(np.array([2.0, 3.0])), drop_rate=0.5)
+    assert {type(value) for value in (found.num_classes, found.resolution, found.drop_rate)} == {int, float}
+
+
+def test_each_share_has_an_exit_before_the_own_head() -> None:
+    for shares in ((0.25, 0.5, 0.9), (0.25, 0.95)):
+        taps = described("resnet18", exits=shares).taps
+        assert len(taps) == len(shares)
+        assert taps[-1].module == "layer3", "the nearest one would be the last feature"
 
 
 def test_the_same_seed_makes_the_same_network() -> None:
@@ -140,13 +158,28 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no exits": ({"exits": ()}, "ascending numbers"),
     "descending": ({"exits": (3, 2)}, "ascending numbers"),
     "text": ({"exits": ("a",)}, "ascending numbers"),
-    "one number": ({"exits": 3}, "ascending numbers"),
+    "one number": ({"exits": 3}, "exits (3) must be ascending numbers"),
+    "nothing": ({"exits": None}, "exits (None) must be ascending numbers"),
+    "descending array": ({"exits": np.array([3, 2])}, "exits ([3, 2]) must be ascending numbers"),
+    "truth": ({"exits": (True, 2)}, "exits ((True, 2)) must be ascending numbers"),
     "no number": ({"exits": (float("nan"),)}, "ascending numbers"),
     "endless": ({"exits": (2, float("inf"))}, "ascending numbers"),
-    "outside": ({"exits": (6,)}, "from 1 to 5"),
-    "half a number": ({"exits": (1, 2.5)}, "from 1 to 5"),
+    "outside": ({"exits": (6.0,)}, "exits (6) must be whole numbers from 1 to 4"),
+    "half a number": ({"exits": (1, 2.5)}, "exits (2.5) must be whole numbers from 1 to 4"),
+    "the last feature": ({"exits": (1.0, 5.0)}, "exits (5) must be whole numbers from 1 to 4"),
     "the own head alone": ({"exits": (5,)}, "its own head alone"),
     "one place twice": ({"exits": (0.3, 0.31)}, "same features"),
+    "two late places": ({"name": "resnet18", "exits": (0.75, 0.99)}, "same features"),
+    "no name": ({"name": None}, "network (None) must be a name"),
+    "no classes": ({"classes": 0}, "classes (0) must be a whole number"),
+    "half a class": ({"classes": 2.5}, "classes (2.5) must be a whole number"),
+    "no channels": ({"channels": 0}, "channels (0) must be a whole number"),
+    "no pixels": ({"resolution": -4}, "resolution (-4) must be a whole number"),
+    "half a pixel": ({"resolution": 32.5}, "resolution (32.5) must be a whole number"),
+    "size as text": ({"resolution": "32"}, "resolution ('32') must be a whole number"),
+    "surest dropout": ({"drop_rate": 2.0}, "drop_rate (2.0) must be a number"),
+    "no dropout": ({"drop_rate": float("nan")}, "drop_rate (nan) must be a number"),
+    "unknown head": ({"head": "norm_linea"}, "head ('norm_linea') is unknown (did you mean norm_linear?)"),
     "too many": ({"name": "cait_xxs24_224", "exits": tuple(range(1, 14))}, "at most 12"),
     "too small": ({"name": "vgg11", "resolution": 16}, "larger images"),
     "no graph": ({"name": "gemma4_vit_167m", "resolution": 96}, "its forward decides by numbers"),
@@ -165,9 +198,23 @@ def test_what_cant_have_exits_is_refused_in_one_line(case: str) -> None:
 
 def test_a_size_that_only_a_later_batch_would_have_is_refused() -> None:
     arch = described("vgg11", resolution=32)
-    check_size(arch, 32)
+    check_sizes(arch, (32,))
     with pytest.raises(UserError, match="resolution \\(16\\)"):
-        check_size(arch, 16)
+        check_sizes(arch, (16, 32))
+
+
+def test_a_size_between_two_that_fit_is_tried_too() -> None:
+    config = recipe.load("exits", ["network.name=dla34", "data.resolutions=[32,48,64]"])
+    with pytest.raises(UserError, match="resolution \\(48\\) is none that dla34") as caught:
+        check_network(config, 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_numbers_of_a_network_without_attached_exits_are_checked_too() -> None:
+    for changes in ({"classes": 0}, {"channels": 2.5}, {"resolution": 0}, {"drop_rate": 1.0}):
+        given: dict[str, Any] = {"classes": CLASSES, "channels": 3, "resolution": 32, "drop_rate": 0.0} | changes
+        with pytest.raises(UserError, match=f"^{next(iter(changes))} "):
+            describe_plain("test_resnet", **given)
 
 
 # Weights
@@ -206,6 +253,19 @@ def test_weights_of_other_names_are_taken_in_order_if_all_shapes_agree(
     state = ofav2.attach_exits("test_resnet", classes=5, resolution=32, weights=tmp_path / "w.pth").state_dict()
     assert torch.equal(state["layer4.0.conv1.weight"], pretrained["layer4.0.conv1.weight"])
     assert "taken in order" in notes()
+
+
+def test_weights_of_other_names_are_refused_where_shared_names_stand_elsewhere(tmp_path: Path) -> None:
+    """Blocks of one shape in the order of their names as text would be taken for each other."""
+    own = timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, img_size=32).state_dict()
+    text = sorted((name for name in own if name.startswith("blocks.")), key=lambda name: name.split(".")[1])
+    blocks = iter(text)
+    names = [next(blocks) if name.startswith("blocks.") else name for name in own]
+    state = {name.replace("head.", "classifier."): own[name] for name in names}
+    assert [tensor.shape for tensor in state.values()] == [tensor.shape for tensor in own.values()]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"head\.weight is missing"):
+        ofav2.attach_exits("vit_tiny_patch16_224", classes=CLASSES, resolution=32, weights=tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize(
@@ -297,6 +357,23 @@ def test_a_hub_that_cant_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch)
     assert "\n" not in str(caught.value)
 
 
+def test_what_the_hubs_client_says_of_retries_is_held_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    client = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(*_: object, **__: object) -> nn.Module:
+        client.warning("Retrying in 1s [Retry 1/5].")
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(UserError, match="check the network connection"):
+        make_backbone(RESNET, weights="timm")
+    assert not caplog.records
+    client.warning("elsewhere")
+    assert [record.message for record in caplog.records] == ["elsewhere"]
+
+
 def view(photograph: Any) -> Tensor:
     """A photograph as EfficientNet-Lite0 was trained to see it."""
     image = torch.tensor(photograph).permute(2, 0, 1)[None].float() / 255
@@ -334,6 +411,21 @@ def test_another_network_of_the_same_name_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(timm, "create_model", lambda *given, **named: create(*given, **named, act_layer=nn.SiLU))
     with pytest.raises(RunError, match="makes another network of the name test_resnet"):
         make_backbone(arch)
+
+
+def test_each_exit_is_compared_by_its_own_size() -> None:
+    before = (3.6, 0.0, 1600.0)
+    assert same_behaviour(before, (3.601, 0.0005, 1601.0))
+    assert not same_behaviour(before, (2.6, 0.0, 1600.0)), "a large exit leaves others no room"
+    assert not same_behaviour(before, (3.6, 0.01, 1600.0))
+    assert not same_behaviour(before, before[:2])
+
+
+def test_a_network_that_overflows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them would be equal."""
+    monkeypatch.setattr(behaviour, "scaled", lambda name, values: torch.full_like(values, 1e30))
+    with pytest.raises(UserError, match="are not finite"):
+        make_backbone(described())
 
 
 # All of timm

@@ -380,7 +380,7 @@ def test_a_teacher_that_cannot_take_the_images_is_refused_before_training(
     plan = plan_with_teachers("timm:picky")
     assert list(externals(plan, TeacherConfig(), DATA, (16,))) == ["timm:picky"]
     with pytest.raises(UserError, match=r"^teacher \(timm:picky\) can't look at images of 20 pixels") as caught:
-        externals(plan, TeacherConfig(), DATA, (16, 20))
+        externals(plan, TeacherConfig(), DATA, (16, 20, 24))
     assert len(str(caught.value).splitlines()) == 1
 
 
