@@ -20,8 +20,9 @@ SOURCE is a run folder, whose largest network is taken, or what `ofav2 extract R
 makes. Every subset of its exits is scored on validation. Test is measured for the chosen subset, all exits, and the
 last exit alone. Stages after the deepest exit that is kept are left out.
 
---ensemble names how exits are weighed: ascending, descending, mixed or uniform (AEP's schemes), learned (on
-validation), or numbers such as 0.2,0.3,0.5. Without it, they are weighed as in training. A scheme weighs all exits of
+--ensemble names how exits are weighed: ascending, descending, mixed or uniform (AEP's schemes), ascending_paper, last
+(the last exit alone), learned (on validation), or numbers from 0 to 1 such as 0.2,0.3,0.5. Exits of weight 0 are left
+out of all subsets. Without it, they are weighed as in training. A scheme weighs all exits of
 the run; a folder with some of them keeps their weights.
 
 It writes what `ofav2 extract` writes, and pruning.html. model.onnx and model.pt2 return every exit, and their ensemble
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> None:
     console.show(table(f"{study.name}, validation", prune_columns(study), prune_rows(study)))
     test = study.pruning.test
     console.show(
-        f"chosen: {study.choice.rule}; test top-1 {100 * test['chosen'].top1:.2f} % (all exits"
+        f"chosen: {study.choice.rule}; test top-1 {100 * test['chosen'].top1:.2f} % ({study.whole_name}"
         f" {100 * test['whole'].top1:.2f} %, last exit alone {100 * test['last'].top1:.2f} %)"
     )
     console.say(

@@ -283,7 +283,7 @@ class PruningRecord:
     chosen: SubsetRecord
     """What was chosen: this network."""
     whole: SubsetRecord
-    """All exits."""
+    """All exits together, without those whose weight is 0."""
     last: SubsetRecord
     """The last exit alone."""
     test: Mapping[str, Accuracy]

@@ -28,6 +28,7 @@ from ofav2.exits.policy_file import (
 )
 from ofav2.exits.thresholds import ThresholdCurve, threshold_curve
 from ofav2.nas.latency import BATCHES, stream_times
+from ofav2.nas.limits import Limits
 from ofav2.nas.machine import this_machine
 from ofav2.output_folder import check_writable
 from ofav2.progress import log_progress
@@ -109,9 +110,9 @@ def calibrate_exits(
     """Find the threshold of an extracted network that keeps a target, measure it, and write `early_exits.json`.
 
     The threshold is chosen on validation, the most accurate one of a mean cost, or the cheapest one of an accuracy;
-    without a target, the cheapest one that loses no image which the last exit has right, and lets so few exit early
-    that at most a point may be lost unseen. Test images are looked at once it is chosen, with it and with the last exit
-    alone.
+    without a target, the cheapest one that loses no image which the last exit has right, or with an ensemble all exits
+    together, and lets so few exit early that at most a point may be lost unseen. Test images are looked at once it is
+    chosen, with it and with the last exit alone.
 
     Args:
         directory: A folder of `ofav2 extract` with several exits.
@@ -135,13 +136,15 @@ def calibrate_exits(
             one, or no threshold keeps the target.
     """
     ExitPolicy(0.0, confidence, bool(ensemble))
+    limits = Limits(macs=max_macs)
     _check_target(max_macs, min_top1)
     opened = open_exits(directory, overrides)
     ensemble = opened.record.ensemble is not None if ensemble is None else ensemble
     check_writable(opened.folder / EARLY_RECORD)
     logger.info(f"measuring {len(opened.net.exits)} exits on {len(opened.data.val)} validation images")
     curve, single = _observe(opened, confidence, ensemble)
-    index, target = _choose(curve, max_macs, min_top1)
+    whole = "all exits together have" if ensemble else "the last exit has"
+    index, target = _choose(curve, limits.macs, min_top1, whole)
     policy = ExitPolicy(float(curve.thresholds[index]), confidence, ensemble)
     indices = sorted({index, *curve.spread(SHOWN)})
     batches = BATCHES if timed else ()
@@ -191,12 +194,13 @@ def _check_target(max_macs: int | None, min_top1: float | None) -> None:
         raise UserError(f"top-1 ({min_top1:g}) must be a share from 0 to 1: divide a percentage by 100")
 
 
-def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None) -> tuple[int, str]:
+def _choose(curve: ThresholdCurve, max_macs: int | None, min_top1: float | None, whole: str) -> tuple[int, str]:
+    """Return a threshold's index, and what it keeps; `whole` says what has an image right without early exits."""
     if max_macs is not None:
         return curve.within(max_macs), f"at most {max_macs:,} multiply-adds per image"
     if min_top1 is not None:
         return curve.reaching(min_top1), f"top-1 of at least {100 * min_top1:g} % on validation"
-    rule = f"none of {curve.images} validation images is lost that the last exit has right"
+    rule = f"none of {curve.images} validation images is lost that {whole} right"
     free, index = curve.harmless(None), curve.harmless(HIDDEN)
     if index == free:
         return index, rule

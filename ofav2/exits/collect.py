@@ -1,18 +1,21 @@
 """Collect every exit's outputs on a split, once for all uses."""
 
+import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ofav2.data import Batch, Split, eval_batches
+from ofav2.data import Batch, ImageData, Split, eval_batches
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator, refuse_nan
 from ofav2.exits.subsets import ExitBatch
 from ofav2.tasks.base import Task
 from ofav2.tasks.classification import Classification, predict
 from supernets.outputs import exit_logits
+
+logger = logging.getLogger(__name__)
 
 
 def split_inputs(evaluator: Evaluator, split: Split, resolution: int, batch_size: int | None = None) -> Iterator[Batch]:
@@ -82,6 +85,14 @@ def exit_batches(
                     " learning rate, or extract the network without this exit"
                 )
         yield ExitBatch(np.stack(wide), target.cpu().numpy())
+
+
+def warn_of_chosen_test(data: ImageData) -> None:
+    """Log that scores on test are of the images that choose, where a data set has no others."""
+    if data.validation_is_test:
+        logger.warning(
+            "test images are the validation images (data.test_fraction=0), which choose here: scores on test flatter"
+        )
 
 
 def require_classes(task: Task) -> None:

@@ -12,7 +12,7 @@ from ofav2.data.splits import first_other_class
 from ofav2.deploy.artifact import SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator, open_evaluator
-from ofav2.exits.collect import require_classes
+from ofav2.exits.collect import require_classes, warn_of_chosen_test
 from ofav2.exits.early import EarlyExits, early_exits
 from ofav2.exits.policy_file import several_exits
 from ofav2.messages import show
@@ -88,6 +88,7 @@ def open_exits(directory: str | Path, overrides: Sequence[str] = ()) -> OpenedEx
                 f"{what} of data set {data.name} is {show(list(now))}, and the network was trained with"
                 f" {show(list(before))}: use the version of ofav2 that trained it"
             )
+    warn_of_chosen_test(data)
     runtime.place(module)
     if not config.run.threads:
         images = runtime.send(sample_images(config.evaluation.batch_size, data.channels, record.subnet.resolution))

@@ -30,7 +30,7 @@ from ofav2.errors import UserError
 from ofav2.evaluation.by_class import class_results
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.evaluation.opened_run import open_run
-from ofav2.exits.collect import exit_batches, require_classes
+from ofav2.exits.collect import exit_batches, require_classes, warn_of_chosen_test
 from ofav2.exits.exit_agreement import Agreement, compare_predictions
 from ofav2.exits.opened import open_exits
 from ofav2.exits.scoring import Scored, score_fixed, score_learned
@@ -98,7 +98,7 @@ class PruneStudy:
     choice: Choice
     """The one that was written, and the rule that chose it."""
     whole: int
-    """Index of all exits in the table, without those of no weight."""
+    """Index in the table of all exits together, without those whose weight is 0."""
     last: int
     """Index of the last exit alone."""
     record: SubnetRecord
@@ -112,6 +112,12 @@ class PruneStudy:
     def compared(self) -> dict[str, int]:
         """The subsets that are looked at closely, as indices in the table by name."""
         return {"chosen": self.choice.index, "whole": self.whole, "last": self.last}
+
+    @property
+    def whole_name(self) -> str:
+        """What pages and tables call `whole`."""
+        together = len(self.table.choices[self.whole]) == len(self.table.exits)
+        return "all exits" if together else "all exits with a weight"
 
     @property
     def pruning(self) -> PruningRecord:
@@ -132,7 +138,7 @@ def prune_rows(study: PruneStudy) -> list[tuple[object, ...]]:
     An arrow marks the chosen one. Times are predicted, as the sum of those of a network's pieces.
     """
     table = study.table
-    names = {study.whole: "all exits", study.last: "last exit alone"}
+    names = {study.whole: study.whole_name, study.last: "last exit alone"}
     indices = dict.fromkeys([*table.front(), study.choice.index, study.whole, study.last])
     return [
         (
@@ -216,7 +222,7 @@ def _chosen(
     """Score all subsets on validation, choose one, and look at it once on test."""
     scheme, weights = _weights(opened.record, ensemble)
     val = opened.evaluator.data.val
-    logger.info(f"scoring {2 ** len(opened.exits) - 1} subsets of exits on {len(val)} validation images")
+    logger.info(f"scoring subsets of {len(opened.exits)} exits on {len(val)} validation images")
     batches = opened.batches(val)
     scored = score_learned(batches, len(opened.exits)) if weights is None else score_fixed(batches, weights)
     input_shape = (opened.record.input.channels, opened.resolution, opened.resolution)
@@ -261,6 +267,7 @@ def open_source(
             f"data set ({run.data.name}) is not the one that {source} was trained on, so its validation images may be"
             " ones that the network knows: restore it, or its place in recipe.yaml"
         )
+    warn_of_chosen_test(run.data)
     chosen = subnet or run.loaded.net.space.largest()
     exits = run.loaded.net.chosen_exits(chosen, "all")
     if len(exits) < 2:

@@ -99,7 +99,7 @@ class ThresholdCurve:
         return self._cheapest(kept)
 
     def harmless(self, hidden: float | None) -> int:
-        """Return the cheapest threshold that loses no image which the last exit has right, nor many unseen ones.
+        """Return the cheapest threshold that loses no image that is right without it, nor many unseen ones.
 
         No loss in k images that exit early leaves a rate of 3/k possible with 95 % confidence (the rule of three). Of
         fewer than these, the surest ones, each is lost no more often than that. So all of k may exit early, or as many

@@ -175,7 +175,7 @@ class InPlace(SubnetObjective):
 
     All unlocked exits of each sub-network are trained together; `draw` gives the largest one first, and all have the
     last exit. The teacher is the first one's ensemble of exits on the same batch, in training mode, so it costs no
-    forward pass of its own.
+    forward pass of its own. `kd` counts it too, with 0: over all of a step, it is the others' mean times their share.
     """
 
     net: Network

@@ -137,6 +137,19 @@ def test_without_a_wish_nothing_is_lost_that_the_last_exit_has_right(directory: 
         assert (opened.net.decide(images, study.record.policy).classes == labels)[right].all()
 
 
+def test_with_an_ensemble_nothing_is_lost_that_all_exits_together_have_right(directory: Path) -> None:
+    alone = ofav2.calibrate_exits(directory, ensemble=False, timed=False).record.target
+    together = ofav2.calibrate_exits(directory, ensemble=True, timed=False).record.target
+    assert "is lost that the last exit has right" in alone
+    assert "is lost that all exits together have right" in together
+
+
+@pytest.mark.parametrize("macs", [-5, 6e6])
+def test_an_impossible_cost_is_refused_before_anything_is_measured(macs: Any, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^limit macs \(.*\) must be a whole number"):
+        ofav2.calibrate_exits(tmp_path / "absent", max_macs=macs)
+
+
 def test_without_timing_all_is_found_but_times(directory: Path, capsys: Capture) -> None:
     study = ofav2.calibrate_exits(directory, max_macs=10**9, timed=False)
     assert {row.nanoseconds for row in study.record.measured.rows} == {()}

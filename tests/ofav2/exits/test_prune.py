@@ -20,6 +20,7 @@ import distill
 import ofav2
 import ofav2.timm_plugin
 from ofav2.cli import main as cli
+from ofav2.data import ImageData
 from ofav2.deploy.artifact import RECORD
 from ofav2.errors import RunError, UserError
 from ofav2.exits import prune
@@ -461,6 +462,25 @@ def test_the_command_shows_the_front_and_writes_the_page(source: Path, tmp_path:
         "subnet.json",
         "trained_images.bin",
     ]
+
+
+def test_exits_of_weight_0_are_not_called_all(source: Path, tmp_path: Path, capsys: Capture) -> None:
+    out = tmp_path / "out"
+    assert cli.main(["prune", str(source), "--out", str(out), "--ensemble", "0.5,0.5,0,0", "--formats", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "all exits with a weight" in shown
+    assert "(all exits with a weight" in shown.splitlines()[-1]
+    assert "all exits with a weight: " in (out / PAGE).read_text(encoding="utf-8")
+
+
+def test_test_images_that_chose_are_told(
+    opened: ofav2.OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ImageData, "validation_is_test", True)
+    study = ofav2.prune_exits(opened.loaded.folder, out=tmp_path / "out", formats=())
+    assert "test images are the validation images" in caplog.text
+    write_subsets_page(study, tmp_path / PAGE)
+    assert "Test images are the validation images" in (tmp_path / PAGE).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
