@@ -12,7 +12,6 @@ from ofav2.config.ranges import PHASE_NAME
 from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
-from ofav2.tasks import reconstruction, regression
 from ofav2.tasks.base import Metric, Task
 from ofav2.typed_json import Count, Form, Positive, Sha256, Within, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Space, SpaceError
@@ -237,7 +236,8 @@ class RunRecord:
     def targets(self) -> str:
         """What its data set says of images: its number of classes, or of planes of numbers; empty for nothing."""
         count = len(self.data.classes)
-        planes = self.task in (regression.NAME, reconstruction.NAME)
+        # Their modules need numpy, which loading an extracted network must not.
+        planes = self.task in ("regress", "reconstruct")
         one, several = ("plane", "planes") if planes else ("class", "classes")
         return f"{count} {one if count == 1 else several}" if count else ""
 
