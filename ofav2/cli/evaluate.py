@@ -104,7 +104,7 @@ def _evaluate_network(arguments: argparse.Namespace) -> None:
     console.show("")
     console.show(table("", ("exit", "top-1"), [(exit, _share(top1)) for exit, top1 in found.top1.items()]))
     console.show(
-        f"{results.total} images: top-1 {_share(results.accuracy)}, standard error {_share(results.standard_error)}; "
+        f"{results.total} images: top-1 {_share(results.accuracy)}, standard error {_share(found.standard_error)}; "
         f"mean over classes {_share(results.mean_class_accuracy)}"
     )
     if describe_subnet(arguments.run).classifies_pictures:

@@ -108,7 +108,7 @@ def _run(arguments: argparse.Namespace) -> None:
     before, after = written.extraction.scores_before, written.scores
     show, name = written.metric.show_from, written.metric.name
     splits = {"val": run.data.val, "test": run.data.test}
-    sizes = {name: count_views(split, subnet.resolution) for name, split in splits.items()}
+    sizes = {name: len(split) for name, split in splits.items()}
     after_name = f"{name} recalibrated" if written.extraction.calibration_images else f"{name} as written"
     rows = [
         (exit, split, show(before[split][exit], images, 2), show(after[split][exit], images, 2))
@@ -116,7 +116,7 @@ def _run(arguments: argparse.Namespace) -> None:
         for exit in before[split]
     ]
     console.show(table(str(subnet), ("exit", "split", f"{name} as extracted", after_name), rows))
-    if grain := written.metric.grain(sizes["val"], "validation"):
+    if grain := written.metric.grain(count_views(run.data.val, subnet.resolution), "validation"):
         console.say(grain)
     if run.loaded.record.status != "finished":
         folder = loaded.folder

@@ -76,8 +76,7 @@ def _run(arguments: argparse.Namespace) -> None:
     done = written.finetuning[-1]
     before, after = done.test_before or {}, done.test
     metric, name = written.metric, written.metric.name
-    # Of patches, windows were measured.
-    images = written.by_class.total if written.by_class else done.images.test
+    images = done.images.test
     rows: list[tuple[object, ...]] = [
         (
             exit,

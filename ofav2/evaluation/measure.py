@@ -21,7 +21,7 @@ class MeasuredSubnet:
     metrics: Mapping[str, float | None]
     """The task's metrics by name, the main one first, such as `{"top-1": 0.98}`; None where one means nothing here."""
     images: int
-    """Images, or windows of patches, that it was measured on."""
+    """Images, or patches, that it was measured on; windows of one patch count once, as they err together."""
 
 
 def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[MeasuredSubnet, ...]:
@@ -48,6 +48,6 @@ def measure(run: OpenedRun, subnets: Iterable[Subnet], split: str) -> tuple[Meas
         for score in run.evaluator.scores(net, chosen, images):
             named = zip((main.name, *(other.name for other in others)), (score.value, *score.others), strict=True)
             cost = network_cost(net.architecture, score.subnet)
-            measured.append(MeasuredSubnet(score.subnet, cost, dict(named), score.images))
+            measured.append(MeasuredSubnet(score.subnet, cost, dict(named), len(images)))
             advance(**{main.name: main.show(score.value)})
     return tuple(sorted(measured, key=lambda one: -one.cost.macs))

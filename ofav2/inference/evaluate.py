@@ -24,7 +24,7 @@ from ofav2.messages import show
 from ofav2.runtime.device import open_runtime
 from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 from ofav2.tasks.base import Metric
-from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes
+from ofav2.tasks.class_results import ClassResults, ClassScore, count_classes, share_error
 from ofav2.tasks.classification import Classification
 from ofav2.tasks.registry import measuring_task
 from supernets.ensembles import with_ensemble
@@ -49,8 +49,15 @@ class ClassReport:
     """The same with the classes' names, in the order of the logits."""
     top1: dict[int, float]
     """Top-1 (0..1) by exit."""
+    images: int
+    """Images, or patches, of the split; windows of one patch count once, as they err together."""
     same_images: bool
     """Whether these are the images that the network was tested on when it was written."""
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the results' accuracy (0..1), see `share_error`."""
+        return share_error(self.results.accuracy, self.images)
 
 
 @dataclass(frozen=True)
@@ -154,5 +161,6 @@ def _class_report(
         results=results,
         classes=results.scores(record.classes),
         top1=dict(zip(exits, top1, strict=True)),
+        images=len(images),
         same_images=same_images,
     )

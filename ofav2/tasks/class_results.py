@@ -84,11 +84,6 @@ class ClassResults:
         found = [right / images for right, images in zip(self.right, self.images, strict=True) if images]
         return sum(found) / len(found)
 
-    @property
-    def standard_error(self) -> float:
-        """Standard error of `accuracy`, see `share_error`."""
-        return share_error(self.accuracy, self.total)
-
     def matrix(self, classes: Sequence[int] | None = None) -> list[list[int]]:
         """Return the confusion matrix: in row i, column j, images of class i that are taken for class j.
 

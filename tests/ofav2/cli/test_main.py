@@ -333,7 +333,7 @@ def test_evaluate_shows_an_extracted_network_by_class(extracted: Path, capsys: C
     lines = out.splitlines()
     worst = min(score.accuracy for score in found.classes if score.accuracy is not None)
     assert f"{100 * worst:.2f} %" in lines[3], "the worst class comes first"
-    shares = f"top-1 {100 * found.results.accuracy:.2f} %, standard error {100 * found.results.standard_error:.2f} %"
+    shares = f"top-1 {100 * found.results.accuracy:.2f} %, standard error {100 * found.standard_error:.2f} %"
     assert lines[-1].startswith(f"{found.results.total} images: {shares}")
     assert "next: ofav2 predict" in err
 

@@ -12,7 +12,10 @@ import ofav2
 from ofav2.deploy.artifact import write_subnet_record
 from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
+from ofav2.tasks.class_results import share_error
 from tests.notes import Notes
+from tests.ofav2 import patches, tiny
+from tests.ofav2.tasks import dense
 
 
 def test_the_results_are_those_of_the_extraction(extracted: Path) -> None:
@@ -104,3 +107,17 @@ def test_a_split_that_is_drawn_anew_is_said_where_no_test_image_is_known(
     assert "may have been trained on" not in notes()
     ofav2.finetune(extracted, [*quick, "data.shots=4", "data.val_fraction=0.3"], out=tmp_path / "share", formats=())
     assert "validation images that the network may have been trained on: " in notes()
+
+
+def test_windows_of_one_patch_count_once_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They err together, so that four times as many of them don't halve the error."""
+    monkeypatch.setattr(patches, "SIDE", 32)
+    patches.write_patches(tmp_path / "data")
+    text = dense.recipe("classification", tmp_path / "data", "kind", phases=dense.ONE_PHASE)
+    run = ofav2.open_run(ofav2.train(tiny.written(tmp_path, text), ["data.batch_size=6"], tmp_path / "run").folder)
+    largest = run.loaded.net.space.largest()
+    ofav2.extract(run, largest, tmp_path / "out", formats=())
+    found = ofav2.evaluate_network(tmp_path / "out")
+    assert (found.images, found.results.total) == (3, 12)
+    assert found.standard_error == share_error(found.results.accuracy, 3)
+    assert [one.images for one in ofav2.measure(run, [largest], "test")] == [3]
