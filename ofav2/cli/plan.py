@@ -33,7 +33,6 @@ examples:
 next: ofav2 train RECIPE
 """
 _ROUNDS = 9
-_ALL_SUBSETS = 5
 _MOST_CLASSES = 20
 """Classes that are listed one by one."""
 
@@ -78,7 +77,7 @@ def _run(arguments: argparse.Namespace) -> None:
     for sentence in (*setup.plan.skipped, *_orientation(setup.data, setup.config.data.exif_orientation)):
         console.show(sentence)
     if isinstance(setup.net, MultiExit):
-        console.show(_costs(setup, setup.net, arguments.latency))
+        console.show(_costs(found, setup, setup.net, arguments.latency))
     else:
         rows = [(name, f"{cost.params:,}", f"{cost.macs:,}", shown) for name, (shown, cost) in found.networks.items()]
         console.show(table("\nnetworks", ("", "parameters", "multiply-adds", "choices"), rows))
@@ -125,33 +124,26 @@ def _show_images(found: "Preview") -> None:
         console.show(found.imbalance)
 
 
-def _costs(setup: "Setup", net: "MultiExit", timed: bool) -> str:
+def _costs(found: "Preview", setup: "Setup", net: "MultiExit", timed: bool) -> str:
     """Return a table of what subsets of a network's exits cost per image, and of predicted times per call."""
     from ofav2.nas.latency import BATCHES, subset_times
     from ofav2.nas.limits import show
-    from ofav2.networks.cost import subset_costs
     from ofav2.runtime.threads import sample_images
 
     arch, side = net.architecture, max(net.space.resolution)
-    costs = {exits: cost for exits, cost in subset_costs(arch, side).items() if _listed(exits, len(arch.exits))}
     rows: list[tuple[str, ...]] = [
-        (", ".join(map(str, exits)), f"{cost.params:,}", f"{cost.macs:,}", show("memory", cost.memory))
-        for exits, cost in costs.items()
+        (", ".join(map(str, one.exits)), f"{one.cost.params:,}", f"{one.cost.macs:,}", show("memory", one.cost.memory))
+        for one in found.subsets
     ]
     if timed:
         module = setup.runtime.place(net.network.eval())
-        choices = [[exit - 1 for exit in exits] for exits in costs]
+        choices = [[exit - 1 for exit in one.exits] for one in found.subsets]
         for batch in BATCHES:
             images = setup.runtime.send(sample_images(batch, arch.in_channels, side))
             times = subset_times(module, images, choices, _ROUNDS)
             rows = [(*row, show("latency", time)) for row, time in zip(rows, times, strict=True)]
     columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in BATCHES if timed))
     return table(f"{arch.name}: subsets of its {len(arch.exits)} exits", columns, rows)
-
-
-def _listed(exits: tuple[int, ...], count: int) -> bool:
-    """Return whether a subset is listed: any of few exits; of many a single exit, or all up to one."""
-    return count <= _ALL_SUBSETS or len(exits) == 1 or exits == tuple(range(1, len(exits) + 1))
 
 
 def _orientation(data: "ImageData", upright: bool) -> Iterator[str]:

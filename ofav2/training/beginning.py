@@ -5,19 +5,19 @@ images or first weights are exchanged before it has trained anything.
 """
 
 import logging
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
-from ofav2.config.schema import Config, DataConfig, PhaseConfig
+from ofav2.config.schema import Config, DataConfig, PhaseConfig, SupernetConfig
 from ofav2.data import ImageData, open_data
 from ofav2.data.digests import Digests
 from ofav2.data.readers.patches import target_name
 from ofav2.data.seen import count_known, count_seen, digests_of
 from ofav2.data.splits import Split
 from ofav2.errors import RunError, UserError
-from ofav2.messages import first_line
+from ofav2.messages import first_line, show
 from ofav2.runs.initial_images import read_initial_images
 from ofav2.runs.kept_recipe import PLACES, kept_recipe
 from ofav2.runs.records import RunRecord, read_run
@@ -40,6 +40,7 @@ def check_beginning(setup: Setup) -> Digests | None:
     """
     _refuse_idle_settings(setup.plan)
     _say_idle_shares(setup.config.data, setup.data)
+    _say_idle_supernet(setup.config)
     # Imagined data have no fingerprint.
     if setup.config.supernet.init is None or not setup.data.fingerprint:
         return None
@@ -63,6 +64,18 @@ def _say_idle_shares(config: DataConfig, data: ImageData) -> None:
         brought = held in data.origins and data.origins[held].listed == held
         if brought and getattr(config, key) != getattr(DataConfig, key):
             logger.info(f"data.{key} ({getattr(config, key):g}): {data.name} brings its own {held} images, which count")
+
+
+def _say_idle_supernet(config: Config) -> None:
+    """Say which settings describe a supernet in a recipe of another network. Its base may be a supernet's recipe."""
+    if config.network.kind == "supernet":
+        return
+    of_any = {"init", "frozen"}
+    for field in fields(SupernetConfig):
+        value = getattr(config.supernet, field.name)
+        if field.name not in of_any and value != field.default:
+            said = f"supernet.{field.name} ({show(value)})"
+            logger.info(f"{said}: has no effect, as network.kind is {config.network.kind}")
 
 
 def _check_initial(init: Path, config: Config, data: ImageData) -> Digests | None:

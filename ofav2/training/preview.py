@@ -6,14 +6,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from ofav2.data.headers import Sizes, image_sizes
-from ofav2.networks.cost import network_cost
+from ofav2.networks.cost import network_cost, subset_costs
 from ofav2.training.phases import Phase
 from ofav2.training.setup import Setup
 from ofav2.training.timing import phase_seconds
 from supernets.cost import Cost
+from supernets.multi_exit import MultiExit
 
 UNEVEN = 3
 """How many times the images of the rarest class the most frequent one may have before it is said."""
+ALL_SUBSETS = 5
+"""The most exits of which every subset is priced."""
+
+
+@dataclass(frozen=True)
+class SubsetCost:
+    """What a network costs that keeps some of its exits."""
+
+    exits: tuple[int, ...]
+    """Those that are kept."""
+    cost: Cost
+    """The cost per image; what comes after the last of them is left out."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +43,9 @@ class Preview:
     """Sizes of the images; None where none could be read."""
     networks: Mapping[str, tuple[str, Cost]]
     """The largest and the smallest network, and what they cost per image."""
+    subsets: tuple[SubsetCost, ...]
+    """Subsets of a network's exits, the cheapest first; none of a supernet. Of more exits than `ALL_SUBSETS`, each
+    alone and all up to one."""
     phases: tuple[Mapping[str, str | float], ...]
     """The phases: name, what they unlock, networks to draw from, epochs, steps, warm-up steps, rate, draws, teacher."""
     skipped: tuple[str, ...]
@@ -77,6 +93,7 @@ def preview(setup: Setup, timed: bool = False) -> Preview:
         classes=dict(zip(data.classes, zip(*counts, strict=True), strict=True)) if labelled else {},
         sizes=image_sizes(data),
         networks={name: (str(net), network_cost(setup.net.architecture, net)) for name, net in ends.items()},
+        subsets=_subsets(setup.net) if isinstance(setup.net, MultiExit) else (),
         phases=tuple(map(_described, setup.plan.phases)),
         skipped=setup.plan.skipped,
         steps=setup.plan.steps,
@@ -84,6 +101,14 @@ def preview(setup: Setup, timed: bool = False) -> Preview:
         balanced=config.data.balance == "classes",
         seconds=phase_seconds(setup) if timed else None,
     )
+
+
+def _subsets(net: MultiExit) -> tuple[SubsetCost, ...]:
+    exits = net.architecture.exits
+    singles, beginnings = [(exit,) for exit in exits], [exits[:count] for count in exits]
+    costs = subset_costs(net.architecture, max(net.space.resolution))
+    kept = costs if len(exits) <= ALL_SUBSETS else {*singles, *beginnings}
+    return tuple(SubsetCost(subset, cost) for subset, cost in costs.items() if subset in kept)
 
 
 def _described(phase: Phase) -> Mapping[str, str | float]:

@@ -16,6 +16,7 @@ import ofav2
 import ofav2.timm_plugin
 from ofav2 import files
 from ofav2.cli.main import main
+from ofav2.config import recipe
 from ofav2.deploy.card import model_card
 from ofav2.errors import RunError, UserError
 from ofav2.exits import calibrate, prune
@@ -23,8 +24,11 @@ from ofav2.nas.constraints import constrain
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import Run, read_run
+from ofav2.training.beginning import check_beginning
+from ofav2.training.setup import prepare
 from supernets.backbone import Backbone
 from supernets.multi_exit import MultiExit
+from tests.notes import Notes
 from tests.ofav2 import tiny
 from tests.ofav2.changes import change_facts
 from tests.ofav2.crew import run_apart
@@ -196,8 +200,17 @@ def test_plan_lists_the_cost_of_every_subset(mixed: str, capsys: pytest.CaptureF
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if re.match(r"\d(, \d)* +[\d,]+ +[\d,]+ +[\d.]+[KM]iB +[\d.]+.s +[\d.]+.s", line)]
     assert len(rows) == 2**4 - 1
+    assert main(["plan", mixed, "--json"]) == 0
+    subsets = json.loads(capsys.readouterr().out)["subsets"]
+    priced = [(", ".join(map(str, one["exits"])), f"{one['cost']['macs']:,}") for one in subsets]
+    assert priced == [(line[0], line[2]) for line in (re.split(r" {2,}", row) for row in rows)]
     assert main(["plan", "digits", "--latency"]) == 2
     assert "ofav2 latency RUN" in capsys.readouterr().err
+
+
+def test_settings_of_a_supernet_are_said_to_have_no_effect(mixed: str, notes: Notes) -> None:
+    check_beginning(prepare(recipe.load(mixed, ["supernet.width_mult=0.5"])))
+    assert notes() == "supernet.width_mult (0.5): has no effect, as network.kind is timm\n"
 
 
 BAD = {
