@@ -64,6 +64,8 @@ class CalibrationStudy:
     """All thresholds, on validation."""
     chosen: int
     """Index of the policy among the measured rows."""
+    validation_is_test: bool
+    """Whether test images are the validation images, which chose, so that scores on test flatter."""
 
     @property
     def own(self) -> Timed:
@@ -169,7 +171,8 @@ def calibrate_exits(
         curve=_kept(curve),
     )
     write_early_record(opened.folder, record)
-    return CalibrationStudy(opened.record.name, opened.data.name, record, curve, indices.index(index))
+    chosen = indices.index(index)
+    return CalibrationStudy(opened.record.name, opened.data.name, record, curve, chosen, opened.data.validation_is_test)
 
 
 def evaluate_policy(opened: OpenedExits, split: Split, policy: ExitPolicy) -> Outcome:

@@ -177,6 +177,10 @@ def test_the_page_is_whole_and_text_is_text(calibrated: tuple[Path, CalibrationS
     assert "&lt;script&gt;x&lt;/script&gt;" in page
     assert "<b>y</b>" not in page
     assert all(row.name in page for row in study.record.measured.rows)
+    told = "Test images are the validation images"
+    assert told not in page
+    write_early_page(replace(study, validation_is_test=True), directory / PAGE)
+    assert told in (directory / PAGE).read_text(encoding="utf-8")
 
 
 # What can't be
