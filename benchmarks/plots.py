@@ -90,7 +90,7 @@ def _draw(axes: Axes, panel: Panel) -> None:
     axes.set_xlabel(panel.x)
     axes.set_ylabel(panel.y)
     if panel.ticks:
-        axes.set_xticks(range(len(panel.ticks)), panel.ticks)
+        axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=45, ha="right", rotation_mode="anchor")
     elif all(float(x).is_integer() for series in panel.series for x in series.x):
         # What is counted has no halves.
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
