@@ -61,7 +61,9 @@ _MOST_MARKERS = 2**12
 _MOST_GARBAGE = 2**9
 
 _ORIENTATION = 0x0112
+_SUBFILE_TYPE = 254
 _BITS_PER_SAMPLE = 258
+_DNG_VERSION = 50706
 # EXIF orientation -> (whether rows and columns change places, dimensions that are flipped after that).
 _TURNS = MappingProxyType(
     {
@@ -254,7 +256,12 @@ def _png_header(file: IO[bytes]) -> Header:
     if (length, kind) != (13, b"IHDR"):
         raise ValueError("its header is damaged")
     file.seek(33)
-    exif = next((file.read(length) for kind, length in _chunks(file, ">I4s", 4) if kind == b"eXIf"), b"")
+    exif = b""
+    for kind, length in _chunks(file, ">I4s", 4):
+        if kind == b"acTL":
+            raise ValueError("it is animated; still images are read")
+        if kind == b"eXIf":
+            exif = file.read(length)
     return Header(height, width, _orientation(exif))
 
 
@@ -352,10 +359,13 @@ def _decode_by_pillow(content: bytes, name: str) -> Tensor:
             frames = getattr(image, "n_frames", 1)
             if frames != 1:
                 raise ValueError(f"it holds {frames} images; files of one are read")
+            tags = getattr(image, "tag_v2", {})
+            if tags.get(_SUBFILE_TYPE, 0) & 1 or _DNG_VERSION in tags:
+                raise ValueError("it is a preview, as of a camera raw file; convert the photo to JPEG or PNG")
             if image.mode not in _PLAIN_MODES:
                 raise ValueError(f"its samples are no 8-bit ones (Pillow's mode {image.mode})")
             # Of colours with 16 bits Pillow keeps the upper half, and calls them RGB.
-            if (bits := max(getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (1,)))) > 8:
+            if (bits := max(tags.get(_BITS_PER_SAMPLE, (1,)))) > 8:
                 raise ValueError(f"its samples are no 8-bit ones ({bits} bits)")
             size = (image.height, image.width, 3)
             pixels = np.array(image.convert("RGB"))

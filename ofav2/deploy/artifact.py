@@ -25,9 +25,10 @@ from supernets.graphs import alone
 
 if TYPE_CHECKING:
     # Loading an extracted network needs this file, and must not need what reads images.
+    from ofav2.config.schema import DataConfig
     from ofav2.data import ImageData
 
-FORMAT = "ofav2-subnet/10"
+FORMAT = "ofav2-subnet/11"
 RECORD = "subnet.json"
 WEIGHTS = "model.safetensors"
 
@@ -53,6 +54,10 @@ class InputRecord:
     """The stored value of a pixel without data, which is 0 in all bands once normalised; None if there is none."""
     eval_crop: Spread
     """Share of the image's side that evaluation looks at."""
+    exif_orientation: bool
+    """Whether files are turned as their EXIF orientation says, before all else."""
+    shrink_to: Count
+    """Pixels that the short side of a larger image is shrunk to, before it is resized to the resolution; 0: none."""
 
     def __post_init__(self) -> None:
         """Refuse a normalisation for other channels."""
@@ -69,16 +74,24 @@ class InputRecord:
         return self.white == 255 and self.nodata is None
 
 
-def input_record(data: "ImageData", resolution: int, eval_crop: float) -> InputRecord:
+def input_record(data: "ImageData", resolution: int, config: "DataConfig") -> InputRecord:
     """Return what a network takes that was trained on a data set.
 
     Args:
         data: The data set.
         resolution: Side of the images in pixels.
-        eval_crop: Share of the image's side that evaluation looks at.
+        config: How its images are read and seen.
     """
     return InputRecord(
-        tuple(data.bands), resolution, data.white, tuple(data.mean), tuple(data.std), data.nodata, eval_crop
+        bands=tuple(data.bands),
+        resolution=resolution,
+        white=data.white,
+        mean=tuple(data.mean),
+        std=tuple(data.std),
+        nodata=data.nodata,
+        eval_crop=config.eval_crop,
+        exif_orientation=config.exif_orientation,
+        shrink_to=config.shrink_to,
     )
 
 

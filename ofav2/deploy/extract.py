@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from ofav2.config import recipe
 from ofav2.data import refuse_inside
 from ofav2.data.digests import Digests
 from ofav2.deploy.agreement import COMPARED, largest_gap, require_same
@@ -223,7 +224,7 @@ def take_out(run: OpenedRun, subnet: Subnet, exits: Exits = "last", ranking: Ran
         architecture=net.architecture,
         task=run_record.task,
         metric=run_record.metric,
-        input=input_record(run.data, subnet.resolution, data.eval_crop),
+        input=input_record(run.data, subnet.resolution, recipe.parse(run.recipe, "recipe").data),
         data=data.name,
         classes=data.classes,
         cost=network_cost(net.architecture, subnet, exits),

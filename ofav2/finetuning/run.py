@@ -164,7 +164,7 @@ def _write(
     images = tuning.evaluator.sample_inputs(tuning.resolution)
     logger.info("writing the files and checking them")
     names = output_names(start.exit_indices, single=start.exits == "last", ensemble=start.ensemble is not None)
-    given = input_record(data, tuning.resolution, tuning.config.data.eval_crop)
+    given = input_record(data, tuning.resolution, tuning.config.data)
     about = usage(given, tuning.task.name, data.classes, names)
     exports, sha256 = write_network(staging, module, images, about, formats, start.ensemble)
     form = module if start.ensemble is None else with_ensemble(module, start.ensemble)

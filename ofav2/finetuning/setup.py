@@ -148,10 +148,11 @@ def prepare(
         seen = read_seen(Path(network), source.record)
         if data.fingerprint != source.record.measured_fingerprint:
             given, data = data, with_test(data, unseen(data.test, seen))
-            # Where the split stayed, its validation images were only validated on.
-            own = source.settings.data
+            # Where the split stayed, its validation images are all known, and were only validated on.
+            own, known = source.settings.data, count_seen(data.val, seen)
             redrawn = data is not given or any(getattr(config.data, key) != getattr(own, key) for key in _DRAWING)
-            if redrawn and (known := count_seen(data.val, seen)):
+            fewer = config.data.shots == own.shots and len(data.train) + len(data.val) < len(seen)
+            if known and (redrawn or fewer or known < len(data.val)):
                 logger.warning(
                     f"validation images that the network may have been trained on: {known} of {len(data.val)}; epochs"
                     " found on them say little"
@@ -219,10 +220,8 @@ def _start_again(source: Source, config: TuningConfig, data: ImageData, task: Ta
     if isinstance(record.provenance, StockProvenance) and isinstance(net.architecture, Backbone):
         _refuse_dropout(config, net.architecture)
     # Only the same images, seen in the same way, can be compared before and after.
-    measured_alike = (
-        record.measured_fingerprint == data.fingerprint
-        and record.input == input_record(data, side, config.data.eval_crop)
-        and source.settings.data.shrink_to == config.data.shrink_to
+    measured_alike = record.measured_fingerprint == data.fingerprint and record.input == input_record(
+        data, side, config.data
     )
     return Start(
         name=record.name,

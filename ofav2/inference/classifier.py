@@ -12,8 +12,8 @@ from ofav2.data.decoding import READABLE, shrunk
 from ofav2.data.images import decode_file
 from ofav2.data.readers.folders import pictures_below
 from ofav2.data.views import evaluation_view, normalise
-from ofav2.deploy.artifact import RECORD, InputRecord, SubnetRecord, describe_subnet
-from ofav2.deploy.source import kept_settings, open_source
+from ofav2.deploy.artifact import InputRecord, SubnetRecord, describe_subnet
+from ofav2.deploy.source import open_source
 from ofav2.errors import UserError
 from ofav2.exits.early import NEVER, EarlyExits, ExitPolicy, early_exits
 from ofav2.exits.policy_file import EARLY_RECORD, load_exit_policy
@@ -31,8 +31,6 @@ class Transform:
 
     input: InputRecord
     """What the network takes."""
-    shrink_to: int
-    """Pixels that the short side of a larger image is shrunk to first, as in training (`data.shrink_to`); 0: none."""
 
     def __call__(self, image: Tensor) -> Tensor:
         """Prepare an image.
@@ -51,7 +49,7 @@ class Transform:
                 f"image ({image.dtype}, shape {tuple(image.shape)}) must be a uint8 tensor (3, H, W) of RGB values in"
                 " 0..255: convert it, or name an image file"
             )
-        view = evaluation_view(shrunk(image, self.shrink_to), self.input.resolution, self.input.eval_crop)
+        view = evaluation_view(shrunk(image, self.input.shrink_to), self.input.resolution, self.input.eval_crop)
         return normalise(view, self.input.mean, self.input.std)
 
 
@@ -83,8 +81,6 @@ class Classifier:
     """When images exit a network with several exits."""
     transform: Transform
     """Prepares an image."""
-    upright: bool
-    """Whether files are turned as their EXIF orientation says, as they were in training (`data.exif_orientation`)."""
 
     def __call__(self, images: Sequence[str | Path | Tensor], top: int = 5) -> list[Classified]:
         """Classify images.
@@ -111,7 +107,8 @@ class Classifier:
         Raises:
             UserError: It can't be read or decoded, or is another tensor; the message names it.
         """
-        return self.transform(image if isinstance(image, Tensor) else decode_file(Path(image), self.upright))
+        upright = self.record.input.exif_orientation
+        return self.transform(image if isinstance(image, Tensor) else decode_file(Path(image), upright))
 
     def classify(self, batch: Tensor, top: int = 5) -> Iterator[Classified]:
         """Classify prepared images (N, 3, resolution, resolution)."""
@@ -150,8 +147,7 @@ def load_classifier(directory: str | Path) -> Classifier:
     policy = load_exit_policy(directory) if calibrated else ExitPolicy(NEVER, ensemble=record.ensemble is not None)
     several = len(record.exit_indices) > 1
     net = early_exits(module, record.exit_indices, record.ensemble) if several else module
-    data = source.settings.data
-    return Classifier(record, net, policy, Transform(record.input, data.shrink_to), data.exif_orientation)
+    return Classifier(record, net, policy, Transform(record.input))
 
 
 def transform(directory: str | Path) -> Transform:
@@ -169,7 +165,7 @@ def transform(directory: str | Path) -> Transform:
     """
     record = describe_subnet(directory)
     _require_pictures(record.input, directory)
-    return Transform(record.input, kept_settings(record, Path(directory) / RECORD).data.shrink_to)
+    return Transform(record.input)
 
 
 def _require_pictures(given: InputRecord, directory: str | Path) -> None:

@@ -10,6 +10,7 @@ from typing import Literal
 from ofav2 import files
 from ofav2.data.importing.rasters import BandFile, SceneError, library
 from ofav2.data.importing.scenes import Content, Form, Imported, Scene, import_scenes
+from ofav2.data.readers.folders import SPLIT_NAMES
 from ofav2.data.readers.patches import SPLITS
 from ofav2.errors import UserError
 from ofav2.messages import show
@@ -36,7 +37,7 @@ class Layout:
 
 
 def import_geotiffs(root: Path, layout: Layout, form: Form, out: Path) -> Imported:
-    """Import a folder of GeoTIFFs; folders `train`, `val` and `test` on top are splits.
+    """Import a folder of GeoTIFFs; folders `train`, `val` (or `valid`, `validation`) and `test` on top are splits.
 
     Raises:
         UserError: There is none, rasterio is not installed, or as `import_scenes`.
@@ -91,7 +92,13 @@ def tifs_below(root: Path, without: Sequence[Path] = ()) -> list[Path]:
 def _scene(root: Path, where: Path, paths: Sequence[Path], layout: Layout, masks: Mapping[str, Path]) -> Scene:
     """Return the scene of some files; `where` is its path below the root, without a suffix."""
     # A file `test.tif` on top is a scene, not a split.
-    split = next((name for name in SPLITS if len(where.parts) > 1 and where.parts[0] == name), None)
+    top = where.parts[0] if len(where.parts) > 1 else ""
+    split = next((name for name in SPLITS if SPLIT_NAMES.get(top) == name), None)
+    if split is None and top.lower() in SPLIT_NAMES:
+        raise UserError(
+            f"folder {root / top}: splits are called train, val and test; rename it to {top.lower()}, or if it is a"
+            " place or a class, to another name"
+        )
     rest = Path(*where.parts[1:]) if split else where
     if layout.classes and len(rest.parts) < 2:
         raise UserError(f"scene {show(where.as_posix())}: lies in no folder that names its class; move it into one")

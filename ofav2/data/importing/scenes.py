@@ -338,8 +338,12 @@ class _Writer:
             "parts": parts,
         }
         recipe.write_mapping(self.folder / FILE, described)
+        # What is in no split is trained on.
+        counts = Counter[str]()
+        for split in splits:
+            counts["train" if split == "patches" else split] += len(self.places[split])
         return Imported(
-            {"train" if split == "patches" else split: len(self.places[split]) for split in splits},
+            dict(counts),
             len(self.rows),
             len({place for split in splits for place in self.places[split]}),
             self.first.names,

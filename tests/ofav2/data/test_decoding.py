@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 from ofav2.data import decoding
 from ofav2.data.decoding import decode, format_of, read_header, read_size, shrunk_size
@@ -199,7 +199,17 @@ def test_what_is_no_image_is_told_in_one_line(content: bytes, told: str) -> None
 
 def test_images_that_hold_several_are_refused() -> None:
     assert "animated" in refusal(animated("WEBP"))
+    assert "animated" in refusal(animated("PNG"))
     assert "it holds 3 images" in refusal(animated("TIFF"))
+
+
+@pytest.mark.parametrize("tag", [254, 50706])
+def test_the_preview_of_a_camera_raw_file_is_no_photo(tag: int) -> None:
+    """Such files begin as TIFF does, and hold a small picture first."""
+    file, tags = BytesIO(), TiffImagePlugin.ImageFileDirectory_v2()
+    tags[tag] = 1 if tag == 254 else b"\x01\x04\0\0"
+    Image.fromarray(noise()).save(file, "TIFF", tiffinfo=tags)
+    assert "it is a preview, as of a camera raw file" in refusal(file.getvalue())
 
 
 def test_tiffs_of_more_than_8_bits_are_refused() -> None:

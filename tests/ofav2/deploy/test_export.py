@@ -125,6 +125,8 @@ def test_every_file_says_how_it_is_used(extracted: Extracted) -> None:
         "std": list(given.std),
         "nodata": None,
         "eval_crop": given.eval_crop,
+        "exif_orientation": True,
+        "shrink_to": 0,
         "task": "classification",
         "classes": list(extracted.record.classes),
         "outputs": list(names),

@@ -48,7 +48,7 @@ def test_the_description_of_an_extracted_network_says_what_it_is_and_where_it_ca
     cost = subnet_cost(opened.loaded.net.architecture, subnet)
     assert (record.subnet, record.cost) == (subnet, cost)
     assert record.classes == tuple(str(digit) for digit in range(10))
-    assert record.input == InputRecord(RGB, 16, 255.0, opened.data.mean, opened.data.std, None, 0.875)
+    assert record.input == InputRecord(RGB, 16, 255.0, opened.data.mean, opened.data.std, None, 0.875, True, 0)
     came_from = record.provenance
     assert (came_from.run, came_from.phase, came_from.checkpoint_sha256) == ("six", "expand", opened.loaded.sha256)
     assert came_from.data_fingerprint == opened.data.fingerprint == record.data_fingerprint

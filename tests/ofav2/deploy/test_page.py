@@ -1,6 +1,7 @@
 """What docs/deploy.md and docs/earth_observation.md show of using files is what the project itself does."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 import ofav2
+from ofav2.config import recipe
 from ofav2.data.decoding import decode
 from ofav2.data.views import evaluation_view, normalise
 from tests.ofav2 import tiny
@@ -24,12 +26,22 @@ def block(page: str, words: str) -> str:
     return found
 
 
-@pytest.mark.parametrize("size", [(60, 48), (41, 97), (16, 16)])
+@pytest.mark.parametrize(
+    ("size", "upright", "shrink_to"),
+    [((60, 48), True, 0), ((41, 97), True, 0), ((16, 16), True, 0), ((60, 48), False, 0), ((60, 97), True, 32)],
+)
 def test_a_photo_is_prepared_without_torch_as_by_the_project(
-    size: tuple[int, int], opened: ofav2.OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int],
+    upright: bool,
+    shrink_to: int,
+    opened: ofav2.OpenedRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     subnet = opened.loaded.net.space.smallest()
-    record = ofav2.extract(opened, subnet, tmp_path / "largest", formats=("onnx",))
+    settings = ["data.exif_orientation=false"] * (not upright) + [f"data.shrink_to={shrink_to}"]
+    changed = replace(opened, recipe=recipe.dump(recipe.parse(opened.recipe, "recipe", settings)))
+    record = ofav2.extract(changed, subnet, tmp_path / "largest", formats=("onnx",))
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize(size, Image.Resampling.BICUBIC)
     exif = Image.Exif()
@@ -39,12 +51,13 @@ def test_a_photo_is_prepared_without_torch_as_by_the_project(
     found: dict[str, object] = {}
     exec(block("deploy.md", "ImageOps"), found)
 
-    stored = decode((tmp_path / "photo.jpg").read_bytes(), upright=True)
+    stored = decode((tmp_path / "photo.jpg").read_bytes(), upright, shrink_to)
     view = evaluation_view(stored, subnet.resolution, record.input.eval_crop)
     expected = normalise(view, record.input.mean, record.input.std)
     pixels = torch.from_numpy(found["pixels"]).movedim(-1, 0)  # type: ignore[arg-type]
     grey_levels = 255 * torch.tensor(record.input.std).view(-1, 1, 1)
     assert ((pixels - expected).abs() * grey_levels).max() <= 3
+    assert ofav2.transform(tmp_path / "largest")(decode((tmp_path / "photo.jpg").read_bytes(), upright)).equal(expected)
     with torch.inference_mode():
         logits = ofav2.load_subnet(tmp_path / "largest")(pixels[None])[0]
     torch.testing.assert_close(torch.from_numpy(found["logits"])[0], logits, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]

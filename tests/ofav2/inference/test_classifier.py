@@ -132,14 +132,8 @@ def test_photos_are_turned_and_shrunk_as_in_training(
     extracted: Path, upright: bool, shrink_to: int, tmp_path: Path
 ) -> None:
     record, other = ofav2.describe_subnet(extracted), Path(shutil.copytree(extracted, tmp_path / "other"))
-    settings = f"exif_orientation: {str(upright).lower()}"
-    recipe = record.provenance.recipe.replace("exif_orientation: true", settings)
-    recipe = recipe.replace("shrink_to: 0", f"shrink_to: {shrink_to}")
-    assert settings in recipe
-    assert f"shrink_to: {shrink_to}" in recipe
-    write_subnet_record(
-        other, dataclasses.replace(record, provenance=dataclasses.replace(record.provenance, recipe=recipe))
-    )
+    given = dataclasses.replace(record.input, exif_orientation=upright, shrink_to=shrink_to)
+    write_subnet_record(other, dataclasses.replace(record, input=given))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 20, 3), np.uint8)
     turned = Image.Exif()
     turned[0x0112] = 6  # Turn by 90 degrees to see it upright.
@@ -151,7 +145,7 @@ def test_photos_are_turned_and_shrunk_as_in_training(
         classifier.transform(torch.from_numpy(shown.copy()).permute(2, 0, 1)),
     )
     assert ofav2.transform(other) == classifier.transform
-    assert classifier.transform.shrink_to == shrink_to
+    assert classifier.transform.input.shrink_to == shrink_to
 
 
 def test_images_are_found_at_any_depth_in_order(photos: Path) -> None:

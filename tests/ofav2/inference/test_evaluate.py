@@ -12,9 +12,11 @@ import ofav2
 from ofav2.deploy.artifact import write_subnet_record
 from ofav2.deploy.seen import read_seen
 from ofav2.errors import UserError
+from ofav2.finetuning.setup import prepare
 from ofav2.tasks.class_results import share_error
 from tests.notes import Notes
 from tests.ofav2 import patches, tiny
+from tests.ofav2.data.conftest import write_classes, write_image
 from tests.ofav2.tasks import dense
 
 
@@ -107,6 +109,25 @@ def test_a_split_that_is_drawn_anew_is_said_where_no_test_image_is_known(
     assert "may have been trained on" not in notes()
     ofav2.finetune(extracted, [*quick, "data.shots=4", "data.val_fraction=0.3"], out=tmp_path / "share", formats=())
     assert "validation images that the network may have been trained on: " in notes()
+
+
+@pytest.mark.parametrize("change", ["more", "fewer", "none"])
+def test_validation_images_that_are_drawn_of_other_files_are_said(change: str, tmp_path: Path, notes: Notes) -> None:
+    """A new test image leaves the images that validation is drawn of as they were."""
+    for split, count in (("train", 20), ("test", 4)):
+        write_classes(tmp_path / "images" / split, {"a": count, "b": count})
+    text = tiny.TWO.replace("name: digits", f"name: imagefolder, root: {tmp_path / 'images'}")
+    settings = ["data.val_fraction=0.4", "data.batch_size=4"]
+    run = ofav2.open_run(ofav2.train(tiny.written(tmp_path, text), settings, tmp_path / "run").folder)
+    ofav2.extract(run, run.loaded.net.space.smallest(), tmp_path / "out", formats=())
+    first = sorted((tmp_path / "images" / "train" / "a").iterdir())[0]
+    if change == "fewer":
+        first.unlink()
+    else:
+        folder = {"more": "train", "none": "test"}[change]
+        write_image(tmp_path / "images" / folder / "a" / "new.png", (31, 17))
+    prepare(tmp_path / "out", ["run.threads=1"])
+    assert ("may have been trained on" in notes()) == (change != "none")
 
 
 def test_windows_of_one_patch_count_once_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

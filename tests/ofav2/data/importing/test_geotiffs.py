@@ -108,6 +108,17 @@ def test_a_site_in_two_splits_is_one_place(tmp_path: Path) -> None:
         open_data(DataConfig("patches", str(tmp_path / "out"), resolutions=(8,), batch_size=2, eval_crop=1.0))
 
 
+def test_splits_may_have_the_names_that_they_have_elsewhere(tmp_path: Path) -> None:
+    for seed, name in enumerate(("train/a", "validation/b", "test/c", "other/d")):
+        write(tmp_path / "in" / f"{name}.tif", tif(noise(1, 8, 8, seed=seed)))
+    found = import_geotiffs(tmp_path / "in", Layout(places="file"), Form(), tmp_path / "out")
+    assert found.patches == {"train": 2, "val": 1, "test": 1}
+    assert [scene.split for scene in list_scenes(tmp_path / "in", Layout())] == [None, "test", "train", "val"]
+    write(tmp_path / "in" / "Test" / "e.tif", tif(noise(1, 8, 8)))
+    with pytest.raises(UserError, match=r"Test: splits are called train, val and test; rename it to test"):
+        list_scenes(tmp_path / "in", Layout())
+
+
 def test_a_file_called_test_is_a_scene(tmp_path: Path) -> None:
     write(tmp_path / "test.tif", tif(noise(1, 8, 8)))
     (found,) = list_scenes(tmp_path, Layout(places="file"))
