@@ -28,7 +28,7 @@ def scores(path: Path, run: OpenedRun) -> Iterator[tuple[str, int, float, float]
         networks = largest_networks(evaluator.runtime.place(net), evaluator)
         for side, own in networks.items():
             first, second = (
-                evaluator.ensemble_score(module, phase.weights.teaching, side, run.data.val)
+                evaluator.ensemble_score(module, phase.weights.trained.ensemble, side, run.data.val)
                 for module in (networks[max(networks)], own)
             )
             yield phase.name, side, first, second

@@ -207,7 +207,8 @@ def adapted_recipe(
     names = list(config.phases)
     phases = {name: config.phases[name] for name in names[: names.index(phase) + 1]}
     last, planned = phases[phase], _planned_phase(config, space, phase)
-    is_joint, heights = planned.objective == "joint", planned.evaluated.height
+    is_joint = planned.objective == "joint"
+    heights = tuple(sorted({*planned.space.height, *planned.evaluated.height}))
     candidates = (f"{PHASE}{number or ''}" for number in range(len(phases) + 1))
     phases[next(name for name in candidates if name not in phases)] = replace(
         last,

@@ -6,7 +6,7 @@ from typing import Any
 
 from ofav2.evaluation.by_class import Mistake, read_classes
 from ofav2.runs.snapshot import RunSnapshot
-from ofav2.tasks.class_results import ClassResults, ClassScore, worst_first
+from ofav2.tasks.class_results import ClassResults, ClassScore, share_error, worst_first
 
 SHOWN = 40
 """Classes that the confusion matrix shows; of more, those with the most errors."""
@@ -22,6 +22,8 @@ class ClassPage:
     """The network."""
     results: ClassResults
     """The results."""
+    standard_error: float
+    """Standard error of their accuracy (0..1); windows of one patch count once."""
     scores: tuple[ClassScore, ...]
     """Each class, the worst first."""
     confusion: Mapping[str, Any]
@@ -46,6 +48,7 @@ def class_page(run: RunSnapshot) -> ClassPage | None:
         phase=kept.phase,
         subnet=str(kept.subnet),
         results=results,
+        standard_error=share_error(results.accuracy, run.record.data.images.test),
         scores=tuple(worst_first(results.scores(names))),
         confusion={"classes": [names[number] for number in chosen], "images": results.matrix(chosen)},
         mistakes=tuple((mistake, names[mistake.target], names[mistake.predicted]) for mistake in kept.mistakes),

@@ -304,7 +304,7 @@ def _open_board(folder: Path) -> "SummaryWriter | None":
     path = folder / run_folder.METRICS
     steps = [line["global_step"] for line in read_metrics(folder) if "global_step" in line] if path.exists() else []
     try:
-        return SummaryWriter(str(folder / BOARD), purge_step=max(steps) + 1 if steps else None)
+        return SummaryWriter(str(folder / BOARD), purge_step=max(steps, default=-1) + 1)
     except Exception as error:
         _warn(error, "TensorBoard is")
         return None

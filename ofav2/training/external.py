@@ -42,6 +42,11 @@ def external_teachers(plan: Plan, config: Config, data: ImageData, task: Task, r
     """
     names = dict.fromkeys(phase.teacher for phase in plan.phases if phase.teacher.startswith("timm:"))
     if not names:
+        if config.teacher.policy.startswith("timm:"):
+            raise UserError(
+                f"teacher.policy ({config.teacher.policy}): no phase learns from it, as its objective is joint or"
+                " in_place, or teacher.kd_ratio is 0; set phases.NAME.objective=distill, or leave the policy out"
+            )
         for name in ("checkpoint", "mean", "std"):
             if (value := getattr(config.teacher, name)) is not None:
                 raise UserError(

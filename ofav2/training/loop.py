@@ -203,7 +203,7 @@ def _validated(setup: Setup, phase: Phase) -> str:
     facts = (
         *(setup.data.fingerprint, setup.data.mean, setup.data.std, data.eval_crop, data.shrink_to),
         *(evaluation.calibration_images, evaluation.calibration_batch, setup.task.metrics[0].name),
-        *(phase.evaluated, phase.weights.joint, optim.label_smoothing, optim.class_weights),
+        *(phase.evaluated, phase.weights.trained, optim.label_smoothing, optim.class_weights),
     )
     return hashlib.sha256(repr(facts).encode()).hexdigest()
 
@@ -372,7 +372,7 @@ def _ends(setup: Setup, phase: Phase) -> tuple[dict[str, float], float]:
 
 def _exit_scores(setup: Setup, phase: Phase, net: MultiExit) -> tuple[dict[str, float], float]:
     """Return the scores of a network's exits and their ensemble, by name, with their joint loss; and the ensemble's."""
-    found = setup.evaluator.joint_scores(net.network, phase.weights.joint, max(net.space.resolution), setup.data.val)
+    found = setup.evaluator.joint_scores(net.network, phase.weights.trained, max(net.space.resolution), setup.data.val)
     numbered = {f"exit_{number}": score for number, score in enumerate(found.exits, 1)}
     ends = {"largest": found.exits[-1], "smallest": found.exits[0], "ensemble": found.ensemble}
     return {**ends, **numbered, "loss": found.loss}, found.ensemble

@@ -114,7 +114,7 @@ def _evaluate(
         The teacher's score, and the mean over corners; None where none are measured.
     """
     net, evaluator = setup.net, setup.evaluator
-    score = teaching_score(prepare_teachers(networks, setup.runtime), phase.weights.teaching, evaluator)
+    score = teaching_score(prepare_teachers(networks, setup.runtime), phase.weights.trained.ensemble, evaluator)
     subnets = corners.chosen_corners(phase.evaluated, setup.config.evaluation.corners)
     scores = list(evaluator.scores(net, subnets, setup.data.val))
     mean = corners.usable_mean({score.subnet: score.value for score in scores}) if scores else None

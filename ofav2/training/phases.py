@@ -28,14 +28,17 @@ UNLOCKABLE = tuple(field.name for field in fields(UnlockConfig))
 class PhaseWeights:
     """How a phase weighs exits, each set with the sum 1."""
 
+    exits: tuple[int, ...]
+    """The exits that it trains: with the objective `joint` of all, else of the unlocked ones, those whose loss counts.
+    """
     joint: distill.ExitWeights
     """Weights of all exits in the joint loss and in the ensemble: the phase's own, or else the recipe's."""
     students: Mapping[int, Fraction]
     """Exit -> weight of its loss, where all unlocked exits are students (`ALL_EXITS`); else empty."""
     in_place: Mapping[int, Fraction]
     """Exit -> weight of its output in the ensemble that teaches, with the objective `in_place`; else empty."""
-    teaching: tuple[Fraction, ...]
-    """One weight per exit in the ensemble as which the phase's largest network teaches later ones.
+    trained: distill.ExitWeights
+    """`joint` of the exits that have been trained: how validation weighs them, and their ensemble that teaches later.
 
     Exits that no phase has trained until then have none: an objective other than `joint` trains the unlocked ones
     alone, and those of first weights fall behind a body that is trained on.
@@ -51,7 +54,8 @@ class Phase:
     space: Space
     """Networks that it trains."""
     evaluated: Space
-    """Networks that are measured after it: those, and after joint training the same at every exit."""
+    """Networks that are measured after it: those, and after joint training the same at every exit; where all exits are
+    trained at once, without those whose loss has the weight 0."""
     objective: str
     """`joint`, `distill`, `distill_exits` or `in_place`, as `PhaseConfig.objective`."""
     sampler: Sampler
@@ -102,7 +106,8 @@ class Phase:
         """Say what it does, for people who have not read the paper."""
         length = f"{self.config.epochs:g} epoch{'' if self.config.epochs == 1 else 's'}"
         if self.alone:
-            trained = "the largest network with all its exits" if self.objective == "joint" else "the largest network"
+            several = self.objective == "joint" and len(self.evaluated.height) > 1
+            trained = f"the largest network{' with all its exits' if several else ''}"
             return f"phase {self.name}: trains {trained}, {length}"
         choices = " and ".join(
             f"{_MEANING[name]} ({', '.join(map(str, getattr(self.space, name)))})" for name in self.choices_before
@@ -165,6 +170,7 @@ def make_plan(phases: Mapping[str, PhaseConfig], teacher: TeacherConfig, space: 
         DistillError: If a teacher policy is unknown, or exit weights are no scheme, not one number per exit, or 0 for
             all exits that a phase trains.
     """
+    distill.check_policy(teacher.policy)
     planned: list[Phase] = []
     skipped: list[str] = []
     for name, config in phases.items():
@@ -207,19 +213,18 @@ def _planned(
             f"phases.{name}.sampler ({config.sampler}): the objective in_place is taught by the largest network of"
             f" each step; set phases.{name}.sampler=sandwich"
         )
-    evaluated = replace(grown, height=space.height) if objective == "joint" else grown
-    trained = {exit_ for spaces in (*(phase.evaluated for phase in before), evaluated) for exit_ in spaces.height}
+    weights = _weights(config, objective, teacher, space.height, unlocked=grown.height, before=before)
     steps = max(1, round(config.epochs * steps_per_epoch))
     return Phase(
         name=name,
         space=grown,
-        evaluated=evaluated,
+        evaluated=replace(grown, height=weights.exits),
         objective=objective,
         sampler=Largest() if alone else _sampler(name, config, grown),
         choices_before={dimension: getattr(current, dimension) for dimension in _named(config)},
-        weights=_weights(config, objective, teacher, space.height, unlocked=grown.height, trained=sorted(trained)),
+        weights=weights,
         config=config,
-        teacher=_teacher(name, config, teacher.policy, objective, first=not before),
+        teacher=_teacher(name, config, teacher, objective, first=not before),
         steps=steps,
         warmup_steps=min(round(config.warmup_epochs * steps_per_epoch), steps - 1),
         first_step=sum(phase.steps for phase in before),
@@ -252,7 +257,7 @@ def _drawn(phase: Phase) -> str:
     return f"{drawn}, all exits" if several and not phase.alone else drawn
 
 
-def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, first: bool) -> str:
+def _teacher(phase: str, config: PhaseConfig, recipes: TeacherConfig, objective: str, *, first: bool) -> str:
     """Return the teacher policy of a phase; the first one has no earlier network to learn from."""
     if objective in UNTAUGHT:
         if config.teacher not in (None, "none"):
@@ -261,20 +266,26 @@ def _teacher(phase: str, config: PhaseConfig, policy: str, objective: str, *, fi
                 f" or set phases.{phase}.objective=distill, which leaves exits that are not unlocked untrained"
             )
         return "none"
-    chosen = config.teacher or policy
+    chosen = config.teacher or recipes.policy
     distill.check_policy(chosen)
     if first and chosen in distill.policies():
         raise UserError(
             f"phases.{phase}.teacher ({chosen}) needs a phase before it that trains the largest network:"
             " put one that unlocks nothing first, or use none or timm:NAME"
         )
-    return chosen
+    # A teacher whose loss counts nothing would be loaded and measured, and be recorded as one.
+    return chosen if recipes.kd_ratio else "none"
 
 
 def _sampler(phase: str, config: PhaseConfig, space: Space) -> Sampler:
     try:
-        for text in config.networks:
-            space.check_architecture(Subnet.from_json(text))
+        for network in map(Subnet.from_json, config.networks):
+            space.check_architecture(network)
+            if network.resolution not in space.resolution:
+                raise UserError(
+                    f"phases.{phase}.networks: resolution ({network.resolution}) is none of data.resolutions"
+                    f" ({', '.join(map(str, space.resolution))}): correct it, or add it there"
+                )
     except SpaceError as error:
         raise UserError(f"phases.{phase}.networks: {error}") from error
     return SAMPLERS[config.sampler](config)
@@ -287,7 +298,7 @@ def _weights(
     exits: Sequence[int],
     *,
     unlocked: Sequence[int],
-    trained: Sequence[int],
+    before: Sequence[Phase],
 ) -> PhaseWeights:
     """Return how a phase weighs exits.
 
@@ -297,23 +308,32 @@ def _weights(
         teacher: The recipe's, with the weights of phases that have none of their own.
         exits: All exits.
         unlocked: Those that its sub-networks may end at.
-        trained: Those that it, or a phase before it, trains.
+        before: The phases before it.
     """
 
     def renormalised(weights: Sequence[Fraction], kept: Sequence[int]) -> dict[int, Fraction]:
         return distill.renormalised(dict(zip(exits, weights, strict=True)), kept)
+
+    def of_all(weights: Mapping[int, Fraction]) -> tuple[Fraction, ...]:
+        return tuple(weights.get(exit_, Fraction(0)) for exit_ in exits)
 
     # Those that no phase takes must fit, too.
     recipes = distill.exit_weights(teacher.exit_weights, len(exits))
     own = None if config.exit_weights is None else distill.exit_weights(config.exit_weights, len(exits))
     joint = own or recipes
     students = (own or distill.exit_weights("uniform", len(exits))).losses
-    teaching = renormalised(joint.ensemble, trained)
+    taught = renormalised(students, unlocked) if objective in ALL_EXITS else {}
+    counted = {exit_ for exit_, weight in zip(exits, joint.losses, strict=True) if weight}
+    trains = {"joint": counted, "distill": unlocked}.get(objective, taught)
+    trained = sorted({*trains, *(exit_ for phase in before for exit_ in phase.weights.exits)})
     return PhaseWeights(
+        exits=tuple(sorted(trains)),
         joint=joint,
-        students=renormalised(students, unlocked) if objective in ALL_EXITS else {},
-        in_place=renormalised(joint.ensemble, unlocked) if objective == "in_place" else {},
-        teaching=tuple(teaching.get(exit_, Fraction(0)) for exit_ in exits),
+        students=taught,
+        in_place=renormalised(joint.ensemble, sorted({*unlocked} & {*trained})) if objective == "in_place" else {},
+        trained=distill.ExitWeights(
+            losses=of_all(renormalised(joint.losses, trained)), ensemble=of_all(renormalised(joint.ensemble, trained))
+        ),
     )
 
 

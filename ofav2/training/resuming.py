@@ -90,7 +90,15 @@ def _refuse_past_changes(path: Path, record: RunRecord, kept: Config, config: Co
     over = [f"phases.{phase.name}" for phase in record.phases if phase.name in config.phases]
     if has_progress(path, record):
         over += ["supernet.init", "network.weights"]
-    changed = [key for key in changed_settings(asdict(kept), asdict(config)) if names_setting(over, key)]
+    changes = changed_settings(asdict(kept), asdict(config))
+    weighed = [phase.name for phase in record.phases if phase.name in config.phases]
+    weighed = [name for name in weighed if config.phases[name].exit_weights is None]
+    if weighed and any(names_setting(["teacher.exit_weights"], key) for key in changes):
+        raise RunError(
+            f"teacher.exit_weights was used by {weighed[0]}, which is over: its largest network was scored with it, and"
+            " teaches with it; leave it as it was, and set phases.NAME.exit_weights of phases to come"
+        )
+    changed = [key for key in changes if names_setting(over, key)]
     if changed:
         raise RunError(
             f"{changed[0]} was of a part of the run that is over, so a change would have no effect: leave it as it was,"

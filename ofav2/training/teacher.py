@@ -66,7 +66,7 @@ def choose_teacher(setup: Setup, phase: Phase, finished: Sequence[PhaseRecord], 
     tensors, _ = setup.runtime.processes.on_main(lambda: checkpoint.load(path))
     networks = largest_networks(with_weights(setup.net, tensors), setup.evaluator)
     # It teaches with the weights that it was scored with.
-    weights = next(past.weights.teaching for past in setup.plan.phases if past.name == chosen.phase)
+    weights = next(past.weights.trained.ensemble for past in setup.plan.phases if past.name == chosen.phase)
     teacher = largest_as_teacher(networks, weights, setup.runtime, setup.config.teacher.precision)
     return PhaseTeacher(teacher, TeacherRecord(phase.teacher, chosen.name, chosen.phase, chosen.score, choice.reason))
 

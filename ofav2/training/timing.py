@@ -70,4 +70,4 @@ def _teacher(setup: Setup, phase: Phase) -> Teacher | None:
     if phase.teacher in setup.external.networks:
         return external_as_teacher(setup.external.networks[phase.teacher], runtime, precision)
     networks = dict.fromkeys(net.space.resolution, net.extract(net.space.largest(), net.architecture.exits))
-    return largest_as_teacher(networks, phase.weights.teaching, runtime, precision)
+    return largest_as_teacher(networks, phase.weights.trained.ensemble, runtime, precision)

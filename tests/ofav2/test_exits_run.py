@@ -208,6 +208,24 @@ def test_plan_lists_the_cost_of_every_subset(mixed: str, capsys: pytest.CaptureF
     assert "ofav2 latency RUN" in capsys.readouterr().err
 
 
+def test_exits_that_nothing_trains_choose_no_epoch(mixed: str, tmp_path: Path) -> None:
+    """The best epoch, and patience, go by the exits that are trained: here the last one alone."""
+    settings = [
+        "phases.backbone.objective=distill",
+        "phases.backbone.teacher=none",
+        "phases.backbone.exit_weights=uniform",
+    ]
+    run = ofav2.train(mixed, settings, tmp_path / "run").folder
+    found = [line for line in read_metrics(run) if line["kind"] == "validation" and line["phase"] == "backbone"]
+    assert found
+    assert all(line["ensemble"] == line["exit_4"] for line in found)
+
+
+def test_a_teacher_of_timm_that_no_phase_has_is_refused(mixed: str) -> None:
+    with pytest.raises(UserError, match=r"teacher\.policy \(timm:resnet18\): no phase learns from it"):
+        prepare(recipe.load(mixed, ["teacher.policy=timm:resnet18"]))
+
+
 def test_settings_of_a_supernet_are_said_to_have_no_effect(mixed: str, notes: Notes) -> None:
     check_beginning(prepare(recipe.load(mixed, ["supernet.width_mult=0.5"])))
     assert notes() == "supernet.width_mult (0.5): has no effect, as network.kind is timm\n"

@@ -419,6 +419,7 @@ def test_phases_that_differ_from_the_finished_ones_are_refused(stopped: Path, re
         (["phases.full.lr=9"], "phases", r"^phases\.full\.lr was of a part of the run that is over"),
         (["supernet.init=elsewhere"], "supernet", r"^supernet\.init was of a part of the run that is over"),
         (["data.resolutions=[20]"], "supernet", "can't be changed any more"),
+        (["teacher.exit_weights=uniform"], "teacher", r"^teacher\.exit_weights was used by full, which is over"),
     ],
 )
 def test_what_is_over_is_not_told_otherwise(overrides: list[str], key: str, message: str, stopped: Path) -> None:

@@ -256,6 +256,15 @@ def test_tensorboard_shows_each_series_once_also_after_a_resume(tmp_path: Path) 
     assert scalars(tmp_path) == {"train/loss": [(10, 1.5), (20, 0.5)], "validation/largest": [(20, 0.25)]}
 
 
+def test_tensorboard_forgets_steps_of_a_run_that_saved_nothing(tmp_path: Path) -> None:
+    config = TrackingConfig(tensorboard=True)
+    for loss in (7.0, 0.5):
+        with opened(tmp_path, config) as tracker:
+            tracker.log("train", global_step=10, phase="full", loss=loss)
+        cut_metrics(tmp_path, 0 if loss == 7 else flushed_bytes(tmp_path))
+    assert scalars(tmp_path) == {"train/loss": [(10, 0.5)]}
+
+
 def test_tensorboard_that_is_missing_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"), opened(tmp_path, TrackingConfig(tensorboard=True)):

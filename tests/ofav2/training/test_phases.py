@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import supernets
-from distill import DistillError
+from distill import DistillError, exit_weights
 from ofav2.config import recipe
 from ofav2.config.schema import PhaseConfig, TeacherConfig, UnlockConfig
 from ofav2.errors import UserError
@@ -214,9 +214,57 @@ def test_an_unknown_teacher_policy_is_refused() -> None:
     for phases, policy in (
         ({"full": FULL, "k": unlocking(kernel=(5, 7))}, "progresive"),
         ({"full": FULL, "k": unlocking(kernel=(5, 7), teacher="progresive")}, "best"),
+        ({"full": FULL}, "progresive"),
     ):
         with pytest.raises(DistillError, match=r"teacher policy \('progresive'\) is unknown"):
             make_plan(phases, TeacherConfig(policy), space_of("se_b"), 10)
+
+
+def test_a_teacher_whose_loss_counts_nothing_is_none() -> None:
+    phases = {"full": FULL, "k": unlocking(kernel=(5, 7))}
+    _, kernel = make_plan(phases, replace(PROGRESSIVE, kd_ratio=0.0), space_of("se_b"), 10).phases
+    assert kernel.teacher == "none"
+    assert "from the labels alone" in kernel.sentence
+
+
+def test_networks_of_other_resolutions_are_refused() -> None:
+    space = space_of("se_b", resolutions=(64,))
+    network = replace(space.largest(), resolution=96)
+    elastic = replace(unlocking(kernel=(5, 7), sampler="marginals"), networks=(network.to_json(),))
+    phases = {"full": FULL, "k": elastic}
+    with pytest.raises(UserError, match=r"phases\.k\.networks: resolution \(96\) is none of data.resolutions \(64\)"):
+        make_plan(phases, PROGRESSIVE, space, 10)
+
+
+@pytest.mark.parametrize("weights", ["last", {"losses": "last", "ensemble": "uniform"}, (0.0, 0.0, 0.0, 0.0, 1.0)])
+def test_exits_whose_loss_has_no_weight_are_not_trained(weights: Any) -> None:
+    phases = {
+        "full": replace(FULL, exit_weights=weights),
+        "k": unlocking(kernel=(5, 7)),
+        "h": unlocking(height=(3, 4, 5)),
+    }
+    full, kernel, height = make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10).phases
+    assert full.evaluated.height == (5,)
+    assert full.weights.trained == exit_weights("last", 5)
+    assert full.sentence == "phase full: trains the largest network, 1 epoch"
+    assert [weight > 0 for weight in kernel.weights.trained.ensemble] == [False] * 4 + [True]
+    assert [weight > 0 for weight in height.weights.trained.ensemble] == [False] * 2 + [True] * 3
+
+
+@pytest.mark.parametrize("objective", ["distill_exits", "in_place"])
+def test_of_all_exits_those_without_weight_are_neither_measured_nor_teachers(objective: str) -> None:
+    weights = {"losses": (0.0, 0.0, 0.0, 0.5, 0.5), "ensemble": "uniform"}
+    phases = {
+        "full": replace(FULL, exit_weights="last"),
+        "h": replace(
+            unlocking(height=(3, 4, 5), sampler="sandwich", subnets=3), objective=objective, exit_weights=weights
+        ),
+    }
+    _, phase = make_plan(phases, PROGRESSIVE, space_of("ee_b"), 10).phases
+    assert phase.evaluated.height == (4, 5)
+    assert phase.drawn.height == (5,)
+    assert set(phase.weights.in_place) in ({4, 5}, set())
+    assert [weight > 0 for weight in phase.weights.trained.ensemble] == [False] * 3 + [True] * 2
 
 
 def test_the_table_shows_what_is_planned() -> None:

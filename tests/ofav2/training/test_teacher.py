@@ -192,13 +192,13 @@ def test_exits_that_nothing_has_trained_teach_nothing(objective: str, first: tup
     whole = distill.exit_weights("ascending", 5).ensemble
     trained = dict.fromkeys(("full", "kernel", "level"), first) | dict.fromkeys(("height", "depth"), (*first, 2, 5))
     for phase in setup.plan.phases[:-1]:
-        weights = phase.weights.teaching
+        weights = phase.weights.trained.ensemble
         assert sum(weights) == 1
         kept = [exit_ for exit_, weight in enumerate(weights, 1) if weight]
         assert kept == sorted(set(trained[phase.name]))
         assert [weights[exit_ - 1] / whole[exit_ - 1] for exit_ in kept] == [weights[-1] / whole[-1]] * len(kept)
     if objective == "joint":
-        assert setup.plan.phases[0].weights.teaching == whole
+        assert setup.plan.phases[0].weights.trained.ensemble == whole
 
 
 def test_an_ensemble_of_untrained_exits_alone_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
