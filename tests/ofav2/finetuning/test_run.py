@@ -165,9 +165,9 @@ def test_test_images_are_looked_at_once_after_all_training(several: Path, tmp_pa
     data = images()
     serve(replace(data, train=watched(data.train), val=watched(data.val), test=watched(data.test)))
     written = finetune(several, QUICK, out=tmp_path / "out")
-    # Before, each image is read once, to know it again.
-    known = len(data.train) + len(data.val) + len(data.test)
-    assert sorted(name for name, _ in log[:known]) == sorted(["train"] * 40 + ["val"] * 23 + ["test"] * 17)
+    # Before, each image is read once, to know it again, and those of validation to see whether they are known.
+    known = len(data.train) + 2 * len(data.val) + len(data.test)
+    assert sorted(name for name, _ in log[:known]) == sorted(["train"] * 40 + ["val"] * 46 + ["test"] * 17)
     del log[:known]
     tested = [position for position, (name, _) in enumerate(log) if name == "test"]
     assert sorted(log[position] for position in tested) == [("test", index) for index in range(len(data.test))]
