@@ -2,19 +2,24 @@
 
 pip install earlyon==0.3.0
 python -m benchmarks.peer_exits data.root=PATH --seeds 3        # a folder of images by class
-python -m benchmarks.peer_exits data.root=PATH --epochs 12 network.name=resnet10t
+python -m benchmarks.peer_exits data.root=PATH --epochs 12 network.name=resnet10t --folder DIR    # may be stopped
 
 Both train a network of timm with an exit behind each stage, all of them together: AdamW, the same batches, the same
 learning rate. Each library then calibrates on validation, by its own rule, for mean multiply-adds of some share of the
 whole network's. `earlyon` looks at more thresholds than by default, as its default ones keep no budget below three
 quarters. Test images are those that neither has seen.
+
+With --folder, the same command goes on where it was stopped: networks that are trained and seeds that are measured are
+kept there. A training by `earlyon` begins again, as it saves nothing on the way.
 """
 
 import argparse
+import json
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,14 +32,18 @@ from torch import Tensor
 
 import ofav2
 from benchmarks.sides import command_line, mean_and_error, time_sides
+from ofav2 import files
 from ofav2.cli import console
 from ofav2.config import recipe
 from ofav2.data import Split, steps_per_epoch, train_batches
+from ofav2.errors import UserError
 from ofav2.exits.calibrate import calibrate_exits
 from ofav2.exits.collect import split_inputs
 from ofav2.exits.opened import OpenedExits, open_exits
 from ofav2.rng import Stream
 from ofav2.tables import table
+from ofav2.training.run import train_or_resume
+from ofav2.typed_json import to_plain
 from supernets.backbone import Backbone
 
 SETTINGS = (
@@ -72,14 +81,30 @@ Seed = Mapping[str, Any]
 """By side and share: `Reached`; by side and batch: milliseconds per image; by side: seconds of training."""
 
 
+@contextmanager
+def adding_time(path: Path) -> Iterator[None]:
+    """Add the processor time of what is done within to the seconds in a file."""
+    started, before = time.process_time(), read_seconds(path)
+    try:
+        yield
+    finally:
+        path.write_text(json.dumps(before + time.process_time() - started), "utf-8")
+
+
+def read_seconds(path: Path) -> float:
+    """Return what `adding_time` wrote; 0 before."""
+    return float(json.loads(path.read_text("utf-8"))) if path.exists() else 0.0
+
+
 def train_ours(overrides: Sequence[str], folder: Path) -> tuple[Path, float]:
     """Train and extract with this project; return the network's folder and seconds of processor time."""
-    started = time.process_time()
-    run = ofav2.train("exits", overrides, folder / "run")
-    taken = time.process_time() - started
-    opened = ofav2.open_run(run.folder)
-    ofav2.extract(opened, opened.loaded.net.space.largest(), folder / "net", "all", formats=())
-    return folder / "net", taken
+    seconds, net = folder / "ours_seconds.json", folder / "net"
+    if not net.exists():
+        with adding_time(seconds):
+            run = train_or_resume(folder / "run", "exits", overrides)
+        opened = ofav2.open_run(run.folder)
+        ofav2.extract(opened, opened.loaded.net.space.largest(), net, "all", formats=())
+    return net, read_seconds(seconds)
 
 
 class Epochs:
@@ -112,7 +137,7 @@ def backbone(opened: OpenedExits) -> Backbone:
     return found
 
 
-def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
+def train_peer(opened: OpenedExits, config: Any, folder: Path) -> tuple[Any, float]:
     """Train the same network with `earlyon`, from the same seed; return it and seconds of processor time."""
     from earlyon.models.custom import custom_ee
     from earlyon.training.joint_trainer import joint_train_backbone_and_exits
@@ -123,13 +148,20 @@ def train_peer(opened: OpenedExits, config: Any) -> tuple[Any, float]:
     net: Any = timm.create_model(backbone(opened).name, num_classes=len(opened.data.classes))
     net = net.to(memory_format=torch.channels_last)
     model = custom_ee(net, taps, len(opened.data.classes), input_shape=(1, 3, side, side))
+    kept, seconds = folder / "earlyon.pt", folder / "earlyon_seconds.json"
+    if kept.exists():
+        model.load_state_dict(torch.load(kept, weights_only=True))
+        return model.eval(), read_seconds(seconds)
     optimizer = torch.optim.AdamW(model.parameters(), lr=phase.lr, weight_decay=config.optim.weight_decay)
     epochs = int(phase.epochs)
-    started = time.process_time()
-    joint_train_backbone_and_exits(
-        model, Epochs(opened, config, epochs), epochs=epochs, optimizer=optimizer, on_epoch_end=lambda _: None
-    )
-    return model.eval(), time.process_time() - started
+    seconds.unlink(missing_ok=True)
+    with adding_time(seconds):
+        joint_train_backbone_and_exits(
+            model, Epochs(opened, config, epochs), epochs=epochs, optimizer=optimizer, on_epoch_end=lambda _: None
+        )
+    with files.replacing(kept) as path:
+        torch.save(model.state_dict(), path)
+    return model.eval(), read_seconds(seconds)
 
 
 def peer_macs(opened: OpenedExits, model: Any) -> list[int]:
@@ -157,12 +189,23 @@ def reached_by_peer(opened: OpenedExits, model: Any, test: Loaded) -> Reached:
 
 
 def one_seed(seed: int, epochs: int, overrides: Sequence[str], folder: Path) -> Seed:
-    """Train and measure both sides."""
-    path, seconds = train_ours([*SETTINGS, f"phases.all.epochs={epochs}", f"run.seed={seed}", *overrides], folder)
+    """Train and measure both sides; what a folder holds of other settings is refused."""
+    settings = [*SETTINGS, f"phases.all.epochs={epochs}", f"run.seed={seed}", *overrides]
+    kept = folder / "result.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if (folder / "settings.json").exists() and json.loads((folder / "settings.json").read_text("utf-8")) != settings:
+        raise UserError(f"--folder ({folder}) is of other settings: name another one, or give them again")
+    (folder / "settings.json").write_text(json.dumps(settings), "utf-8")
+    if kept.exists():
+        found = json.loads(kept.read_text("utf-8"))
+        return {name: Reached(**value) if isinstance(value, dict) else value for name, value in found.items()}
+    path, seconds = train_ours(settings, folder)
     opened = open_exits(path)
-    model, peer_seconds = train_peer(opened, recipe.parse(opened.record.run.recipe, "recipe"))
+    model, peer_seconds = train_peer(opened, recipe.parse(opened.record.run.recipe, "recipe"), folder)
     trained = {"ours, training": seconds, "earlyon, training": peer_seconds}
-    return trained | accuracies(path, opened, model) | times(path, opened, model, seed)
+    found = trained | accuracies(path, opened, model) | times(path, opened, model, seed)
+    files.write_json(kept, to_plain(found))
+    return found
 
 
 def calibrate_peer(opened: OpenedExits, model: Any, share: float) -> None:
@@ -246,13 +289,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("settings", nargs="+", metavar="key=value", help="of the recipe `exits`; data.root at least")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--folder", type=Path, metavar="DIR", help="keep what is trained, and go on from there")
     options = parser.parse_intermixed_args(arguments)
     torch.set_num_threads(1)
     found: list[Seed] = []
-    for seed in range(options.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            found.append(one_seed(seed, options.epochs, options.settings, Path(folder)))
-        console.say(f"seed {seed}: {found[-1]}")
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(options.seeds):
+            folder = (options.folder or Path(temporary)) / f"seed-{seed}"
+            found.append(one_seed(seed, options.epochs, options.settings, folder))
+            console.say(f"seed {seed}: {found[-1]}")
     show(found)
 
 
