@@ -63,6 +63,21 @@ def test_a_photo_is_prepared_without_torch_as_by_the_project(
     torch.testing.assert_close(torch.from_numpy(found["logits"])[0], logits, rtol=1e-4, atol=1e-4)  # type: ignore[arg-type]
 
 
+def test_grey_of_16_bits_is_prepared_without_torch_as_by_the_project(
+    opened: ofav2.OpenedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = ofav2.extract(opened, opened.loaded.net.space.smallest(), tmp_path / "largest", formats=("onnx",))
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 6), dtype=np.uint8)).resize((60, 48))
+    Image.fromarray(np.asarray(coarse).astype(np.uint16) * 256 + 7).save(tmp_path / "photo.jpg", "PNG")
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(block("deploy.md", "ImageOps"), found)
+    expected = ofav2.transform(tmp_path / "largest")(decode((tmp_path / "photo.jpg").read_bytes()))
+    pixels = torch.from_numpy(found["pixels"]).movedim(-1, 0)  # type: ignore[arg-type]
+    grey_levels = 255 * torch.tensor(record.input.std).view(-1, 1, 1)
+    assert ((pixels - expected).abs() * grey_levels).max() <= 3
+
+
 @pytest.mark.slow
 def test_a_scene_becomes_a_map_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patches = dense.write_patches(tmp_path / "patches")
