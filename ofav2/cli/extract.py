@@ -122,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> None:
         folder = loaded.folder
         console.say(f"{folder} is not finished: `ofav2 train --resume {shlex.quote(str(folder))}` goes on")
     out = shlex.quote(arguments.out)
-    step = "calibrate" if len(written.exit_indices) > 1 else "evaluate"
+    step = "calibrate" if len(written.exit_indices) > 1 and written.task == "classification" else "evaluate"
     predict = f"ofav2 predict {out} IMAGE\n      " if written.classifies_pictures else ""
     console.say(
         f"made {arguments.out}: {written.cost.params:,} parameters, {written.cost.macs:,} multiply-adds\n"

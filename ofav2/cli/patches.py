@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     # They load numpy and torch.
     from ofav2.data.importing.scenes import Imported
 
+STRIDE = 32
+"""Total stride of the supernets, which images must have at least."""
+
 _EPILOG = """\
 examples:
   ofav2 patches tif scenes --side 128 --out patches
@@ -204,7 +207,13 @@ def _told(found: "Imported", out: str) -> None:
         console.say(f"scenes left out: {sum(found.left_out.values())} ({said}); see left_out.csv there")
     if found.blank:
         console.say(f"patches left out as no pixel has data in all bands: {found.blank}")
-    console.say(f"next: ofav2 plan {shlex.join(_plan(found, out))}")
+    if (common := math.gcd(*found.side)) < STRIDE or common % 2:
+        console.say(
+            f"patches of {height} x {width} pixels fit no supernet: import again with --side 64, or another even side"
+            f" of {STRIDE} or more"
+        )
+    else:
+        console.say(f"next: ofav2 plan {shlex.join(_plan(found, out))}")
 
 
 def _plan(found: "Imported", out: str) -> list[str]:

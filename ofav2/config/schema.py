@@ -114,7 +114,8 @@ class DataConfig:
     bands: tuple[str, ...] | None = None
     """Which bands of patches to take, by name and in this order; null takes all."""
     target: str | None = None
-    """Which target of patches to learn, by name; null for data with a single one."""
+    """Which target of patches to learn, by name; null for data with a single one. `none` takes patches without
+    targets."""
     classes: tuple[str, ...] | None = None
     """Which classes of the patches' target to learn, in this order; others are left out. Null takes all."""
     window: int | None = None

@@ -17,9 +17,9 @@ from ofav2.config.schema import DataConfig
 from ofav2.data.cache import CheckedImages, Store, open_store
 from ofav2.data.digests import UnreadableError, content_digests, located
 from ofav2.data.images import FileImages, Indices
-from ofav2.data.patches import Array, Codes, PatchImages
+from ofav2.data.patches import Array, Codes, Numbers, PatchImages
 from ofav2.data.splits import ImageData, Listed, Parts, Split, validation_is_test
-from ofav2.data.statistics import absent_planes
+from ofav2.data.statistics import Moments, absent_planes, plane_moments
 from ofav2.errors import UserError
 from ofav2.tables import table
 
@@ -27,6 +27,11 @@ logger = logging.getLogger(__name__)
 
 MOST_LISTED = 8
 """Values that a message lists, at most."""
+
+LARGEST = 100.0
+"""Mean and standard deviation that numbers to be learnt may have, at most: outputs begin at about 0 and 1."""
+SMALLEST = 1e-3
+"""Standard deviation that they should have, at least, unless they are all equal."""
 
 Reasons = dict[tuple[int, int], str]
 """Why an image cannot be used, by the number of its split and its own."""
@@ -124,6 +129,51 @@ def require_planes(data: ImageData) -> None:
                 " their bands have data"
             )
     _log_absent_planes(data)
+
+
+def require_near_numbers(data: ImageData) -> None:
+    """Refuse numbers that are too large to be learnt, such as heights in metres; log those that are too small.
+
+    A network's outputs begin at about 0 ± 1, and the loss is that of the numbers as they are.
+
+    Args:
+        data: Patches whose targets are planes of numbers.
+
+    Raises:
+        UserError: A plane's mean or standard deviation over training patches is too large.
+    """
+    images = data.train.images
+    assert isinstance(images, PatchImages), "targets that are planes"
+    assert isinstance(images.target, Numbers), "targets that are numbers"
+    found = plane_moments(images, len(data.target.names))
+    for name, moments in zip(data.target.names, found, strict=True):
+        said = (
+            f"target {name}: its training numbers are {moments.mean[0]:.4g} ± {moments.std[0]:.4g}, and networks learn"
+            f" numbers of about 0 ± 1; {_nearer(images.target, found)}"
+        )
+        if _is_large(moments.mean[0], moments.std[0]):
+            raise UserError(said)
+        if _is_small(moments.std[0]):
+            logger.warning(said)
+
+
+def _is_large(mean: float, std: float) -> bool:
+    return abs(mean) > LARGEST or std > LARGEST
+
+
+def _is_small(std: float) -> bool:
+    return 0 < std < SMALLEST
+
+
+def _nearer(target: Numbers, planes: Sequence[Moments]) -> str:
+    """Say how to write a target so that its planes are near 0 ± 1."""
+    first = next(moments for moments in planes if moments.std[0] > 0 or moments is planes[-1])
+    mean, std = first.mean[0], first.std[0] or 1.0
+    moved = [((moments.mean[0] - mean) / std, moments.std[0] / std) for moments in planes]
+    if any(_is_large(*one) or _is_small(one[1]) for one in moved):
+        return "bring its planes to one size, or write each as a target of its own"
+    scale, offset = float(f"{target.scale / std:.3g}"), float(f"{(target.offset - mean) / std:.3g}")
+    return f"write scale: {scale:g} and offset: {offset:g} for it in patches.yaml, which R2 does not depend on"
 
 
 def _log_absent_planes(data: ImageData) -> None:

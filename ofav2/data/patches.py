@@ -109,11 +109,15 @@ class Numbers:
     """What stored values are multiplied by."""
     nodata: float | None
     """The stored value of a missing number; NaN and infinity are missing ones, too."""
+    offset: float = 0.0
+    """What is added then."""
 
     def of(self, stored: Array) -> npt.NDArray[np.float32]:
         """Return numbers (..., P), NaN where one is missing."""
         missing = ~valid_values(stored, self.nodata)
-        return np.where(missing, np.float32(np.nan), stored * np.float32(self.scale)).astype(np.float32)
+        # In float64, as an offset may leave little of large numbers.
+        numbers = np.multiply(stored, self.scale, dtype=np.float64) + self.offset
+        return np.where(missing, np.nan, numbers).astype(np.float32)
 
     def masked(self, stored: Array, valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.float32]:
         """Return numbers (N, s, s, P) as planes (N, P, s, s), NaN at invalid pixels."""

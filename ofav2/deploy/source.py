@@ -1,5 +1,6 @@
 """Open an extracted network with the settings of its training: what fine-tuning and using it start from."""
 
+import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -8,12 +9,21 @@ from torch.fx import GraphModule
 from ofav2.config import recipe
 from ofav2.config.schema import ComputeConfig, EvaluationConfig, FinetuneConfig, TuningConfig
 from ofav2.data import ImageData
+from ofav2.data.patches import PatchImages
+from ofav2.data.statistics import band_moments
 from ofav2.deploy.agreement import COMPARED
 from ofav2.deploy.artifact import RECORD, SubnetRecord, describe_subnet, load_subnet
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.runtime.device import Runtime
 from ofav2.tasks.base import Task
+
+logger = logging.getLogger(__name__)
+
+COMPARED_PATCHES = 100
+"""Patches whose bands are compared with those of training, at most."""
+FAR = 5.0
+"""Deviations of training by which a band's mean may differ, and factor by which its deviation may, without a word."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,28 @@ def refuse_bands(data: ImageData, record: SubnetRecord) -> None:
             f"data set ({data.name}) has pixels whose value {data.white:g} counts as 1, and the network was trained on"
             f" ones where {record.input.white:g} does: give such images"
         )
+
+
+def warn_of_units(data: ImageData, record: SubnetRecord) -> None:
+    """Log that bands are of another size than those that the network was trained on, as those of other units are.
+
+    Other places differ, too, so this refuses nothing.
+    """
+    images = data.train.images
+    if not isinstance(images, PatchImages) or data.fingerprint == record.data_fingerprint:
+        return
+    found = band_moments(images, COMPARED_PATCHES)
+    if not found.values:
+        return
+    trained = zip(record.input.mean, record.input.std, strict=True)
+    for band, mean, std, (own_mean, own_std) in zip(data.bands, found.mean, found.std, trained, strict=True):
+        if abs(mean - own_mean) > FAR * own_std or not 1 / FAR <= std / own_std <= FAR:
+            logger.warning(
+                f"data set ({data.name}): band {band} is {mean:.3g} ± {std:.3g}, and was {own_mean:.3g} ±"
+                f" {own_std:.3g} where the network was trained; if units or a subtracted offset differ, write the"
+                " bands as they were there"
+            )
+            return
 
 
 def refuse_task(task: Task, source: Source) -> None:

@@ -27,7 +27,7 @@ from ofav2.deploy.artifact import (
     input_record,
 )
 from ofav2.deploy.seen import read_seen
-from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task
+from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task, warn_of_units
 from ofav2.deploy.write import weights_sha256
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
@@ -144,6 +144,7 @@ def prepare(
     refuse_mixing(task, config.data)
     if isinstance(source, Source):
         refuse_bands(data, source.record)
+        warn_of_units(data, source.record)
         refuse_task(task, source)
         seen = read_seen(Path(network), source.record)
         if data.fingerprint != source.record.measured_fingerprint:

@@ -15,7 +15,7 @@ from ofav2.data.seen import unseen
 from ofav2.data.splits import check_split, first_other_class, with_test
 from ofav2.deploy.artifact import SubnetRecord
 from ofav2.deploy.seen import read_seen
-from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task
+from ofav2.deploy.source import Source, open_evaluator, open_source, refuse_bands, refuse_task, warn_of_units
 from ofav2.errors import UserError
 from ofav2.evaluation.evaluator import Evaluator
 from ofav2.exits.collect import predict_exits
@@ -105,6 +105,7 @@ def evaluate_network(
     if difference := first_other_class(source.record.classes, data.classes):
         raise UserError(f"data set ({data.name}): {difference}; give images of the network's classes, in their order")
     refuse_bands(data, source.record)
+    warn_of_units(data, source.record)
     images, same_images = _unknown_images(source, Path(directory), data, split)
     if not same_images:
         if not any(text.startswith("data.") for text in overrides):

@@ -16,7 +16,7 @@ from types import MappingProxyType
 
 from ofav2.config.schema import OptimConfig
 from ofav2.data import ImageData
-from ofav2.data.checks import require_planes
+from ofav2.data.checks import require_near_numbers, require_planes
 from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.tasks import classification, reconstruction, regression, segmentation
@@ -86,13 +86,18 @@ def names() -> tuple[str, ...]:
 
 
 def require_targets(task: Task, data: ImageData) -> None:
-    """Refuse a training on targets of which none counts, and log classes that training images lack.
+    """Refuse a training on targets of which none counts or that are too large, and log classes that training lacks.
 
     Raises:
-        UserError: A split has no pixel that counts.
+        UserError: A split has no pixel that counts, or numbers are far from 0 and 1.
     """
     if task.name in (segmentation.NAME, regression.NAME):
         require_planes(data)
+    learns_planes = isinstance(task, regression.Regression) or (
+        isinstance(task, reconstruction.Reconstruction) and bool(task.planes)
+    )
+    if learns_planes:
+        require_near_numbers(data)
 
 
 def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
@@ -120,13 +125,14 @@ def make_task(name: str, data: ImageData, optim: OptimConfig) -> Task:
 
 def _refuse_targets(name: str, data: ImageData) -> None:
     kind = data.target.kind
+    if name in _TARGETS and kind == "numbers" and not data.target.names:
+        raise UserError(
+            f"task ({name}): {data.name} has no targets, or data.target chooses none; set"
+            f" task={reconstruction.NAME}, or choose a target or other data"
+        )
     fitting = [task for task, needed in _TARGETS.items() if needed == kind]
     if name in _TARGETS and name not in fitting:
         raise UserError(
             f"task ({name}): needs targets that are {_TARGETS[name]}, and those of {data.name} are {kind}; set"
             f" task={fitting[0]}, or choose other data"
-        )
-    if name == regression.NAME and not data.target.names:
-        raise UserError(
-            f"task ({name}): {data.name} has no targets; set task={reconstruction.NAME}, or choose other data"
         )

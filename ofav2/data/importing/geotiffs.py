@@ -56,7 +56,7 @@ def list_scenes(root: Path, layout: Layout) -> list[Scene]:
     for name, folder in masks.items():
         if not folder.is_dir():
             raise UserError(f"masks of {name} ({folder}): is no folder; correct the path")
-    found = tifs_below(root, [folder.resolve() for folder in masks.values()])
+    found = files_below(root, SUFFIXES, [folder.resolve() for folder in masks.values()])
     if not found:
         raise UserError(f"folder ({root}): holds no file {' or '.join(SUFFIXES)}; correct the path")
     groups: dict[Path, list[Path]] = {}
@@ -67,26 +67,36 @@ def list_scenes(root: Path, layout: Layout) -> list[Scene]:
     return [_scene(root, where, paths, layout, masks) for where, paths in groups.items()]
 
 
-def tifs_below(root: Path, without: Sequence[Path] = ()) -> list[Path]:
-    """Return the paths, below a folder, of its GeoTIFFs in the order of their names; hidden ones are left out.
+def files_below(root: Path, suffixes: Sequence[str], without: Sequence[Path] = ()) -> list[Path]:
+    """Return the paths, below a folder, of its files with some suffixes in the order of their names.
+
+    Links to folders are followed, each folder once; hidden files and folders are left out.
 
     Args:
         root: The folder.
+        suffixes: Suffixes in small letters; those of files may be in capitals.
         without: Resolved folders that are left out.
 
     Raises:
         UserError: The folder can't be read.
     """
     found: list[Path] = []
+    top = root.expanduser()
+    seen = {*without, top.resolve()}
 
     def fail(error: OSError) -> None:
         raise UserError(f"folder ({root}): {error.filename} cannot be read ({error.strerror}); correct the path")
 
-    for where, folders, names in os.walk(root.expanduser(), onerror=fail):
-        here = Path(where)
-        folders[:] = [name for name in folders if name[0] != "." and (here / name).resolve() not in without]
-        found += [(here / name).relative_to(root.expanduser()) for name in names if name[0] != "."]
-    return sorted((path for path in found if path.suffix.lower() in SUFFIXES), key=Path.as_posix)
+    for where, folders, names in os.walk(top, onerror=fail, followlinks=True):
+        here, new = Path(where), []
+        for name in sorted(folders):
+            target = (here / name).resolve()
+            if name[0] != "." and target not in seen:
+                seen.add(target)
+                new.append(name)
+        folders[:] = new
+        found += [(here / name).relative_to(top) for name in names if name[0] != "."]
+    return sorted((path for path in found if path.suffix.lower() in suffixes), key=Path.as_posix)
 
 
 def _scene(root: Path, where: Path, paths: Sequence[Path], layout: Layout, masks: Mapping[str, Path]) -> Scene:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ofav2.data.importing.geotiffs import read_band, tifs_below
+from ofav2.data.importing.geotiffs import SUFFIXES, files_below, read_band
 from ofav2.data.importing.parquet import Row, list_samples, read_sample
 from ofav2.data.importing.rasters import BandFile, SceneError, library
 from ofav2.data.importing.scenes import Content, Form, Imported, Scene, import_scenes
@@ -63,7 +63,7 @@ def _tables(root: Path) -> list[Path]:
     root = root.expanduser()
     if root.is_file():
         return [root]
-    return sorted(path for path in root.rglob("*.parquet") if path.name != METADATA)
+    return [root / path for path in files_below(root, (".parquet",)) if path.name != METADATA]
 
 
 def _samples(root: Path, tables: Sequence[Path], columns: Sequence[str]) -> list[Scene]:
@@ -106,7 +106,7 @@ def _folder(root: Path) -> Path:
 
 
 def _unpacked(root: Path, columns: Sequence[str]) -> list[Scene]:
-    folders = sorted({path.parent for path in tifs_below(root)}, key=Path.as_posix)
+    folders = sorted({path.parent for path in files_below(root, SUFFIXES)}, key=Path.as_posix)
     return [_sample(root.expanduser(), folder, columns) for folder in folders]
 
 

@@ -39,7 +39,7 @@ class Chosen:
 
 
 def draw(shots: int, train: int, val: int, means: tuple[Mean, Mean] | None = None) -> Chosen:
-    """Draw a bucket's patches; more shots include fewer ones in training.
+    """Draw a bucket's patches, as the bench does: lists of more shots need not include those of fewer.
 
     Args:
         shots: Training patches; a fifth as many are for validation.

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
+from ofav2.data.importing.places import RADIUS
 from ofav2.data.patches import DTYPES, Array, valid_values
 from ofav2.errors import UserError
 from ofav2.messages import first_line
@@ -75,6 +76,13 @@ class Grid:
         return a * column + b * row + c, d * column + e * row + f
 
 
+class Unit(NamedTuple):
+    """What a file states of its numbers: what they mean is scale * number + offset."""
+
+    scale: float
+    offset: float
+
+
 class Hidden(NamedTuple):
     """Pixels of a file that are marked as missing, whatever their values."""
 
@@ -96,6 +104,7 @@ class Band:
     """Numbers (H, W)."""
     nodata: float | None
     """The value of a pixel without data, as the file states it; None: none, or NaN, which is never data."""
+    unit: Unit
     grid: Grid
     hidden: Hidden | None = None
     """Which pixels a mask or an alpha band of the file marks as missing; None: it has neither."""
@@ -111,6 +120,8 @@ class Planes:
     """Names of the bands."""
     nodata: float | None
     """The value of a pixel without data."""
+    units: tuple[Unit, ...]
+    """What the files state of each band's numbers; it is not applied."""
     grid: Grid
     """Where the pixels lie."""
     factor: int
@@ -118,7 +129,12 @@ class Planes:
 
 
 def planes_of(
-    files: Sequence[BandFile], bands: Sequence[str] | None = None, nodata: float | None = None, *, only: bool = False
+    files: Sequence[BandFile],
+    bands: Sequence[str] | None = None,
+    nodata: float | None = None,
+    *,
+    only: bool = False,
+    types: Sequence[str] = DTYPES,
 ) -> Planes:
     """Decode a scene's files and put its bands on the finest grid, without moving a pixel.
 
@@ -130,6 +146,7 @@ def planes_of(
         bands: Which bands, in this order; None: all.
         nodata: The value of a pixel without data; None, or one that is not finite: the one that the files state.
         only: Whether to refuse files that have more bands than those.
+        types: Types that numbers may have; float64 is rounded to float32.
 
     Raises:
         SceneError: A file can't be decoded, or bands are missing, of another reference system or type, or do not lie on
@@ -139,13 +156,14 @@ def planes_of(
     found = _chosen([band for file in files for band in decode(file)], bands, only)
     finest = min(found, key=lambda band: _pixel(band.grid)).grid
     factors = [_factor(band, finest, found[0]) for band in found]
-    dtype = _common_type(found)
+    dtype = _common_type(found, types)
     value = _of_type(
         _common_nodata(found, None if nodata is None or not math.isfinite(nodata) else nodata), dtype, found
     )
     _refuse_hidden(found, value)
     layers = [_on_grid(band, factor, value, dtype) for band, factor in zip(found, factors, strict=True)]
-    return Planes(np.stack(layers, -1), tuple(band.name for band in found), value, finest, max(factors))
+    names, units = tuple(band.name for band in found), tuple(band.unit for band in found)
+    return Planes(np.stack(layers, -1), names, value, units, finest, max(factors))
 
 
 def refuse_empty(planes: Planes) -> None:
@@ -186,6 +204,7 @@ def decode(file: BandFile) -> list[Band]:
                 stated = tuple(text or "" for text in opened.descriptions)
                 crs = opened.crs.to_string() if opened.crs else None
                 nodata = [_stated(one, values.dtype) for one in opened.nodatavals]
+                units = [Unit(*one) for one in zip(opened.scales, opened.offsets, strict=True)]
                 given = file.bands or (stated if _tell_apart(stated) else None)
                 if given is not None and len(given) != len(values):
                     raise SceneError("other bands", f"{file.path} has {len(values)} bands, and {len(given)} are named")
@@ -194,7 +213,8 @@ def decode(file: BandFile) -> list[Band]:
     except (rasterio.errors.RasterioError, rasterio.errors.CRSError, ValueError) as error:
         raise SceneError("unreadable file", f"{file.path} can't be decoded ({first_line(error)})") from error
     names = given or tuple(str(number + 1) for number in range(len(values)))
-    return [Band(*one, grid, hidden) for one in zip(names, [file.path] * len(names), values, nodata, strict=True)]
+    paths = [file.path] * len(names)
+    return [Band(*one, grid, hidden) for one in zip(names, paths, values, nodata, units, strict=True)]
 
 
 def _stated(nodata: float | None, dtype: np.dtype[Any]) -> float | None:
@@ -259,6 +279,18 @@ def coordinates(grid: Grid, rows: Sequence[float], columns: Sequence[float]) -> 
     if not np.isfinite(found).all() or (np.abs(found) > (90, 180)).any():
         raise SceneError("unknown place", f"coordinates {xs[0]:g}, {ys[0]:g} of {grid.crs} lie nowhere on Earth")
     return found
+
+
+def pixel_metres(grid: Grid) -> float | None:
+    """Return the height of a pixel on the ground, in the middle of a grid; None where that can't be told."""
+    rows = [grid.height / 2 - 0.5, grid.height / 2 + 0.5]
+    try:
+        points = coordinates(grid, rows, [grid.width / 2] * 2)
+    except SceneError:
+        # Scenes of a plan that lies nowhere on Earth can be used where they have places of their own.
+        return None
+    (north, west), (south, east) = np.radians(points).tolist()
+    return 1000 * RADIUS * math.hypot(north - south, (west - east) * math.cos(north))
 
 
 def lies_on(grid: Grid, other: Grid) -> str | None:
@@ -334,12 +366,15 @@ def _factor(band: Band, finest: Grid, first: Band) -> int:
     return factor
 
 
-def _common_type(found: Sequence[Band]) -> np.dtype[Any]:
+def _common_type(found: Sequence[Band], types: Sequence[str]) -> np.dtype[Any]:
     dtype = np.result_type(*(band.values.dtype for band in found))
     if dtype == np.float64:
         dtype = np.dtype(np.float32)
-    if dtype.name not in DTYPES:
-        raise SceneError("other type", f"bands of {found[0].path} have type {dtype}, and patches {', '.join(DTYPES)}")
+    if dtype.name not in types:
+        raise SceneError(
+            "other type",
+            f"{found[0].path} has type {dtype}, and patches {', '.join(types)}; convert it (gdal_translate -ot)",
+        )
     return dtype
 
 

@@ -19,14 +19,17 @@ from ofav2.data.images import file_images
 from ofav2.data.importing.arrays import ArrayFile
 from ofav2.data.importing.in_place import LINK, Sample, SampleList, write_samples
 from ofav2.data.importing.offsets import Offset, offset_of, without_offset
+from ofav2.data.importing.overlaps import Footprint, footprint_of, overlaps
 from ofav2.data.importing.parquet import Row
 from ofav2.data.importing.places import cell_of, directions
 from ofav2.data.importing.rasters import (
     BandFile,
     Planes,
     SceneError,
+    Unit,
     coordinates,
     lies_on,
+    pixel_metres,
     planes_of,
     refuse_empty,
 )
@@ -49,6 +52,12 @@ LEFT_OUT = "left_out.csv"
 """File that says which scenes were left out, and why."""
 MOST_CODES = 256
 """Different codes that masks may have; more are no classes."""
+MASK_TYPES = (*DTYPES, "int8", "int32", "uint32", "int64")
+"""Types that masks may have."""
+AS_IS = Unit(1.0, 0.0)
+"""What files of plain numbers state."""
+OTHER_SIZE = 1.5
+"""Factor by which a scene's pixels may be larger or smaller on the ground than those of the first one."""
 
 
 class Content(NamedTuple):
@@ -193,6 +202,9 @@ class _Writer:
         self.samples: dict[str, list[Sample]] = {}
         self.side: tuple[int, int] = (0, 0)
         self.codes: dict[str, set[int]] = {name: set() for name, kind in form.masks.items() if kind == "codes"}
+        self.ignored: Counter[str] = Counter()
+        self.footprints: list[Footprint] = []
+        self.metres: float | None = None
         self.first: Planes | None = None
         self.first_masks: Mapping[str, Planes] = {}
         self.count = self.blank = 0
@@ -216,6 +228,8 @@ class _Writer:
         planes = planes_of(content.bands, bands, nodata, only=self.form.bands is None)
         refuse_empty(planes)
         self._check_like_first(planes)
+        metres = pixel_metres(planes.grid)
+        self._check_pixels(metres)
         offset = offset_of(scene.product, self.form.offset)
         masks = {name: self._mask(name, content.masks, planes) for name in self.form.masks}
         cut = _cut(without_offset(planes, offset), masks, self.form.side)
@@ -223,6 +237,7 @@ class _Writer:
         middles = coordinates(planes.grid, *cut.middles.T.tolist()) if self.form.location and len(cut.images) else None
         # From here on nothing can go wrong but the disk.
         self.first = self.first or _without_pixels(planes)
+        self.metres = self.metres or metres
         self.first_masks = self.first_masks or {name: _without_pixels(mask) for name, mask in masks.items()}
         split = scene.split or "patches"
         start = len(self.places.get(split, ()))
@@ -230,6 +245,8 @@ class _Writer:
         self.blank += cut.blank
         if not len(cut.images):
             return
+        if scene.place is None:
+            self.footprints.append(footprint_of(scene.name, place, planes.grid))
         self.count += len(cut.images)
         self.side = (cut.images.shape[1], cut.images.shape[2])
         if self.form.in_place:
@@ -240,7 +257,9 @@ class _Writer:
         for name, stored in cut.masks.items():
             self._append(split, name, stored)
             if name in self.codes:
-                self.codes[name] |= _codes_of(stored, masks[name].nodata)
+                valid = valid_values(stored, masks[name].nodata)
+                self.codes[name] |= set(np.unique(stored[valid]).tolist())
+                self.ignored[name] += int((~valid).sum())
         if middles is not None:
             self._append(split, LOCATION, directions(middles))
         self.places.setdefault(split, []).extend([place] * len(cut.images))
@@ -280,22 +299,47 @@ class _Writer:
                 "other nodata",
                 f"states nodata {planes.nodata}, and the first one {first.nodata}; say which to write with --nodata",
             )
+        for name, unit, other in zip(planes.names, planes.units, first.units, strict=True):
+            if unit != other:
+                raise SceneError(
+                    "other scale",
+                    f"states scale {unit.scale:g} and offset {unit.offset:g} of band {name}, and the first one"
+                    f" {other.scale:g} and {other.offset:g}; apply them (gdal_translate -unscale)",
+                )
+
+    def _check_pixels(self, metres: float | None) -> None:
+        if metres and self.metres and not 1 / OTHER_SIZE < metres / self.metres < OTHER_SIZE:
+            raise SceneError(
+                "other pixel size",
+                f"has pixels of about {float(f'{metres:.2g}'):g} m, and the first one of"
+                f" {float(f'{self.metres:.2g}'):g} m; bring all to one size (gdalwarp -tr)",
+            )
 
     def _mask(self, name: str, found: Mapping[str, BandFile], planes: Planes) -> Planes:
         """Return a target's planes on the grid of the bands."""
         if name not in found:
             raise SceneError("missing mask", f"has no mask of {name}")
-        path, mask = found[name].path, planes_of([found[name]])
+        path, mask = found[name].path, planes_of([found[name]], types=MASK_TYPES)
         if difference := lies_on(mask.grid, planes.grid):
             raise SceneError("other mask", f"mask {path} {difference}")
         bands, dtype = mask.values.shape[2], mask.values.dtype
         if self.form.masks[name] == "codes" and (bands != 1 or dtype.kind not in "iu"):
             raise SceneError(
-                "other mask", f"mask {path} has {bands} bands of {dtype}; codes are one band of whole numbers"
+                "other mask",
+                f"mask {path} has {bands} bands of {dtype}; codes are one band of whole numbers (gdal_translate -ot)",
+            )
+        if self.form.masks[name] == "numbers" and len(set(mask.units)) > 1:
+            raise SceneError(
+                "other mask", f"mask {path} has bands of several scales; apply them (gdal_translate -unscale)"
             )
         first = self.first_masks.get(name, mask)
         if (bands, dtype, mask.nodata) != (first.values.shape[2], first.values.dtype, first.nodata):
             raise SceneError("other mask", f"mask {path} has other bands, another type or nodata than the first one")
+        if mask.units != first.units:
+            raise SceneError(
+                "other mask",
+                f"mask {path} states another scale than the first one; apply them (gdal_translate -unscale)",
+            )
         return mask
 
     def _append(self, split: str, target: str, stored: Array) -> None:
@@ -316,6 +360,7 @@ class _Writer:
             raise UserError(f"scenes: none can be used ({said or 'no pixel has data'}); nothing is written")
         splits = [split for split in (*SPLITS, "patches") if self.places.get(split)]
         targets = self._targets(splits)
+        self._warn_of_overlaps()
         for split in splits:
             files.write_text(self.folder / f"{split}.txt", "".join(f"{place}\n" for place in self.places[split]))
         header = ("file", "first patch", "patches", "scene", "place", "product", "subtracted")
@@ -376,13 +421,25 @@ class _Writer:
             if kind == "numbers":
                 found[name] = {"kind": kind, "names": _names(name, self.first_masks[name].names)}
                 found[name]["nodata"] = _plain(self.first_masks[name].nodata)
+                unit = self.first_masks[name].units[0]
+                found[name] |= {} if unit == AS_IS else {"scale": unit.scale, "offset": unit.offset}
                 continue
+            ignored, nodata = self.ignored[name], _plain(self.first_masks[name].nodata)
             names = self.form.names.get(name, {})
             codes = sorted(self.codes[name] | names.keys())
             if not 2 <= len(codes) <= MOST_CODES:
                 raise UserError(
                     f"codes of {name}: masks have {len(codes)} different ones, and classes are 2 to {MOST_CODES};"
-                    " give measured values as --numbers"
+                    + (
+                        f" {nodata} is their nodata and no class; if it is one, unset it (gdal_edit.py -unsetnodata)"
+                        if ignored
+                        else " give measured values as --numbers"
+                    )
+                )
+            if ignored:
+                logger.info(
+                    f"codes of {name}: {nodata} is the masks' nodata, so {ignored} pixels of it are no class and are"
+                    " ignored; if it is a class, unset it (gdal_edit.py -unsetnodata)"
                 )
             found[name] = {"kind": kind, "names": [names.get(code, str(code)) for code in codes], "codes": codes}
         if self.form.location:
@@ -397,6 +454,17 @@ class _Writer:
                 self._append(split, CLASS, stored)
         return found
 
+    def _warn_of_overlaps(self) -> None:
+        """Log that scenes share ground and lie in different places, as both may be in different splits."""
+        found = [(one, other) for one, other in overlaps(self.footprints) if one.place != other.place]
+        if found:
+            one, other = found[0]
+            logger.warning(
+                f"scenes {show(one.name)} and {show(other.name)} overlap and lie in different cells (pairs:"
+                f" {len(found)}), so training and test may hold the same ground, which flatters; put overlapping"
+                " scenes into one folder with --places folder, or cut the overlap off"
+            )
+
     def _about(self) -> str:
         changed = Counter(row[-1] for row in self.rows)
         if self.form.offset == 0:
@@ -404,6 +472,10 @@ class _Writer:
         else:
             how = "by product_id" if self.form.offset == "product_id" else "from all"
             said = f"{how}: " + ", ".join(f"{value} subtracted from {n} scenes" for value, n in sorted(changed.items()))
+        assert self.first is not None, "there are patches"
+        stated = [unit for unit in self.first.units if unit != AS_IS]
+        if stated:
+            said += f"; files state scale {stated[0].scale:g} and offset {stated[0].offset:g}, which is not applied"
         return f"{self.form.about}; {said}"
 
 
@@ -432,10 +504,6 @@ def _cell(planes: Planes) -> str:
         )
     (point,) = coordinates(planes.grid, [planes.grid.height / 2], [planes.grid.width / 2])
     return cell_of(*point.tolist())
-
-
-def _codes_of(stored: Array, nodata: float | None) -> set[int]:
-    return set(np.unique(stored[valid_values(stored, nodata)]).tolist())
 
 
 def _names(target: str, bands: tuple[str, ...]) -> list[str]:

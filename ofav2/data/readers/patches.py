@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 FILE = "patches.yaml"
 FORMAT = "ofav2-patches/1"
+NO_TARGET = "none"
+"""`data.target` that chooses none of the targets, so no target has this name."""
 MOST_NAMES = 4096
 """Bands, classes or planes that a file may name."""
 
@@ -51,9 +53,11 @@ class TargetEntry:
     """The stored value of a missing number."""
     scale: float = 1.0
     """What stored numbers are multiplied by."""
+    offset: float = 0.0
+    """What is added to them then."""
 
     def __post_init__(self) -> None:
-        """Refuse names, codes and a scale that do not go together."""
+        """Refuse names, codes, a scale and an offset that do not go together."""
         _check_names(self.names)
         if self.kind == "numbers":
             if self.codes is not None:
@@ -65,8 +69,8 @@ class TargetEntry:
             raise ValueError("names must be two classes or more")
         if len(set(self.values)) != len(self.names):
             raise ValueError(f"codes must be {len(self.names)} different whole numbers, one for each name")
-        if self.nodata is not None or self.scale != 1:
-            raise ValueError("nodata and scale are for numbers; codes that are not named are ignored anyway")
+        if self.nodata is not None or self.scale != 1 or self.offset:
+            raise ValueError("nodata, scale and offset are for numbers; codes that are not named are ignored anyway")
 
     @property
     def values(self) -> tuple[int, ...]:
@@ -123,6 +127,8 @@ class PatchesFile:
         _check_names(self.bands)
         if not self.parts:
             raise ValueError("parts must name one file or more")
+        if NO_TARGET in self.targets:
+            raise ValueError(f"a target may not be called {NO_TARGET}, as data.target={NO_TARGET} chooses no target")
         for part in self.parts:
             if unknown := part.targets.keys() - self.targets.keys():
                 raise ValueError(f"part {part.images}: target {min(unknown)!r} is not described in targets")
@@ -232,7 +238,7 @@ class _Target:
     @property
     def planes(self) -> Codes | Numbers:
         if self.entry.kind == "numbers":
-            return Numbers(self.entry.scale, self.entry.nodata)
+            return Numbers(self.entry.scale, self.entry.nodata, self.entry.offset)
         return Codes(tuple(self.entry.values[index] for index in self.chosen))
 
 
@@ -247,10 +253,10 @@ def target_name(config: DataConfig) -> str | None:
 
 
 def _chosen_target(config: DataConfig, described: PatchesFile) -> _Target | None:
-    there = tuple(described.targets)
+    there = () if config.target == NO_TARGET else tuple(described.targets)
     if config.target is None and len(there) > 1:
-        raise UserError(f"data.target (null): targets are {', '.join(there)}; name the one to learn")
-    name = config.target if config.target is not None else next(iter(there), None)
+        raise UserError(f"data.target (null): targets are {', '.join(there)}; name the one to learn, or {NO_TARGET}")
+    name = next(iter(there), None) if config.target in (None, NO_TARGET) else config.target
     if name is not None and name not in there:
         raise UserError(f"data.target ({name}): targets are {', '.join(there) or 'none'}; choose of these")
     entry = None if name is None else described.targets[name]

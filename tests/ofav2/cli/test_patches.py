@@ -32,8 +32,9 @@ def run_ok(capsys: Capture, *arguments: str) -> str:
     assert main(["patches", *arguments]) == 0
     out, err = capsys.readouterr()
     assert out.strip() == arguments[-1]
-    for line in err[err.index("next: ") :].splitlines():
-        parser().parse_args(shlex.split(line.removeprefix("next: "))[1:])
+    for line in err.splitlines():
+        if line.startswith("next: "):
+            parser().parse_args(shlex.split(line.removeprefix("next: "))[1:])
     return err
 
 
@@ -45,19 +46,20 @@ def refusal(capsys: Capture, *arguments: str) -> str:
     return err.splitlines()[-1]
 
 
-def test_a_folder_is_imported_and_what_is_next_works(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_a_folder_is_imported_and_too_small_patches_are_said(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
     given = ["tif", str(scenes / "images"), f"--codes=cover={scenes / 'masks'}", "--location", "--side=8"]
     err = run_ok(capsys, *given, "--out", str(tmp_path / "out"))
     assert "8 patches of 8 x 8 pixels and 2 bands (red, nir), from 2 scenes in 1 places" in err
-    (plan,) = [shlex.split(line)[2:] for line in err.splitlines() if line.startswith("next: ")]
-    assert plan == ["plan", "eo_segment", f"data.root={tmp_path / 'out'}", "data.target=cover", "data.resolutions=[8]"]
+    assert err.splitlines()[-1].endswith(
+        "patches of 8 x 8 pixels fit no supernet: import again with --side 64, or another even side of 32 or more"
+    )
 
 
 def test_what_is_next_fits_patches_that_are_not_square(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "in").mkdir()
-    write(tmp_path / "in" / "wide.tif", tif(noise(2, 16, 24, seed=0), names=("red", "nir")))
+    write(tmp_path / "in" / "wide.tif", tif(noise(2, 64, 96, seed=0), names=("red", "nir")))
     err = run_ok(capsys, "tif", str(tmp_path / "in"), "--out", str(tmp_path / "out"))
-    assert "data.resolutions=[8]" in err
+    assert "data.resolutions=[32]" in err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Images that cannot be used are named, and refused or left out; duplicates are reported."""
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from ofav2 import data
 from ofav2.config.schema import DataConfig, OptimConfig
 from ofav2.data import statistics
 from ofav2.data.checks import below_root
+from ofav2.data.patches import PatchImages
 from ofav2.data.splits import SplitRecord
 from ofav2.errors import UserError
 from ofav2.tasks import registry
@@ -282,6 +284,48 @@ def test_classes_and_planes_that_training_lacks_are_said(
     monkeypatch.setattr(statistics, "MOST", 2)
     checked("segment", patches(tmp_path, "cover"))
     assert "of grass (1 of 3 classes) in the 2 patches that were looked at, so they are not" in notes()
+
+
+def write_heights(root: Path, scale: float, offset: float, top: float = 1.0) -> None:
+    """Heights of 1500 ± 400 as a target of two planes, the second one `top` times as high."""
+    stored = write_patches(root)
+    heights = np.random.default_rng(0).normal(1500, 400, stored["train"]["height"].shape).astype(np.float32)
+    np.save(root / "train_height.npy", heights * np.array([1, top], np.float32))
+    text = yaml.safe_load((root / "patches.yaml").read_text())
+    text["targets"]["height"] |= {"scale": scale, "offset": offset}
+    (root / "patches.yaml").write_text(yaml.safe_dump(text))
+
+
+@pytest.mark.parametrize("task", ["regress", "reconstruct"])
+def test_numbers_far_from_one_are_refused_and_what_is_advised_is_taken(tmp_path: Path, task: str) -> None:
+    write_heights(tmp_path, 1.0, 0.0)
+    with pytest.raises(UserError) as raised:
+        checked(task, patches(tmp_path, "height"))
+    found = re.fullmatch(
+        r"target mean: its training numbers are 1\d\d\d ± (?:39\d|4\d\d)(?:\.\d)?, and networks learn numbers of about"
+        r" 0 ± 1; write scale: (\S+) and offset: (\S+) for it in patches\.yaml, which R2 does not depend on",
+        str(raised.value),
+    )
+    assert found, raised.value
+    write_heights(tmp_path, *map(float, found.groups()))
+    data = patches(tmp_path, "height")
+    checked(task, data)
+    assert isinstance(data.train.images, PatchImages)
+    for moments in statistics.plane_moments(data.train.images, 2):
+        assert moments.mean[0] == pytest.approx(0, abs=0.1)
+        assert moments.std[0] == pytest.approx(1, rel=0.1)
+
+
+def test_numbers_that_hardly_differ_are_said(tmp_path: Path, notes: Notes) -> None:
+    write_heights(tmp_path, 1e-6, 0.0)
+    checked("regress", patches(tmp_path, "height"))
+    assert "target mean: its training numbers are 0.001" in notes()
+
+
+def test_planes_that_no_scale_brings_together_are_said(tmp_path: Path) -> None:
+    write_heights(tmp_path, 1.0, 0.0, top=1e6)
+    with pytest.raises(UserError, match="bring its planes to one size, or write each as a target of its own"):
+        checked("regress", patches(tmp_path, "height"))
 
 
 def test_messages_about_a_runs_patches_are_about_patches(tmp_path: Path, notes: Notes) -> None:

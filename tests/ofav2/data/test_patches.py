@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofav2.config.schema import DataConfig
+from ofav2.config.schema import DataConfig, OptimConfig
 from ofav2.data import (
     Batch,
     ImageData,
@@ -31,6 +31,7 @@ from ofav2.data.statistics import class_shares
 from ofav2.errors import UserError
 from ofav2.rng import Stream
 from ofav2.runtime.share import Share
+from ofav2.tasks.registry import make_task
 from tests.notes import Notes
 from tests.ofav2.patches import BANDS, CODES, COUNTS, SIDE, described, write_patches
 
@@ -80,6 +81,38 @@ def test_numbers_are_scaled_and_missing_ones_are_nan(tmp_path: Path) -> None:
     wanted = stored["height"].astype(np.float32).transpose(0, 3, 1, 2) * np.float32(0.5)
     wanted[0, 0, 0, 0] = np.nan
     np.testing.assert_array_equal(targets.numpy(), wanted)
+
+
+def test_an_offset_is_added_to_scaled_numbers(tmp_path: Path) -> None:
+    targets = described()["targets"] | {
+        "height": {"kind": "numbers", "names": ["mean", "top"], "scale": 0.25, "offset": -20.0, "nodata": 255}
+    }
+    stored = write_patches(tmp_path, described(targets=targets))["val"]
+    _, found = evaluated(open_data(config(tmp_path, target="height")), 12)
+    wanted = stored["height"].astype(np.float32).transpose(0, 3, 1, 2) * 0.25 - 20
+    wanted[0, 0, 0, 0] = np.nan
+    np.testing.assert_array_equal(found.numpy(), wanted)
+
+
+def test_none_takes_patches_without_their_targets(tmp_path: Path) -> None:
+    write_patches(tmp_path)
+    data = open_data(config(tmp_path, target="none"))
+    assert (data.target.kind, data.target.names, len(data.train)) == ("numbers", (), COUNTS["train"])
+    with pytest.raises(UserError, match=r"task \(segment\): patches has no targets, or data.target chooses none"):
+        make_task("segment", data, OptimConfig())
+    targets = described()["targets"]
+    write_patches(tmp_path, described(targets=targets | {"none": {**targets["kind"], "names": ["a", "b"]}}))
+    with pytest.raises(UserError, match="a target may not be called none"):
+        open_data(config(tmp_path, target="none"))
+
+
+@pytest.mark.parametrize("factor", [1e-13, 1e12])
+def test_bands_of_numbers_that_records_do_not_hold_are_refused(tmp_path: Path, factor: float) -> None:
+    stored = write_patches(tmp_path, dtype="float32")["train"]["images"]
+    stored[..., 1] *= factor
+    np.save(tmp_path / "train.npy", stored)
+    with pytest.raises(UserError, match=r"band 'green': has standard deviation .* must be from 1e-09 to 1e"):
+        open_data(config(tmp_path))
 
 
 def test_a_training_window_is_an_exact_turn_of_all_planes(tmp_path: Path) -> None:

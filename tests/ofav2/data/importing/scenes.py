@@ -25,9 +25,13 @@ def tif(
     nodata: float | None = None,
     names: tuple[str, ...] = (),
     mask: npt.NDArray[np.bool_] | None = None,
+    unit: tuple[float, float] = (1.0, 0.0),
     **profile: Any,
 ) -> bytes:
-    """The bytes of a GeoTIFF of bands (C, H, W) or one band (H, W); its internal mask says which pixels have data."""
+    """The bytes of a GeoTIFF of bands (C, H, W) or one band (H, W); its internal mask says which pixels have data.
+
+    Its numbers mean scale * number + offset, which `unit` are.
+    """
     bands = values if values.ndim == 3 else values[None]
     transform = rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]) if crs else None
     with warnings.catch_warnings(), rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.MemoryFile() as memory:
@@ -44,6 +48,7 @@ def tif(
             **profile,
         ) as file:
             file.write(bands)
+            file.scales, file.offsets = ((value,) * len(bands) for value in unit)
             for number, name in enumerate(names, 1):
                 file.set_band_description(number, name)
             if mask is not None:

@@ -40,6 +40,14 @@ def test_scenes_come_in_the_order_of_their_paths_with_splits_classes_and_places(
     assert list_scenes(tmp_path, Layout())[0].place is None
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    write(tmp_path / "elsewhere" / "b.tif", tif(noise(1, 8, 8)))
+    write(tmp_path / "in" / "a.tif", tif(noise(1, 8, 8)))
+    for name, target in (("linked", tmp_path / "elsewhere"), ("twice", tmp_path / "elsewhere"), ("loop", tmp_path)):
+        (tmp_path / "in" / name).symlink_to(target, target_is_directory=True)
+    assert [scene.name for scene in list_scenes(tmp_path / "in", Layout())] == ["a", "linked/b"]
+
+
 def test_masks_are_found_by_the_path_of_their_scene(tmp_path: Path) -> None:
     values, mask = noise(2, 8, 8), noise(8, 8, dtype="uint8", high=5)
     write(tmp_path / "images" / "x" / "1.tif", tif(values, names=("red", "nir")))

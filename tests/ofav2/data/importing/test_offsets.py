@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ofav2.data.importing.offsets import offset_of, without_offset
-from ofav2.data.importing.rasters import Grid, Planes, SceneError
+from ofav2.data.importing.rasters import Grid, Planes, SceneError, Unit
 
 L2A = "S2A_MSIL2A_20220920T102641_{}_R108_T32UMV_20220920T150000"
 
@@ -24,7 +24,8 @@ def test_a_product_that_does_not_tell_is_not_guessed(product: str | None) -> Non
 
 
 def planes(values: list[float], dtype: str, nodata: float | None) -> Planes:
-    return Planes(np.array(values, dtype).reshape(1, -1, 1), ("B02",), nodata, Grid(1, len(values), None, ()), 1)
+    grid = Grid(1, len(values), None, ())
+    return Planes(np.array(values, dtype).reshape(1, -1, 1), ("B02",), nodata, (Unit(1.0, 0.0),), grid, 1)
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ BAD: tuple[tuple[list[BandFile], str, str], ...] = (
     ([one("a", FINE), one("b", FINE[:6, :4], pixel=20)], "unaligned bands", "band b (6 x 4 pixels)"),
     ([one("a", FINE), one("b", 0 * FINE)], "empty band", "band b holds nothing but 0 or no data"),
     ([one("a", FINE), one("b", 0 * FINE + 7, nodata=7)], "empty band", "band b holds nothing"),
-    ([one("a", FINE.astype(np.int32))], "other type", "have type int32, and patches uint8, int16"),
-    ([one("a", FINE), one("b", FINE.astype(np.int16))], "other type", "have type int32"),
+    ([one("a", FINE.astype(np.int32))], "other type", "has type int32, and patches uint8, int16"),
+    ([one("a", FINE), one("b", FINE.astype(np.int16))], "other type", "has type int32"),
     ([], "missing band", "there is no band"),
 )
 

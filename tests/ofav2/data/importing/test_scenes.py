@@ -10,7 +10,8 @@ import pytest
 
 from ofav2.config.schema import DataConfig
 from ofav2.data import open_data
-from ofav2.data.importing.rasters import BandFile, SceneError
+from ofav2.data.importing.places import cell_of
+from ofav2.data.importing.rasters import BandFile, SceneError, coordinates, planes_of
 from ofav2.data.importing.scenes import Content, Form, Imported, Scene, import_scenes
 from ofav2.errors import UserError
 from tests.ofav2.data.importing.scenes import described, noise, stored, tif
@@ -101,6 +102,68 @@ def test_masks_of_numbers_keep_their_bands_and_nodata(tmp_path: Path) -> None:
     assert described(tmp_path / "out")["targets"]["height"] == expected
 
 
+def test_the_scale_that_masks_state_is_that_of_the_target(tmp_path: Path) -> None:
+    stored_heights = noise(8, 8, dtype="int16", high=5000)
+    mask = BandFile("m.tif", tif(stored_heights, unit=(0.1, 100.0)))
+    content = Content([BandFile("a.tif", tif(noise(1, 8, 8)))], {"height": mask})
+    scenes = [Scene(place, lambda: content, place=place) for place in ("w", "x", "y", "z")]
+    imported(tmp_path / "out", *scenes, masks={"height": "numbers"})
+    config = DataConfig(name="patches", root=str(tmp_path / "out"), resolutions=(8,), batch_size=2, eval_crop=1.0)
+    images = open_data(replace(config, val_fraction=0.3, test_fraction=0.3)).train.images
+    np.testing.assert_allclose(images.labels(0)[..., 0], stored_heights * 0.1 + 100, rtol=1e-6)  # type: ignore[union-attr]
+    (tmp_path / "more").mkdir()
+    other = Content(content.bands, {"height": BandFile("n.tif", tif(stored_heights, unit=(0.2, 100.0)))})
+    says = "mask n.tif states another scale than the first one; apply them (gdal_translate -unscale)"
+    both = (scenes[0], Scene("b", lambda: other, place="y"))
+    assert says in refusal(tmp_path / "more" / "out", *both, masks={"height": "numbers"})
+
+
+def test_the_scale_that_bands_state_is_recorded(tmp_path: Path) -> None:
+    imported(tmp_path / "out", scene("a", noise(1, 8, 8), place="x", unit=(0.0001, 0.0)))
+    assert "files state scale 0.0001 and offset 0, which is not applied" in described(tmp_path / "out")["about"]
+
+
+def test_scenes_that_share_ground_in_different_places_are_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Scenes of 640 m: in different cells, side by side, half on each other, and with less than a hundredth."""
+
+    def warned(out: str, *lefts: float) -> str:
+        caplog.clear()
+        imported(tmp_path / out, *(scene(f"{x:g}", noise(1, 64, 64), corner=(x, 9625100.0)) for x in lefts))
+        return "\n".join(caplog.messages)
+
+    edge = next(x for x in range(617300, 640000, 10) if cells(x) != cells(x + 320))
+    assert warned("near", edge, edge + 640) == ""
+    assert warned("seam", edge, edge + 635) == ""
+    assert warned("one", 617300, 617310) == ""
+    assert f'scenes "{edge}" and "{edge + 320}" overlap and lie in different cells (pairs: 1)' in warned(
+        "half", edge, edge + 320, 500000
+    )
+
+
+def cells(left: float) -> set[str]:
+    """The cell of a scene of 640 m."""
+    planes = planes_of([BandFile("a.tif", tif(noise(1, 64, 64), corner=(left, 9625100.0)))])
+    return {cell_of(*point) for point in coordinates(planes.grid, [32], [32]).tolist()}
+
+
+def test_nodata_of_masks_is_no_class_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def with_mask(values: Any) -> Scene:
+        content = Content([BandFile("a.tif", tif(noise(1, 8, 8)))], {"cover": BandFile("m.tif", tif(values, nodata=0))})
+        return Scene("a", lambda: content, place="x")
+
+    caplog.set_level("INFO")
+    codes = (np.arange(64, dtype=np.int32) % 3).reshape(8, 8)
+    imported(tmp_path / "out", with_mask(codes), masks={"cover": "codes"})
+    assert described(tmp_path / "out")["targets"]["cover"]["codes"] == [1, 2]
+    assert "codes of cover: 0 is the masks' nodata, so 22 pixels of it are no class and are ignored" in caplog.text
+    (tmp_path / "more").mkdir()
+    message = refusal(tmp_path / "more" / "out", with_mask(codes % 2), masks={"cover": "codes"})
+    assert "masks have 1 different ones" in message
+    assert "0 is their nodata and no class; if it is one, unset it (gdal_edit.py -unsetnodata)" in message
+
+
 def test_names_of_codes_stand_whether_masks_have_them_or_not(tmp_path: Path) -> None:
     mask = np.full((8, 8), 2, np.uint8)
     form = {"masks": {"cover": "codes"}, "names": {"cover": {0: "clear", 2: "cloud"}}}
@@ -150,6 +213,16 @@ BAD: tuple[tuple[Callable[[], Scene], str, str], ...] = (
         lambda: scene("bad", noise(2, 8, 8, dtype="int16"), place="x"),
         "other type",
         "has int16, and the first one uint16",
+    ),
+    (
+        lambda: scene("bad", noise(2, 8, 8), mask=noise(8, 8, dtype="uint8"), place="x", unit=(0.5, 0.0)),
+        "other scale",
+        "states scale 0.5 and offset 0 of band 1, and the first one 1 and 0; apply them (gdal_translate -unscale)",
+    ),
+    (
+        lambda: scene("bad", noise(2, 8, 8), mask=noise(8, 8, dtype="uint8"), place="x", pixel=20),
+        "other pixel size",
+        "has pixels of about 20 m, and the first one of 10 m; bring all to one size (gdalwarp -tr)",
     ),
     (
         lambda: scene("bad", noise(2, 8, 8), nodata=9, place="x"),

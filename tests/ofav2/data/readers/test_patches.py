@@ -71,7 +71,7 @@ def refusal(settings: DataConfig) -> str:
         (lambda v: v["targets"]["cover"].update(codes=[1, 2, 0.5]), "must be a whole number"),
         (lambda v: v["targets"]["cover"].update(kind="masks"), "must be 'classes' or 'codes' or 'numbers'"),
         (lambda v: v["targets"]["cover"].update(names=["one"], codes=None), "names must be two classes or more"),
-        (lambda v: v["targets"]["cover"].update(scale=2.0), "nodata and scale are for numbers"),
+        (lambda v: v["targets"]["cover"].update(scale=2.0), "nodata, scale and offset are for numbers"),
         (lambda v: v["targets"]["height"].update(codes=[1, 2]), "numbers have no codes"),
         (lambda v: v["targets"]["height"].update(scale=0.0), "scale (0) would make all numbers 0"),
     ],
