@@ -127,7 +127,13 @@ def _exit_code(arguments: argparse.Namespace) -> int:
     except console.UnwrittenError as error:
         console.say(f"ofav2: stdout can't be written ({error}): the work is done, its result was to be shown there")
         return UNWRITTEN
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
+        if _ran_out(error):
+            reason = one_line(str(error)).strip().partition(" If reserved")[0] or "no more can be had"
+            console.say(
+                f"ofav2: memory ran out ({reason}): lower data.batch_size, evaluation.batch_size or data.resolutions"
+            )
+            return 2
         if not str(error).startswith("DataLoader worker"):
             raise
         # torch raises it wherever the training process happens to be.
@@ -191,6 +197,13 @@ def _rank() -> int:
         return own_rank()
     except UserError:
         return 0
+
+
+def _ran_out(error: Exception) -> bool:
+    """Say whether memory of the machine or of its card is too small."""
+    # By name, as torch may not be loaded; of the machine's memory torch says so in the text alone.
+    named = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+    return named or "DefaultCPUAllocator: " in str(error)
 
 
 def _is_the_users(error: ValueError) -> bool:

@@ -128,7 +128,7 @@ def _costs(found: "Preview", setup: "Setup", net: "MultiExit", timed: bool) -> s
     """Return a table of what subsets of a network's exits cost per image, and of predicted times per call."""
     from ofav2.nas.latency import BATCHES, subset_times
     from ofav2.nas.limits import show
-    from ofav2.runtime.threads import sample_images
+    from ofav2.runtime.threads import choose_threads, forward_pass, sample_images
 
     arch, side = net.architecture, max(net.space.resolution)
     rows: list[tuple[str, ...]] = [
@@ -138,12 +138,16 @@ def _costs(found: "Preview", setup: "Setup", net: "MultiExit", timed: bool) -> s
     if timed:
         module = setup.runtime.place(net.network.eval())
         choices = [[exit - 1 for exit in one.exits] for one in found.subsets]
+        if not setup.config.run.threads:
+            some = setup.runtime.send(sample_images(max(BATCHES), arch.in_channels, side))
+            choose_threads(forward_pass(module, some), "a forward pass", setup.runtime.device)
         for batch in BATCHES:
             images = setup.runtime.send(sample_images(batch, arch.in_channels, side))
             times = subset_times(module, images, choices, _ROUNDS)
             rows = [(*row, show("latency", time)) for row, time in zip(rows, times, strict=True)]
     columns = ("exits", "parameters", "multiply-adds", "memory", *(f"batch {batch}" for batch in BATCHES if timed))
-    return table(f"{arch.name}: subsets of its {len(arch.exits)} exits", columns, rows)
+    per_call = ", times per call of so many images" if timed else ""
+    return table(f"{arch.name}: subsets of its {len(arch.exits)} exits{per_call}", columns, rows)
 
 
 def _orientation(data: "ImageData", upright: bool) -> Iterator[str]:

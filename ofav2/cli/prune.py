@@ -21,8 +21,8 @@ makes. Every subset of its exits is scored on validation. Test is measured for t
 last exit alone. Stages after the deepest exit that is kept are left out.
 
 --ensemble names how exits are weighed: ascending, descending, mixed or uniform (AEP's schemes), ascending_paper, last
-(the last exit alone), learned (on validation), or numbers from 0 to 1 such as 0.2,0.3,0.5. Exits of weight 0 are left
-out of all subsets. Without it, they are weighed as in training. A scheme weighs all exits of the run; a folder with
+(the last exit alone), learned (on validation), or numbers from 0 to 1 such as 0.2,0.3,0.5. Exits of weight 0 stand
+alone or are left out. Without it, they are weighed as in training. A scheme weighs all exits of the run; a folder with
 some of them keeps their weights.
 
 It writes what `ofav2 extract` writes, and pruning.html. model.onnx and model.pt2 return every exit, and their ensemble

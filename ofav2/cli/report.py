@@ -29,6 +29,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> None:
     from ofav2.evaluation.by_class import measure_classes
     from ofav2.exits.exit_agreement import measure_exits
+    from ofav2.nas.search_snapshot import is_search
     from ofav2.report.report import write_report
 
     if arguments.exits:
@@ -37,8 +38,10 @@ def _run(arguments: argparse.Namespace) -> None:
         measure_classes(arguments.run)
     page = write_report(arguments.run, arguments.out)
     console.show(str(page))
+    other = "SEARCH" if is_search(arguments.run) else "RUN"
     console.say(
-        f"made {page}: open it in a browser, it needs no network\nnext: ofav2 compare {shlex.quote(arguments.run)} RUN"
+        f"made {page}: open it in a browser, it needs no network\n"
+        f"next: ofav2 compare {shlex.quote(arguments.run)} {other}"
     )
 
 

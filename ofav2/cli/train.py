@@ -42,6 +42,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
+    if arguments.resume == "":
+        # As of a variable that is not set: a new training is not what was meant.
+        raise UserError("--resume (empty): must name a run, or be auto; leave it out to begin a new one")
     shift_settings(arguments)
     if "WORLD_SIZE" not in os.environ:
         # Before torch is loaded, which takes seconds; torchrun's processes tell a mistake once, together.

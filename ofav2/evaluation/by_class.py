@@ -120,18 +120,21 @@ def _counted(found: Answers, classes: int) -> ClassResults:
     return count_classes(found.predicted.tolist(), found.targets.tolist(), classes, "test")
 
 
-def largest_by_class(net: Network, evaluator: Evaluator, phase: str, sha256: str) -> ClassesRecord | None:
+def largest_by_class(
+    net: Network, largest: Subnet, evaluator: Evaluator, phase: str, sha256: str
+) -> ClassesRecord | None:
     """Measure the largest network that was trained class by class on test images; None if its task has no classes.
 
     Args:
         net: The supernet, or network with exits.
+        largest: That network.
         evaluator: What measures it.
         phase: The phase that left its weights.
         sha256: Checksum of their file.
     """
     if not isinstance(evaluator.task, Classification):
         return None
-    largest, split = net.space.largest(), evaluator.data.test
+    split = evaluator.data.test
     module = evaluator.calibrated(net, largest, "last")
     found = class_answers(module, evaluator, split, largest.resolution)
     results = _counted(found, evaluator.task.classes)
@@ -178,7 +181,8 @@ def measure_classes(run: str | Path) -> ClassResults:
     opened = open_run(run)
     check_writable(Path(run) / CLASSES)
     refuse_other_images(opened)
-    found = largest_by_class(opened.loaded.net, opened.evaluator, opened.loaded.phase, opened.loaded.sha256)
+    net = opened.loaded.net
+    found = largest_by_class(net, net.space.largest(), opened.evaluator, opened.loaded.phase, opened.loaded.sha256)
     if found is None:
         raise UserError(f"task ({opened.loaded.record.task}) has no classes: leave out --classes")
     write_classes(Path(run), found)

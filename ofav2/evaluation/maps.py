@@ -83,11 +83,12 @@ class MapsRecord:
     """The images."""
 
 
-def largest_maps(net: Network, evaluator: Evaluator, phase: str, sha256: str) -> MapsRecord | None:
+def largest_maps(net: Network, largest: Subnet, evaluator: Evaluator, phase: str, sha256: str) -> MapsRecord | None:
     """Draw the largest network's maps of the first test images; None of a task that this package does not know.
 
     Args:
         net: The supernet.
+        largest: The largest network that was trained.
         evaluator: What prepares images.
         phase: The phase that left its weights.
         sha256: Checksum of their file.
@@ -95,7 +96,6 @@ def largest_maps(net: Network, evaluator: Evaluator, phase: str, sha256: str) ->
     task, bands = evaluator.task, evaluator.data.bands
     if not isinstance(task, Segmentation | Regression | Reconstruction):
         return None
-    largest = net.space.largest()
     module = evaluator.calibrated(net, largest, "last")
     images, targets = _first(evaluator, largest.resolution)
     with torch.inference_mode():

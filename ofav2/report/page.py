@@ -58,10 +58,12 @@ def percent(share: float | None) -> str:
 
 
 def count(number: float) -> str:
-    """Return a large number in three digits: `10.3 M`; beyond billions as a power of ten."""
-    for size, unit in ((1e15, None), (1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}" if unit else _power(number)
+    """Return a large number in three digits: `10.3 M`; from 10¹² on as a power of ten."""
+    # As it is shown, or 999,999 would be 1e+03 k.
+    rounded = float(f"{number:.3g}")
+    for size, unit in ((1e12, None), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if rounded >= size:
+            return f"{rounded / size:.3g}{unit}" if unit else _power(number)
     return f"{number:,.0f}"
 
 

@@ -82,7 +82,9 @@ def _results(name: str, run: RunSnapshot, measured: Sequence[Table]) -> tuple[st
     networks = validation.networks if validation else ()
     close = cheapest_near_best(networks, metric)
     scores = {network.subnet: network.score for network in networks}
-    ends = (run.record.space.largest(), run.record.space.smallest())
+    # Of a run that trained a part of its supernet, as its own page.
+    trained = run.record.phases[-1].space if run.record.phases else run.record.space
+    ends = (trained.largest(), trained.smallest())
     return (
         name,
         run.state,
@@ -122,7 +124,7 @@ def _warnings(names: Sequence[str], runs: Sequence[RunSnapshot], measured: Seque
             )
         if own and _of_validation(own) is None:
             yield f"{name} measured no sub-networks on validation: its front is of test, other columns are empty."
-        if run.state != "finished":
+        if run.state != "finished" and own:
             yield f"{name} is not finished ({run.state}): its front is of validation after its last finished phase."
 
 

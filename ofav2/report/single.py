@@ -37,6 +37,9 @@ def run_page(run: RunSnapshot) -> dict[str, Any]:
     return {
         "title": f"{run.record.name} · ofav2",
         "run": run,
+        "folder": shlex.quote(str(run.folder)),
+        "backbone": isinstance(run.record.architecture, Backbone),
+        "resolutions": _over_resolutions(run),
         "metric": run.record.metric,
         "state": _state(run, planned),
         "summary": _summary(run),
@@ -187,8 +190,8 @@ def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str,
     images, opened = record.data.images, to_choose_from(measured)
     keys = [(count(record.space.size()), "sub-networks", "in the whole space")]
     if record.phases and record.phases[-1].ensemble_score is not None:
-        best = metric.show_from(record.phases[-1].ensemble_score, images.val)
-        keys.append((best, "largest, all exits", f"validation {metric.name}"))
+        best = metric.show(record.phases[-1].ensemble_score, 1)
+        keys.append((best, "largest, all exits", f"validation {metric.name}{_over_resolutions(run)}"))
     if record.test:
         keys.append((metric.show_from(record.test.largest, images.test), "largest", f"test {metric.name}"))
         keys.append((metric.show_from(record.test.smallest, images.test), "smallest", f"test {metric.name}"))
@@ -197,6 +200,12 @@ def _key_metrics(run: RunSnapshot, measured: Sequence[Table]) -> list[tuple[str,
         remark = f"reach {metric.show(close.score, 1)} {opened.title}, {metric.nearly} of the best"
         keys.append((count(close.cost.macs), "multiply-adds", remark))
     return keys
+
+
+def _over_resolutions(run: RunSnapshot) -> str:
+    """Say what a teacher's score is a mean over."""
+    sides = len(run.record.space.resolution)
+    return f", mean over {sides} resolutions" if sides > 1 else ""
 
 
 def _commands(run: RunSnapshot) -> list[tuple[str, str]]:

@@ -40,6 +40,7 @@ def write_subsets_page(study: PruneStudy, out: Path) -> None:
             "front": table.front(),
             "chosen": study.choice.index,
             "whole": study.whole,
+            "whole_name": study.whole_name,
             "last": study.last,
             "batches": pruning.batches,
             "exits": asdict(study.agreement),

@@ -273,7 +273,8 @@ def _rewind(setup: Setup, path: Path, record: RunRecord) -> tuple[RunRecord, Pha
     last = finished[-1] if finished else None
     cut_metrics(path, state.progress.metrics_bytes if state else last.metrics_bytes if last else 0)
     set_aside_after(path, state.progress.global_step if state else last.end if last else 0)
-    return replace(record, phases=finished), state
+    # What was measured on test at an earlier end is of other weights.
+    return replace(record, phases=finished, test=None), state
 
 
 def _restore(setup: Setup, path: Path, record: RunRecord) -> tuple[tuple[PhaseRecord, ...], PhaseState | None]:

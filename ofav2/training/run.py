@@ -160,8 +160,10 @@ def _run_phases(setup: Setup, writer: RunWriter, record: RunRecord) -> Run:
                 record, state = writer.keep(record), None
             record = replace(record, test=evaluate_on_test(setup, tracker), status="finished")
             last = record.phases[-1]
-            writer.keep_classes(largest_by_class(setup.net, setup.evaluator, last.name, last.sha256))
-            writer.keep_maps(largest_maps(setup.net, setup.evaluator, last.name, last.sha256))
+            # Exits that no loss had a weight of were not trained.
+            largest = last.space.largest()
+            writer.keep_classes(largest_by_class(setup.net, largest, setup.evaluator, last.name, last.sha256))
+            writer.keep_maps(largest_maps(setup.net, largest, setup.evaluator, last.name, last.sha256))
             return Run(writer.path, writer.keep(record))
         except Stopped as stopped:
             writer.keep_status("stopped")

@@ -24,7 +24,7 @@ function figure(title, x) {
       data: [
         marked("all subsets", subsets.map((_, place) => place), x, {size: 6, color: colour("third"), opacity: .55}),
         marked("front", ordered, x, {size: 8, color: colour("accent")}, {mode: "lines+markers", line: {color: colour("accent"), width: 1.8}}),
-        marked("all exits", [whole], x, {symbol: "square", size: 11, color: colour("ink")}),
+        marked(payload.whole_name, [whole], x, {symbol: "square", size: 11, color: colour("ink")}),
         marked("last exit alone", [last], x, {symbol: "diamond", size: 11, color: colour("ink")}),
         marked("chosen", [chosen], x, {symbol: "circle-open", size: 16, color: colour("second"), line: {width: 3}}),
       ],

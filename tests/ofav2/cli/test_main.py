@@ -742,6 +742,12 @@ def test_a_closed_stderr_is_no_name_for_the_next_file() -> None:
     assert subprocess.run(["/bin/sh", "-c", command], cwd=ROOT, timeout=120, check=False).returncode == 0
 
 
+def test_an_empty_resume_begins_no_run(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["train", "digits", "--resume", "", "--run-dir", str(tmp_path / "run")]) == 2
+    assert "--resume (empty): must name a run" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_killed_process_that_reads_images_gets_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(error: str) -> None:
         raise RuntimeError(error)
@@ -754,6 +760,25 @@ def test_a_killed_process_that_reads_images_gets_one_line(capsys: Capture, monke
     monkeypatch.setattr(recipe, "names", lambda: fail("a bug of ours"))
     with pytest.raises(RuntimeError, match="a bug of ours"):
         main(["recipes"])
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, torch.OutOfMemoryError])
+def test_memory_that_runs_out_gets_one_line(
+    error: type[Exception], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill() -> object:
+        if error is RuntimeError:
+            return torch.empty(2**55)
+        raise error("CUDA out of memory. Tried to allocate 9 GiB. If reserved memory is large, try something else.")
+
+    monkeypatch.setattr(recipe, "names", fill)
+    assert main(["recipes"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"ofav2: memory ran out \(.*allocate.*\): lower data\.batch_size, evaluation\.batch_size or data\.resolutions",
+        line,
+    )
+    assert "If reserved" not in line
 
 
 @pytest.mark.parametrize(("name", "value"), [("WORLD_SIZE", "x"), ("WORLD_SIZE", "0"), ("RANK", "2"), ("RANK", "x")])

@@ -461,6 +461,7 @@ def test_searches_that_cannot_be_compared_are_refused(searched: Path, tmp_path: 
 
 def test_numbers_as_people_read_them() -> None:
     assert [count(n) for n in (7, 1_500, 10_255_760, 2.5e9, 1.5e32)] == ["7", "1.5 k", "10.3 M", "2.5 G", "1.5 × 10³²"]
+    assert [count(n) for n in (999.4, 999.6, 999_500, 7.94e12)] == ["999", "1 k", "1 M", "7.9 × 10¹²"]
     assert (percent(0.9888), percent(None)) == ("98.9 %", "–")
     assert (when("2026-11-22T17:50:45+00:00"), when("once")) == ("22 Nov 2026, 17:50 UTC", "once")
 

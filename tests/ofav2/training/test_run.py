@@ -22,6 +22,7 @@ from ofav2.data import ImageData, Split, SplitRecord, open_data
 from ofav2.data.images import Images, Indices, Pixels, pixels_of
 from ofav2.errors import RunError
 from ofav2.evaluation import corners
+from ofav2.evaluation.by_class import read_classes
 from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.evaluation.opened_run import OpenedRun
 from ofav2.runs import checkpoint, folder
@@ -126,6 +127,18 @@ def test_every_checkpoint_loads_and_its_largest_network_does_what_was_recorded(
     )
     weights = distill.exit_weights("ascending", 5).ensemble
     assert opened.evaluator.ensemble_score(module, weights, 16, opened.data.val) == record.ensemble_score
+
+
+def test_classes_are_measured_of_the_largest_network_that_was_trained(tmp_path: Path) -> None:
+    text = tiny.SIX.partition("  kernel:")[0].replace(tiny.ALL_CORNERS, tiny.NO_CORNERS)
+    weights = ["phases.full.exit_weights=[0.5,0.5,0,0,0]"]
+    run = ofav2.train(tiny.written(tmp_path, text), weights, tmp_path / "run")
+    found, largest = read_classes(run.folder, run.record), run.record.phases[-1].space.largest()
+    assert found
+    assert largest.height == 2
+    assert found.subnet == largest
+    assert run.record.test
+    assert found.results.accuracy == pytest.approx(run.record.test.largest)
 
 
 def test_no_two_phases_left_the_same_weights(tiny_run: Run) -> None:
