@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ofav2.data.importing.scenes import Imported
 
 STRIDE = 32
-"""Total stride of the supernets, which images must have at least."""
+"""Total stride of the supernets of the recipes for patches, which images must have at least."""
 
 _EPILOG = """\
 examples:
@@ -209,8 +209,8 @@ def _told(found: "Imported", out: str) -> None:
         console.say(f"patches left out as no pixel has data in all bands: {found.blank}")
     if (common := math.gcd(*found.side)) < STRIDE or common % 2:
         console.say(
-            f"patches of {height} x {width} pixels fit no supernet: import again with --side 64, or another even side"
-            f" of {STRIDE} or more"
+            f"patches of {height} x {width} pixels don't fit the recipes for patches: import again with --side 64, or"
+            f" another even side of {STRIDE} or more"
         )
     else:
         console.say(f"next: ofav2 plan {shlex.join(_plan(found, out))}")

@@ -70,7 +70,8 @@ def list_scenes(root: Path, layout: Layout) -> list[Scene]:
 def files_below(root: Path, suffixes: Sequence[str], without: Sequence[Path] = ()) -> list[Path]:
     """Return the paths, below a folder, of its files with some suffixes in the order of their names.
 
-    Links to folders are followed, each folder once; hidden files and folders are left out.
+    Links to folders are followed, each folder once, and by its own name where it lies below, too; hidden files and
+    folders are left out.
 
     Args:
         root: The folder.
@@ -82,7 +83,8 @@ def files_below(root: Path, suffixes: Sequence[str], without: Sequence[Path] = (
     """
     found: list[Path] = []
     top = root.expanduser()
-    seen = {*without, top.resolve()}
+    own = {Path(where).resolve() for where, _, _ in os.walk(top)}
+    seen = {*without}
 
     def fail(error: OSError) -> None:
         raise UserError(f"folder ({root}): {error.filename} cannot be read ({error.strerror}); correct the path")
@@ -91,7 +93,8 @@ def files_below(root: Path, suffixes: Sequence[str], without: Sequence[Path] = (
         here, new = Path(where), []
         for name in sorted(folders):
             target = (here / name).resolve()
-            if name[0] != "." and target not in seen:
+            elsewhere = (here / name).is_symlink() and target in own
+            if name[0] != "." and target not in seen and not elsewhere:
                 seen.add(target)
                 new.append(name)
         folders[:] = new

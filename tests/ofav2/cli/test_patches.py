@@ -51,7 +51,8 @@ def test_a_folder_is_imported_and_too_small_patches_are_said(scenes: Path, tmp_p
     err = run_ok(capsys, *given, "--out", str(tmp_path / "out"))
     assert "8 patches of 8 x 8 pixels and 2 bands (red, nir), from 2 scenes in 1 places" in err
     assert err.splitlines()[-1].endswith(
-        "patches of 8 x 8 pixels fit no supernet: import again with --side 64, or another even side of 32 or more"
+        "patches of 8 x 8 pixels don't fit the recipes for patches: import again with --side 64, or another even side"
+        " of 32 or more"
     )
 
 

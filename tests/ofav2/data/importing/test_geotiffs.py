@@ -43,9 +43,12 @@ def test_scenes_come_in_the_order_of_their_paths_with_splits_classes_and_places(
 def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
     write(tmp_path / "elsewhere" / "b.tif", tif(noise(1, 8, 8)))
     write(tmp_path / "in" / "a.tif", tif(noise(1, 8, 8)))
-    for name, target in (("linked", tmp_path / "elsewhere"), ("twice", tmp_path / "elsewhere"), ("loop", tmp_path)):
+    write(tmp_path / "in" / "own" / "c.tif", tif(noise(1, 8, 8)))
+    elsewhere, own = tmp_path / "elsewhere", tmp_path / "in" / "own"
+    for name, target in (("linked", elsewhere), ("twice", elsewhere), ("loop", tmp_path / "in"), ("again", own)):
         (tmp_path / "in" / name).symlink_to(target, target_is_directory=True)
-    assert [scene.name for scene in list_scenes(tmp_path / "in", Layout())] == ["a", "linked/b"]
+    (elsewhere / "back").symlink_to(tmp_path / "in", target_is_directory=True)
+    assert [scene.name for scene in list_scenes(tmp_path / "in", Layout())] == ["a", "linked/b", "own/c"]
 
 
 def test_masks_are_found_by_the_path_of_their_scene(tmp_path: Path) -> None:
