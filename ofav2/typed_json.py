@@ -57,6 +57,9 @@ Share = Annotated[float, Within(0, 1)]
 """A part of a whole."""
 Weight = Annotated[float, Within(1e-9, 1)]
 """A part of a sum of 1 that is not nothing."""
+LEAST_DEVIATION, LARGEST_DEVIATION = 1e-9, 1e9
+Deviation = Annotated[float, Within(LEAST_DEVIATION, LARGEST_DEVIATION)]
+"""A standard deviation."""
 Sha256 = Annotated[str, Form("[0-9a-f]{64}", "a SHA-256 in 64 hexadecimal digits")]
 """The checksum of a file."""
 

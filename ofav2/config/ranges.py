@@ -13,6 +13,7 @@ from typing import Any
 from ofav2.config.schema import Config, DataConfig, NetworkConfig, SupernetConfig, TuningConfig
 from ofav2.errors import UserError
 from ofav2.messages import join, setting, show
+from ofav2.typed_json import LARGEST_DEVIATION, LEAST_DEVIATION
 from supernets import SpaceError
 from supernets.architecture import check_options
 
@@ -114,8 +115,8 @@ RULES = (
     Rule("a range above 0, the smaller number first", _ordered, "[0.75,1.33]", ("data.crop_ratio",)),
     Rule("a number per band", lambda v: v != (), "[0.5,0.5,0.5]", ("data.mean",)),
     Rule(
-        "a number above 0 per band",
-        lambda v: v != () and all(0 < s < math.inf for s in v),
+        f"a number from {LEAST_DEVIATION:g} to {LARGEST_DEVIATION:g} per band",
+        lambda v: v != () and all(LEAST_DEVIATION <= s <= LARGEST_DEVIATION for s in v),
         "[0.25,0.25,0.25]",
         ("data.std",),
     ),

@@ -18,7 +18,7 @@ from ofav2.data.views import normalise
 from ofav2.errors import UserError
 from ofav2.messages import show
 from ofav2.rng import generator
-from ofav2.typed_json import Count, Form, Within, read_record, write_record
+from ofav2.typed_json import Count, Deviation, Form, read_record, write_record
 
 RGB = ("red", "green", "blue")
 """Bands of pictures."""
@@ -45,7 +45,7 @@ class BandStatistics:
 
     mean: float
     """Its mean."""
-    std: Annotated[float, Within(1e-9, 1e9)]
+    std: Deviation
     """Its standard deviation."""
 
 

@@ -11,6 +11,7 @@ from ofav2.data.patches import Codes, Cut, PatchImages, valid_pixels
 from ofav2.data.splits import Split
 from ofav2.errors import UserError
 from ofav2.progress import Advance, log_progress
+from ofav2.typed_json import LARGEST_DEVIATION, LEAST_DEVIATION
 
 MOST = 10_000
 """Patches that are measured, at most: more move the fourth digit."""
@@ -18,8 +19,6 @@ MOST_LABELS = 1000
 """Patches whose numbers are measured, at most: their size alone counts."""
 DIGITS = 7
 """Significant digits that are kept, so that sums in another order give the same."""
-SPREADS = (1e-9, 1e9)
-"""Least and largest standard deviation of a band."""
 
 
 class Moments(NamedTuple):
@@ -57,10 +56,10 @@ def measure_bands(images: PatchImages, bands: Sequence[str]) -> tuple[tuple[floa
                 f"band {band!r}: is {mean:g} in all {found.values} pixels of the training patches, so it tells nothing;"
                 " leave it out by data.bands"
             )
-        if not SPREADS[0] <= std <= SPREADS[1]:
+        if not LEAST_DEVIATION <= std <= LARGEST_DEVIATION:
             raise UserError(
-                f"band {band!r}: has standard deviation {std:g}, which must be from {SPREADS[0]:g} to {SPREADS[1]:g};"
-                " write its numbers in another unit"
+                f"band {band!r}: has standard deviation {std:g}, which must be from {LEAST_DEVIATION:g} to"
+                f" {LARGEST_DEVIATION:g}; write its numbers in another unit"
             )
     return found.mean, found.std
 

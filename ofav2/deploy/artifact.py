@@ -13,10 +13,21 @@ from ofav2.nas.limits import Limits, Method
 from ofav2.nas.machine import Machine
 from ofav2.networks.build import build_network, without_memory
 from ofav2.runs import checkpoint
-from ofav2.runs.records import Deviation, SplitSizes, Spread, check_channels
+from ofav2.runs.records import SplitSizes, Spread, check_channels
 from ofav2.tasks.base import Metric
 from ofav2.tasks.class_results import ClassResults
-from ofav2.typed_json import Count, Form, Positive, Sha256, Share, Weight, read_record, to_plain, write_record
+from ofav2.typed_json import (
+    Count,
+    Deviation,
+    Form,
+    Positive,
+    Sha256,
+    Share,
+    Weight,
+    read_record,
+    to_plain,
+    write_record,
+)
 from supernets import Architecture, SpaceError, Subnet
 from supernets.backbone import AnyArchitecture
 from supernets.cost import Cost

@@ -13,7 +13,7 @@ from ofav2.config.schema import Config
 from ofav2.errors import RunError
 from ofav2.runs.folder import RECORD
 from ofav2.tasks.base import Metric, Task
-from ofav2.typed_json import Count, Form, Positive, Sha256, Within, read_record, to_plain, write_record
+from ofav2.typed_json import Count, Deviation, Form, Positive, Sha256, Within, read_record, to_plain, write_record
 from supernets import DIMENSIONS, Space, SpaceError
 from supernets.backbone import AnyArchitecture
 from supernets.multi_exit import Network
@@ -54,8 +54,6 @@ class SkippedImages:
 
 Spread = Annotated[float, Within(2**-20, 1)]
 """A share that something is divided by, or that an image is cut to."""
-Deviation = Annotated[float, Within(1e-9, 1e9)]
-"""A standard deviation."""
 
 
 def check_channels(channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:

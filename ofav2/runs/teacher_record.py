@@ -7,8 +7,8 @@ from typing import Annotated
 
 from ofav2 import files
 from ofav2.errors import RunError
-from ofav2.runs.records import Deviation, check_channels
-from ofav2.typed_json import Form, Positive, Sha256, read_record, write_record
+from ofav2.runs.records import check_channels
+from ofav2.typed_json import Deviation, Form, Positive, Sha256, read_record, write_record
 
 FORMAT = "ofav2-teacher/2"
 RECORD = "teacher.json"
