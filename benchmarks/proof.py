@@ -2,6 +2,7 @@
 
 python -m benchmarks.proof train cifar10 DATA_ROOT     # folders of images: train/CLASS, test/CLASS
 python -m benchmarks.proof train eurosat DATA_ROOT     # a folder of images per class
+python -m benchmarks.proof train digits                # parallel blocks; the images come with scikit-learn
 python -m benchmarks.proof measure cifar10             # random and chosen sub-networks of every finished run
 python -m benchmarks.proof show cifar10                # tables as Markdown, plots as SVG
 
@@ -68,6 +69,12 @@ LONGER = "phases.expand.epochs=4"
 """Single-exit supernets skip the two epochs of the height phase; with these they see as many images."""
 EUROSAT_LONGER = "phases.expand_2.epochs=6.22"
 """The same for the height phases of EuroSAT, counted in sub-network images."""
+ONE_THREAD = ("run.threads=1",)
+"""Two threads add sums in another order, and the demo of digits takes all that there are."""
+LEVEL_OFF = ("phases.level=null", "phases.expand.epochs=21")
+"""Parallel blocks of digits whose branches are always all on; it takes as long as with the phase, by measured steps."""
+ONE_BRANCH = ("supernet.variant=ee_d", "phases.level=null", "phases.expand.epochs=37")
+"""No parallel blocks, as long again."""
 FASTER = MappingProxyType({"height": 0.07, "depth": 0.07, "expand": 0.07})
 """Learning rates of elastic phases after the kernel phase; the recipes have 0.03, and 0.1 in the full phase."""
 FASTER_KERNEL = MappingProxyType({"kernel": 0.1, **FASTER})
@@ -175,19 +182,31 @@ EUROSAT: tuple[Row, ...] = (
     Row("sandwich", "EE_D, one elastic phase, sandwich", "benchmarks/recipes/eurosat_sandwich.yaml"),
     *(alone(size, "benchmarks/recipes/eurosat_alone.yaml") for size in SIZES),
     Row("level-on", "EE_DP, with the level phases", "eurosat_proof", ("supernet.variant=ee_dp",)),
-    Row("level-off", "EE_DP, without them, last phase longer", "benchmarks/recipes/eurosat_level_off.yaml"),
+    Row(
+        "level-off",
+        "EE_DP, without them, last phase longer",
+        "eurosat_proof",
+        ("supernet.variant=ee_dp", "phases.level_1=null", "phases.level_2=null", "phases.expand_2.epochs=4.45"),
+    ),
 )
-DATASETS = MappingProxyType({"cifar10": CIFAR10, "eurosat": EUROSAT})
+DIGITS: tuple[Row, ...] = (
+    *seeds(Row("level-on", "EE_DP, with the level phase", "digits", ONE_THREAD), 3),
+    *seeds(Row("level-off", "EE_DP, without it, as long", "digits", (*ONE_THREAD, *LEVEL_OFF)), 3),
+    *seeds(Row("ee_d", "EE_D: one branch, as long", "digits", (*ONE_THREAD, *ONE_BRANCH)), 3),
+)
+DATASETS = MappingProxyType({"cifar10": CIFAR10, "eurosat": EUROSAT, "digits": DIGITS})
 """Everything that is compared on a data set, in the order in which it is trained."""
+PACKAGED = "digits"
+"""The data set whose images come with a package, so that it has no DATA_ROOT."""
 
 
-def command(row: Row, root: str, runs: Path) -> str:
+def command(row: Row, root: str | None, runs: Path) -> str:
     """The shell command that trains a row by itself."""
     where = ("--run-dir", str(runs / row.name), "--resume", "auto")
     return shlex.join(["ofav2", "train", row.recipe, *_data(root), *row.settings, *where])
 
 
-def train(rows: Iterable[Row], root: str, runs: Path) -> None:
+def train(rows: Iterable[Row], root: str | None, runs: Path) -> None:
     """Trains rows one after the other; those that are finished are left as they are.
 
     Raises:
@@ -314,7 +333,9 @@ def _point(opened: OpenedRun, subnet: Subnet, top1: float) -> dict[str, Any]:
     return {"exit": subnet.height, "macs": cost.macs, "params": cost.params, "top1": top1}
 
 
-def _data(root: str) -> tuple[str, ...]:
+def _data(root: str | None) -> tuple[str, ...]:
+    if root is None:
+        return ()
     return ("data.name=imagefolder", f"data.root={root}", f"data.cache={root.rstrip('/')}-decoded")
 
 
@@ -332,7 +353,10 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=" or ".join(DATASETS))
         if verb == "train":
             made.add_argument(
-                "root", metavar="DATA_ROOT", help="folders of images: CLASS, or train/CLASS and test/CLASS"
+                "root",
+                nargs="?",
+                metavar="DATA_ROOT",
+                help="folders of images: CLASS, or train/CLASS and test/CLASS; none for digits",
             )
         if verb != "show":
             made.add_argument("--rows", nargs="+", metavar="ROW", help="some rows only; all by default")
@@ -354,6 +378,18 @@ def some_rows(dataset: str, names: Sequence[str] | None) -> list[Row]:
     return [row for row in rows if names is None or row.name in names]
 
 
+def check_root(dataset: str, root: str | None) -> None:
+    """Refuse a folder of images where they come with a package, and none where they do not.
+
+    Raises:
+        UserError: As above; the message says what to do.
+    """
+    if dataset == PACKAGED and root is not None:
+        raise UserError(f"DATA_ROOT ({root}) is not for {dataset}, whose images come with scikit-learn: leave it out")
+    if dataset != PACKAGED and root is None:
+        raise UserError(f"DATA_ROOT is missing: name the folder with the images of {dataset}")
+
+
 @console.show_logs()
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line."""
@@ -364,6 +400,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     rows, runs = some_rows(given.dataset, given.rows), given.runs / given.dataset
     if given.verb == "train":
+        check_root(given.dataset, given.root)
         train(rows, given.root, runs)
     else:
         measure(rows, runs, results)

@@ -83,7 +83,8 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     Args:
         recipe: A name from `names()`, or the path of a .yaml file.
         overrides: Settings as `key=value`, where key is a full path such as `phases.full.epochs` and value is YAML. A
-            list is replaced as a whole; of two settings of one key the later one wins.
+            list is replaced as a whole; of two settings of one key the later one wins. `phases.NAME=null` leaves a
+            phase out.
 
     Returns:
         The complete configuration, defaults filled in.
@@ -95,7 +96,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Config:
     values = _resolved(_find(str(recipe), Path()), str(recipe), ())
     merged = reduce(_merge, _overrides(overrides), values)
     _refuse_unknown_phases(values, merged)
-    return fit(Config, merged)
+    return fit(Config, _without_dropped_phases(values, merged))
 
 
 def _refuse_unknown_phases(before: Mapping[Any, Any], merged: Mapping[Any, Any]) -> None:
@@ -104,7 +105,8 @@ def _refuse_unknown_phases(before: Mapping[Any, Any], merged: Mapping[Any, Any])
     if not isinstance(known, dict) or not isinstance(now, dict):
         return
     for name, settings in now.items():
-        if name in known or not isinstance(settings, dict) or {"epochs", "lr"} <= settings.keys():
+        whole = isinstance(settings, dict) and {"epochs", "lr"} <= settings.keys()
+        if name in known or whole or not isinstance(settings, dict | None):
             continue
         if not isinstance(name, str) or not PHASE_NAME.fullmatch(name):
             # Its name is refused with better words.
@@ -114,6 +116,15 @@ def _refuse_unknown_phases(before: Mapping[Any, Any], merged: Mapping[Any, Any])
         raise UserError(
             f"phases.{name} ({show(settings)}): the recipe's phases are {', '.join(map(str, known))}; {hint}"
         )
+
+
+def _without_dropped_phases(before: Mapping[Any, Any], merged: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Leave out the phases that a setting has made null; one that is empty in the file itself stays, to be refused."""
+    known, now = before.get("phases"), merged.get("phases")
+    if not isinstance(known, dict) or not isinstance(now, dict):
+        return merged
+    kept = {name: phase for name, phase in now.items() if phase is not None or known.get(name) is None}
+    return {**merged, "phases": kept}
 
 
 def parse(text: str, where: str, overrides: Sequence[str] = ()) -> Config:

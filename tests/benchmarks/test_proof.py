@@ -26,6 +26,7 @@ from tests.ofav2.test_resume import at, stopped_after
 
 IMAGES = {"train": {"cat": 12, "dog": 12}, "test": {"cat": 4, "dog": 4}}
 STEPS_PER_EPOCH = 100
+DIGITS_TRAIN_IMAGES = 1150
 LITTLE = ("data.val_fraction=0.2", "data.mean=null", "data.std=null", "data.resolutions=[32]")
 
 
@@ -96,12 +97,20 @@ def named(pair: tuple[str, Row]) -> str:
 
 @pytest.mark.parametrize("pair", ROWS, ids=named)
 def test_a_row_is_a_command_that_the_parser_takes(pair: tuple[str, Row]) -> None:
-    _, row = pair
-    program, *arguments = shlex.split(proof.command(row, "some images", Path("runs")))
+    dataset, row = pair
+    root = None if dataset == proof.PACKAGED else "some images"
+    program, *arguments = shlex.split(proof.command(row, root, Path("runs")))
     assert program == "ofav2"
     parsed = cli.parser().parse_args(arguments)
     assert recipe.load(parsed.recipe, parsed.overrides) == recipe.load(row.recipe, parsed.overrides)
     assert parsed.run_dir == f"runs/{row.name}"
+
+
+def test_images_that_come_with_a_package_have_no_folder_and_others_need_one() -> None:
+    with pytest.raises(UserError, match=r"DATA_ROOT \(photos\) is not for digits, .* leave it out"):
+        proof.main(["train", "digits", "photos"])
+    with pytest.raises(UserError, match="DATA_ROOT is missing: name the folder with the images of eurosat"):
+        proof.main(["train", "eurosat"])
 
 
 def test_rows_are_chosen_by_name() -> None:
@@ -119,6 +128,12 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def short(row: Row, train_images: int, *more: str) -> Row:
+    """The row with two steps per phase of a small supernet."""
+    small = tiny.shrunk(row.recipe, row.settings, train_images=train_images)
+    return replace(row, settings=(*row.settings, *small, *LITTLE, *more))
+
+
 def shapes() -> list[Any]:
     """Rows that differ in more than their seed; all but the first are slow tests."""
     pairs = [pair for pair in ROWS if "-seed" not in pair[1].name]
@@ -131,14 +146,15 @@ def shapes() -> list[Any]:
 @pytest.mark.parametrize("pair", shapes())
 def test_a_row_starts_stops_and_goes_on(pair: tuple[str, Row], images: Path, tmp_path: Path, notes: Notes) -> None:
     """It is told to stop after the first step of its first two phases; with one phase, it goes on to its end."""
-    _, row = pair
-    small = replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *LITTLE))
+    dataset, row = pair
+    root, train_images = (None, DIGITS_TRAIN_IMAGES) if dataset == proof.PACKAGED else (str(images), 20)
+    small = short(row, train_images)
     phases = list(recipe.load(small.recipe, ["data.root=x", *small.settings]).phases)
     for phase in phases[:2]:
         with stopped_after(at(phase, 1)):
-            proof.train([small], str(images), tmp_path)
+            proof.train([small], root, tmp_path)
     if len(phases) == 1:
-        proof.train([small], str(images), tmp_path)
+        proof.train([small], root, tmp_path)
     assert f"going on with phase {phases[0]} from step 1" in notes()
     assert len(read_run(tmp_path / row.name).phases) == 1
 
@@ -164,8 +180,7 @@ def test_rows_are_trained_measured_and_shown(
     for name, value in {"BODIES": 2, "CANDIDATES": 2, "TEST_IMAGES": 5}.items():
         monkeypatch.setattr(proof, name, value)
     some = [row for row in CIFAR10 if row.name in ("ofa", "ofav2", "alone-small")]
-    more = (*LITTLE, "evaluation.corners=all")
-    rows = [replace(row, settings=(*row.settings, *tiny.shrunk(row.recipe, train_images=20), *more)) for row in some]
+    rows = [short(row, 20, "evaluation.corners=all") for row in some]
     runs, results = tmp_path / "runs", tmp_path / "results"
     proof.measure(rows, runs, results)
     assert "ofav2 is not finished: left out" in capsys.readouterr().err

@@ -223,9 +223,9 @@ def middle(space: Space) -> Subnet:
     return Subnet.from_dict(fields)
 
 
-def shrunk(name: str, *, train_images: int) -> list[str]:
-    """Overrides that keep a recipe's phases, samplers and teachers, with two steps per phase."""
-    config = recipe.load(name, ["data.root=null"])
+def shrunk(name: str, settings: Sequence[str] = (), *, train_images: int) -> list[str]:
+    """Overrides after `settings` that keep a recipe's phases, samplers and teachers, with two steps per phase."""
+    config = recipe.load(name, ["data.root=null", *settings])
     sides = "[16,20]" if config.supernet.stem_stride == 1 else "[32,40]"
     # Other networks of timm take longer to make than to train for two steps.
     network = ["network.name=test_resnet"] if config.network.kind == "timm" else []

@@ -327,6 +327,23 @@ def test_a_runs_folder_is_no_recipe_but_its_recipe_is(tmp_path: Path) -> None:
     assert f"`ofav2 train '{tmp_path}/my run/recipe.yaml'`" in message
 
 
+def test_a_setting_leaves_a_phase_out(small: str) -> None:
+    phases = recipe.load(small).phases
+    assert recipe.load(small, ["phases.kernel=null"]).phases == {"full": phases["full"]}
+    # Of two settings of one key the later one wins: this is a new phase in its place, complete as such.
+    anew = "phases.kernel={epochs: 1, lr: 0.5, unlock: {kernel: [3, 7]}}"
+    again = recipe.load(small, ["phases.kernel=null", anew]).phases
+    assert list(again) == ["full", "kernel"]
+    assert again["kernel"].lr == 0.5
+    assert refusal(small, "phases.full=null", "phases.kernel=null").startswith("phases ({}): ")
+
+
+def test_a_phase_that_a_file_leaves_empty_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "forgotten.yaml"
+    path.write_text("base: digits\nphases:\n  full: {epochs: 1, lr: 0.1}\n  kernel:\n")
+    assert refusal(str(path)).startswith("phases.kernel (null): must be a mapping")
+
+
 def test_phases_keep_the_files_order(tmp_path: Path) -> None:
     phases = "".join(f"  {name}: {{epochs: 1, lr: 1}}\n" for name in ("z", "a", "m"))
     config = recipe.load(written(tmp_path, f"data: {{name: digits}}\nphases:\n{phases}"))
@@ -410,7 +427,8 @@ def test_what_loads_is_written_so_that_it_loads_again(
         ("phases.full.unlock=[3]", "phases.full.unlock", "[3]", "mapping"),
         ("run=", "run", "null", "mapping"),
         ("phases=", "phases", "null", "mapping of phases"),
-        ("phases.full=", "phases.full", "null", "mapping"),
+        ("phases.kernl=null", "phases.kernl", "null", "did you mean phases.kernel?"),
+        ("phases.full=3", "phases.full", "3", "mapping"),
         ("phases.new.lr=0.1", "phases.new", '{"lr": 0.1}', "the recipe's phases are full, kernel; name one of them"),
         ("phases.kernl.lr=0.1", "phases.kernl", '{"lr": 0.1}', "did you mean phases.kernel?"),
         ("phases={a b: {epochs: 1, lr: 1}}", 'phases."a b"', '{"epochs": 1, "lr": 1}', "letters, digits"),
