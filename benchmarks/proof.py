@@ -148,6 +148,15 @@ CIFAR10: tuple[Row, ...] = (
     *seeds(Row("ofav2-faster-kernel", "OFAv2, higher rates", "cifar10_proof", rates(FASTER_KERNEL)), 2),
     *seeds(
         Row(
+            "ofav2-faster-uniform",
+            "OFAv2, higher rates, exits weighed evenly",
+            "cifar10_proof",
+            (*rates(FASTER_KERNEL), "teacher.exit_weights=uniform"),
+        ),
+        2,
+    ),
+    *seeds(
+        Row(
             "in-place-faster-kernel",
             "EE_D, in-place distillation, higher rates",
             IN_PLACE,

@@ -39,6 +39,8 @@ CLAIMS = MappingProxyType(
         "teaching in place beats OFA in thirty epochs": ("in-place-long", "ofa-long"),
         "higher rates of all elastic phases are better": ("ofav2-faster-kernel", "ofav2"),
         "higher rates after the kernel phase are better": ("ofav2-faster", "ofav2"),
+        "exits weighed evenly are better, at higher rates": ("ofav2-faster-uniform", "ofav2-faster-kernel"),
+        "a level phase is worth its seconds": ("level-on", "level-off"),
     }
 )
 """Claims, the paper's and this project's, by the rows that are to differ: the first one is to be better."""
