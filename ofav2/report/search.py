@@ -9,7 +9,7 @@ from typing import Any
 
 from ofav2.nas.effects import Effects, choice_effects
 from ofav2.nas.found import Adapted, Finalist, FrontRecord, SearchRecord, describe_adaptation, run_names
-from ofav2.nas.limits import show
+from ofav2.nas.limits import UNITS, show
 from ofav2.nas.search_snapshot import SearchedNetwork, SearchSnapshot
 from ofav2.report.networks import drawn_supernet
 from ofav2.report.page import count
@@ -35,7 +35,7 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "summary": _summary(search),
         "keys": _keys(search),
         "optimism": _optimism(record, final) if final else None,
-        "costs": [COST_NAMES.get(name, name) for name in record.costs],
+        "costs": cost_axes(record.costs),
         "finalists": _rows(search, final) if final else [],
         "band": _has_band(record),
         "adaptation": describe_adaptation(record, adapted) if adapted else None,
@@ -45,9 +45,7 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
         "commands": _commands(search),
         "payload": {
             "metric": asdict(record.metric),
-            "costs": [
-                {"name": name, "title": COST_NAMES.get(name, name), "unit": _unit(name)} for name in record.costs
-            ],
+            "costs": cost_axes(record.costs),
             # Supernets of one space are drawn alike.
             "supernet": drawn_supernet(record.runs[0].architecture, record.space),
             "networks": [_network(search, one) for one in search.networks],
@@ -59,6 +57,11 @@ def search_page(search: SearchSnapshot) -> dict[str, Any]:
             "effects": [asdict(factor) for factor in effects.factors[:_SHOWN_FACTORS]] if effects else [],
         },
     }
+
+
+def cost_axes(costs: Sequence[str]) -> list[dict[str, str]]:
+    """Return the names of costs in records, and what a reader calls them."""
+    return [{"name": name, "title": COST_NAMES.get(name, name)} for name in costs]
 
 
 def _effects(search: SearchSnapshot) -> Effects | None:
@@ -175,10 +178,6 @@ def _shown_cost(name: str, value: float) -> str:
     return show(name, int(value)) if name in ("memory", "latency") else f"{value:,}"
 
 
-def _unit(name: str) -> str:
-    return {"memory": "B", "latency": "ns"}.get(name, "")
-
-
 def _name(search: SearchSnapshot, one: SearchedNetwork | Finalist) -> str:
     """Return what a network is called: with its run, where several were searched."""
     names = run_names(search.runs)
@@ -208,5 +207,12 @@ def _commands(search: SearchSnapshot) -> Sequence[tuple[str, str]]:
     return [
         ("Take number 1 out", f"{extract} --number 1 --out network-1"),
         ("Take the best compromise out", f"{extract} --knee --out knee"),
-        ("Take the best one within a limit", f"{extract} --max-macs 2M --out small"),
+        *(("Take the best one within a limit", f"{extract} {limit} --out small") for limit in _limits(search)[:1]),
     ]
+
+
+def _limits(search: SearchSnapshot) -> list[str]:
+    """Return options that set a limit which the cheaper half of the front keeps, for each cost that has one."""
+    front = [search.networks[index].costs for index in search.best()]
+    middles = {name: sorted(own[name] for own in front)[(len(front) - 1) // 2] for name in search.record.costs}
+    return [f"--max-{name} {show(name, int(value))}" for name, value in middles.items() if name in UNITS]

@@ -11,7 +11,7 @@ from ofav2.nas.search_snapshot import SearchSnapshot
 from ofav2.nas.search_volumes import common_volumes
 from ofav2.report.comparison import Comparison, differing, folder_names
 from ofav2.report.page import write_page
-from ofav2.report.search import COST_NAMES
+from ofav2.report.search import cost_axes
 from ofav2.tasks.base import Metric
 from ofav2.typed_json import to_plain
 
@@ -61,10 +61,11 @@ def compare_searches(searches: Sequence[SearchSnapshot], out: Path) -> Compariso
         "title": f"{' · '.join(names)} · ofav2",
         "comparison": comparison,
         "metric": metric,
+        "costs": cost_axes(costs),
         "folders": [search.folder for search in searches],
         "payload": {
             "metric": asdict(metric),
-            "cost": COST_NAMES.get(costs[0], costs[0]),
+            "costs": cost_axes(costs),
             "fronts": [_front(name, search) for name, search in zip(names, searches, strict=True)],
             "volumes": [
                 {"search": name, "measured": [at for at, _ in volume], "hypervolume": [value for _, value in volume]}
@@ -138,7 +139,8 @@ def _front(name: str, search: SearchSnapshot) -> Mapping[str, Any]:
     values = [one.confirmed for one in search.final.finalists] if search.final else [one.value for one in networks]
     return {
         "search": name,
-        "networks": [str(one.subnet) for one in networks],
-        "costs": [one.costs[search.record.costs[0]] for one in networks],
-        "values": values,
+        "networks": [
+            {"name": str(one.subnet), "costs": dict(one.costs), "value": value}
+            for one, value in zip(networks, values, strict=True)
+        ],
     }

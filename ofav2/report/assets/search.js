@@ -2,20 +2,7 @@
 // The page of a search. Reading order: the networks and their selection, then the other charts.
 
 const {networks, front, costs, rounds, finalists} = payload;
-const chosen = {point: 0, cost: 0};
-
-function costOf(network) {
-  return network.costs[costs[chosen.cost].name];
-}
-
-function shownCost(name, value) {
-  if (name === "latency") return Number((value / 1e6).toPrecision(3)) + " ms";
-  return name === "memory" ? short(value) + "B" : short(value);
-}
-
-function allCosts(network) {
-  return costs.map(({name, title}) => `${shownCost(name, network.costs[name])} ${title}`).join(", ");
-}
+const chosen = {point: 0};
 
 function hover(network) {
   const guess = network.predicted === null ? "" : `, predicted ${shown(network.predicted)}`;
@@ -36,11 +23,6 @@ function roundMarker(own, node, more) {
     colorbar: {title: {text: "round", font: {size: 12, color: colour("soft")}}, thickness: 8, outlinewidth: 0, len: .9,
       tickfont: {size: 11, color: colour("soft")}, xpad: narrow(node) ? 2 : 10, tickformat: "d", nticks: 6},
   }, more);
-}
-
-function costAxis(values, node) {
-  const {title, name} = costs[chosen.cost];
-  return axis(title + ({macs: " per image", memory: ", bytes", latency: ", ns"}[name] ?? ""), costScale(values, node));
 }
 
 function scatterFigure(node) {
@@ -203,14 +185,7 @@ if (networks.length) {
   listFront();
   select(front[Math.floor(front.length / 2)]);
   document.getElementById("scatter").addEventListener("keydown", move);
-  const menu = document.getElementById("cost-menu");
-  if (menu) {
-    menu.value = "0";
-    menu.addEventListener("change", () => {
-      chosen.cost = Number(menu.value);
-      for (const id of ["scatter", "finalists", "adaptation"]) drawn.get(document.getElementById(id))?.();
-    });
-  }
+  followCostMenu("scatter", "finalists", "adaptation");
 }
 if (finalists) chart("finalists", finalistsFigure);
 if (payload.adapted) chart("adaptation", adaptationFigure);

@@ -13,15 +13,16 @@ function shared(node, more) {
   return layout({showlegend: true, margin: {l: 52, r: 12, t: 36 + (narrow(node) ? 14 * payload.fronts.length : 0), b: 48}, ...more});
 }
 
+// A front in several costs is no line over one of them.
 function frontsFigure(node) {
+  const mode = payload.costs.length === 1 ? "lines+markers" : "markers";
   const data = payload.fronts.map((front, index) => ({
-    type: "scatter", mode: "lines+markers", name: plain(front.search), x: front.costs, y: front.values,
-    text: front.networks.map((name, i) => `<b>${shown(front.values[i])}</b> · ${short(front.costs[i])} ${plain(payload.cost)}<br>${plain(name)}`),
+    type: "scatter", mode, name: plain(front.search), x: front.networks.map(costOf), y: front.networks.map(one => one.value),
+    text: front.networks.map(one => `<b>${shown(one.value)}</b> · ${allCosts(one)}<br>${plain(one.name)}`),
     hovertemplate: `${plain(front.search)}: %{text}<extra></extra>`, ...searchLine(index),
   }));
-  const costs = payload.fronts.flatMap(front => front.costs);
   return {data, layout: shared(node, {
-    xaxis: axis(payload.cost, costScale(costs, node)),
+    xaxis: costAxis(data.flatMap(({x}) => x), node),
     yaxis: metricAxis(""),
   })};
 }
@@ -35,4 +36,5 @@ function volumesFigure(node) {
 }
 
 chart("fronts", frontsFigure);
+followCostMenu("fronts");
 chart("volumes", volumesFigure);

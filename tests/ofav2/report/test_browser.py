@@ -465,5 +465,21 @@ def test_comparing_searches_draws_a_front_and_a_curve_each(
         assert drawn(browser) == ["fronts", "volumes"]
         assert browser.execute_script("return document.querySelectorAll('#fronts .scatterlayer .trace').length") == 2
         assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        assert browser.find_elements(By.ID, "cost-menu") == []
     assert browser.execute_script("return window.harm") is None
+    assert browser.get_log("browser") == []
+
+
+def test_comparing_searches_for_several_costs_draws_the_chosen_one(
+    browser: webdriver.Chrome, search_page: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(search_page.parent, tmp_path / "other"))
+    show(browser, ofav2.compare_runs([search_page.parent, other], tmp_path / "both.html").page)
+    assert drawn(browser) == ["fronts", "volumes"]
+    title = "return document.getElementById('fronts').layout.xaxis.title.text"
+    joined = "return document.querySelectorAll('#fronts .scatterlayer .js-line').length"
+    assert browser.execute_script(title) == "parameters"
+    Select(browser.find_element(By.ID, "cost-menu")).select_by_visible_text("multiply-adds")
+    assert browser.execute_script(title) == "multiply-adds per image"
+    assert browser.execute_script(joined) == 0, "a front in three objectives is no line over one cost"
     assert browser.get_log("browser") == []

@@ -17,6 +17,7 @@ from ofav2.cli.main import main
 from ofav2.errors import RunError, UserError
 from ofav2.evaluation.by_class import CLASSES, read_classes
 from ofav2.nas.latency_table import TABLE
+from ofav2.nas.limits import parse_limits
 from ofav2.nas.search_snapshot import read_search_snapshot
 from ofav2.report.comparison import differing
 from ofav2.report.networks import Measured, Table, tables
@@ -354,6 +355,10 @@ def test_the_page_of_a_search_tells_what_it_found(searched: Path, tmp_path: Path
     assert [one["band"][0] < one["confirmed"] < one["band"][1] for one in shown.payload["finalists"]]
     assert len(shown.payload["networks"]) == found.front.networks
     assert f"ofav2 extract --from-search {found.folder} --number 1" in shown.text
+    # The limit that it proposes is one that networks of this search can keep, and not all do.
+    (limit,) = re.findall(rf"--from-search {re.escape(str(found.folder))} --max-macs (\S+)", shown.text)
+    within = [one.macs <= parse_limits(macs=limit).macs for one in found.front.finalists]
+    assert sum(within) == (len(within) + 1) // 2
     # Confirmed values may let one beat another, so the page doesn't call these networks a front.
     assert "Finalists" in shown.text
     assert "On the front" not in shown.text
