@@ -73,6 +73,8 @@ ONE_THREAD = ("run.threads=1",)
 """Two threads add sums in another order, and the demo of digits takes all that there are."""
 LEVEL_OFF = ("phases.level=null", "phases.expand.epochs=21")
 """Parallel blocks of digits whose branches are always all on; it takes as long as with the phase, by measured steps."""
+LEVEL_KEEP = ("supernet.keep=[mbconv]", "phases.expand.epochs=10")
+"""The level phase with blocks that keep their MBConv; with fewer epochs of dearer steps, it takes about as long."""
 ONE_BRANCH = ("supernet.variant=ee_d", "phases.level=null", "phases.expand.epochs=37")
 """No parallel blocks, as long again."""
 FASTER = MappingProxyType({"height": 0.07, "depth": 0.07, "expand": 0.07})
@@ -201,6 +203,7 @@ EUROSAT: tuple[Row, ...] = (
 DIGITS: tuple[Row, ...] = (
     *seeds(Row("level-on", "EE_DP, with the level phase", "digits", ONE_THREAD), 3),
     *seeds(Row("level-off", "EE_DP, without it, as long", "digits", (*ONE_THREAD, *LEVEL_OFF)), 3),
+    *seeds(Row("level-keep", "EE_DP, with it, MBConv kept, as long", "digits", (*ONE_THREAD, *LEVEL_KEEP)), 3),
     *seeds(Row("ee_d", "EE_D: one branch, as long", "digits", (*ONE_THREAD, *ONE_BRANCH)), 3),
 )
 DATASETS = MappingProxyType({"cifar10": CIFAR10, "eurosat": EUROSAT, "digits": DIGITS})

@@ -202,6 +202,7 @@ class Space:
         stages: Body stages of the supernet.
         blocks: Block positions per stage of the supernet.
         branches: Branches of the supernet's blocks; only `mbconv` where blocks are not parallel.
+        keep: Branches that every block has active; others may be off.
 
     Raises:
         SpaceError: If a dimension has no choice, or one that the supernet can't serve.
@@ -216,6 +217,7 @@ class Space:
     stages: int = 5
     blocks: int = 4
     branches: tuple[str, ...] = ("mbconv",)
+    keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Sort the choices and check them against what the supernet has."""
@@ -228,10 +230,26 @@ class Space:
             if values[-1] > most.get(name, values[-1]):
                 raise SpaceError(f"{name} ({values[-1]}) is more than the supernet has: at most {most[name]}")
             object.__setattr__(self, name, values)
+        object.__setattr__(self, "keep", self._kept(self.keep))
+        if self.level[0] < len(self.keep):
+            raise SpaceError(
+                f"level ({self.level[0]}) is less than what every block keeps ({', '.join(self.keep)}): take"
+                f" {len(self.keep)} or more"
+            )
+
+    def keeping(self, branches: Sequence[str]) -> "Space":
+        """Return the part of the space in which every block has these branches active, whatever else.
+
+        Raises:
+            SpaceError: If one is no branch of the supernet.
+        """
+        kept = self._kept(branches)
+        return replace(self, keep=kept, level=tuple(count for count in self.level if count >= len(kept)))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON holds them: lists, numbers and texts."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Return the fields as JSON holds them: lists, numbers and texts; without `keep` where it is empty."""
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        return values if self.keep else {name: value for name, value in values.items() if name != "keep"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Space":
@@ -240,14 +258,19 @@ class Space:
         Raises:
             SpaceError: A field is missing, unknown, or holds a choice that can't be; the message names it.
         """
-        names = tuple(field.name for field in fields(cls))
+        names = tuple(field.name for field in fields(cls) if field.name != "keep" or field.name in values)
         known_fields("space", values, names)
         return cls(**{name: values[name] for name in names})
 
     @property
     def levels(self) -> tuple[tuple[str, ...], ...]:
         """Every set of branches that a block may have active."""
-        return tuple(branches for count in self.level for branches in combinations(self.branches, count))
+        return tuple(
+            branches
+            for count in self.level
+            for branches in combinations(self.branches, count)
+            if set(self.keep) <= set(branches)
+        )
 
     @property
     def block_choices(self) -> tuple[BlockChoice, ...]:
@@ -277,7 +300,8 @@ class Space:
             kernel: Kernel size of every block.
             expand: Expansion ratio of every block.
             depth: Blocks of every stage.
-            level: Active branches of every block: their names, or a number, which takes the first ones of `branches`.
+            level: Active branches of every block: their names, or a number, which takes the first set of so many in
+                `levels`.
             height: Exit.
 
         Raises:
@@ -290,7 +314,7 @@ class Space:
         }
         if level is None or isinstance(level, Integral):
             count = max(self.level) if level is None else self._chosen("level", level)
-            branches = self.branches[:count]
+            branches = next(found for found in self.levels if len(found) == count)
         else:
             branches = _branches("level", level)
             if branches not in self.levels:
@@ -468,7 +492,16 @@ class Space:
 
     def _level_rule(self) -> str:
         counts = " or ".join(map(str, self.level))
-        return f"choose {counts} of {', '.join(self.branches)}"
+        kept = f", always with {' and '.join(self.keep)}" if self.keep else ""
+        return f"choose {counts} of {', '.join(self.branches)}{kept}"
+
+    def _kept(self, branches: Sequence[str]) -> tuple[str, ...]:
+        """Return branches to keep in their own order."""
+        kept = () if branches in ((), []) else _branches("keep", branches)
+        for branch in kept:
+            if branch not in self.branches:
+                raise SpaceError(f"keep ({branch}) is no branch of this supernet: it has {', '.join(self.branches)}")
+        return kept
 
 
 def walk_blocks(subnet: Subnet) -> Iterator[tuple[int, int, BlockChoice]]:

@@ -266,7 +266,7 @@ def _check_supernet(config: SupernetConfig) -> None:
     if config.frozen and config.init is None:
         raise UserError("supernet.frozen (true): weights that start anew have to be trained; set supernet.init=RUN")
     options = asdict(config)
-    for other in ("variant", "head_width", "init", "frozen"):
+    for other in ("variant", "head_width", "init", "frozen", "keep"):
         del options[other]
     try:
         check_options(**options)

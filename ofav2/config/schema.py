@@ -164,6 +164,8 @@ class SupernetConfig:
     """Numbers of blocks that a stage may have."""
     stem_stride: int = 2
     """Stride of the first convolution: 2 as in the paper, 1 for images of about 32 pixels or less."""
+    keep: tuple[Literal["mbconv", "conv", "transform"], ...] = ()
+    """Parallel branches that every block keeps, such as [mbconv]; the level phases switch off others only."""
     head_width: int = 32
     """Channels inside dense heads, which tasks have whose outputs are maps; others have no use for it."""
     init: str | None = None

@@ -9,7 +9,7 @@ import torch
 import supernets
 from ofav2.config.schema import Config
 from ofav2.errors import UserError
-from supernets import Architecture, Supernet
+from supernets import Architecture, SpaceError, Supernet
 from supernets.backbone import AnyArchitecture, Backbone
 from supernets.multi_exit import MultiExit, Network
 
@@ -115,7 +115,12 @@ def recipe_network(config: Config, *, outputs: int, channels: int, dense: bool =
     """
     if config.network.kind == "supernet":
         options = supernet_options(config, outputs=outputs, channels=channels, dense=dense)
-        return supernets.create(config.supernet.variant, **options)
+        net = supernets.create(config.supernet.variant, **options)
+        try:
+            net.space = net.space.keeping(config.supernet.keep)
+        except SpaceError as error:
+            raise UserError(f"supernet.{error}") from error
+        return net
     if dense:
         raise UserError(
             f"network.kind (timm): exits of timm's networks have no dense heads, which task {config.task} needs: set it"
@@ -153,7 +158,7 @@ def with_classes(arch: AnyArchitecture, classes: int) -> AnyArchitecture:
 
 def supernet_options(config: Config, *, outputs: int, channels: int, dense: bool = False) -> dict[str, Any]:
     """Return keyword arguments of `supernets.create` for a recipe and its data."""
-    own = ("variant", "init", "frozen")
+    own = ("variant", "init", "frozen", "keep")
     options = {name: value for name, value in asdict(config.supernet).items() if name not in own}
     return {
         **options,

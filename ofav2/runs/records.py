@@ -245,7 +245,8 @@ class RunRecord:
             datetime.fromisoformat(self.created)
         except ValueError as error:
             raise ValueError(f"created ({self.created[:40]!r}) must be a time in ISO 8601") from error
-        if self.space != self.architecture.space(self.space.resolution):
+        # What blocks keep is a choice of the recipe: weights do not depend on it.
+        if self.space != self.architecture.space(self.space.resolution).keeping(self.space.keep):
             raise ValueError("space is not that of the architecture")
         for index, phase in enumerate(self.phases):
             try:

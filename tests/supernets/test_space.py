@@ -36,6 +36,8 @@ SMALL = (
     Space((32, 40), (3, 7), (3,), (1, 2), (1,), (1, 3), stages=3, blocks=2),
     Space((32,), (3, 5), (4, 6), (1, 3), (2,), (1,), stages=1, blocks=3, branches=BRANCHES),
     Space((32,), (5,), (4,), (2,), (1,), (1,), stages=1, blocks=2, branches=BRANCHES[:2]),
+    Space((32,), (3, 5), (4, 6), (1, 2), (1, 2, 3), (1, 2), stages=2, blocks=2, branches=BRANCHES, keep=("mbconv",)),
+    Space((32,), (3, 5), (4,), (1, 2), (2, 3), (1,), stages=1, blocks=2, branches=BRANCHES, keep=("transform",)),
 )
 
 
@@ -44,7 +46,7 @@ def every_block(space: Space) -> list[tuple[int | None, int | None, tuple[str, .
     found: list[tuple[int | None, int | None, tuple[str, ...]]] = []
     for on in product((True, False), repeat=len(space.branches)):
         level = tuple(branch for branch, active in zip(space.branches, on, strict=True) if active)
-        if len(level) in space.level:
+        if len(level) in space.level and set(space.keep) <= set(level):
             sizes = product(space.kernel, space.expand) if "mbconv" in level else [(None, None)]
             found += [(kernel, expand, level) for kernel, expand in sizes]
     return found
@@ -588,6 +590,32 @@ class TestContains:
 GOOD = {"resolution": (32,), "kernel": (3,), "expand": (3,), "depth": (2,), "level": (1,), "height": (5,)}
 
 
+class TestKeptBranches:
+    def test_no_block_loses_a_branch_that_is_kept(self) -> None:
+        part = PAPER.keeping(["mbconv"])
+        without = [level for level in PAPER.levels if "mbconv" not in level]
+        assert part.levels == tuple(level for level in PAPER.levels if level not in without)
+        assert [PAPER.uniform(level=level) in part for level in without] == [False] * len(without)
+        assert part.largest() == PAPER.largest()
+        assert part.smallest() == PAPER.smallest()
+        assert set(part.corners()) == {subnet for subnet in PAPER.corners() if subnet in part}
+
+    def test_numbers_of_branches_that_are_too_few_are_left_out(self) -> None:
+        part = PAPER.keeping(("transform", "conv"))
+        assert part.level == (2, 3)
+        assert part.levels == (("conv", "transform"), BRANCHES)
+        assert part.smallest().level[0][0] == ("conv", "transform")
+        with pytest.raises(SpaceError, match=r"level .*choose 2 or 3 of .*, always with conv and transform"):
+            part.uniform(level=["mbconv", "conv"])
+
+    def test_it_is_kept_in_smaller_spaces_and_in_records_and_none_was_there_before(self) -> None:
+        part = PAPER.keeping(["mbconv"])
+        assert part.restrict(level=(1, 3)).levels == (("mbconv",), BRANCHES)
+        assert Space.from_dict(json.loads(json.dumps(part.to_dict()))) == part
+        assert "keep" not in PAPER.to_dict()
+        assert part.keeping([]) == PAPER
+
+
 class TestSpaceArguments:
     def test_choices_are_sorted_and_each_there_once(self) -> None:
         space = Space(**GOOD | {"kernel": [7, 3, 7, 5]})
@@ -622,6 +650,10 @@ class TestSpaceArguments:
             ({"branches": ("skip",)}, "branches"),
             ({"branches": ("mbconv", "mbconv")}, "branches"),
             ({"branches": ([],)}, "branches"),
+            ({"keep": ("conv",)}, r"keep \(conv\) is no branch of this supernet: it has mbconv"),
+            ({"keep": ("skip",)}, "keep"),
+            ({"keep": None}, "keep"),
+            ({"branches": BRANCHES, "keep": ("mbconv", "conv")}, r"level \(1\) is less than .*mbconv, conv.*2 or more"),
         ],
     )
     def test_what_the_supernet_lacks_is_refused(self, change: dict[str, Any], message: str) -> None:

@@ -25,9 +25,12 @@ from ofav2.evaluation import corners
 from ofav2.evaluation.by_class import read_classes
 from ofav2.evaluation.evaluator import Evaluator, Score
 from ofav2.evaluation.opened_run import OpenedRun
+from ofav2.networks.cost import network_cost
+from ofav2.report.networks import tables
 from ofav2.runs import checkpoint, folder
 from ofav2.runs.metrics_file import read_metrics
 from ofav2.runs.records import Run, TeacherRecord, read_run
+from ofav2.runs.snapshot import read_snapshot
 from ofav2.training import setup as prepare
 from ofav2.training.step import train_steps
 from supernets import SpaceError, Subnet, Supernet
@@ -289,6 +292,24 @@ def test_phases_that_the_variant_lacks_are_skipped_and_said(tmp_path: Path, note
     assert [phase.name for phase in run.record.phases] == ["full", "kernel"]
 
 
+def test_branches_that_blocks_keep_are_on_in_all_networks_that_are_measured_and_chosen(tmp_path: Path) -> None:
+    dropped = [f"phases.{name}=null" for name in ("kernel", "depth", "expand")]
+    path = tiny.written(tmp_path / "recipes", tiny.SIX)
+    run = ofav2.train(path, ["supernet.keep=[mbconv]", "data.val_fraction=0.1", *dropped], tmp_path / "run")
+    assert [phase.space.keep for phase in run.record.phases] == [("mbconv",)] * 3
+    opened = ofav2.open_run(run.folder)
+    space = opened.loaded.net.space
+    assert (space.keep, space.level) == (("mbconv",), (1, 2, 3))
+    measured = [network.subnet for network in tables(read_snapshot(run.folder))[-1].networks]
+    assert set(measured) == set(space.corners())
+    assert {len(subnet.level[0][0]) for subnet in measured} == {1, 3}
+    least = network_cost(opened.loaded.net.architecture, space.smallest()).macs
+    chosen = ofav2.choose(opened, ofav2.Limits(macs=3 * least), candidates=4)
+    for subnet in (*measured, *(one.subnet for one in chosen.ranked)):
+        assert all("mbconv" in branches for stage in subnet.level for branches in stage)
+    assert ofav2.write_report(run.folder).exists()
+
+
 def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +346,8 @@ def test_the_best_validation_is_carried_on_and_of_equals_the_newer(
         ("data.resolutions=[4,16]", r"^resolution \(4\) is smaller than the network's total stride 16"),
         ("supernet.variant=se_x", r"^supernet \('se_x'\) is unknown"),
         ("supernet.kernel=[3,4]", r"kernel.*4.*odd"),
+        ("supernet.keep=[skip]", r"^supernet\.keep\[0\] .*mbconv, conv, transform"),
+        ("supernet.keep=[conv]", r"^supernet\.keep \(conv\) is no branch of this supernet: it has mbconv"),
         ("supernet.width_mult=0.001", r"^supernet.width_mult \(0\.001\)"),
         ("phases.kernel.unlock.kernel=[5,7]", r"^phases\.kernel\.unlock\.kernel \(7\)"),
         ("supernet.depth=[1,2] phases.kernel.unlock.depth=[2,5]", r"^phases\.kernel\.unlock\.depth \(5\) .*among 1, 2"),
