@@ -258,9 +258,11 @@ class Space:
         Raises:
             SpaceError: A field is missing, unknown, or holds a choice that can't be; the message names it.
         """
-        names = tuple(field.name for field in fields(cls) if field.name != "keep" or field.name in values)
-        known_fields("space", values, names)
-        return cls(**{name: values[name] for name in names})
+        names = tuple(field.name for field in fields(cls))
+        # Spaces that keep nothing are written without it.
+        given = {"keep": ()} | dict(values) if isinstance(values, Mapping) else values
+        known_fields("space", given, names)
+        return cls(**{name: given[name] for name in names})
 
     @property
     def levels(self) -> tuple[tuple[str, ...], ...]:

@@ -735,6 +735,13 @@ class TestAnything:
         if space is not None:
             assert space.largest() in space
 
+    @given(junk | st.dictionaries(st.sampled_from([field.name for field in fields(Space)]), junk))
+    @settings(deadline=None)
+    def test_space_from_dict_of_anything(self, given: Any) -> None:
+        space = value_or_refusal(lambda: Space.from_dict(given))
+        if space is not None:
+            assert Space.from_dict(space.to_dict()) == space
+
     @given(st.dictionaries(st.sampled_from([*DIMENSIONS, "width"]), junk))
     @settings(deadline=None)
     def test_uniform_and_restrict_of_anything(self, choices: dict[str, Any]) -> None:
