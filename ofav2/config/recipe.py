@@ -325,6 +325,9 @@ def _override(text: str) -> dict[Any, Any]:
     if not equals or not KEY.fullmatch(key):
         raise UserError(f"override ({show(text)}): must read key=value; write it as in run.seed=1, without spaces")
     where = f"override {short(text)}"
+    if not value and key.startswith("phases.") and key.count(".") == 1:
+        # An empty shell variable must not leave a phase out.
+        raise UserError(f"{key} (null): must be a mapping of settings; to leave the phase out, write {key}=null")
     root = _vet(value, where)
     parsed = _plain(lambda: OmegaConf.from_dotlist([f"value={value}"]), where)
     is_plain = isinstance(root, yaml.ScalarEvent) and not root.style

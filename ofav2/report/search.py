@@ -207,12 +207,14 @@ def _commands(search: SearchSnapshot) -> Sequence[tuple[str, str]]:
     return [
         ("Take number 1 out", f"{extract} --number 1 --out network-1"),
         ("Take the best compromise out", f"{extract} --knee --out knee"),
-        *(("Take the best one within a limit", f"{extract} {limit} --out small") for limit in _limits(search)[:1]),
+        *(("Take the best one within a limit", f"{extract} {limit} --out small") for limit in _limit(search)),
     ]
 
 
-def _limits(search: SearchSnapshot) -> list[str]:
-    """Return options that set a limit which the cheaper half of the front keeps, for each cost that has one."""
-    front = [search.networks[index].costs for index in search.best()]
-    middles = {name: sorted(own[name] for own in front)[(len(front) - 1) // 2] for name in search.record.costs}
-    return [f"--max-{name} {show(name, int(value))}" for name, value in middles.items() if name in UNITS]
+def _limit(search: SearchSnapshot) -> list[str]:
+    """Return the option of a limit that the cheaper half of the front keeps, in the first cost that has an option."""
+    name = next((name for name in search.record.costs if name in UNITS), None)
+    if name is None:
+        return []
+    costs = sorted(search.networks[index].costs[name] for index in search.best())
+    return [f"--max-{name} {show(name, int(costs[(len(costs) - 1) // 2]))}"]

@@ -427,6 +427,7 @@ def test_what_loads_is_written_so_that_it_loads_again(
         ("phases.full.unlock=[3]", "phases.full.unlock", "[3]", "mapping"),
         ("run=", "run", "null", "mapping"),
         ("phases=", "phases", "null", "mapping of phases"),
+        ("phases.full=", "phases.full", "null", "mapping of settings; to leave the phase out, write phases.full=null"),
         ("phases.kernl=null", "phases.kernl", "null", "did you mean phases.kernel?"),
         ("phases.full=3", "phases.full", "3", "mapping"),
         ("phases.new.lr=0.1", "phases.new", '{"lr": 0.1}', "the recipe's phases are full, kernel; name one of them"),
