@@ -69,6 +69,10 @@ LONGER = "phases.expand.epochs=4"
 """Single-exit supernets skip the two epochs of the height phase; with these they see as many images."""
 EUROSAT_LONGER = "phases.expand_2.epochs=6.22"
 """The same for the height phases of EuroSAT, counted in sub-network images."""
+EUROSAT_PAPER = "benchmarks/recipes/eurosat_paper.yaml"
+EUROSAT_SANDWICH = "benchmarks/recipes/eurosat_sandwich.yaml"
+ELASTIC_FASTER = "phases.elastic.lr=0.056"
+"""The rate that eurosat_proof has in all phases after the kernel phase."""
 ONE_THREAD = ("run.threads=1",)
 """Two threads add sums in another order, and the demo of digits takes all that there are."""
 LEVEL_OFF = ("phases.level=null", "phases.expand.epochs=21")
@@ -184,19 +188,28 @@ CIFAR10: tuple[Row, ...] = (
     ),
 )
 EUROSAT: tuple[Row, ...] = (
-    *seeds(Row("ofa", "OFA: SE_B, fixed teacher", "eurosat_proof", OFA), 3),
-    *seeds(Row("ofav2", "OFAv2: EE_D, progressive teacher", "eurosat_proof"), 3),
-    *seeds(Row("ofav2-fixed", "OFAv2, fixed teacher", "eurosat_proof", ("teacher.policy=fixed",)), 3),
-    Row("ofav2-best", "OFAv2, best teacher", "eurosat_proof", ("teacher.policy=best",)),
-    Row("se_d", "SE_D, last phase longer", "eurosat_proof", ("supernet.variant=se_d", EUROSAT_LONGER)),
-    Row("ee_b", "EE_B, progressive teacher", "eurosat_proof", ("supernet.variant=ee_b",)),
-    Row("sandwich", "EE_D, one elastic phase, sandwich", "benchmarks/recipes/eurosat_sandwich.yaml"),
-    *(alone(size, "benchmarks/recipes/eurosat_alone.yaml") for size in SIZES),
-    Row("level-on", "EE_DP, with the level phases", "eurosat_proof", ("supernet.variant=ee_dp",)),
+    *seeds(Row("ofa", "OFA: SE_B, fixed teacher", EUROSAT_PAPER, OFA), 3),
+    *seeds(Row("ofav2", "OFAv2: EE_D, progressive teacher", EUROSAT_PAPER), 3),
+    *seeds(Row("ofav2-fixed", "OFAv2, fixed teacher", EUROSAT_PAPER, ("teacher.policy=fixed",)), 3),
+    Row("ofav2-best", "OFAv2, best teacher", EUROSAT_PAPER, ("teacher.policy=best",)),
+    Row("se_d", "SE_D, last phase longer", EUROSAT_PAPER, ("supernet.variant=se_d", EUROSAT_LONGER)),
+    Row("ee_b", "EE_B, progressive teacher", EUROSAT_PAPER, ("supernet.variant=ee_b",)),
+    *seeds(Row("ofa-faster", "OFA, higher rates after the kernel phase", "eurosat_proof", OFA), 3),
+    *seeds(Row("ofav2-faster", "OFAv2, higher rates after the kernel phase", "eurosat_proof"), 3),
+    *seeds(Row("sandwich", "EE_D, one elastic phase, sandwich", EUROSAT_SANDWICH), 3),
+    Row("sandwich-faster", "EE_D, one elastic phase, sandwich, higher rate", EUROSAT_SANDWICH, (ELASTIC_FASTER,)),
+    Row(
+        "sandwich-in-place",
+        "EE_D, one elastic phase, in-place distillation, higher rate",
+        EUROSAT_SANDWICH,
+        (ELASTIC_FASTER, "phases.elastic.objective=in_place", "phases.elastic.dropout=0"),
+    ),
+    *(row for size in SIZES for row in seeds(alone(size, "benchmarks/recipes/eurosat_alone.yaml"), 3)),
+    Row("level-on", "EE_DP, with the level phases", EUROSAT_PAPER, ("supernet.variant=ee_dp",)),
     Row(
         "level-off",
         "EE_DP, without them, last phase longer",
-        "eurosat_proof",
+        EUROSAT_PAPER,
         ("supernet.variant=ee_dp", "phases.level_1=null", "phases.level_2=null", "phases.expand_2.epochs=4.45"),
     ),
 )

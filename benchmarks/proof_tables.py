@@ -34,6 +34,9 @@ CLAIMS = MappingProxyType(
         "a progressive teacher beats a fixed one": ("ofav2", "ofav2-fixed"),
         "teaching in place beats OFAv2's phases": ("in-place", "ofav2"),
         "it does so at higher rates": ("in-place-faster-kernel", "ofav2-faster-kernel"),
+        "OFAv2 beats OFA at higher rates after the kernel phase": ("ofav2-faster", "ofa-faster"),
+        "OFAv2's phases beat one elastic phase": ("ofav2", "sandwich"),
+        "they do so at equal rates": ("ofav2-faster", "sandwich-faster"),
         "OFAv2 beats OFA in thirty epochs": ("ofav2-long", "ofa-long"),
         "teaching in place beats OFAv2's phases in thirty epochs": ("in-place-long", "ofav2-long"),
         "teaching in place beats OFA in thirty epochs": ("in-place-long", "ofa-long"),
@@ -168,17 +171,16 @@ def chosen_table(found: Iterable[Result]) -> str:
 
 
 def alone_table(found: Iterable[Result]) -> str:
-    """The same networks out of each supernet, and trained alone, on test."""
-    sizes = ("small", "middle", "large")
-    by_name = {result["name"]: result for result in found}
+    """The same networks out of each supernet, and trained alone, on test: means over as many seeds as follows."""
+    sizes, grouped = ("small", "middle", "large"), by_row(found)
     rows = [
-        (result["title"], *(_percent(result["sizes"][size]["top1"]) for size in sizes))
-        for result in by_name.values()
-        if "sizes" in result
+        (results[0]["title"], *([result["sizes"][size]["top1"] for result in results] for size in sizes))
+        for results in grouped.values()
+        if "sizes" in results[0]
     ]
-    alone = [by_name.get(f"alone-{size}") for size in sizes]
-    cells = [_percent(result["test"]["largest"]) if result else "–" for result in alone]
-    return _markdown(("network", *sizes), [*rows, ("trained alone", *cells)])
+    alone = ([result["test"]["largest"] for result in grouped.get(f"alone-{size}", [])] for size in sizes)
+    cells = [(title, *map(_with_seeds, tops)) for title, *tops in [*rows, ("trained alone", *alone)]]
+    return _markdown(("network (seeds)", *sizes), cells)
 
 
 def seed_of(name: str) -> int:
@@ -225,6 +227,10 @@ def _verdict(pairs: Sequence[tuple[float | None, float | None]]) -> str:
     sure = float(stats.t.ppf((1 + SURE) / 2, len(points) - 1))
     word = "within the error" if abs(mean) <= sure * error else "yes" if mean > 0 else "no"
     return f"{word}: {mean:+.1f} ± {error:.1f}"
+
+
+def _with_seeds(values: Sequence[float]) -> str:
+    return f"{_mean_and_error(values)} ({len(values)})" if values else "–"
 
 
 def _mean_and_error(values: Sequence[float | None]) -> str:

@@ -79,7 +79,7 @@ def test_rows_of_eurosat_have_equal_budgets_where_they_say_so() -> None:
 
 
 def test_the_phases_of_eurosat_are_the_papers_by_one_factor() -> None:
-    paper, ours = recipe.load("tiny_imagenet_paper").phases, recipe.load("eurosat_proof").phases
+    paper, ours = recipe.load("tiny_imagenet_paper").phases, recipe.load(proof.EUROSAT_PAPER).phases
     assert list(paper) == list(ours)
     for name, phase in paper.items():
         short = ours[name]
