@@ -70,6 +70,7 @@ LONGER = "phases.expand.epochs=4"
 EUROSAT_LONGER = "phases.expand_2.epochs=6.22"
 """The same for the height phases of EuroSAT, counted in sub-network images."""
 EUROSAT_PAPER = "benchmarks/recipes/eurosat_paper.yaml"
+"""eurosat_proof at the paper's learning rates."""
 EUROSAT_SANDWICH = "benchmarks/recipes/eurosat_sandwich.yaml"
 ELASTIC_FASTER = "phases.elastic.lr=0.056"
 """The rate that eurosat_proof has in all phases after the kernel phase."""
@@ -199,7 +200,7 @@ EUROSAT: tuple[Row, ...] = (
     *seeds(Row("sandwich", "EE_D, one elastic phase, sandwich", EUROSAT_SANDWICH), 3),
     Row("sandwich-faster", "EE_D, one elastic phase, sandwich, higher rate", EUROSAT_SANDWICH, (ELASTIC_FASTER,)),
     Row(
-        "sandwich-in-place",
+        "sandwich-faster-in-place",
         "EE_D, one elastic phase, in-place distillation, higher rate",
         EUROSAT_SANDWICH,
         (ELASTIC_FASTER, "phases.elastic.objective=in_place", "phases.elastic.dropout=0"),
@@ -267,7 +268,9 @@ def facts_of(row: Row, path: Path) -> dict[str, Any]:
         "seed": record.seed,
         "trained": record.created[:10],
         "versions": record.versions,
-        "machine": machine(),
+        "earlier_versions": record.earlier_versions,
+        # A run does not say what it was trained on.
+        "measured_on": machine(),
         "split": asdict(record.data.images),
         "phases": phases(run),
         "test": asdict(record.test) if record.test else None,

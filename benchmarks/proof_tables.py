@@ -171,7 +171,7 @@ def chosen_table(found: Iterable[Result]) -> str:
 
 
 def alone_table(found: Iterable[Result]) -> str:
-    """The same networks out of each supernet, and trained alone, on test: means over as many seeds as follows."""
+    """The same networks out of each supernet, and trained alone, on test: mean over the seeds, and their number."""
     sizes, grouped = ("small", "middle", "large"), by_row(found)
     rows = [
         (results[0]["title"], *([result["sizes"][size]["top1"] for result in results] for size in sizes))

@@ -97,6 +97,13 @@ def test_the_demo_trains_all_that_there_is() -> None:
     assert [phase.partition("_")[0] for phase in config.phases] == list(tiny.SIX_PHASES)
 
 
+@pytest.mark.parametrize("name", ["cifar10", "tiny_imagenet", "eurosat_proof"])
+def test_phases_after_the_kernel_phase_have_seven_tenths_of_the_first_rate(name: str) -> None:
+    phases = recipe.load(name).phases
+    later = [phase.lr for key, phase in phases.items() if key not in ("full", "kernel")]
+    assert later == pytest.approx([0.7 * phases["full"].lr] * len(later))
+
+
 def test_the_paper_and_its_baseline_differ_in_supernet_and_teacher() -> None:
     paper, baseline = recipe.load("tiny_imagenet_paper"), recipe.load("tiny_imagenet_ofa")
     assert (paper.supernet.variant, paper.teacher.policy) == ("ee_d", "progressive")

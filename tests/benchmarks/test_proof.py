@@ -69,9 +69,9 @@ def test_rows_of_eurosat_have_equal_budgets_where_they_say_so() -> None:
     budgets = {row.name: epochs(row) for row in EUROSAT}
     assert len(budgets) == len(EUROSAT), "names are different"
     whole = budgets["ofav2"]
-    for name in ("ofav2-seed1", "ofav2-seed2", "ofav2-fixed-seed2", "ofav2-best", "ee_b"):
+    for name in ("ofav2-seed1", "ofav2-seed2", "ofav2-fixed-seed2", "ofav2-best", "ee_b", "ofav2-faster"):
         assert budgets[name] == whole, name
-    for name in ("se_d", "sandwich"):
+    for name in ("se_d", "sandwich", "sandwich-faster"):
         assert budgets[name][1] == pytest.approx(whole[1], abs=0.1), name
     assert budgets["level-on"][1] == pytest.approx(budgets["level-off"][1], abs=0.1)
     for size in proof.SIZES:
@@ -86,6 +86,14 @@ def test_the_phases_of_eurosat_are_the_papers_by_one_factor() -> None:
         assert short.epochs == pytest.approx(phase.epochs / 45, abs=0.006), name
         assert short.warmup_epochs == pytest.approx(phase.warmup_epochs / 45, abs=0.006), name
         assert replace(short, epochs=phase.epochs, warmup_epochs=phase.warmup_epochs) == phase, name
+
+
+def test_higher_rates_on_eurosat_change_nothing_else() -> None:
+    paper, higher = recipe.load(proof.EUROSAT_PAPER, ["data.root=x"]), recipe.load("eurosat_proof", ["data.root=x"])
+    phases = {name: replace(phase, lr=paper.phases[name].lr) for name, phase in higher.phases.items()}
+    assert replace(higher, phases=phases) == paper
+    sandwich = recipe.load(proof.EUROSAT_SANDWICH, ["data.root=x", proof.ELASTIC_FASTER])
+    assert sandwich.phases["elastic"].lr == higher.phases["expand_2"].lr
 
 
 ROWS = tuple((dataset, row) for dataset, rows in DATASETS.items() for row in rows)
@@ -276,3 +284,16 @@ def test_claims_are_yes_no_or_within_the_error_of_the_seeds() -> None:
     ]
     assert "| no: -20.0 ± 0.0 |" in proof_tables.claims_table(swapped)
     assert "not measured" in proof_tables.claims_table(found[:2])
+
+
+def test_networks_alone_stand_beside_those_of_supernets_with_the_number_of_seeds() -> None:
+    sizes = {size: {"top1": 0.5} for size in proof.SIZES}
+    found = [
+        {**result("ofa", 0.5), "sizes": sizes},
+        {"name": "alone-small", "title": "small", "test": {"largest": 0.7}},
+        {"name": "alone-small-seed1", "title": "small", "test": {"largest": 0.72}},
+        {"name": "alone-large", "title": "large", "test": {"largest": 0.8}},
+    ]
+    ours, alone = proof_tables.alone_table(found).splitlines()[2:]
+    assert ours == "| OFA | 50.0 (1) | 50.0 (1) | 50.0 (1) |"
+    assert alone == "| trained alone | 71.0 ± 1.0 (2) | – | 80.0 (1) |"
